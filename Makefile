@@ -1,0 +1,80 @@
+# `make` lists what there is to do.  `make WHAT PYTHON=/path/to/python` uses that interpreter with the packages
+# it has and installs nothing; otherwise everything is installed into $(VENV), with the pins of constraints.txt.
+SHELL := /bin/bash
+VENV ?= .venv
+TORCH ?= yes
+TOOLCHAIN ?= yes
+ARGS ?=
+# Idle OpenMP threads sleep, instead of spinning on the cores that the next measurement needs.
+export OMP_WAIT_POLICY ?= passive
+
+ifdef PYTHON
+PY := $(PYTHON)
+ENV :=
+TOOLCHAIN := no
+else
+PY := $(VENV)/bin/python
+ENV := $(VENV)/.installed
+endif
+
+.PHONY: help env bench check test test-all test-pythons bench-suite lint format readme build toolchain pycuda clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=path     use this interpreter and the packages it has; install nothing'
+	@echo '  ARGS="..."      passed on, as in: make test ARGS="-k naive"   make bench ARGS="--help"'
+	@echo '  TORCH=no        leave PyTorch out of a new environment (it is installed on CPython 3.11)'
+
+# The stamp is written last, so an environment whose making was interrupted is made afresh.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	@TORCH=$(TORCH) tools/environment.sh $(VENV) $(BASE_PYTHON)
+
+env: $(ENV) ## the environment: .venv with the package (editable), its tools and PyTorch
+
+bench: $(ENV) ## time every variant on this machine
+	@$(PY) -m convbackprop bench $(ARGS)
+
+check: $(ENV) ## compare every variant with the float64 reference
+	@$(PY) -m convbackprop check $(ARGS)
+
+test: $(ENV) ## the tests, without the slow ones
+	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional
+	@$(PY) -m pytest $(ARGS)
+
+test-all: $(ENV) ## the tests, slow ones included
+	@$(MAKE) --no-print-directory test ARGS='-m "" $(ARGS)'
+
+test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .venvs, without PyTorch
+	@MAKE="$(MAKE)" tools/test_pythons.sh $(ARGS)
+
+bench-suite: $(ENV) ## the pytest-benchmark suite
+	@$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+lint: $(ENV) ## ruff and mypy; changes nothing
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(ENV) ## rewrite the Python files as ruff would have them
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+readme: $(ENV) ## regenerate the marked parts of README.md
+	@$(PY) tools/readme.py $(ARGS)
+
+build: $(ENV) ## sdist and wheel into dist/, and the wheel tried out in an empty environment
+	@tools/build_dist.sh $(PY)
+
+toolchain: $(ENV) ## an nvcc: this machine's, else NVIDIA's wheels in the environment
+	@$(PY) tools/toolchain.py $(if $(PYTHON),--report)
+
+pycuda: $(ENV) ## PyCUDA, built here (needs no GPU): into build/wheels and, without PYTHON=, the environment
+	@$(PY) tools/build_pycuda.py $(if $(PYTHON),,--install)
+
+clean: ## remove build products and caches; keeps the environment and build/wheels
+	@rm -rf dist build/lib build/bdist.* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the environments and build/
+	@rm -rf $(VENV) .venvs build

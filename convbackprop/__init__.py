@@ -1,0 +1,66 @@
+"""Hand-written CUDA kernels for a convolutional layer's forward pass and its backpropagation.
+
+`conv2d`, `conv2d_input_grad`, `conv2d_kernel_grad` and `conv2d_backward` run them on a GPU, or on the CPU where there is
+none. The command line (``convbackprop --help``) lists, checks and times them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Where each public name lives; it is imported when it is first used.
+_HOMES = {
+    "conv2d": "ops",
+    "conv2d_input_grad": "ops",
+    "conv2d_kernel_grad": "ops",
+    "conv2d_backward": "ops",
+    "ConvProblem": "problem",
+    "get_num_threads": "devices.cpu",
+    "set_num_threads": "devices.cpu",
+    "ConvBackpropError": "errors",
+    "InvalidArgument": "errors",
+    "InvalidType": "errors",
+    "UnsupportedProblem": "errors",
+    "ProblemTooLarge": "errors",
+    "EnvironmentProblem": "errors",
+    "CompilerNotFound": "errors",
+    "CompileError": "errors",
+    "DeviceNotFound": "errors",
+    "DeviceUnusable": "errors",
+    "LaunchFailed": "errors",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from convbackprop.devices.cpu import get_num_threads, set_num_threads
+    from convbackprop.errors import (
+        CompileError,
+        CompilerNotFound,
+        ConvBackpropError,
+        DeviceNotFound,
+        DeviceUnusable,
+        EnvironmentProblem,
+        InvalidArgument,
+        InvalidType,
+        LaunchFailed,
+        ProblemTooLarge,
+        UnsupportedProblem,
+    )
+    from convbackprop.ops import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
+    from convbackprop.problem import ConvProblem
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'convbackprop' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"convbackprop.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

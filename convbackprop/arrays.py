@@ -1,0 +1,318 @@
+"""Arrays of numpy, torch, CuPy and PyCUDA: what comes in decides what comes out.
+
+Each library is one class that answers the same few questions; none is imported before one of its arrays is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from convbackprop.errors import InvalidArgument, InvalidType, ProblemTooLarge
+from convbackprop.problem import DTYPES
+
+#: An allocation below this is not worth asking how much memory there is.
+_SMALL = 2**26
+
+
+class NumpyArrays:
+    """numpy.ndarray, in host memory."""
+
+    title = "numpy.ndarray"
+
+    def device_name(self, array: Any) -> str:
+        """Return "cpu", or "cuda:N" for memory of a GPU."""
+        return "cpu"
+
+    def dtype(self, array: Any) -> str:
+        """Return the name of the dtype; bfloat16 is ml_dtypes'."""
+        return str(array.dtype.name)
+
+    def refusal(self, array: Any) -> str | None:
+        """Return why an array cannot be used ("requires grad: ..."), or None."""
+        if isinstance(array, np.ma.MaskedArray):
+            return "a masked array, whose mask would be lost; pass input.filled(0) or similar"
+        return None
+
+    def contiguous(self, array: Any) -> Any:
+        """Return the array itself, or a copy that is contiguous, aligned and in this machine's byte order."""
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        return np.require(array, requirements=["C_CONTIGUOUS", "ALIGNED"])
+
+    def is_plain(self, array: Any) -> bool:
+        """Return whether kernels can write to the array where it lies."""
+        return bool(array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative)
+
+    def is_writable(self, array: Any) -> bool:
+        """Return whether the array may be written to."""
+        return bool(array.flags.writeable)
+
+    def pointer(self, array: Any) -> int:
+        """Return the address of the first element."""
+        return int(array.ctypes.data)
+
+    def byte_strides(self, array: Any) -> tuple[int, ...]:
+        """Return the distances between neighbours along each axis, in bytes."""
+        return tuple(array.strides)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Return a new contiguous array where `like` lies."""
+        return np.empty(shape, like.dtype.newbyteorder("=") if dtype in DTYPES else dtype)
+
+    def copy(self, target: Any, source: Any) -> None:
+        """Copy all elements of an array into another of the same shape."""
+        np.copyto(target, source)
+
+    def clear(self, array: Any) -> None:
+        """Set all elements to zero."""
+        array[...] = 0
+
+    @contextlib.contextmanager
+    def on_stream(self, device: Any, like: Any) -> Iterator[Any]:
+        """Give PyCUDA's name of the stream on which the caller works (None: the default stream)."""
+        yield None
+
+
+class TorchArrays(NumpyArrays):
+    """torch.Tensor, on the CPU or a GPU."""
+
+    title = "torch.Tensor"
+
+    def device_name(self, array: Any) -> str:  # noqa: D102
+        if array.device.type == "cuda":
+            return f"cuda:{array.device.index}"
+        return str(array.device.type)
+
+    def dtype(self, array: Any) -> str:  # noqa: D102
+        return str(array.dtype).removeprefix("torch.")
+
+    def refusal(self, array: Any) -> str | None:  # noqa: D102
+        torch = sys.modules["torch"]
+        if array.requires_grad and torch.is_grad_enabled():
+            return (
+                "a tensor that requires grad, and its gradient would be lost here; use convbackprop.torch.conv2d, or "
+                "pass tensor.detach()"
+            )
+        if array.layout is not torch.strided:
+            return f"a tensor of layout {array.layout}; it should be strided (tensor.to_dense())"
+        if array.device.type not in ("cpu", "cuda"):
+            return f"a tensor on device {array.device}; it should be on the CPU or on a CUDA device"
+        plain = (torch.Tensor, torch.nn.Parameter)
+        if type(array) not in plain and type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+            return f"a {type(array).__name__}, which stands for a tensor but has no memory of its own"
+        return None
+
+    def contiguous(self, array: Any) -> Any:  # noqa: D102
+        return array.detach().resolve_neg().contiguous()
+
+    def is_plain(self, array: Any) -> bool:  # noqa: D102
+        return bool(array.is_contiguous() and not array.is_neg())
+
+    def is_writable(self, array: Any) -> bool:  # noqa: D102
+        return True
+
+    def pointer(self, array: Any) -> int:  # noqa: D102
+        return int(array.data_ptr())
+
+    def byte_strides(self, array: Any) -> tuple[int, ...]:  # noqa: D102
+        return tuple(stride * array.element_size() for stride in array.stride())
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+
+    def copy(self, target: Any, source: Any) -> None:  # noqa: D102
+        target.detach().copy_(source)
+
+    def clear(self, array: Any) -> None:  # noqa: D102
+        array.detach().zero_()
+
+    @contextlib.contextmanager
+    def on_stream(self, device: Any, like: Any) -> Iterator[Any]:  # noqa: D102
+        torch = sys.modules["torch"]
+        theirs = torch.cuda.current_stream(device.ordinal) if like.is_cuda else None
+        if theirs is None or theirs.cuda_stream == 0:
+            yield None
+            return
+        stream = device.stream_beside(theirs.cuda_stream)
+        ours = torch.cuda.ExternalStream(stream.handle, device=device.ordinal)
+        ours.wait_stream(theirs)
+        yield stream
+        theirs.wait_stream(ours)
+
+
+class CupyArrays(NumpyArrays):
+    """cupy.ndarray, on a GPU."""
+
+    title = "cupy.ndarray"
+
+    def device_name(self, array: Any) -> str:  # noqa: D102
+        return f"cuda:{array.device.id}"
+
+    def refusal(self, array: Any) -> str | None:  # noqa: D102
+        return None
+
+    def contiguous(self, array: Any) -> Any:  # noqa: D102
+        return sys.modules["cupy"].ascontiguousarray(array)
+
+    def is_plain(self, array: Any) -> bool:  # noqa: D102
+        return bool(array.flags.c_contiguous)
+
+    def is_writable(self, array: Any) -> bool:  # noqa: D102
+        return True
+
+    def pointer(self, array: Any) -> int:  # noqa: D102
+        return int(array.data.ptr)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
+        with like.device:
+            return sys.modules["cupy"].empty(shape, like.dtype if dtype in DTYPES else dtype)
+
+    def copy(self, target: Any, source: Any) -> None:  # noqa: D102
+        target[...] = source
+
+    @contextlib.contextmanager
+    def on_stream(self, device: Any, like: Any) -> Iterator[Any]:  # noqa: D102
+        cuda = sys.modules["cupy"].cuda
+        with cuda.Device(device.ordinal):
+            theirs = cuda.get_current_stream()
+            if theirs.ptr == 0:
+                yield None
+                return
+            stream = device.stream_beside(theirs.ptr)
+            ours = cuda.ExternalStream(stream.handle)
+            ours.wait_event(theirs.record())
+            yield stream
+            theirs.wait_event(ours.record())
+
+
+class GpuArrays(NumpyArrays):
+    """pycuda.gpuarray.GPUArray; it works on the default stream."""
+
+    title = "pycuda.gpuarray.GPUArray"
+
+    def device_name(self, array: Any) -> str:  # noqa: D102
+        from convbackprop.devices.cuda import owner_of
+
+        return owner_of(self.pointer(array))
+
+    def refusal(self, array: Any) -> str | None:  # noqa: D102
+        if not array.flags.c_contiguous:
+            return "a GPUArray that is not contiguous; copy it into one that is"
+        return None
+
+    def contiguous(self, array: Any) -> Any:  # noqa: D102
+        return array
+
+    def is_plain(self, array: Any) -> bool:  # noqa: D102
+        return True
+
+    def is_writable(self, array: Any) -> bool:  # noqa: D102
+        return True
+
+    def pointer(self, array: Any) -> int:  # noqa: D102
+        return int(array.ptr)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
+        made = sys.modules["pycuda.gpuarray"].empty
+        return made(shape, like.dtype if dtype in DTYPES else np.dtype(dtype), allocator=like.allocator)
+
+    def clear(self, array: Any) -> None:  # noqa: D102
+        if array.nbytes:
+            sys.modules["pycuda.driver"].memset_d8(array.gpudata, 0, array.nbytes)
+
+
+_LIBRARIES = {
+    "numpy": ("numpy", "ndarray", NumpyArrays()),
+    "torch": ("torch", "Tensor", TorchArrays()),
+    "cupy": ("cupy", "ndarray", CupyArrays()),
+    "pycuda": ("pycuda.gpuarray", "GPUArray", GpuArrays()),
+}
+
+
+def library_of(array: Any, argument: str) -> NumpyArrays:
+    """Return the library that an argument comes from.
+
+    Raises
+    ------
+    InvalidType
+        It is no array of numpy, torch, CuPy or PyCUDA.
+    """
+    for kind in type(array).__mro__:
+        found = _LIBRARIES.get(kind.__module__.partition(".")[0])
+        if found and isinstance(array, getattr(sys.modules.get(found[0]), found[1], ())):
+            return found[2]
+    raise InvalidType(
+        f"{argument} is a {type(array).__name__}; it should be a numpy.ndarray, torch.Tensor, cupy.ndarray or "
+        "pycuda GPUArray"
+    )
+
+
+def allocate(library: NumpyArrays, device: Any, shape: tuple[int, ...], dtype: str, like: Any, what: str) -> Any:
+    """Return a new array of the library, or say how many bytes are missing.
+
+    Raises
+    ------
+    ProblemTooLarge
+        The memory that is free does not hold it.
+    """
+    size = math.prod(shape) * DTYPES.get(dtype, 1)
+    if size > _SMALL and size > (free := device.free_bytes()):
+        raise ProblemTooLarge(
+            f"{what} of shape {shape} needs {size:,} bytes, but device {device.name} has {free:,} bytes free; "
+            "use a smaller batch or image"
+        )
+    try:
+        return library.empty(shape, dtype, like)
+    except MemoryError:
+        raise ProblemTooLarge(f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated") from None
+
+
+class _Extent:
+    """Where an array lies, as numpy sees it; its memory is never touched."""
+
+    def __init__(self, library: NumpyArrays, array: Any) -> None:
+        self.__array_interface__ = {
+            "data": (library.pointer(array), True),
+            "shape": tuple(array.shape),
+            "strides": library.byte_strides(array),
+            "typestr": f"|V{DTYPES.get(library.dtype(array), 1)}",
+            "version": 3,
+        }
+
+
+def overlap(library: NumpyArrays, a: Any, b: Any) -> bool:
+    """Return whether two arrays share an element of memory (True where that is too hard to tell)."""
+    if not math.prod(a.shape) or not math.prod(b.shape):
+        return False
+    first, second = (np.asarray(_Extent(library, array)) for array in (a, b))
+    try:
+        return bool(np.shares_memory(first, second, max_work=10_000))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def host_bytes(address: int, size: int) -> Any:
+    """Return host memory as a buffer."""
+    return (ctypes.c_char * size).from_address(address)
+
+
+def check_dtype(library: NumpyArrays, array: Any, argument: str) -> str:
+    """Return the dtype of an argument if there are kernels for it, else raise InvalidType."""
+    name = library.dtype(array)
+    if name not in DTYPES:
+        raise InvalidType(f"{argument} has dtype {name}; it should be one of {', '.join(DTYPES)}")
+    return name
+
+
+def check_usable(library: NumpyArrays, array: Any, argument: str) -> None:
+    """Raise where the library says that an array cannot be used as it is."""
+    if reason := library.refusal(array):
+        raise InvalidArgument(f"{argument} is {reason}")

@@ -1,0 +1,204 @@
+"""Run a variant on a problem and hold every element against the reference.
+
+Arrays lie between guard zones; outputs are filled with NaN before the launch, so that an element that is not written is
+found, and so are the guard zones of the inputs, so that a read outside shows in the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from convbackprop import reference
+from convbackprop.devices import Device
+from convbackprop.plan import plan
+from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
+from convbackprop.variants import Variant
+
+Array = Any
+
+#: Elements of a guard zone, on each side of an array.
+GUARD = 1024
+
+#: What data a problem can be filled with.
+DATA = ("normal", "integers", "constant", "positive")
+
+
+def fill(shape: tuple[int, ...], dtype: str, data: str, rng: np.random.Generator) -> Array:
+    """Return an array of test data.
+
+    "normal" numbers; small "integers", whose sums are exact in any order; a "constant" and "positive" numbers, which
+    show a sum whose round-offs do not cancel.
+    """
+    values = {
+        "normal": lambda: rng.standard_normal(shape),
+        "integers": lambda: rng.integers(-3, 4, shape).astype(np.float64),
+        "constant": lambda: np.full(shape, rng.uniform(0.5, 1)),
+        "positive": lambda: rng.uniform(0, 1, shape),
+    }[data]()
+    return values.astype(reference.numpy_dtype(dtype))
+
+
+def inputs(pass_name: str, problem: ConvProblem, data: str = "normal", seed: int = 0) -> dict[str, Array]:
+    """Return the input arrays of a pass by operand name; `saved` is what the reference's forward pass would save."""
+    rng = np.random.default_rng(seed)
+    made = {name: fill(shape, problem.dtype, data, rng) for name, shape in
+            (("x", problem.x_shape), ("w", problem.w_shape), ("b", (problem.K,)), ("dy", problem.y_shape))}  # fmt: skip
+    if pass_name != "forward" and problem.saved:
+        y = reference.answer("forward", problem, made)["y"][0].astype(reference.numpy_dtype(problem.dtype))
+        made["saved"] = np.packbits(~(y <= 0), axis=-1, bitorder="little") if problem.mask else y
+    present = {o.name for o in PASSES[pass_name].present(problem) if not o.written}
+    return {name: array for name, array in made.items() if name in present}
+
+
+class Guarded:
+    """An array between two guard zones, all in one block of memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        size = math.prod(shape)
+        self.whole = np.empty(size + 2 * GUARD, dtype)
+        self.whole.view(np.uint8)[...] = 0xFF  # NaN in every floating-point type
+        self.array = self.whole[GUARD : GUARD + size].reshape(shape)
+
+    def intact(self) -> bool:
+        """Return whether both guard zones are as they were."""
+        ends = np.concatenate([self.whole[:GUARD], self.whole[-GUARD:]])
+        return bool((ends.view(np.uint8) == 0xFF).all())
+
+
+def launch(
+    variant: Variant, problem: ConvProblem, given: Mapping[str, Array], device: Device, tunables: str | None = None
+) -> dict[str, Guarded]:
+    """Run a variant on guarded copies of the given arrays.
+
+    Returns
+    -------
+    dict of str to Guarded
+        Every operand that the problem has, after the launch, and the scratch memory "partial".
+    """
+    ready = plan(variant, problem, device, tunables)
+    blocks = {
+        operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)))
+        for operand in PASSES[variant.pass_name].present(problem)
+    }
+    for name, array in given.items():
+        blocks[name].array[...] = array
+    accumulator = ACCUMULATORS[problem.dtype]
+    blocks["partial"] = Guarded((ready.partial_bytes // DTYPES[accumulator],), np.dtype(accumulator))
+    if device.kind == "cpu":
+        ready.run({name: block.array.ctypes.data for name, block in blocks.items()})
+        return blocks
+    cuda: Any = device
+    with cuda.active():
+        there = {name: cuda.upload(block.whole.ctypes.data, block.whole.nbytes) for name, block in blocks.items()}
+        ready.run({name: int(there[name]) + GUARD * block.whole.itemsize for name, block in blocks.items()})
+        for name, block in blocks.items():
+            cuda.download(there[name], block.whole.ctypes.data, block.whole.nbytes)
+    return blocks
+
+
+@dataclass
+class Outcome:
+    """What a check has found.
+
+    Attributes
+    ----------
+    share : float
+        The largest error of any element as a share of its bound; at most 1 is right, infinite where a NaN should not
+        be.
+    faults : list of str
+        One sentence for each thing that is wrong; empty when all is well.
+    """
+
+    variant: str
+    problem: ConvProblem
+    data: str
+    share: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is well."""
+        return not self.faults
+
+
+def check(
+    variant: Variant,
+    problem: ConvProblem,
+    device: Device,
+    data: str = "normal",
+    seed: int = 0,
+    tunables: str | None = None,
+    given: Mapping[str, Array] | None = None,
+) -> Outcome:
+    """Hold every element that a variant computes against the reference.
+
+    Parameters
+    ----------
+    variant : Variant
+        What to run.
+    problem : ConvProblem
+        On what.
+    device : Device
+        Where.
+    data : str
+        One of `DATA`; "integers" must come out exactly.
+    seed : int
+        Of the random numbers.
+    tunables : "cpu", "cuda" or None
+        Whose values the tunable constants take; None: the device's own.
+    given : mapping of str to numpy.ndarray, optional
+        The inputs, in place of test data.
+
+    Returns
+    -------
+    Outcome
+        With the largest error and what is wrong.
+    """
+    pass_name = variant.pass_name
+    given = inputs(pass_name, problem, data, seed) if given is None else given
+    blocks = launch(variant, problem, given, device, tunables)
+    outcome = Outcome(str(variant), problem, data)
+    for name, array in given.items():
+        if blocks[name].array.tobytes() != array.tobytes():
+            outcome.faults.append(f"{name}, an input, was changed")
+    for name, block in blocks.items():
+        if not block.intact():
+            outcome.faults.append(f"memory next to {name} was written")
+    exact = data == "integers" and problem.activation in ("identity", "relu")
+    for name, (value, magnitude) in reference.answer(pass_name, problem, given).items():
+        got = blocks[name].array
+        bound = reference.error_bound(pass_name, problem, value, magnitude)
+        shares = reference.error_share(got, value, bound, problem.dtype)
+        if exact:
+            rounded = value.astype(got.dtype)
+            shares = np.where(got == rounded, 0, np.inf)
+        if shares.size:
+            outcome.share = max(outcome.share, float(shares.max()))
+            outcome.faults += _describe(name, got, value, shares)
+    if pass_name == "forward" and problem.mask:
+        packed = np.packbits(~(blocks["y"].array <= 0), axis=-1, bitorder="little")
+        if not np.array_equal(packed, blocks["mask"].array):
+            outcome.faults.append("mask is not the bits of y > 0")
+    return outcome
+
+
+def _describe(name: str, got: Array, value: Array, shares: Array) -> list[str]:
+    """Return a sentence on the first wrong element and the worst one, if there is any."""
+    wrong = np.flatnonzero(~(shares <= 1))
+    if not wrong.size:
+        return []
+
+    def element(flat: int) -> str:
+        at = ",".join(str(int(i)) for i in np.unravel_index(flat, value.shape))
+        times = shares.flat[flat]
+        error = f"{times:.3g} times the bound" if np.isfinite(times) else "no rounding error"
+        return f"{name}[{at}] is {float(got.flat[flat]):.9g} instead of {float(value.flat[flat]):.9g} ({error})"
+
+    first, worst = int(wrong[0]), int(shares.argmax())
+    text = f"{wrong.size:,} of {value.size:,} elements of {name} are wrong: first {element(first)}"
+    return [text if worst == first else f"{text}; worst {element(worst)}"]

@@ -1,0 +1,284 @@
+"""From a .cu file and its constants to something that can be loaded: a cubin, or a shared object for the CPU."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import convbackprop
+from convbackprop import cache
+from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound
+from convbackprop.variants import entry_points, source_root
+
+#: Where the CPU's meaning of CUDA's words stands, and the half types that a machine without CUDA lacks.
+RUNTIME = Path(__file__).parent / "cpu_runtime"
+
+#: The GPU architectures that every kernel is compiled for in the tests: Turing to Blackwell.
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+
+#: What a block may have of shared memory on the cpu device: as much as on an H100.
+SHARED_BYTES = 227 * 1024
+
+_CPU_FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-g1", "-gdwarf-4", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function",
+    "-fno-math-errno", "-fno-strict-aliasing", "-ffp-contract=fast",
+    # A shared array inside a template must not be merged across modules, and extern ones need no initialiser.
+    "-fno-gnu-unique", "-fno-extern-tls-init",
+)  # fmt: skip
+_NVCC_FLAGS = ("-std=c++17", "-lineinfo", "-Xptxas=-v")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A .cu file and the constants it is compiled with.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    constants : tuple of (str, str)
+        Given to the compiler as -DNAME=value, sorted by name.
+    """
+
+    path: Path
+    constants: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, path: Path, constants: Mapping[str, object]) -> Source:
+        """Return the source for these constants."""
+        return cls(path, tuple(sorted((name, str(value)) for name, value in constants.items())))
+
+    @property
+    def defines(self) -> list[str]:
+        """The constants as compiler arguments."""
+        return [f"-D{name}={value}" for name, value in self.constants]
+
+
+def text_with_includes(path: Path) -> dict[str, str]:
+    """Return the text of a source file and of all that it includes by "...", each by its name."""
+    texts: dict[str, str] = {}
+
+    def read(file: Path, name: str) -> None:
+        if name in texts:
+            return
+        texts[name] = file.read_text(encoding="utf-8")
+        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[name], flags=re.MULTILINE):
+            for folder in (file.parent, source_root()):
+                if (folder / included).is_file():
+                    read(folder / included, included)
+                    break
+
+    read(path, path.name)
+    return texts
+
+
+# -- finding the compilers -------------------------------------------------------------------------------------------
+def find_cxx() -> Path:
+    """Return the C++ compiler: CONVBACKPROP_CXX, CXX, g++ or clang++.
+
+    Raises
+    ------
+    CompilerNotFound
+        There is none; the message says what to install.
+    """
+    for name in (os.environ.get("CONVBACKPROP_CXX"), os.environ.get("CXX"), "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return Path(found)
+    raise CompilerNotFound(
+        "no C++ compiler was found for the cpu device; install g++ (Debian: apt install g++) or name one in "
+        "CONVBACKPROP_CXX"
+    )
+
+
+def find_nvcc() -> Path:
+    """Return nvcc: CONVBACKPROP_NVCC, $CUDA_HOME/bin, $CUDA_PATH/bin, PATH, the wheels' nvcc, /usr/local/cuda/bin.
+
+    Raises
+    ------
+    CompilerNotFound
+        There is none; the message says what to install.
+    """
+    candidates = [os.environ.get("CONVBACKPROP_NVCC")]
+    candidates += [f"{os.environ[home]}/bin/nvcc" for home in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(home)]
+    candidates += ["nvcc"]
+    candidates += [str(nvcc) for folder in sys.path for nvcc in sorted(Path(folder).glob("nvidia/cu*/bin/nvcc"))]
+    candidates += ["/usr/local/cuda/bin/nvcc"]
+    for name in candidates:
+        if name and (found := shutil.which(name)):
+            return Path(found)
+    raise CompilerNotFound(
+        "nvcc was not found; install the CUDA toolkit, or its wheels (pip install 'convbackprop[toolchain]'), or name "
+        "nvcc in CONVBACKPROP_NVCC"
+    )
+
+
+def compiler_version(compiler: Path) -> str:
+    """Return what the compiler says of itself; asked once for each state of its file."""
+    file = compiler.resolve()
+    status = file.stat()
+    name = cache.digest("compiler version", file, status.st_size, status.st_mtime_ns)
+    return cache.remembered(name, lambda: _run([str(compiler), "--version"]))
+
+
+@functools.cache
+def cpu_features() -> str:
+    """Return what code for this very CPU depends on: a home directory may be shared by unlike machines."""
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in ("x86_64", "aarch64"):
+        raise DeviceNotFound(
+            f"the cpu device runs on Linux on x86-64 and aarch64; this is {platform.system()} on {machine}"
+        )
+    info = Path("/proc/cpuinfo").read_text()
+    lines = re.findall(r"^(model name|flags|Features|CPU part)\s*:\s*(.*)$", info, flags=re.MULTILINE)
+    return cache.digest(machine, sorted(set(lines)))
+
+
+def _native() -> str:
+    return "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
+
+
+# -- compiling -------------------------------------------------------------------------------------------------------
+def _run(command: list[str]) -> str:
+    """Return the output of a compiler; where it fails raise CompileError with its messages."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise CompilerNotFound(f"{command[0]} cannot be run: {error.strerror}") from None
+    output = (done.stdout + done.stderr).strip()
+    if done.returncode:
+        shown = " ".join(command)
+        raise CompileError(f"{Path(command[0]).name} failed (exit {done.returncode}):\n{output}\ncommand: {shown}")
+    return output
+
+
+def cubin(source: Source, architecture: str) -> tuple[Path, str]:
+    """Compile a .cu file for a GPU architecture.
+
+    Parameters
+    ----------
+    source : Source
+        The file and its constants.
+    architecture : str
+        Such as "sm_90a".
+
+    Returns
+    -------
+    path : Path
+        The cubin, in the cache.
+    log : str
+        What ptxas said: registers, shared memory and spills of each entry point.
+
+    Raises
+    ------
+    CompilerNotFound, CompileError
+        Without nvcc; where nvcc rejects the file, with its messages.
+    """
+    nvcc = find_nvcc()
+    flags = [*_NVCC_FLAGS, f"-gencode=arch={architecture.replace('sm', 'compute')},code={architecture}"]
+    flags += source.defines
+    name = cache.digest(
+        convbackprop.__version__, compiler_version(nvcc), flags, text_with_includes(source.path), source.path.name
+    )
+
+    def build(path: Path) -> dict[str, str]:
+        include = ["-I", str(source_root())]
+        log = _run([str(nvcc), *flags, *include, "-cubin", "-o", str(path), str(source.path)])
+        return {"source": str(source.path), "log": log}
+
+    path, known = cache.entry(name, ".cubin", build)
+    return path, known["log"]
+
+
+def cpu_runtime(flags: tuple[str, ...] = ()) -> Path:
+    """Compile the library that runs a grid on the CPU; see cpu_runtime/runtime.cpp."""
+    compiler = find_cxx()
+    sources = sorted(RUNTIME.glob("*.cpp"))
+    texts = {file.name: file.read_text() for file in sorted(RUNTIME.rglob("*.[ch]*")) if file.suffix in (".h", ".cpp")}
+    options = ["-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", *flags]
+    name = cache.digest(convbackprop.__version__, compiler_version(compiler), options, texts, cpu_features())
+
+    def build(path: Path) -> dict[str, str]:
+        _run([str(compiler), *options, *map(str, sources), "-o", str(path)])
+        return {}
+
+    return cache.entry(name, ".so", build)[0]
+
+
+def shared_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
+    """Compile a .cu file for this machine's CPU.
+
+    Parameters
+    ----------
+    source : Source
+        The file and its constants.
+    flags : tuple of str
+        More flags for the C++ compiler.
+
+    Returns
+    -------
+    path : Path
+        A shared object, in the cache. For each entry point it exports ``NAME_entry`` (see cuda_on_cpu.h).
+
+    Raises
+    ------
+    CompilerNotFound, CompileError
+        Without a C++ compiler; where it rejects the file, with its messages.
+    """
+    compiler = find_cxx()
+    options = [*_CPU_FLAGS, _native(), *flags, *source.defines]
+    words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
+    texts = text_with_includes(source.path)
+    name = cache.digest(
+        convbackprop.__version__, compiler_version(compiler), options, words, texts, source.path.name, cpu_features()
+    )
+
+    def build(path: Path) -> dict[str, str]:
+        wrapper = path.with_name("wrapper.cpp")
+        exports = "".join(f"CONVBACKPROP_ENTRY({entry})\n" for entry in entry_points(source.path))
+        wrapper.write_text(f'#include "{source.path.absolute()}"\n{exports}')
+        compiled = path.with_name("wrapper.o")
+        _run([
+            str(compiler), *options, "-include", str(RUNTIME / "cuda_on_cpu.h"), "-I", str(RUNTIME / "include"),
+            "-I", str(source_root()), "-c", str(wrapper), "-o", str(compiled),
+        ])  # fmt: skip
+        objects = [str(compiled)]
+        if any(re.search(r"extern\s+__shared__", text) for text in texts.values()):
+            objects.append(str(_dynamic_shared_memory(compiler, compiled)))
+        _run([str(compiler), "-shared", *objects, "-o", str(path)])
+        return {"source": str(source.path)}
+
+    return cache.entry(name, ".so", build)[0]
+
+
+#: The names that the runtime itself exports as thread-local variables.
+_BUILT_IN = re.compile(r"convbackprop_|(thread|block)Idx$|(block|grid)Dim$")
+
+
+def _dynamic_shared_memory(compiler: Path, compiled: Path) -> Path:
+    """Give every `extern __shared__ T name[]` of an object file the same storage, as CUDA does.
+
+    Such a name arrives as an undefined thread-local symbol, whatever its type.
+    """
+    symbols = _run(["readelf", "--symbols", "--wide", str(compiled)]).splitlines()
+    undefined = [line.split()[-1] for line in symbols if " TLS " in line and " UND " in line]
+    names = [name for name in undefined if not _BUILT_IN.match(name)]
+    source = compiled.with_name("dynamic_shared_memory.cpp")
+    aliases = "".join(
+        f'extern __thread unsigned char {name}[{SHARED_BYTES}] __attribute__((alias("dynamic_shared_memory")));\n'
+        for name in names
+    )
+    source.write_text(
+        f'extern "C" {{\n__attribute__((aligned(1024))) __thread unsigned char dynamic_shared_memory[{SHARED_BYTES}];\n'
+        f"{aliases}}}\n"
+    )
+    made = source.with_suffix(".o")
+    _run([str(compiler), "-std=c++17", "-fPIC", "-c", str(source), "-o", str(made)])
+    return made

@@ -1,0 +1,277 @@
+// See block_runner.h for the design.
+#include "block_runner.h"
+
+#include <algorithm>
+#include <new>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+
+extern "C" {
+__thread Index3 convbackprop_threadIdx, convbackprop_blockIdx, convbackprop_blockDim, convbackprop_gridDim;
+}
+
+// The runner of this OS thread. Read at the start of a call from a kernel or of a fiber, never after a switch.
+static __thread BlockRunner* this_runner __attribute__((tls_model("initial-exec")));
+
+constexpr size_t STACK_BYTES = 64 << 10;
+constexpr int MAX_POLLS_PER_LOOK = 64;  // reading the clock costs about 25 ns, a poll that does not look 0.5 ns
+
+// ---------------------------------------------------------------------------------------------------- one launch
+
+BlockRunner* BlockRunner::create() {
+    auto* runner = new (std::nothrow) BlockRunner;
+    if (!runner) return nullptr;
+    // Only the pages that are used are ever real: one or two a fiber.
+    void* stacks = mmap(nullptr, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) {
+        delete runner;
+        return nullptr;
+    }
+    runner->stacks_ = static_cast<char*>(stacks);
+    runner->forget_fibers();
+    return runner;
+}
+
+void BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool>& stop) {
+    launch_ = &launch;
+    stop_ = &stop;
+    polls_until_look_ = polls_per_look_ = 1;
+    this_runner = this;
+    thread_index_ = &convbackprop_threadIdx;
+    block_index_variable_ = &convbackprop_blockIdx;
+    convbackprop_blockDim = {launch.block[0], launch.block[1], launch.block[2]};
+    convbackprop_gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
+}
+
+// ----------------------------------------------------------------------------------------------------- one block
+
+BlockOutcome BlockRunner::run(uint64_t block_number) {
+    const unsigned* grid = launch_->grid;
+    const uint64_t row = block_number / grid[0];
+    block_index_ = {unsigned(block_number % grid[0]), unsigned(row % grid[1]), unsigned(row / grid[1])};
+    *block_index_variable_ = block_index_;
+
+    thread_count_ = alive_ = int(launch_->block[0] * launch_->block[1] * launch_->block[2]);
+    started_ = 0;
+    next_thread_index_ = {0, 0, 0};
+    at_barrier_count_ = predicate_count_ = 0;
+    ready_begin_ = ready_end_ = 0;
+    for (int first = 0; first < thread_count_; first += LANES) {
+        const int lanes = thread_count_ - first;
+        warps_[first / LANES].alive = lanes < LANES ? (1u << lanes) - 1 : ~0u;
+        warps_[first / LANES].pending_count = 0;
+    }
+    current_ = next_fiber();
+    return resume();
+}
+
+BlockOutcome BlockRunner::resume() {
+    outcome_ = BlockOutcome::FINISHED;
+    switch_context(&outside_, &current_->context);
+    if (outcome_ == BlockOutcome::STOPPED || outcome_ == BlockOutcome::FAILED) forget_fibers();
+    return outcome_;
+}
+
+void BlockRunner::abandon() {
+    forget_fibers();
+}
+
+void BlockRunner::forget_fibers() {
+    idle_count_ = 0;
+    for (int i = MAX_THREADS - 1; i >= 0; --i) {  // the first on top, so that the same few stacks serve again
+        fibers_[i].prepared = false;
+        idle_[idle_count_++] = &fibers_[i];
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ the threads
+
+void BlockRunner::fiber_main() {
+    BlockRunner* runner = this_runner;
+    runner->run_threads_forever(runner->current_);
+}
+
+void BlockRunner::run_threads_forever(Fiber* me) {
+    for (;;) {
+        while (started_ < thread_count_) run_thread(me);
+        idle_[idle_count_++] = me;
+        if (alive_ == 0) {
+            switch_context(&me->context, &outside_);  // comes back for another block
+        } else {
+            Fiber* next = next_fiber();
+            if (!next) fail_with_deadlock();
+            switch_to(next);
+        }
+    }
+}
+
+inline void BlockRunner::run_thread(Fiber* me) {
+    poll();
+    me->thread = started_++;
+    me->thread_index = next_thread_index_;
+    if (++next_thread_index_.x == launch_->block[0]) {
+        next_thread_index_.x = 0;
+        if (++next_thread_index_.y == launch_->block[1]) {
+            next_thread_index_.y = 0;
+            ++next_thread_index_.z;
+        }
+    }
+    become_current(me);
+    launch_->entry(launch_->args);
+
+    // It has returned: whoever waits for it no longer does.
+    --alive_;
+    Warp& warp = warps_[me->thread / LANES];
+    warp.alive &= ~(1u << me->thread % LANES);
+    for (int i = warp.pending_count - 1; i >= 0; --i)
+        if (is_complete(warp, warp.pending[i])) complete(warp, i, nullptr);
+    if (at_barrier_count_ && at_barrier_count_ == alive_) release_barrier(nullptr);
+}
+
+// A fiber that can go on: with a thread that is no longer waiting, else by starting the remaining threads.
+BlockRunner::Fiber* BlockRunner::next_fiber() {
+    if (ready_begin_ != ready_end_) return ready_[ready_begin_++ % MAX_THREADS];
+    if (started_ == thread_count_) return nullptr;
+    Fiber* fiber = idle_[--idle_count_];
+    if (!fiber->prepared) {
+        // Stacks that all start at the same offset of a page compete for the same few sets of the caches.
+        const size_t i = fiber - fibers_, offset = i % 61 * 192;
+        prepare_context(&fiber->context, stacks_ + i * STACK_BYTES, STACK_BYTES - offset, fiber_main);
+        fiber->prepared = true;
+    }
+    return fiber;
+}
+
+inline void BlockRunner::switch_to(Fiber* next) {
+    Fiber* me = current_;
+    current_ = next;
+    switch_context(&me->context, &next->context);
+}
+
+// The current thread waits; returns when it has been made ready and its turn has come.
+inline void BlockRunner::wait() {
+    Fiber* me = current_;
+    Fiber* next = next_fiber();
+    if (!next) fail_with_deadlock();
+    switch_to(next);
+    become_current(me);
+}
+
+// ------------------------------------------------------------------------------------------------- __syncthreads
+
+inline int BlockRunner::wait_at_barrier(ConvbackpropBarrier kind, bool predicate) {
+    poll();
+    if (at_barrier_count_ == 0) barrier_kind_ = kind;
+    if (barrier_kind_ != kind) fail("its threads call different kinds of __syncthreads at one barrier");
+    predicate_count_ += predicate;
+    at_barrier_[at_barrier_count_++] = current_;
+    if (at_barrier_count_ == alive_)
+        release_barrier(current_);
+    else
+        wait();
+    return barrier_result_;  // nobody overwrites it before all have read it: the next barrier needs them all
+}
+
+void BlockRunner::release_barrier(Fiber* last) {
+    barrier_result_ = barrier_kind_ == BARRIER_COUNT ? predicate_count_
+                    : barrier_kind_ == BARRIER_AND   ? predicate_count_ == at_barrier_count_
+                                                     : predicate_count_ > 0;
+    for (int i = 0; i < at_barrier_count_; ++i)
+        if (at_barrier_[i] != last) make_ready(at_barrier_[i]);
+    at_barrier_count_ = predicate_count_ = 0;
+}
+
+// ---------------------------------------------------------------------------------------------- warp operations
+
+inline void BlockRunner::wait_for_warp(unsigned mask, void* record, ConvbackpropWarpOperation operation) {
+    poll();
+    Fiber* me = current_;
+    Warp& warp = warps_[me->thread / LANES];
+    const int lane = me->thread % LANES;
+    if (!(mask >> lane & 1))
+        fail("lane %d of warp %d calls a warp operation whose mask 0x%08x leaves it out", lane, me->thread / LANES,
+             mask);
+    warp.records[lane] = record;
+    warp.fibers[lane] = me;
+
+    int i = 0;
+    while (i < warp.pending_count && warp.pending[i].mask != mask) ++i;
+    if (i == warp.pending_count) warp.pending[warp.pending_count++] = {mask, 0, operation};
+    if (warp.pending[i].operation != operation)
+        fail("lanes of warp %d call different warp operations with one mask, 0x%08x", me->thread / LANES, mask);
+    warp.pending[i].arrived |= 1u << lane;
+    if (is_complete(warp, warp.pending[i]))
+        complete(warp, i, me);
+    else
+        wait();
+}
+
+inline bool BlockRunner::is_complete(const Warp& warp, const WarpOperation& op) const {
+    return (op.mask & warp.alive & ~op.arrived) == 0;
+}
+
+inline void BlockRunner::complete(Warp& warp, int pending, Fiber* last) {
+    const WarpOperation op = warp.pending[pending];
+    warp.pending[pending] = warp.pending[--warp.pending_count];
+    op.operation(op.arrived, warp.records);
+    for (unsigned rest = op.arrived; rest; rest &= rest - 1) {
+        Fiber* fiber = warp.fibers[__builtin_ctz(rest)];
+        if (fiber != last) make_ready(fiber);
+    }
+}
+
+// ------------------------------------------------------------------------------------- leaving in the middle
+
+inline void BlockRunner::poll() {
+    if (--polls_until_look_ == 0) look_up();
+}
+
+// At the stop flag and the clock: at each poll where CUDA threads take long, rarely where polls come fast.
+void BlockRunner::look_up() {
+    const Clock::time_point now = Clock::now();
+    const bool slow = now - last_look_ > std::chrono::milliseconds(1);
+    polls_per_look_ = slow ? std::max(1, polls_per_look_ / 2) : std::min(MAX_POLLS_PER_LOOK, polls_per_look_ * 2);
+    polls_until_look_ = polls_per_look_;
+    last_look_ = now;
+    if (stop_->load(std::memory_order_relaxed)) leave(BlockOutcome::STOPPED);
+    if (now >= deadline_) leave(BlockOutcome::PAUSED);
+}
+
+// Goes back to where run() or resume() was called. Returns only if that was a pause that came to its end.
+void BlockRunner::leave(BlockOutcome outcome) {
+    outcome_ = outcome;
+    switch_context(&current_->context, &outside_);
+}
+
+void BlockRunner::fail(const char* format, ...) {
+    va_list values;
+    va_start(values, format);
+    vsnprintf(failure_, sizeof failure_, format, values);
+    va_end(values);
+    leave(BlockOutcome::FAILED);
+    __builtin_unreachable();
+}
+
+void BlockRunner::fail_with_deadlock() {
+    fail("deadlock: %d of its threads wait at __syncthreads and %d at warp operations that others never reach",
+         at_barrier_count_, alive_ - at_barrier_count_);
+}
+
+// ------------------------------------------------------------------------------------- called by kernels
+
+extern "C" {
+
+void convbackprop_syncthreads(void) {
+    this_runner->wait_at_barrier(BARRIER_PLAIN, false);
+}
+
+int convbackprop_syncthreads_reduce(ConvbackpropBarrier kind, int predicate) {
+    return this_runner->wait_at_barrier(kind, predicate != 0);
+}
+
+void convbackprop_warp_operation(unsigned mask, void* record, ConvbackpropWarpOperation operation) {
+    this_runner->wait_for_warp(mask, record, operation);
+}
+}

@@ -1,0 +1,179 @@
+"""Device cpu: the .cu file compiled by the host's C++ compiler, its grid run on threads and fibers.
+
+How that works is told in ``cpu_runtime/runtime.cpp``; here it is built, loaded and launched through ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from convbackprop import compiler
+from convbackprop.compiler import Source
+from convbackprop.errors import InvalidArgument, LaunchFailed
+from convbackprop.problem import integer
+
+#: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
+_TIME_SLICE_MS = 100
+
+_FINISHED, _FAILED, _RUNNING = 0, 1, 2
+
+
+class _Launch(ctypes.Structure):
+    """ConvbackpropLaunch of cpu_runtime/runtime.h."""
+
+    _fields_ = (
+        ("entry", ctypes.c_void_p),
+        ("args", ctypes.c_void_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_size_t),
+        ("workers", ctypes.c_int),
+        ("first_block", ctypes.c_ulonglong),
+        ("end_block", ctypes.c_ulonglong),
+    )
+
+
+def get_num_threads() -> int:
+    """Return how many worker threads a launch on the cpu device uses at most."""
+    global _num_threads
+    _num_threads = _num_threads or _initial_num_threads()
+    return _num_threads
+
+
+def set_num_threads(count: int) -> None:
+    """Bound the worker threads of the cpu device.
+
+    Parameters
+    ----------
+    count : int
+        At least 1. At first it is CONVBACKPROP_NUM_THREADS, else the CPUs that this process may use.
+    """
+    global _num_threads
+    _num_threads = integer(count, "count", 1)
+
+
+def _initial_num_threads() -> int:
+    text = os.environ.get("CONVBACKPROP_NUM_THREADS")
+    if not text:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise InvalidArgument(f"CONVBACKPROP_NUM_THREADS is {text!r}; it should be an integer of at least 1")
+    return int(text)
+
+
+_num_threads = 0  # not asked for yet
+
+
+class CpuKernel:
+    """A loaded entry point with its launch geometry."""
+
+    def __init__(self, device: CpuDevice, library: ctypes.CDLL, entry: str, launch: _Launch, pointers: int,
+                 shape: bytes, integers: Sequence[int]) -> None:  # fmt: skip
+        function = getattr(library, f"{entry}_entry")
+        self._device = device
+        self._values = (ctypes.c_void_p * pointers)()
+        self._constants = [ctypes.create_string_buffer(shape, len(shape)), *map(ctypes.c_int, integers)]
+        addresses = [ctypes.addressof(self._values) + 8 * i for i in range(pointers)]
+        addresses += [ctypes.addressof(constant) for constant in self._constants]
+        self._arguments = (ctypes.c_void_p * len(addresses))(*addresses)
+        launch.entry = ctypes.cast(function, ctypes.c_void_p)
+        launch.args = ctypes.addressof(self._arguments)
+        self._launch = launch
+        self._library = library  # keeps the code loaded
+
+    def launch(self, pointers: Sequence[int], stream: object = None) -> None:
+        """Run the grid on arrays at these addresses and return when it has ended.
+
+        Raises
+        ------
+        LaunchFailed
+            A wrong geometry, or threads that wait for each other for ever.
+        """
+        runtime = self._device.runtime
+        with self._device.lock:
+            self._values[:] = pointers
+            self._launch.workers = _num_threads
+            try:
+                status = runtime.convbackprop_launch(self._launch, _TIME_SLICE_MS)
+                while status == _RUNNING:  # each return to Python lets a KeyboardInterrupt be raised
+                    status = runtime.convbackprop_resume(_TIME_SLICE_MS)
+            except BaseException:
+                runtime.convbackprop_cancel()
+                raise
+            if status == _FAILED:
+                raise LaunchFailed(runtime.convbackprop_error().decode())
+
+
+class CpuDevice:
+    """This machine's CPU as a device."""
+
+    name = "cpu"
+    kind = "cpu"
+
+    def __init__(self) -> None:
+        get_num_threads()  # a bad CONVBACKPROP_NUM_THREADS is found before the first launch
+        self.lock = threading.Lock()
+        self._modules: dict[Path, ctypes.CDLL] = {}
+        # The kernels' objects find threadIdx, the barriers and the rest here.
+        self.runtime = ctypes.CDLL(str(compiler.cpu_runtime()), mode=ctypes.RTLD_GLOBAL)
+        self.runtime.convbackprop_launch.argtypes = [ctypes.POINTER(_Launch), ctypes.c_int]
+        self.runtime.convbackprop_error.restype = ctypes.c_char_p
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        self.lock = threading.Lock()
+        self.runtime.convbackprop_after_fork()
+
+    def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
+             shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CpuKernel:  # fmt: skip
+        """Compile the file where needed, load it, and prepare a launch of an entry point."""
+        path = compiler.shared_object(source)
+        if path not in self._modules:
+            self._modules[path] = ctypes.CDLL(str(path))
+        library = self._modules[path]
+        launch = _Launch(
+            grid=grid, block=block, shared_bytes=shared_bytes, first_block=0, end_block=0, workers=1
+        )
+        self._check_parameters(library, source, entry, pointers, shape, integers)
+        return CpuKernel(self, library, entry, launch, pointers, shape, integers)
+
+    def _check_parameters(self, library: ctypes.CDLL, source: Source, entry: str, pointers: int, shape: bytes,
+                          integers: Sequence[int]) -> None:  # fmt: skip
+        """A kernel with other parameters would read arguments that are not there."""
+        try:
+            sizes = getattr(library, f"{entry}_parameter_sizes")
+        except AttributeError:
+            raise LaunchFailed(f'{source.path} has no entry point extern "C" __global__ void {entry}') from None
+        sizes.restype = ctypes.POINTER(ctypes.c_uint)
+        declared = []
+        for size in sizes():
+            if size == 0:
+                break
+            declared.append(size)
+        given = [8] * pointers + [len(shape)] + [4] * len(integers)
+        if declared != given:
+            raise LaunchFailed(
+                f"{entry} in {source.path} takes parameters of {declared} bytes, but is launched with {given}: "
+                f"{pointers} arrays, the Conv2dShape and {len(integers)} integers"
+            )
+
+    def free_bytes(self) -> int:
+        """Return how many bytes of memory are available."""
+        try:
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        except OSError:
+            pass
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@functools.cache
+def cpu_device() -> CpuDevice:
+    """Return the cpu device, built and loaded on first use."""
+    return CpuDevice()

@@ -1,0 +1,251 @@
+"""Device cuda: PyCUDA on the device's primary context, which torch and CuPy use too.
+
+PyCUDA is imported when a CUDA device is first asked for. Every use is bracketed by push and pop of the context, so that
+whoever calls finds the thread as it was, and a thread without a context (torch runs backward in one) works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from convbackprop import compiler
+from convbackprop.compiler import Source
+from convbackprop.errors import (
+    ConvBackpropError,
+    DeviceNotFound,
+    DeviceUnusable,
+    InvalidArgument,
+    LaunchFailed,
+    ProblemTooLarge,
+)
+
+#: Architectures whose own instructions (wgmma, TMA) are only there under another name.
+_ARCHITECTURE_SPECIFIC = {"sm_90": "sm_90a"}
+
+#: Above this a kernel must ask for its dynamic shared memory.
+_SHARED_BYTES_UNASKED = 48 * 1024
+
+
+@functools.cache
+def _driver() -> Any:
+    """Return pycuda.driver, initialised.
+
+    Raises
+    ------
+    DeviceNotFound, DeviceUnusable
+        What is missing, and what to do.
+    """
+    try:
+        import pycuda  # noqa: F401
+    except ImportError:
+        raise DeviceNotFound(
+            "PyCUDA is not installed; on a machine with an NVIDIA GPU run 'make pycuda', or pip install "
+            "'convbackprop[cuda]'"
+        ) from None
+    try:
+        import pycuda.driver as drv
+    except ImportError as error:
+        raise DeviceNotFound(
+            f"PyCUDA cannot load the NVIDIA driver ({error}); install the driver, or use device 'cpu'"
+        ) from None
+    try:
+        drv.init()
+    except drv.Error as error:
+        raise DeviceUnusable(
+            f"the NVIDIA driver does not start ({error}); 'nvidia-smi' should list a GPU before CUDA can be used"
+        ) from None
+    return drv
+
+
+@contextlib.contextmanager
+def _our_errors(drv: Any) -> Iterator[None]:
+    """Turn the driver's exceptions into the package's."""
+    try:
+        yield
+    except drv.MemoryError as error:
+        raise ProblemTooLarge(f"the GPU has no memory left for this problem ({error}); use a smaller batch") from None
+    except drv.Error as error:
+        raise LaunchFailed(f"the NVIDIA driver reports: {error}") from error
+
+
+class CudaKernel:
+    """A loaded entry point with its launch geometry."""
+
+    def __init__(self, device: CudaDevice, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int],
+                 shared_bytes: int, constants: tuple[Any, ...]) -> None:  # fmt: skip
+        self._device = device
+        self._function = function
+        self._grid = grid
+        self._block = block
+        self._shared_bytes = shared_bytes
+        self._constants = constants
+
+    def launch(self, pointers: Sequence[int], stream: Any = None) -> None:
+        """Queue the grid on a stream (None: the default stream); the context is active.
+
+        Raises
+        ------
+        LaunchFailed
+            The driver refuses the launch, or an earlier one has failed.
+        """
+        with _our_errors(self._device.driver):
+            self._function.prepared_async_call(
+                self._grid, self._block, stream, *pointers, *self._constants, shared_size=self._shared_bytes
+            )
+
+
+class CudaDevice:
+    """A GPU as a device."""
+
+    kind = "cuda"
+
+    def __init__(self, ordinal: int) -> None:
+        self.driver = drv = _driver()
+        count = drv.Device.count()
+        if count == 0:
+            raise DeviceNotFound("the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES")
+        if ordinal >= count:
+            raise DeviceNotFound(f"device is 'cuda:{ordinal}'; it should be below 'cuda:{count}', the number of GPUs")
+        self.name = f"cuda:{ordinal}"
+        self.ordinal = ordinal
+        self._process = os.getpid()
+        try:
+            device = drv.Device(ordinal)
+            self.context = device.retain_primary_context()
+        except drv.Error as error:
+            raise DeviceUnusable(
+                f"GPU {ordinal} cannot be used ({error}); another process may hold it exclusively, or it has no memory"
+            ) from None
+        self.title = device.name()
+        major, minor = device.compute_capability()
+        self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
+        # Modules live as long as the process: unloading one from another thread leaks with a warning.
+        self._modules: dict[Path, Any] = {}
+        self._streams: dict[tuple[int, int], Any] = {}
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child, where the driver does not."""
+        if os.getpid() != self._process:
+            raise DeviceUnusable(
+                "CUDA was used before this process was forked, and does not survive that; start workers by 'spawn'"
+            )
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Make the device's primary context current for a while."""
+        self.check_process()
+        self.context.push()
+        try:
+            with _our_errors(self.driver):
+                yield
+        finally:
+            self.context.pop()
+
+    def stream_beside(self, handle: int) -> Any:
+        """Return a stream of our own that stands for another library's stream in this thread.
+
+        PyCUDA cannot launch on a stream that it did not make.
+        """
+        key = (threading.get_ident(), handle)
+        if key not in self._streams:
+            self._streams[key] = self.driver.Stream()
+        return self._streams[key]
+
+    def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
+             shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CudaKernel:  # fmt: skip
+        """Compile the file where needed, load it, and prepare a launch of an entry point."""
+        path, _ = compiler.cubin(source, self.architecture)
+        with self.active():
+            if path not in self._modules:
+                self._modules[path] = self.driver.module_from_buffer(path.read_bytes())
+            function = self._modules[path].get_function(entry)
+            if shared_bytes > _SHARED_BYTES_UNASKED:
+                attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
+                function.set_attribute(attribute, shared_bytes)
+            function.prepare(["P"] * pointers + [f"{len(shape)}s"] + ["i"] * len(integers))
+        return CudaKernel(self, function, grid, block, shared_bytes, (shape, *integers))
+
+    def free_bytes(self) -> int:
+        """Return how many bytes of the GPU's memory are free."""
+        with self.active():
+            free, _ = self.driver.mem_get_info()
+        return int(free)
+
+    # -- arrays of the host: copied to the device and back --------------------------------------------------------
+    def allocate(self, size: int) -> Any:
+        """Return device memory of `size` bytes; int() of it is its address."""
+        return self.driver.mem_alloc(max(1, size))
+
+    def upload(self, address: int, size: int) -> Any:
+        """Return a copy on the device of `size` bytes of host memory."""
+        allocation = self.allocate(size)
+        if size:
+            self.driver.memcpy_htod(allocation, (ctypes.c_char * size).from_address(address))
+        return allocation
+
+    def download(self, allocation: Any, address: int, size: int) -> None:
+        """Wait for the default stream and copy `size` bytes back to host memory."""
+        if size:
+            self.driver.memcpy_dtoh((ctypes.c_char * size).from_address(address), allocation)
+
+
+@functools.cache
+def _opened(ordinal: int) -> CudaDevice:
+    return CudaDevice(ordinal)
+
+
+def cuda_device(ordinal: int) -> CudaDevice:
+    """Return a GPU by its number, opened on first use.
+
+    Raises
+    ------
+    DeviceNotFound, DeviceUnusable
+        What is wrong, and what to do.
+    """
+    device = _opened(ordinal)
+    device.check_process()
+    return device
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Return None if the first GPU can be used, else one sentence on why not and what to do."""
+    try:
+        _opened(0)
+    except ConvBackpropError as error:
+        return str(error)
+    return None
+
+
+def owner_of(address: int) -> str:
+    """Return the name of the device that a device address belongs to.
+
+    Raises
+    ------
+    InvalidArgument
+        The memory belongs to another context than the device's primary one, where our kernels cannot reach it.
+    """
+    # PyCUDA does not bind cuPointerGetAttribute.
+    _driver()
+    cuda = ctypes.CDLL("libcuda.so.1")
+    context, primary, ordinal = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
+    attribute_context, attribute_device_ordinal = 1, 9
+    for value, attribute in ((context, attribute_context), (ordinal, attribute_device_ordinal)):
+        status = cuda.cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(address))
+        if status:
+            raise InvalidArgument(f"{address:#x} is no address of device memory (CUDA error {status})")
+    cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal)
+    cuda.cuDevicePrimaryCtxRelease_v2(ordinal)
+    if context.value != primary.value:
+        raise InvalidArgument(
+            "the GPUArray was made in a context of its own; make it in the device's primary context "
+            "(pycuda.driver.Device(i).retain_primary_context().push()) instead of pycuda.autoinit's"
+        )
+    return f"cuda:{ordinal.value}"

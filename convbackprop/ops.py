@@ -1,0 +1,547 @@
+"""The public functions: check the arguments, choose a variant, launch it.
+
+Shapes in the docstrings: input (N,C,H,W), weight (K,C/groups,R,S), bias (K), output (N,K,P,Q) with
+P = (H + top + bottom - dilation * (R-1) - 1) // stride + 1 and Q likewise. A 2-D array is one image of one channel, a
+3-D one an unbatched (C,H,W); a 2-D weight is one filter. All arrays are of one library, one dtype (float32, float64,
+float16, bfloat16) and one device, and so are the results.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from convbackprop import arrays
+from convbackprop.devices import Device, get_device
+from convbackprop.errors import InvalidArgument, InvalidType
+from convbackprop.plan import plan
+from convbackprop.problem import PASSES, ConvProblem, activation_name, integer, pair, resolve_padding
+from convbackprop.variants import Variant, choose
+
+Shape = tuple[int, ...]
+
+
+class _Arguments:
+    """The arrays of a call: of one library, one dtype and one device."""
+
+    def __init__(self, device: str | None, given: Mapping[str, Any]) -> None:
+        self.arrays = {name: array for name, array in given.items() if array is not None}
+        (first, like), *others = self.arrays.items()
+        self.library = arrays.library_of(like, first)
+        self.like = like
+        for name, array in self.arrays.items():
+            library = arrays.library_of(array, name)
+            if library is not self.library:
+                raise InvalidType(f"{name} is a {library.title}, but {first} is a {self.library.title}; pass one kind")
+            arrays.check_usable(library, array, name)
+        self.dtype = arrays.check_dtype(self.library, like, first)
+        place = self.library.device_name(like)
+        for name, array in others:
+            if (dtype := self.library.dtype(array)) != (expected := "uint8" if name == "mask" else self.dtype):
+                raise InvalidType(f"{name} has dtype {dtype}, but it should be {expected}: {first} is {self.dtype}")
+            if (there := self.library.device_name(array)) != place:
+                raise InvalidArgument(f"{name} is on device {there}, but {first} is on {place}; move one of them")
+        self.device = self._device(device, first, place)
+
+    def _device(self, wanted: str | None, first: str, place: str) -> Device:
+        if place == "cpu":
+            return get_device(wanted if wanted or self.library.title == "numpy.ndarray" else "cpu")
+        if wanted not in (None, place) and not (wanted == "cuda" and place == "cuda:0"):
+            raise InvalidArgument(
+                f"device is {wanted!r}, but {first} is a {self.library.title} on {place}; it runs where it lies"
+            )
+        return get_device(place)
+
+    def check_shape(self, name: str, expected: Shape, why: str) -> None:
+        """Raise unless an array that was given has this shape."""
+        if name in self.arrays and tuple(self.arrays[name].shape) != expected:
+            raise InvalidArgument(
+                f"{name} has shape {tuple(self.arrays[name].shape)}; it should be {expected}, {why}"
+            )
+
+    def check_out(self, name: str, out: Any, shape: Shape, dtype: str) -> None:
+        """Raise unless a result can be written to `out`."""
+        library = arrays.library_of(out, name)
+        if library is not self.library:
+            raise InvalidType(f"{name} is a {library.title}; it should be a {self.library.title} as the inputs are")
+        arrays.check_usable(library, out, name)
+        if tuple(out.shape) != shape:
+            raise InvalidArgument(f"{name} has shape {tuple(out.shape)}; it should be {shape}")
+        if library.dtype(out) != dtype:
+            raise InvalidType(f"{name} has dtype {library.dtype(out)}; it should be {dtype}")
+        if library.device_name(out) != library.device_name(self.like):
+            raise InvalidArgument(f"{name} is on device {library.device_name(out)}; the inputs are on {self.device.name}")
+        if not library.is_writable(out):
+            raise InvalidArgument(f"{name} is read-only; it should be writable")
+        for other, array in self.arrays.items():
+            if arrays.overlap(library, out, array):
+                raise InvalidArgument(f"{name} shares memory with {other}; it should be an array of its own")
+
+    def run(
+        self,
+        variant: Variant,
+        problem: ConvProblem,
+        inputs: Mapping[str, Any],
+        results: Mapping[str, tuple[str, Shape, Any]],
+    ) -> list[Any]:
+        """Launch a variant.
+
+        `inputs` are arrays by operand name; `results` gives for each operand that is wanted its name for messages, the
+        shape in which the user sees it, and the array to write to (None: a new one). Returns the results in that order.
+        """
+        dtypes = {operand.name: operand.dtype(problem) for operand in PASSES[variant.pass_name].operands}
+        taken = [out for _, _, out in results.values() if out is not None]
+        for i, out in enumerate(taken):
+            if any(arrays.overlap(self.library, out, other) for other in taken[:i]):
+                raise InvalidArgument("out holds arrays that share memory; each should be an array of its own")
+        made = {}
+        for name, (title, shape, out) in results.items():
+            if out is None:
+                out = arrays.allocate(self.library, self.device, shape, dtypes[name], self.like, title)
+            made[name] = out
+        targets = {  # where the kernels write
+            name: out if self.library.is_plain(out) else self.library.empty(tuple(out.shape), dtypes[name], self.like)
+            for name, out in made.items()
+        }
+        if problem.N == 0:  # nothing to compute: empty results, and sums over no image
+            for target in targets.values():
+                self.library.clear(target)
+        else:
+            sources = {name: self.library.contiguous(array) for name, array in inputs.items() if array is not None}
+            self._launch(variant, problem, sources, targets)
+        for name, target in targets.items():
+            if target is not made[name]:
+                self.library.copy(made[name], target)
+        return list(made.values())
+
+    def _launch(self, variant: Variant, problem: ConvProblem, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+        ready = plan(variant, problem, self.device)
+        everything = {**sources, **targets}
+        pointers = {operand.name: 0 for operand in PASSES[variant.pass_name].operands}
+        pointers |= {name: self.library.pointer(array) for name, array in everything.items()}
+        if self.library.device_name(self.like) == "cpu" and self.device.kind == "cuda":
+            self._launch_staged(ready, pointers, everything, targets)
+            return
+        scratch = None
+        if ready.partial_bytes:
+            scratch = arrays.allocate(
+                self.library, self.device, (ready.partial_bytes,), "uint8", self.like, "scratch memory"
+            )
+            pointers["partial"] = self.library.pointer(scratch)
+        if self.device.kind == "cpu":
+            ready.run(pointers)
+            return
+        with self.device.active(), self.library.on_stream(self.device, self.like) as stream:  # type: ignore[attr-defined]
+            ready.run(pointers, stream)
+
+    def _launch_staged(self, ready: Any, pointers: dict[str, int], everything: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+        """Copy arrays of the host to the GPU, run, and copy the results back."""
+        device: Any = self.device
+        with device.active():
+            there = {}
+            for name, array in everything.items():
+                size = array.nbytes
+                there[name] = device.allocate(size) if name in targets else device.upload(pointers[name], size)
+            if ready.partial_bytes:
+                there["partial"] = device.allocate(ready.partial_bytes)
+            ready.run({**pointers, **{name: int(allocation) for name, allocation in there.items()}})
+            for name, array in targets.items():
+                device.download(there[name], pointers[name], array.nbytes)
+
+
+def _four(shape: Shape, name: str) -> tuple[int, int, int, int]:
+    """Return the shape of an image argument as (N, C, H, W)."""
+    if len(shape) == 2:
+        return (1, 1, *shape)  # type: ignore[return-value]
+    if len(shape) == 3:
+        return (1, *shape)  # type: ignore[return-value]
+    if len(shape) == 4:
+        return shape  # type: ignore[return-value]
+    raise InvalidArgument(
+        f"{name} has shape {shape}, {len(shape)}-D; it should be (N, C, H, W), (C, H, W) or one image (H, W)"
+    )
+
+
+def _size(size: object, name: str) -> Shape:
+    """Return an argument such as input_size as a tuple of ints."""
+    if not isinstance(size, Sequence) or isinstance(size, str):
+        raise InvalidType(f"{name} is {size!r} ({type(size).__name__}); it should be a sequence of integers")
+    return tuple(integer(number, f"{name}[{i}]", 0) for i, number in enumerate(size))
+
+
+def _problem(
+    x_shape: Shape, x_name: str, w_shape: Shape, w_name: str, stride: object, padding: object, dilation: object,
+    groups: object, activation: str, dtype: str, **flags: bool,
+) -> ConvProblem:  # fmt: skip
+    """Return the problem that shapes and arguments describe."""
+    n, c, h, w = _four(x_shape, x_name)
+    if len(w_shape) not in (2, 4):
+        raise InvalidArgument(
+            f"{w_name} has shape {w_shape}, {len(w_shape)}-D; it should be (K, C/groups, R, S) or one filter (R, S)"
+        )
+    k, filter_c, r, s = w_shape if len(w_shape) == 4 else (1, 1, *w_shape)
+    strides = pair(stride, "stride", 1)
+    dilations = pair(dilation, "dilation", 1)
+    group_count = integer(groups, "groups", 1)
+    for value, name, where in ((c, x_name, "channels"), (k, w_name, "output channels")):
+        if value % group_count:
+            raise InvalidArgument(f"{name} has {value} {where}, which groups = {group_count} does not divide")
+    if filter_c * group_count != c:
+        raise InvalidArgument(
+            f"{w_name} has shape {w_shape}, {filter_c} input channels a filter; it should have {c // group_count}: "
+            f"{x_name} has {c} channels in {group_count} group{'s' * (group_count > 1)}"
+        )
+    if len(x_shape) == 2 and k != 1:
+        raise InvalidArgument(
+            f"{x_name} is 2-D, one image of one channel, but {w_name} has {k} output channels; "
+            f"pass {x_name} as (1, H, W) to get (K, P, Q)"
+        )
+    for value, name in ((r, "height"), (s, "width")):
+        integer(value, f"{w_name}'s {name}", 1)
+    sides = resolve_padding(padding, (r, s), strides, dilations)
+    return ConvProblem(
+        n, c, h, w, k, r, s, strides, sides, dilations, group_count, dtype, activation_name(activation), **flags
+    )
+
+
+def _seen(shape: Shape, like: Shape) -> Shape:
+    """Return a 4-D shape with as many axes as the user's input has."""
+    return shape[4 - len(like) :]
+
+
+def conv2d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    activation: str = "identity",
+    variant: str = "auto",
+    device: str | None = None,
+    out: Any = None,
+    save_mask: bool = False,
+) -> Any:
+    """Compute a convolutional layer's output, y = phi(x * w + b).
+
+    y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] w[k,c,r,s]),
+    the cross-correlation of torch.nn.functional.conv2d, whose arguments these are.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, H, W), (C, H, W) or (H, W)
+        float32, float64, float16 or bfloat16; of numpy, torch, CuPy or PyCUDA.
+    weight : array, shape (K, C/groups, R, S) or (R, S)
+        The filters.
+    bias : array, shape (K,), optional
+        Added to each output channel.
+    stride, dilation : int or (int, int)
+        Height, width.
+    padding : int, (int, int), ((int, int), (int, int)), "same" or "valid"
+        Zeros around the image: on all sides; (height, width); ((top, bottom), (left, right)). "same" keeps the size of
+        the image; with an even filter the extra row and column come last. "valid" is 0.
+    groups : int
+        Divides both numbers of channels; filters of one group see that group's input channels only.
+    activation : str
+        "identity", "relu", "logistic" (or "sigmoid") or "tanh", applied to the sum before it is rounded.
+    variant : str
+        A rung of the ladder such as "naive", or "auto".
+    device : str, optional
+        Where arrays of the host run: "cpu", "cuda" or "cuda:N"; default for numpy: CONVBACKPROP_DEVICE, else cuda when
+        usable, else cpu; for CPU tensors: cpu. Arrays on a GPU run where they lie.
+    out : array, optional
+        Where to write y.
+    save_mask : bool
+        Also return the ReLU's bit mask, which the gradients take in place of y.
+
+    Returns
+    -------
+    y : array, shape (N, K, P, Q), or without the axes that input lacks
+        Of the same library, dtype and device as input.
+    mask : array of uint8, shape (N, K, P, ceil(Q / 8)), only with save_mask
+        numpy.packbits(y > 0, axis=-1, bitorder="little").
+
+    Raises
+    ------
+    InvalidArgument, InvalidType
+        A ValueError or TypeError that names the argument, what it is, and what it should be.
+    UnsupportedProblem
+        A ValueError: the variant does not compute this problem.
+    ProblemTooLarge
+        A MemoryError that says how many bytes are missing.
+    """
+    call = _Arguments(device, {"input": input, "weight": weight, "bias": bias})
+    x_shape, w_shape = tuple(input.shape), tuple(weight.shape)
+    problem = _problem(
+        x_shape, "input", w_shape, "weight", stride, padding, dilation, groups, activation, call.dtype,
+        bias=bias is not None, mask=_flag(save_mask, "save_mask"),
+    )  # fmt: skip
+    call.check_shape("bias", (problem.K,), "one value an output channel")
+    results = {"y": ("out", _seen(problem.y_shape, x_shape), out)}
+    if out is not None:
+        call.check_out("out", out, results["y"][1], problem.dtype)
+    if save_mask:
+        results["mask"] = ("mask", _seen(problem.mask_shape, x_shape), None)
+    made = call.run(
+        choose("forward", variant, problem), problem, {"x": input, "w": weight, "b": bias}, results
+    )
+    return tuple(made) if save_mask else made[0]
+
+
+def _saved(call: _Arguments, problem: ConvProblem, output: Any, mask: Any, y_shape: Shape) -> Any:
+    """Return what phi' is formed from, after checking that it is there."""
+    call.check_shape("output", y_shape, "the shape of grad_output")
+    call.check_shape("mask", (*y_shape[:-1], -(-y_shape[-1] // 8)), "a bit for each element of grad_output")
+    if output is not None and mask is not None:
+        raise InvalidArgument("output and mask are both given; phi' should be formed from one of them")
+    if problem.saved == "output" and output is None:
+        raise InvalidArgument(
+            f"output is missing: activation {problem.activation!r} needs the saved output of the forward pass "
+            "(or, with 'relu', its mask)"
+        )
+    return {"output": output, "mask": mask, None: None}[problem.saved]
+
+
+def conv2d_input_grad(
+    input_size: Sequence[int],
+    weight: Any,
+    grad_output: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    output: Any = None,
+    mask: Any = None,
+    activation: str = "identity",
+    variant: str = "auto",
+    device: str | None = None,
+    out: Any = None,
+) -> Any:
+    """Compute the gradient of a convolutional layer with respect to its input.
+
+    dx[n,c,h,w] = sum_{k,r,s} g[n,k,p,q] w[k,c,r,s] over all (p,q) whose tap (r,s) reads x[n,c,h,w], with
+    g = grad_output * phi'(output). Positional arguments as in torch.nn.grad.conv2d_input.
+
+    Parameters
+    ----------
+    input_size : sequence of int
+        Shape of the input: (N, C, H, W), (C, H, W) or (H, W).
+    weight : array, shape (K, C/groups, R, S) or (R, S)
+        The filters.
+    grad_output : array, shape (N, K, P, Q), or without the axes that input_size lacks
+        Gradient with respect to the layer's output.
+    stride, padding, dilation, groups
+        As in the forward pass (see `conv2d`).
+    output : array like grad_output, optional
+        The forward pass's output, from which phi' is formed; needed unless activation is "identity".
+    mask : array of uint8, optional
+        For "relu" in place of output: the bit mask that conv2d(..., save_mask=True) returned.
+    activation, variant, device
+        As in `conv2d`.
+    out : array of shape input_size, optional
+        Where to write the gradient.
+
+    Returns
+    -------
+    dx : array of shape input_size
+        Of the same library, dtype and device as grad_output.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
+        As `conv2d` does.
+    """
+    return _prepare_input_grad(
+        input_size, weight, grad_output, stride, padding, dilation, groups, output, mask, activation, variant, device, out
+    )()[0]
+
+
+def _prepare_input_grad(
+    input_size: Any, weight: Any, grad_output: Any, stride: Any, padding: Any, dilation: Any, groups: Any, output: Any,
+    mask: Any, activation: str, variant: str, device: str | None, out: Any,
+) -> Callable[[], list[Any]]:  # fmt: skip
+    """Check all arguments; return what computes [dx]."""
+    call = _Arguments(device, {"weight": weight, "grad_output": grad_output, "output": output, "mask": mask})
+    x_shape = _size(input_size, "input_size")
+    problem = _problem(
+        x_shape, "input_size", tuple(weight.shape), "weight", stride, padding, dilation, groups, activation, call.dtype,
+        mask=mask is not None,
+    )  # fmt: skip
+    y_shape = _seen(problem.y_shape, x_shape)
+    call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
+    saved = _saved(call, problem, output, mask, y_shape)
+    if out is not None:
+        call.check_out("out", out, x_shape, problem.dtype)
+    chosen = choose("input_grad", variant, problem)
+    inputs = {"dy": grad_output, "saved": saved, "w": weight}
+    return functools.partial(call.run, chosen, problem, inputs, {"dx": ("input gradient", x_shape, out)})
+
+
+def conv2d_kernel_grad(
+    input: Any,
+    weight_size: Sequence[int],
+    grad_output: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    output: Any = None,
+    mask: Any = None,
+    activation: str = "identity",
+    with_bias: bool = False,
+    variant: str = "auto",
+    device: str | None = None,
+    out: Any = None,
+) -> Any:
+    """Compute the gradient of a convolutional layer with respect to its filters, and to its bias.
+
+    dw[k,c,r,s] = sum_{n,p,q} g[n,k,p,q] x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] and
+    db[k] = sum_{n,p,q} g[n,k,p,q], with g = grad_output * phi'(output). Positional arguments as in
+    torch.nn.grad.conv2d_weight. The same bits every run: sums are formed in a fixed order.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, H, W), (C, H, W) or (H, W)
+        The layer's input.
+    weight_size : sequence of int
+        Shape of the filters: (K, C/groups, R, S) or (R, S).
+    grad_output : array, shape (N, K, P, Q), or without the axes that input lacks
+        Gradient with respect to the layer's output.
+    stride, padding, dilation, groups
+        As in the forward pass (see `conv2d`).
+    output, mask, activation, variant, device
+        As in `conv2d_input_grad`.
+    with_bias : bool
+        Also return the gradient with respect to the bias.
+    out : array of shape weight_size, or with_bias a pair of it and an array of shape (K,), optional
+        Where to write the results.
+
+    Returns
+    -------
+    dw : array of shape weight_size
+        Of the same library, dtype and device as input.
+    db : array of shape (K,), only with_bias
+        The gradient with respect to the bias.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
+        As `conv2d` does.
+    """
+    dw_out, db_out = _outs(out, 2, "a pair (dw, db)") if _flag(with_bias, "with_bias") else (out, None)
+    made = _prepare_kernel_grad(
+        input, weight_size, grad_output, stride, padding, dilation, groups, output, mask, activation, with_bias, variant,
+        device, dw_out, db_out,
+    )()  # fmt: skip
+    return tuple(made) if with_bias else made[0]
+
+
+def _prepare_kernel_grad(
+    input: Any, weight_size: Any, grad_output: Any, stride: Any, padding: Any, dilation: Any, groups: Any, output: Any,
+    mask: Any, activation: str, with_bias: bool, variant: str, device: str | None, dw_out: Any, db_out: Any,
+) -> Callable[[], list[Any]]:  # fmt: skip
+    """Check all arguments; return what computes [dw] or [dw, db]."""
+    call = _Arguments(device, {"input": input, "grad_output": grad_output, "output": output, "mask": mask})
+    x_shape, w_shape = tuple(input.shape), _size(weight_size, "weight_size")
+    problem = _problem(
+        x_shape, "input", w_shape, "weight_size", stride, padding, dilation, groups, activation, call.dtype,
+        mask=mask is not None, bias=with_bias,
+    )  # fmt: skip
+    y_shape = _seen(problem.y_shape, x_shape)
+    call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
+    saved = _saved(call, problem, output, mask, y_shape)
+    results = {"dw": ("kernel gradient", w_shape, dw_out)}
+    if with_bias:
+        results["db"] = ("bias gradient", (problem.K,), db_out)
+    for _, shape, array in results.values():
+        if array is not None:
+            call.check_out("out", array, shape, problem.dtype)
+    chosen = choose("kernel_grad", variant, problem)
+    return functools.partial(call.run, chosen, problem, {"dy": grad_output, "saved": saved, "x": input}, results)
+
+
+def conv2d_backward(
+    grad_output: Any,
+    input: Any,
+    weight: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    output: Any = None,
+    mask: Any = None,
+    activation: str = "identity",
+    needs: Sequence[bool] = (True, True, True),
+    variant: str = "auto",
+    device: str | None = None,
+    out: Any = None,
+) -> tuple[Any, Any, Any]:
+    """Compute all gradients of a convolutional layer: of its input, its filters and its bias.
+
+    Parameters
+    ----------
+    grad_output : array, shape (N, K, P, Q), or without the axes that input lacks
+        Gradient with respect to the layer's output.
+    input : array, shape (N, C, H, W), (C, H, W) or (H, W)
+        The layer's input.
+    weight : array, shape (K, C/groups, R, S) or (R, S)
+        The filters.
+    stride, padding, dilation, groups, output, mask, activation, variant, device
+        As in `conv2d_input_grad`.
+    needs : (bool, bool, bool)
+        Which of (dx, dw, db) to compute; no work is done for the others.
+    out : (array or None, array or None, array or None), optional
+        Where to write dx, dw and db.
+
+    Returns
+    -------
+    dx, dw, db : arrays of the shapes of input, weight and (K,)
+        None where not needed.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
+        As `conv2d` does.
+    """
+    if not isinstance(needs, Sequence) or len(needs) != 3 or not all(isinstance(need, bool) for need in needs):
+        raise InvalidArgument(f"needs is {needs!r}; it should be three bools, for dx, dw and db")
+    dx_out, dw_out, db_out = _outs(out, 3, "three arrays or Nones, for dx, dw and db")
+    _Arguments(device, {"grad_output": grad_output, "input": input, "weight": weight, "output": output, "mask": mask})
+    geometry = (stride, padding, dilation, groups, output, mask, activation)
+    # Every argument of every pass is checked before the first one is launched.
+    passes = []
+    if needs[0]:
+        passes.append(
+            _prepare_input_grad(tuple(input.shape), weight, grad_output, *geometry, variant, device, dx_out)
+        )
+    if needs[1] or needs[2]:
+        passes.append(
+            _prepare_kernel_grad(
+                input, tuple(weight.shape), grad_output, *geometry, needs[2], variant, device, dw_out, db_out
+            )
+        )
+    made = [array for launch in passes for array in launch()]
+    dx = made.pop(0) if needs[0] else None
+    db = made.pop() if needs[2] else None
+    return dx, made[0] if needs[1] else None, db
+
+
+def _flag(value: object, argument: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidType(f"{argument} is {value!r}; it should be True or False")
+
+
+def _outs(out: Any, count: int, what: str) -> Sequence[Any]:
+    if out is None:
+        return (None,) * count
+    if isinstance(out, tuple | list) and len(out) == count:
+        return out
+    raise InvalidType(f"out is a {type(out).__name__}; it should be {what}")
+

@@ -1,0 +1,99 @@
+"""A plan: a variant made ready for one problem on one device; running it is all that is left."""
+
+from __future__ import annotations
+
+import functools
+import re
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from convbackprop.compiler import Source
+from convbackprop.devices import Device, Kernel
+from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
+from convbackprop.variants import Variant, source_root
+
+
+@functools.cache
+def shape_fields() -> tuple[str, ...]:
+    """Return the names of the fields of Conv2dShape, in their order, from conv2d.cuh, where they are declared."""
+    text = (source_root() / "conv2d.cuh").read_text(encoding="utf-8")
+    body = text[text.index("struct Conv2dShape {") : text.index("__device__")]
+    return tuple(name for line in re.findall(r"^\s*int ([^;]+);", body, re.MULTILINE) for name in line.split(", "))
+
+
+def pack_shape(problem: ConvProblem) -> bytes:
+    """Return the problem as the bytes of a Conv2dShape."""
+    fields = shape_fields()
+    return struct.pack(f"{len(fields)}i", *(getattr(problem, name) for name in fields))
+
+
+def constants_of(variant: Variant, problem: ConvProblem, tunables: str) -> dict[str, object]:
+    """Return what is known at compile time, by the name under which the .cu file knows it.
+
+    `tunables` says for which kind of device they are taken, "cpu" or "cuda".
+    """
+    return {
+        "SCALAR": problem.dtype,
+        "ACTIVATION": problem.activation.upper(),
+        "SAVED": "MaskByte" if problem.mask and variant.pass_name != "forward" else "Scalar",
+        **variant.constants(tunables),
+    }
+
+
+def _three(extents: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*extents, 1, 1)[:3]
+    return x, y, z
+
+
+class Plan:
+    """A variant made ready for one problem on one device.
+
+    Attributes
+    ----------
+    partial_bytes : int
+        Scratch memory that `run` wants as "partial".
+    """
+
+    def __init__(self, variant: Variant, problem: ConvProblem, device: Device, tunables: str) -> None:
+        constants = variant.constants(tunables)
+        source = Source.of(variant.path, constants_of(variant, problem, tunables))
+        shape = pack_shape(problem)
+        self.variant = variant
+        self.problem = problem
+        self.device = device
+        self.partial_bytes = variant.partial_sums(problem, constants) * DTYPES[ACCUMULATORS[problem.dtype]]
+        self.steps: list[tuple[tuple[str, ...], Kernel]] = []
+        for launch in variant.launches:
+            if launch.when(problem):
+                kernel = device.load(
+                    source,
+                    launch.entry,
+                    _three(launch.grid(problem, constants)),
+                    _three(launch.block(problem, constants)),
+                    launch.shared_bytes(problem, constants),
+                    len(launch.operands),
+                    shape,
+                    launch.integers(problem, constants),
+                )
+                self.steps.append((launch.operands, kernel))
+        # What a kernel may be given; the rest of what it names is null.
+        self.absent = {o.name: 0 for o in PASSES[variant.pass_name].operands if not o.present(problem)}
+
+    def run(self, pointers: Mapping[str, int], stream: Any = None) -> None:
+        """Launch, on arrays at these addresses by operand name; what the problem lacks may be left out."""
+        given = {**pointers, **self.absent}
+        for operands, kernel in self.steps:
+            kernel.launch([given[name] for name in operands], stream)
+
+
+@functools.lru_cache(maxsize=1024)
+def plan(variant: Variant, problem: ConvProblem, device: Device, tunables: str | None = None) -> Plan:
+    """Return the plan, compiled and loaded on first use.
+
+    Parameters
+    ----------
+    tunables : "cpu", "cuda" or None
+        Whose values the tunable constants take; None: the device's own kind.
+    """
+    return Plan(variant, problem, device, tunables or device.kind)

@@ -1,0 +1,437 @@
+"""The convolution problem: its sizes, its operands, and what each pass costs at least."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from convbackprop.errors import InvalidArgument, InvalidType
+
+#: Bytes of an element by dtype, and the dtype in which its sums are formed.
+DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+
+ACTIVATIONS = ("identity", "relu", "logistic", "tanh")
+_ACTIVATION_ALIASES = {"sigmoid": "logistic", "linear": "identity"}
+
+_INT_MAX = 2**31 - 1
+
+Pair = tuple[int, int]
+
+
+def known(value: object, names: Sequence[str], argument: str) -> str:
+    """Return `value` if it is one of `names`, else raise InvalidArgument with a list of them."""
+    if value in names:
+        return str(value)
+    raise InvalidArgument(f"{argument} is {value!r}; it should be one of {', '.join(names)}")
+
+
+def activation_name(value: object) -> str:
+    """Return the canonical name of an activation ("sigmoid" is "logistic")."""
+    return known(_ACTIVATION_ALIASES.get(str(value), value), ACTIVATIONS, "activation")
+
+
+def integer(value: object, argument: str, least: int) -> int:
+    """Return `value` as an int >= `least`; a bool or float is refused, whatever its value."""
+    # numpy.bool_ has no __index__, so operator.index refuses it; Python's bool has one.
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidType(f"{argument} is {value!r} ({type(value).__name__}); it should be an integer")
+    number = operator.index(value)
+    if number < least:
+        raise InvalidArgument(f"{argument} is {number}; it should be at least {least}")
+    if number > _INT_MAX:
+        raise InvalidArgument(f"{argument} is {number}; it should be below 2**31")
+    return number
+
+
+def pair(value: object, argument: str, least: int) -> Pair:
+    """Return an int or a pair (height, width) as a pair of ints, each >= `least`."""
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise InvalidArgument(
+                f"{argument} is {value!r}; it should be an integer or a pair (height, width), "
+                f"not a sequence of {len(value)}"
+            )
+        return (integer(value[0], argument, least), integer(value[1], argument, least))
+    number = integer(value, argument, least)
+    return (number, number)
+
+
+def sides(value: object, argument: str = "padding") -> tuple[Pair, Pair]:
+    """Return a padding as ((top, bottom), (left, right))."""
+    if isinstance(value, tuple | list) and any(isinstance(v, tuple | list) for v in value):
+        if len(value) != 2 or not all(isinstance(v, tuple | list) and len(v) == 2 for v in value):
+            raise InvalidArgument(
+                f"{argument} is {value!r}; it should be an integer, a pair (height, width), a pair of pairs "
+                "((top, bottom), (left, right)), 'same' or 'valid'"
+            )
+        return (pair(value[0], argument, 0), pair(value[1], argument, 0))
+    height, width = pair(value, argument, 0)
+    return ((height, height), (width, width))
+
+
+def resolve_padding(padding: object, filter_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+    """Return any accepted form of `padding` as ((top, bottom), (left, right)).
+
+    "same" keeps the size of the image: with an even filter the extra row and column come last, and a stride is
+    refused, both as in torch.nn.functional.conv2d.
+    """
+    if not isinstance(padding, str):
+        return sides(padding)
+    if known(padding, ("same", "valid"), "padding") == "valid":
+        return ((0, 0), (0, 0))
+    if stride != (1, 1):
+        raise InvalidArgument(f"padding is 'same' and stride is {stride}; 'same' needs stride 1")
+    (top, bottom), (left, right) = (
+        (total // 2, total - total // 2) for total in (d * (f - 1) for d, f in zip(dilation, filter_size, strict=True))
+    )
+    return ((top, bottom), (left, right))
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """One 2-D convolution: the sizes, what it is made of, and how it is stored.
+
+    Parameters
+    ----------
+    N, C, H, W : int
+        Images in the batch (0 is allowed), input channels, image height and width.
+    K, R, S : int
+        Output channels, filter height and width.
+    stride, dilation : (int, int)
+        Height, width.
+    padding : ((int, int), (int, int))
+        Rows and columns of zeros around the image: ((top, bottom), (left, right)).
+    groups : int
+        Divides C and K; each group of K/groups filters sees C/groups channels.
+    dtype : str
+        float32, float64, float16 or bfloat16.
+    activation : str
+        identity, relu, logistic or tanh.
+    bias : bool
+        The forward pass adds a bias; kernel_grad also returns its gradient.
+    mask : bool
+        The gradients read the ReLU's bit mask in place of the saved output.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType
+        One sentence that names the parameter, what it is, and what it should be.
+    """
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    stride: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    dtype: str = "float32"
+    activation: str = "identity"
+    bias: bool = False
+    mask: bool = False
+
+    def __post_init__(self) -> None:
+        integer(self.N, "N (images)", 0)
+        for name, what in (("C", "input channels"), ("H", "image height"), ("W", "image width"),
+                           ("K", "output channels"), ("R", "filter height"), ("S", "filter width")):  # fmt: skip
+            integer(getattr(self, name), f"{name} ({what})", 1)
+        for name in ("C", "K"):
+            if getattr(self, name) % self.groups:
+                what = "input" if name == "C" else "output"
+                raise InvalidArgument(
+                    f"groups is {self.groups}, which does not divide the {getattr(self, name)} {what} channels"
+                )
+        for axis, image, extent, (before, after) in (
+            ("high", self.H, self.filter_extent[0], self.padding[0]),
+            ("wide", self.W, self.filter_extent[1], self.padding[1]),
+        ):
+            padded = image + before + after
+            if extent > padded:
+                raise InvalidArgument(
+                    f"the filter is {extent} {axis} (dilation included), but the padded image only {padded}; "
+                    "pad more or use a smaller filter"
+                )
+            if padded > _INT_MAX:
+                raise InvalidArgument(f"the padded image is {padded} {axis}; it should be below 2**31")
+        if self.mask and self.activation != "relu":
+            raise InvalidArgument(f"mask needs activation 'relu', not {self.activation!r}: only a ReLU saves a bit mask")
+
+    # -- sizes -------------------------------------------------------------------------------------------------
+    @property
+    def filter_extent(self) -> Pair:
+        """Height and width of the filter with its dilation."""
+        return (self.dilation[0] * (self.R - 1) + 1, self.dilation[1] * (self.S - 1) + 1)
+
+    @property
+    def P(self) -> int:
+        """Output height."""
+        return (self.H + sum(self.padding[0]) - self.filter_extent[0]) // self.stride[0] + 1
+
+    @property
+    def Q(self) -> int:
+        """Output width."""
+        return (self.W + sum(self.padding[1]) - self.filter_extent[1]) // self.stride[1] + 1
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the input and of its gradient."""
+        return (self.N, self.C, self.H, self.W)
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the filter and of its gradient."""
+        return (self.K, self.C // self.groups, self.R, self.S)
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the output and of its gradient."""
+        return (self.N, self.K, self.P, self.Q)
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the ReLU's bit mask, in bytes: numpy.packbits(y > 0, axis=-1, bitorder="little")."""
+        return (self.N, self.K, self.P, -(-self.Q // 8))
+
+    # -- the names under which the kernels know stride, padding and dilation (Conv2dShape in conv2d.cuh) -----------
+    @property
+    def stride_h(self) -> int:  # noqa: D102
+        return self.stride[0]
+
+    @property
+    def stride_w(self) -> int:  # noqa: D102
+        return self.stride[1]
+
+    @property
+    def pad_top(self) -> int:  # noqa: D102
+        return self.padding[0][0]
+
+    @property
+    def pad_left(self) -> int:  # noqa: D102
+        return self.padding[1][0]
+
+    @property
+    def dilation_h(self) -> int:  # noqa: D102
+        return self.dilation[0]
+
+    @property
+    def dilation_w(self) -> int:  # noqa: D102
+        return self.dilation[1]
+
+    # -- costs -------------------------------------------------------------------------------------------------
+    @property
+    def saved(self) -> str | None:
+        """What the gradients need to form phi': "output", "mask", or None."""
+        if self.activation == "identity":
+            return None
+        return "mask" if self.mask else "output"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one pass: a multiplication and an addition a tap, padding counted."""
+        return 2 * math.prod(self.y_shape) * math.prod(self.w_shape[1:])
+
+    def bytes_of(self, *shapes: Sequence[int]) -> int:
+        """Bytes of arrays of these shapes in the problem's dtype."""
+        return DTYPES[self.dtype] * sum(math.prod(shape) for shape in shapes)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that a gradient reads to form phi'."""
+        if self.saved == "mask":
+            return math.prod(self.mask_shape)
+        return self.bytes_of(self.y_shape) if self.saved else 0
+
+    def with_(self, **changes: Any) -> ConvProblem:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    # -- text --------------------------------------------------------------------------------------------------
+    def __str__(self) -> str:
+        """Return the problem as `ConvProblem.parse` reads it, leaving out what has its default value."""
+        parts = [",".join(str(getattr(self, name)) for name in _SIZES)]
+        for field in fields(self)[len(_SIZES) :]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                parts.append(f"{field.name}={_spell(value)}")
+        return ",".join(parts)
+
+    @classmethod
+    def parse(cls, text: str, **defaults: Any) -> ConvProblem:
+        """Read a problem as it is written on the command line.
+
+        Parameters
+        ----------
+        text : str
+            "N,C,H,W,K,R,S" and then any of "stride=2", "stride=2x1", "padding=1", "padding=1x2",
+            "padding=0:1x2:3" (top:bottom x left:right), "padding=same", "dilation=2", "groups=4",
+            "dtype=float16", "activation=relu", "bias=1", "mask=1".
+        **defaults
+            Values of options that the text leaves out.
+
+        Raises
+        ------
+        InvalidArgument
+            The text is none of this; the message says which part.
+        """
+        words = [word.strip() for word in text.split(",")]
+        sizes, options = words[: len(_SIZES)], words[len(_SIZES) :]
+        if len(sizes) < len(_SIZES) or not all(re.fullmatch(r"\d+", size) for size in sizes):
+            raise InvalidArgument(
+                f"problem is {text!r}; it should begin with seven integers N,C,H,W,K,R,S, such as 1,1,512,512,1,3,3"
+            )
+        values: dict[str, Any] = dict(zip(_SIZES, map(int, sizes), strict=True))
+        given: dict[str, Any] = dict(defaults)
+        for option in options:
+            name, equals, value = option.partition("=")
+            if not equals or name not in _OPTIONS:
+                raise InvalidArgument(
+                    f"problem option is {option!r}; it should be NAME=VALUE with one of {', '.join(_OPTIONS)}"
+                )
+            given[name] = _OPTIONS[name](value, name)
+        stride = pair(given.pop("stride", 1), "stride", 1)
+        dilation = pair(given.pop("dilation", 1), "dilation", 1)
+        padding = resolve_padding(given.pop("padding", 0), (values["R"], values["S"]), stride, dilation)
+        integer(given.get("groups", 1), "groups", 1)
+        return cls(**values, stride=stride, padding=padding, dilation=dilation, **given)
+
+
+_SIZES = ("N", "C", "H", "W", "K", "R", "S")
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, tuple):
+        if value[0] == value[1] and (not isinstance(value[0], tuple) or value[0][0] == value[0][1]):
+            return _spell(value[0][0] if isinstance(value[0], tuple) else value[0])
+        return "x".join(":".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _read_integer(text: str, name: str) -> int:
+    if not re.fullmatch(r"-?\d+", text):
+        raise InvalidArgument(f"{name} is {text!r}; it should be an integer")
+    return int(text)
+
+
+def _read_pair(text: str, name: str) -> object:
+    numbers = [_read_integer(part, name) for part in text.split("x")]
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def _read_padding(text: str, name: str) -> object:
+    if ":" in text:
+        return tuple(tuple(_read_integer(part, name) for part in side.split(":")) for side in text.split("x"))
+    return text if text in ("same", "valid") else _read_pair(text, name)
+
+
+def _read_flag(text: str, name: str) -> bool:
+    return known(text, ("0", "1"), name) == "1"
+
+
+_OPTIONS: dict[str, Callable[[str, str], Any]] = {
+    "stride": _read_pair,
+    "padding": _read_padding,
+    "dilation": _read_pair,
+    "groups": _read_integer,
+    "dtype": lambda text, name: known(text, tuple(DTYPES), name),
+    "activation": lambda text, name: activation_name(text),
+    "bias": _read_flag,
+    "mask": _read_flag,
+}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An array that a pass reads or writes; where it is not `present`, the kernels get a null pointer."""
+
+    name: str
+    shape: Callable[[ConvProblem], tuple[int, ...]]
+    written: bool = False
+    present: Callable[[ConvProblem], bool] = lambda p: True
+    dtype: Callable[[ConvProblem], str] = lambda p: p.dtype
+
+
+_X = Operand("x", lambda p: p.x_shape)
+_W = Operand("w", lambda p: p.w_shape)
+_B = Operand("b", lambda p: (p.K,), present=lambda p: p.bias)
+_DY = Operand("dy", lambda p: p.y_shape)
+_SAVED = Operand(
+    "saved",
+    lambda p: p.mask_shape if p.mask else p.y_shape,
+    present=lambda p: p.saved is not None,
+    dtype=lambda p: "uint8" if p.mask else p.dtype,
+)
+_Y = Operand("y", lambda p: p.y_shape, written=True)
+_DX = Operand("dx", lambda p: p.x_shape, written=True)
+_DW = Operand("dw", lambda p: p.w_shape, written=True)
+_DB = Operand("db", lambda p: (p.K,), written=True, present=lambda p: p.bias)
+_MASK = Operand("mask", lambda p: p.mask_shape, written=True, present=lambda p: p.mask, dtype=lambda p: "uint8")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One of the computations that a variant can be of.
+
+    Attributes
+    ----------
+    name : str
+        forward, input_grad or kernel_grad.
+    gloss : str
+        The same in the words of other libraries.
+    operands : tuple of Operand
+        In the order of the kernels' parameters.
+    reduction_length : callable
+        How many products are added up for one element of the result.
+    least_bytes : callable
+        Bytes that any implementation moves: each operand read or written once.
+    """
+
+    name: str
+    gloss: str
+    operands: tuple[Operand, ...]
+    reduction_length: Callable[[ConvProblem], int]
+    least_bytes: Callable[[ConvProblem], int]
+
+    def present(self, problem: ConvProblem) -> tuple[Operand, ...]:
+        """Return the operands that this problem has."""
+        return tuple(operand for operand in self.operands if operand.present(problem))
+
+
+PASSES = {
+    entry.name: entry
+    for entry in (
+        Pass(
+            "forward",
+            "fprop",
+            (_X, _W, _B, _Y, _MASK),
+            reduction_length=lambda p: math.prod(p.w_shape[1:]),
+            least_bytes=lambda p: (
+                p.bytes_of(p.x_shape, p.w_shape, p.y_shape, (p.K * p.bias,)) + math.prod(p.mask_shape) * p.mask
+            ),
+        ),
+        Pass(
+            "input_grad",
+            "dgrad",
+            (_DY, _SAVED, _W, _DX),
+            reduction_length=lambda p: p.K // p.groups * p.R * p.S,
+            least_bytes=lambda p: p.bytes_of(p.y_shape, p.w_shape, p.x_shape) + p.saved_bytes,
+        ),
+        Pass(
+            "kernel_grad",
+            "wgrad",
+            (_DY, _SAVED, _X, _DW, _DB),
+            reduction_length=lambda p: p.N * p.P * p.Q,
+            least_bytes=lambda p: (
+                p.bytes_of(p.y_shape, p.x_shape, p.w_shape, (p.K * p.bias,)) + p.saved_bytes
+            ),
+        ),
+    )
+}

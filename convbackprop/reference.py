@@ -1,0 +1,231 @@
+"""The answer to a problem in more precision than the kernels have, and how far a kernel may be from it.
+
+A direct sum over filter taps in numpy: float64, or long double for float64 problems. It shares no code with the kernels.
+The error bound is derived, not tuned: see `error_bound`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
+
+Array = Any  # numpy.ndarray; its dtype is the point here, and numpy's types do not carry it well
+
+#: Significant bits of each dtype and the exponent of its smallest subnormal number.
+_BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}
+_SMALLEST = {"float32": -149, "float64": -1074, "float16": -24, "bfloat16": -133}
+_LARGEST = {"float32": 128, "float64": 1024, "float16": 16, "bfloat16": 128}
+
+#: Round-offs of the accumulator that evaluating the activation may cost, relative to its value. logistic: exp within 2
+#: units in the last place (4), 1 + e (1), the division (1). tanh: 2 units in the last place. CUDA C++ Programming
+#: Guide, "Mathematical Functions", gives exp 1 to 2 and tanh 1 to 2; glibc's are below 2.
+_ACTIVATION_ROUND_OFFS = {"identity": 0, "relu": 0, "logistic": 6, "tanh": 4}
+
+#: How much an activation can enlarge an error of its argument: the largest slope.
+_ACTIVATION_SLOPE = {"identity": 1.0, "relu": 1.0, "logistic": 0.25, "tanh": 1.0}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the numpy dtype of a name; bfloat16 is ml_dtypes'."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def round_off(dtype: str) -> float:
+    """Return the unit round-off of a dtype, half the distance from 1 to the next number."""
+    return 2.0 ** -_BITS[dtype]
+
+
+def exact_dtype(problem: ConvProblem) -> Any:
+    """Return the type in which the reference computes."""
+    return np.longdouble if problem.dtype == "float64" else np.float64
+
+
+# -- the activation --------------------------------------------------------------------------------------------------
+def activate(name: str, s: Array) -> Array:
+    """Return phi(s)."""
+    if name == "relu":
+        return np.where(s <= 0, 0, s)
+    if name == "logistic":
+        with np.errstate(over="ignore"):
+            return 1 / (1 + np.exp(-s))
+    return np.tanh(s) if name == "tanh" else s
+
+
+def pre_activation_grad(problem: ConvProblem, dy: Array, saved: Array | None) -> Array:
+    """Return g = dy * phi'(s) with phi' from the saved output y (or, for a mask, from its bits)."""
+    kind = exact_dtype(problem)
+    grad = dy.astype(kind)
+    if problem.saved is None or saved is None:
+        return grad
+    if problem.saved == "mask":
+        is_open = np.unpackbits(saved, axis=-1, bitorder="little", count=problem.Q).astype(bool)
+        return np.where(is_open, grad, 0)
+    y = saved.astype(kind)
+    if problem.activation == "relu":
+        return np.where(y <= 0, 0, grad)
+    return grad * (y * (1 - y) if problem.activation == "logistic" else (1 - y) * (1 + y))  # 1 - y*y would cancel
+
+
+# -- the three sums, over filter taps --------------------------------------------------------------------------------
+def _tap_window(problem: ConvProblem, r: int, s: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the padded image that tap (r, s) reads."""
+    (dh, dw), (sh, sw) = problem.dilation, problem.stride
+    return (
+        slice(r * dh, r * dh + (problem.P - 1) * sh + 1, sh),
+        slice(s * dw, s * dw + (problem.Q - 1) * sw + 1, sw),
+    )
+
+
+def _padded(problem: ConvProblem, x: Array) -> Array:
+    """Return the image with its padding, as (N, groups, C/groups, height, width)."""
+    p = problem
+    x = np.pad(x.astype(exact_dtype(p)), ((0, 0), (0, 0), *p.padding))
+    return x.reshape(p.N, p.groups, p.C // p.groups, *x.shape[2:])
+
+
+def _by_group(problem: ConvProblem, g: Array) -> Array:
+    """Return an output-shaped array as (N, groups, K/groups, P*Q)."""
+    return g.reshape(problem.N, problem.groups, problem.K // problem.groups, problem.P * problem.Q)
+
+
+def _filters(problem: ConvProblem, w: Array) -> Array:
+    """Return the filters as (groups, K/groups, C/groups, R, S)."""
+    p = problem
+    return w.astype(exact_dtype(p)).reshape(p.groups, p.K // p.groups, p.C // p.groups, p.R, p.S)
+
+
+def correlate(problem: ConvProblem, x: Array, w: Array) -> Array:
+    """Return sum_{c,r,s} x w, shape (N, K, P, Q): the forward pass without bias and activation."""
+    image, filters = _padded(problem, x), _filters(problem, w)
+    total = np.zeros((problem.N, problem.groups, problem.K // problem.groups, problem.P * problem.Q), image.dtype)
+    for r in range(problem.R):
+        for s in range(problem.S):
+            window = image[(..., *_tap_window(problem, r, s))]
+            total += filters[..., r, s] @ window.reshape(*window.shape[:3], -1)
+    return total.reshape(problem.y_shape)
+
+
+def correlate_back(problem: ConvProblem, g: Array, w: Array) -> Array:
+    """Return sum_{k,r,s} g w, shape (N, C, H, W): each output spread over the inputs that it read."""
+    filters, grad = _filters(problem, w), _by_group(problem, g)
+    (top, bottom), (left, right) = problem.padding
+    total = np.zeros(
+        (*grad.shape[:2], problem.C // problem.groups, problem.H + top + bottom, problem.W + left + right), grad.dtype
+    )
+    for r in range(problem.R):
+        for s in range(problem.S):
+            spread = filters[..., r, s].swapaxes(-1, -2) @ grad
+            window = (..., *_tap_window(problem, r, s))
+            total[window] += spread.reshape(*spread.shape[:3], problem.P, problem.Q)
+    inside = total[..., top : top + problem.H, left : left + problem.W]
+    return inside.reshape(problem.x_shape)
+
+
+def correlate_images(problem: ConvProblem, x: Array, g: Array) -> Array:
+    """Return sum_{n,p,q} g x, shape (K, C/groups, R, S)."""
+    image, grad = _padded(problem, x), _by_group(problem, g)
+    total = np.zeros(
+        (problem.groups, problem.K // problem.groups, problem.C // problem.groups, problem.R, problem.S), image.dtype
+    )
+    for r in range(problem.R):
+        for s in range(problem.S):
+            window = image[(..., *_tap_window(problem, r, s))]
+            total[..., r, s] = (grad @ window.reshape(*window.shape[:3], -1).swapaxes(-1, -2)).sum(axis=0)
+    return total.reshape(problem.w_shape)
+
+
+# -- answer and bound ------------------------------------------------------------------------------------------------
+def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    """Return for each floating-point result its exact value and the sum of the magnitudes of its terms.
+
+    Parameters
+    ----------
+    pass_name : str
+        forward, input_grad or kernel_grad.
+    problem : ConvProblem
+        The sizes.
+    given : mapping of str to numpy.ndarray
+        The pass's inputs by operand name: x, w, b or dy, saved, and w or x.
+
+    Returns
+    -------
+    dict of str to (numpy.ndarray, numpy.ndarray)
+        By operand name: y, or dx, or dw and (with a bias) db. For y the magnitudes are those before the activation.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        if pass_name == "forward":
+            total = correlate(problem, given["x"], given["w"])
+            size = correlate(problem, abs(given["x"]), abs(given["w"]))
+            if problem.bias:
+                bias = given["b"].astype(total.dtype).reshape(-1, 1, 1)
+                total, size = total + bias, size + abs(bias)
+            return {"y": (activate(problem.activation, total), size)}
+        g = pre_activation_grad(problem, given["dy"], given.get("saved"))
+        if pass_name == "input_grad":
+            w = given["w"]
+            return {"dx": (correlate_back(problem, g, w), correlate_back(problem, abs(g), abs(w)))}
+        x = given["x"]
+        results = {"dw": (correlate_images(problem, x, g), correlate_images(problem, abs(x), abs(g)))}
+        if problem.bias:
+            results["db"] = (g.sum(axis=(0, 2, 3)), abs(g).sum(axis=(0, 2, 3)))
+        return results
+
+
+def error_bound(pass_name: str, problem: ConvProblem, value: Array, magnitude: Array) -> Array:
+    """Return how far a correct kernel's result may be from the exact value, element by element.
+
+    With n products in a sum, u the accumulator's unit round-off and gamma(n) = n u / (1 - n u), the classical bound for
+    any order of summation is gamma(n + 2) * sum|a||b| (N. J. Higham, "Accuracy and Stability of Numerical Algorithms",
+    2002, sections 3.1 and 4.2; the 2 more are for forming g or adding the bias). Round-offs of long sums mostly cancel,
+    so it is capped at 8 sqrt(n + 2) u sum|a||b|: a kernel that keeps one running sum of all pixels exceeds that. On top
+    come evaluating the activation, rounding to the stored type, and one subnormal number.
+
+    Parameters
+    ----------
+    pass_name : str
+        forward, input_grad or kernel_grad.
+    problem : ConvProblem
+        The sizes.
+    value, magnitude : numpy.ndarray
+        From `answer`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of value.
+    """
+    n = PASSES[pass_name].reduction_length(problem)
+    u = round_off(ACCUMULATORS[problem.dtype])
+    factor = 8 * math.sqrt(n + 2) * u
+    if (n + 2) * u < 1:
+        factor = min(factor, (n + 2) * u / (1 - (n + 2) * u))
+    relative = round_off(problem.dtype)
+    if pass_name == "forward":
+        factor *= _ACTIVATION_SLOPE[problem.activation]
+        relative += _ACTIVATION_ROUND_OFFS[problem.activation] * u
+    with np.errstate(invalid="ignore"):
+        return factor * magnitude + relative * abs(value) + np.ldexp(magnitude.dtype.type(1), _SMALLEST[problem.dtype])
+
+
+def error_share(got: Array, value: Array, bound: Array, dtype: str) -> Array:
+    """Return |got - value| / bound, element by element; at most 1 is right.
+
+    A NaN is infinitely wrong unless the exact value is NaN; so is an infinity, unless the exact value is the same or is
+    too large for the dtype.
+    """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        wide = got.astype(value.dtype)
+        share = abs(wide - value) / bound
+        largest = np.ldexp(value.dtype.type(1), _LARGEST[dtype]) * (1 - round_off(dtype) / 2)
+        same = (wide == value) | (np.isnan(wide) & np.isnan(value))
+        overflow = np.isinf(wide) & (np.sign(wide) == np.sign(value)) & (abs(value) + bound >= largest)
+        return np.where(same | overflow, 0, np.where(np.isnan(share), np.inf, share)).astype(np.float64)

@@ -1,0 +1,156 @@
+"""Build PyCUDA's wheel for the interpreter that runs this, with or without an NVIDIA driver on the machine.
+
+PyCUDA is published as source only, and `pip install pycuda` fails where it guesses the CUDA toolkit's place wrongly or
+where curand.h or libcuda.so is missing. The wheel that this builds needs a driver only when it is used.
+
+build_pycuda.py            build/wheels gets the wheel and those of what PyCUDA needs at run time; for a machine
+                           without a network: pip install --no-index --find-links build/wheels pycuda
+build_pycuda.py --install  install it in this interpreter's environment too
+
+A wheel that is there is used again. It takes some two minutes on two cores.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WHEELS = ROOT / "build" / "wheels"
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def pinned(name: str) -> str:
+    """Return "name==version" as constraints.txt has it."""
+    found = re.search(rf"^{re.escape(name)}==[^;\s]+", CONSTRAINTS.read_text(), flags=re.MULTILINE)
+    if not found:
+        sys.exit(f"{CONSTRAINTS.name} does not pin {name}")
+    return found.group()
+
+
+def pip(*arguments: str, may_fail: bool = False, **environment: str) -> bool:
+    """Run this interpreter's pip under the pins; say whether it succeeded, or end with its exit status."""
+    pins = {"PIP_CONSTRAINT": CONSTRAINTS.as_uri(), "PIP_BUILD_CONSTRAINT": CONSTRAINTS.as_uri()}
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    errors = subprocess.DEVNULL if may_fail else None
+    status = subprocess.run(command, env={**os.environ, **pins, **environment}, stderr=errors).returncode
+    if status and not may_fail:
+        sys.exit(status)
+    return status == 0
+
+
+def toolkit(scratch: Path) -> Path:
+    """Return the root of a CUDA toolkit: this machine's, else one made of the headers' wheel.
+
+    The machine's own comes first because its headers choose the versions of the driver's entry points: a wheel built
+    with newer ones than the driver knows cannot be loaded.
+    """
+    candidates = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if nvcc := shutil.which("nvcc"):
+        # nvcc may be a script that calls the real one elsewhere, so ask it where it lives.
+        dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+        candidates += [f"{here}/.." for here in re.findall(r"^#\$ _HERE_=(.+)$", dry.stderr, flags=re.MULTILINE)]
+    candidates += ["/usr/local/cuda"]
+    candidates += [str(found) for folder in sys.path for found in Path(folder).glob("nvidia/cu*")]
+    for candidate in candidates:
+        if Path(candidate, "include", "cuda.h").is_file():
+            return Path(candidate).resolve()
+    print("PyCUDA: no CUDA toolkit on this machine; fetching its headers.", flush=True)
+    pip("install", "-qq", "--no-deps", "--target", str(scratch / "headers"), pinned("nvidia-cuda-runtime"))
+    return next((scratch / "headers").glob("nvidia/cu*"))
+
+
+def build(scratch: Path) -> None:
+    """Build the wheel into WHEELS."""
+    root = toolkit(scratch)
+    print(f"PyCUDA: building with the headers of {root} (some two minutes).", flush=True)
+
+    # Linked instead of the driver's libcuda.so, which a machine without a driver lacks: all that the wheel takes from
+    # it is the name libcuda.so.1.
+    stubs = scratch / "stubs"
+    stubs.mkdir()
+    stub = ["-shared", "-fPIC", "-xc", "-", "-Wl,-soname,libcuda.so.1", "-o", str(stubs / "libcuda.so")]
+    subprocess.run([os.environ.get("CC", "gcc"), *stub], input="int unused;", text=True, check=True)
+
+    # PyCUDA's setup.py takes its settings from this file in the home directory, so it gets a home of its own.
+    home = scratch / "home"
+    home.mkdir()
+    settings = {
+        "CUDA_ROOT": str(root),
+        "CUDA_ENABLE_CURAND": False,  # curand.h is not part of every toolkit
+        "CUDADRV_LIB_DIR": [str(stubs)],
+    }
+    (home / ".aksetup-defaults.py").write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
+    environment = {
+        "HOME": str(home),
+        "CFLAGS": "-g0",
+        # No symbol of the stub is used, so a linker told --as-needed (Debian's) would drop libcuda.so.1 from the wheel's
+        # needs, and its symbols would be undefined on a GPU machine. PyCUDA's own LDFLAGS setting splits at commas.
+        "LDFLAGS": "-Wl,--no-as-needed -s",
+    }
+    # pip's own settings are found by the home directory too.
+    for config in (Path.home() / ".config/pip/pip.conf", Path.home() / ".pip/pip.conf"):
+        if config.is_file():
+            environment.setdefault("PIP_CONFIG_FILE", os.environ.get("PIP_CONFIG_FILE", str(config)))
+
+    finished = scratch / "wheel"
+    pip("wheel", "-qq", "--no-deps", "--no-cache-dir", "-w", str(finished), pinned("pycuda"), **environment)
+    (wheel,) = finished.glob("pycuda-*.whl")
+
+    # The one thing that goes wrong without a word.
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(scratch / "unpacked")], check=True)
+    (extension,) = (scratch / "unpacked").rglob("_driver*.so")
+    if b"libcuda.so.1" not in extension.read_bytes():
+        sys.exit("the wheel was built, but does not ask for libcuda.so.1")
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    shutil.move(wheel, WHEELS / wheel.name)
+
+
+def report() -> None:
+    """Say what of PyCUDA works here."""
+    code = (
+        "import pycuda; print(f'PyCUDA: import pycuda works ({pycuda.VERSION_TEXT}).')\n"
+        "try:\n"
+        "    import pycuda.driver as driver\n"
+        "    driver.init()\n"
+        "    print(f'PyCUDA: the driver is there, with {driver.Device.count()} device(s).')\n"
+        "except Exception as error:\n"
+        "    print(f'PyCUDA: pycuda.driver cannot be used on this machine: {error}.')\n"
+    )
+    sys.exit(subprocess.run([sys.executable, "-c", code]).returncode)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--install", action="store_true")
+    options = parser.parse_args()
+
+    tag = "cp{}{}".format(*sys.version_info)
+    pattern = f"{pinned('pycuda').replace('==', '-')}-{tag}-*.whl"
+    if not list(WHEELS.glob(pattern)):
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as scratch:
+            build(Path(scratch))
+        print(f"PyCUDA: built in {time.monotonic() - start:.0f} s.", flush=True)
+    (wheel,) = WHEELS.glob(pattern)
+    print(f"PyCUDA: {wheel.relative_to(ROOT)}", flush=True)
+
+    links = ["-qq", "--find-links", WHEELS.as_uri(), "--only-binary", ":all:"]
+    download = ["download", *links, "-d", str(WHEELS), pinned("pycuda")]
+    if not pip(*download, "--no-index", may_fail=True):  # no network is needed once all is there
+        pip(*download)
+    if options.install:
+        pip("install", *links, "--no-index", pinned("pycuda"))
+        report()
+    else:
+        print("PyCUDA: elsewhere, pip install --no-index --find-links build/wheels pycuda", flush=True)
+
+
+if __name__ == "__main__":
+    main()
