@@ -6,7 +6,7 @@ Each library is one class that answers the same few questions; none is imported 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import math
 import sys
 from collections.abc import Iterator
@@ -21,6 +21,10 @@ from convbackprop.problem import DTYPES
 _SMALL = 2**26
 
 
+#: numpy takes longer to name a dtype than to make an array of it.
+_dtype_name = functools.cache(lambda dtype: str(dtype.name))
+
+
 class NumpyArrays:
     """numpy.ndarray, in host memory."""
 
@@ -32,7 +36,7 @@ class NumpyArrays:
 
     def dtype(self, array: Any) -> str:
         """Return the name of the dtype; bfloat16 is ml_dtypes'."""
-        return str(array.dtype.name)
+        return _dtype_name(array.dtype)
 
     def refusal(self, array: Any) -> str | None:
         """Return why an array cannot be used ("requires grad: ..."), or None."""
@@ -297,11 +301,6 @@ def overlap(library: NumpyArrays, a: Any, b: Any) -> bool:
         return bool(np.shares_memory(first, second, max_work=10_000))
     except np.exceptions.TooHardError:
         return True
-
-
-def host_bytes(address: int, size: int) -> Any:
-    """Return host memory as a buffer."""
-    return (ctypes.c_char * size).from_address(address)
 
 
 def check_dtype(library: NumpyArrays, array: Any, argument: str) -> str:

@@ -43,12 +43,22 @@ def fill(shape: tuple[int, ...], dtype: str, data: str, rng: np.random.Generator
     return values.astype(reference.numpy_dtype(dtype))
 
 
-def inputs(pass_name: str, problem: ConvProblem, data: str = "normal", seed: int = 0) -> dict[str, Array]:
-    """Return the input arrays of a pass by operand name; `saved` is what the reference's forward pass would save."""
+def inputs(
+    pass_name: str,
+    problem: ConvProblem,
+    data: str = "normal",
+    seed: int = 0,
+    own: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """Return the input arrays of a pass by operand name; `saved` is what the reference's forward pass would save.
+
+    Arrays in `own` take the place of test data.
+    """
     rng = np.random.default_rng(seed)
     made = {name: fill(shape, problem.dtype, data, rng) for name, shape in
             (("x", problem.x_shape), ("w", problem.w_shape), ("b", (problem.K,)), ("dy", problem.y_shape))}  # fmt: skip
-    if pass_name != "forward" and problem.saved:
+    made |= own or {}
+    if pass_name != "forward" and problem.saved and "saved" not in made:
         y = reference.answer("forward", problem, made)["y"][0].astype(reference.numpy_dtype(problem.dtype))
         made["saved"] = np.packbits(~(y <= 0), axis=-1, bitorder="little") if problem.mask else y
     present = {o.name for o in PASSES[pass_name].present(problem) if not o.written}
@@ -134,6 +144,7 @@ def check(
     seed: int = 0,
     tunables: str | None = None,
     given: Mapping[str, Array] | None = None,
+    expected: Mapping[str, tuple[Array, Array]] | None = None,
 ) -> Outcome:
     """Hold every element that a variant computes against the reference.
 
@@ -153,6 +164,8 @@ def check(
         Whose values the tunable constants take; None: the device's own.
     given : mapping of str to numpy.ndarray, optional
         The inputs, in place of test data.
+    expected : mapping, optional
+        `reference.answer` for these inputs, where it is known already.
 
     Returns
     -------
@@ -170,7 +183,8 @@ def check(
         if not block.intact():
             outcome.faults.append(f"memory next to {name} was written")
     exact = data == "integers" and problem.activation in ("identity", "relu")
-    for name, (value, magnitude) in reference.answer(pass_name, problem, given).items():
+    expected = reference.answer(pass_name, problem, given) if expected is None else expected
+    for name, (value, magnitude) in expected.items():
         got = blocks[name].array
         bound = reference.error_bound(pass_name, problem, value, magnitude)
         shares = reference.error_share(got, value, bound, problem.dtype)

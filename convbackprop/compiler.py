@@ -28,10 +28,12 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 SHARED_BYTES = 227 * 1024
 
 _CPU_FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-g1", "-gdwarf-4", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function",
-    "-fno-math-errno", "-fno-strict-aliasing", "-ffp-contract=fast",
-    # A shared array inside a template must not be merged across modules, and extern ones need no initialiser.
-    "-fno-gnu-unique", "-fno-extern-tls-init",
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-g1", "-fno-math-errno", "-fno-strict-aliasing",
+    "-ffp-contract=fast", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-ignored-qualifiers",
+    # A shared array inside a template must not be merged with its namesake in another module.
+    "-fno-gnu-unique",
+    # A CUDA thread's stack is small here, as it is on a GPU: see block_runner.cpp.
+    "-Werror=frame-larger-than=49152",
 )  # fmt: skip
 _NVCC_FLAGS = ("-std=c++17", "-lineinfo", "-Xptxas=-v")
 
@@ -82,19 +84,19 @@ def text_with_includes(path: Path) -> dict[str, str]:
 
 # -- finding the compilers -------------------------------------------------------------------------------------------
 def find_cxx() -> Path:
-    """Return the C++ compiler: CONVBACKPROP_CXX, CXX, g++ or clang++.
+    """Return the C++ compiler: CONVBACKPROP_CXX, else g++.
 
     Raises
     ------
     CompilerNotFound
         There is none; the message says what to install.
     """
-    for name in (os.environ.get("CONVBACKPROP_CXX"), os.environ.get("CXX"), "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return Path(found)
+    name = os.environ.get("CONVBACKPROP_CXX") or "g++"
+    if found := shutil.which(name):
+        return Path(found)
     raise CompilerNotFound(
-        "no C++ compiler was found for the cpu device; install g++ (Debian: apt install g++) or name one in "
-        "CONVBACKPROP_CXX"
+        f"the C++ compiler {name} was not found for the cpu device; install g++ 12 or later (Debian: apt install g++) "
+        "or name it in CONVBACKPROP_CXX"
     )
 
 
@@ -202,7 +204,7 @@ def cpu_runtime(flags: tuple[str, ...] = ()) -> Path:
     compiler = find_cxx()
     sources = sorted(RUNTIME.glob("*.cpp"))
     texts = {file.name: file.read_text() for file in sorted(RUNTIME.rglob("*.[ch]*")) if file.suffix in (".h", ".cpp")}
-    options = ["-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", *flags]
+    options = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread", "-Wall", *flags]
     name = cache.digest(convbackprop.__version__, compiler_version(compiler), options, texts, cpu_features())
 
     def build(path: Path) -> dict[str, str]:
@@ -252,14 +254,10 @@ def shared_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
         objects = [str(compiled)]
         if any(re.search(r"extern\s+__shared__", text) for text in texts.values()):
             objects.append(str(_dynamic_shared_memory(compiler, compiled)))
-        _run([str(compiler), "-shared", *objects, "-o", str(path)])
+        _run([str(compiler), "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(path)])
         return {"source": str(source.path)}
 
     return cache.entry(name, ".so", build)[0]
-
-
-#: The names that the runtime itself exports as thread-local variables.
-_BUILT_IN = re.compile(r"convbackprop_|(thread|block)Idx$|(block|grid)Dim$")
 
 
 def _dynamic_shared_memory(compiler: Path, compiled: Path) -> Path:
@@ -269,16 +267,16 @@ def _dynamic_shared_memory(compiler: Path, compiled: Path) -> Path:
     """
     symbols = _run(["readelf", "--symbols", "--wide", str(compiled)]).splitlines()
     undefined = [line.split()[-1] for line in symbols if " TLS " in line and " UND " in line]
-    names = [name for name in undefined if not _BUILT_IN.match(name)]
-    source = compiled.with_name("dynamic_shared_memory.cpp")
     aliases = "".join(
-        f'extern __thread unsigned char {name}[{SHARED_BYTES}] __attribute__((alias("dynamic_shared_memory")));\n'
-        for name in names
+        f"extern __thread unsigned char {name}[{SHARED_BYTES}] "
+        '__attribute__((alias("memory"), visibility("hidden")));\n'
+        for name in undefined
+        if not name.startswith("convbackprop_")  # the runtime's own
     )
+    source = compiled.with_name("dynamic_shared_memory.c")
     source.write_text(
-        f'extern "C" {{\n__attribute__((aligned(1024))) __thread unsigned char dynamic_shared_memory[{SHARED_BYTES}];\n'
-        f"{aliases}}}\n"
+        f"static __thread unsigned char memory[{SHARED_BYTES}] __attribute__((aligned(1024)));\n{aliases}"
     )
     made = source.with_suffix(".o")
-    _run([str(compiler), "-std=c++17", "-fPIC", "-c", str(source), "-o", str(made)])
+    _run([str(compiler), "-x", "c", "-fPIC", "-c", str(source), "-o", str(made)])
     return made

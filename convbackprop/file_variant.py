@@ -143,11 +143,18 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
             f"{path} does not say how it is launched; add a line such as "
             f"'//@ launch {entries[0]}({', '.join(o.name for o in PASSES[pass_name].operands)}) grid=[N] block=[32]'"
         )
+    written = {name for launch in launches for name in launch.operands}
+
+    def needs_no_mask(problem: ConvProblem) -> str | None:
+        """It writes no mask."""
+        return "it writes no mask" if pass_name == "forward" and problem.mask and "mask" not in written else None
+
     return Variant(
         pass_name,
         path.stem,
         tuple(launches),
         tunables,
         lambda p, t: sum(expression(names(p, t)) for expression in partial),
+        requires=(needs_no_mask,),
         file=path,
     )

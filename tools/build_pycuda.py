@@ -1,10 +1,10 @@
 """Build PyCUDA's wheel for the interpreter that runs this, with or without an NVIDIA driver on the machine.
 
-PyCUDA is published as source only, and `pip install pycuda` fails where it guesses the CUDA toolkit's place wrongly or
-where curand.h or libcuda.so is missing. The wheel that this builds needs a driver only when it is used.
+PyCUDA is published as source only, and `pip install pycuda` fails where it guesses the CUDA toolkit's place
+wrongly or where curand.h or libcuda.so is missing. The wheel that this builds needs a driver only when used.
 
-build_pycuda.py            build/wheels gets the wheel and those of what PyCUDA needs at run time; for a machine
-                           without a network: pip install --no-index --find-links build/wheels pycuda
+build_pycuda.py            put the wheel, and those of what PyCUDA needs at run time, into build/wheels; for a
+                           machine without a network: pip install --no-index --find-links build/wheels pycuda
 build_pycuda.py --install  install it in this interpreter's environment too
 
 A wheel that is there is used again. It takes some two minutes on two cores.
@@ -27,7 +27,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 
 def pinned(name: str) -> str:
     """Return "name==version" as constraints.txt has it."""
-    found = re.search(rf"^{re.escape(name)}==[^;\s]+", CONSTRAINTS.read_text(), flags=re.MULTILINE)
+    found = re.search(rf"(?m)^{re.escape(name)}==[^;\s]+", CONSTRAINTS.read_text())
     if not found:
         sys.exit(f"{CONSTRAINTS.name} does not pin {name}")
     return found.group()
@@ -47,21 +47,23 @@ def pip(*arguments: str, may_fail: bool = False, **environment: str) -> bool:
 def toolkit(scratch: Path) -> Path:
     """Return the root of a CUDA toolkit: this machine's, else one made of the headers' wheel.
 
-    The machine's own comes first because its headers choose the versions of the driver's entry points: a wheel built
-    with newer ones than the driver knows cannot be loaded.
+    The machine's own comes first because its headers choose the versions of the driver's entry points: a
+    wheel built with newer ones than the driver knows cannot be loaded.
     """
     candidates = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     if nvcc := shutil.which("nvcc"):
         # nvcc may be a script that calls the real one elsewhere, so ask it where it lives.
         dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
-        candidates += [f"{here}/.." for here in re.findall(r"^#\$ _HERE_=(.+)$", dry.stderr, flags=re.MULTILINE)]
+        candidates += [f"{here}/.." for here in re.findall(r"(?m)^#\$ _HERE_=(.+)$", dry.stderr)]
     candidates += ["/usr/local/cuda"]
     candidates += [str(found) for folder in sys.path for found in Path(folder).glob("nvidia/cu*")]
     for candidate in candidates:
-        if Path(candidate, "include", "cuda.h").is_file():
+        # PyTorch may have brought a part of a toolkit, with the first of these two headers only.
+        if all(Path(candidate, "include", header).is_file() for header in ("cuda.h", "cudaProfiler.h")):
             return Path(candidate).resolve()
     print("PyCUDA: no CUDA toolkit on this machine; fetching its headers.", flush=True)
-    pip("install", "-qq", "--no-deps", "--target", str(scratch / "headers"), pinned("nvidia-cuda-runtime"))
+    headers = [pinned("nvidia-cuda-runtime"), pinned("nvidia-cuda-profiler-api")]
+    pip("install", "-qq", "--no-deps", "--target", str(scratch / "headers"), *headers)
     return next((scratch / "headers").glob("nvidia/cu*"))
 
 
@@ -70,8 +72,8 @@ def build(scratch: Path) -> None:
     root = toolkit(scratch)
     print(f"PyCUDA: building with the headers of {root} (some two minutes).", flush=True)
 
-    # Linked instead of the driver's libcuda.so, which a machine without a driver lacks: all that the wheel takes from
-    # it is the name libcuda.so.1.
+    # Linked instead of the driver's libcuda.so, which a machine without a driver lacks: all that the wheel
+    # takes from it is the name libcuda.so.1.
     stubs = scratch / "stubs"
     stubs.mkdir()
     stub = ["-shared", "-fPIC", "-xc", "-", "-Wl,-soname,libcuda.so.1", "-o", str(stubs / "libcuda.so")]
@@ -85,12 +87,14 @@ def build(scratch: Path) -> None:
         "CUDA_ENABLE_CURAND": False,  # curand.h is not part of every toolkit
         "CUDADRV_LIB_DIR": [str(stubs)],
     }
-    (home / ".aksetup-defaults.py").write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
+    lines = [f"{key} = {value!r}\n" for key, value in settings.items()]
+    (home / ".aksetup-defaults.py").write_text("".join(lines))
     environment = {
         "HOME": str(home),
-        "CFLAGS": "-g0",
-        # No symbol of the stub is used, so a linker told --as-needed (Debian's) would drop libcuda.so.1 from the wheel's
-        # needs, and its symbols would be undefined on a GPU machine. PyCUDA's own LDFLAGS setting splits at commas.
+        # These take the place of setuptools' own. -w: an old copy of Boost gives thousands of warnings.
+        "CXXFLAGS": "-O2 -DNDEBUG -g0 -w",
+        # No symbol comes from the stub, so a linker told --as-needed (Debian's) would not record it, and
+        # on a GPU machine the symbols would be undefined. PyCUDA's own LDFLAGS setting splits at commas.
         "LDFLAGS": "-Wl,--no-as-needed -s",
     }
     # pip's own settings are found by the home directory too.
@@ -127,7 +131,8 @@ def report() -> None:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--install", action="store_true")
     options = parser.parse_args()
 

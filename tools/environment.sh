@@ -6,6 +6,11 @@ dir=$1 python=${2:-}
 stamp=$dir/.installed # written at the end
 unfinished=$dir/.unfinished
 
+# One at a time: a second make waits, and finds the work done.
+exec 9<constraints.txt
+if command -v flock >/dev/null; then flock 9; fi
+if [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt setup.py ] && [ "$stamp" -nt constraints.txt ]; then exit 0; fi
+
 if [ ! -e "$stamp" ]; then
     if [ -e "$dir" ] && [ ! -e "$unfinished" ]; then
         echo "$dir exists and was not made by this Makefile: remove it, or use it with PYTHON=$dir/bin/python." >&2

@@ -1,4 +1,4 @@
-"""See to it that the package finds an nvcc that works: the machine's, else NVIDIA's wheels in this environment.
+"""See to it that the package finds an nvcc that works: the machine's, else the wheels' in this environment.
 
 toolchain.py             install the wheels where no nvcc works; fail where that fails
 toolchain.py --optional  the same, but go on where it fails: what needs nvcc is skipped with its reason
@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import requires
 from pathlib import Path
 
 from convbackprop.compiler import find_nvcc
@@ -42,8 +43,9 @@ def fault(nvcc: Path, *architectures: str) -> str | None:
             except OSError as error:
                 return f"{nvcc} cannot be run: {error.strerror}"
             if done.returncode:
-                lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
-                return f"{nvcc} fails: " + next((line for line in lines if "error" in line or "fatal" in line), lines[0])
+                said = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+                errors = [line for line in said if "error" in line or "fatal" in line]
+                return f"{nvcc} fails: {(errors or said)[0]}"
     return None
 
 
@@ -57,23 +59,27 @@ def find(*architectures: str) -> tuple[Path | None, str]:
     return (None, why_not) if why_not else (nvcc, f"{nvcc} works")
 
 
-def install() -> tuple[Path | None, str]:
+def install(quiet: bool) -> tuple[Path | None, str]:
     """Install the wheels into this environment; return as find does."""
     print("Toolchain: fetching nvcc's wheels (a minute or so; 271 MB on disk).", flush=True)
-    # The package itself is there already, so pip adds only what the extra asks for. Few attempts: there may be no network.
+    extra = [entry for entry in requires("convbackprop") or () if entry.endswith('extra == "toolchain"')]
+    wheels = [entry.partition(";")[0].strip() for entry in extra]
+    # Few attempts: it may be that there is no network.
     options = ["-qq", "--retries", "1", "--timeout", "20", "-c", CONSTRAINTS.as_uri()]
-    if subprocess.run([sys.executable, "-m", "pip", "install", *options, "convbackprop[toolchain]"]).returncode:
-        return None, "nvcc's wheels could not be installed"
+    pip = [sys.executable, "-m", "pip", "install", *options, *wheels]
+    if subprocess.run(pip, stderr=subprocess.DEVNULL if quiet else None).returncode:
+        return None, "nvcc's wheels could not be installed" + (" (make toolchain says why)" if quiet else "")
     nvcc, sentence = find("75", "90a", "120")
-    wheels = next((f for folder in sys.path for f in Path(folder).glob("nvidia/cu*/bin/nvcc")), None)
-    if nvcc is None and wheels and not fault(wheels, "75"):
-        sentence += f"; CONVBACKPROP_NVCC={wheels} would put the one from the wheels before it"
+    from_wheels = next((f for folder in sys.path for f in Path(folder).glob("nvidia/cu*/bin/nvcc")), None)
+    if nvcc is None and from_wheels and not fault(from_wheels, "75"):
+        sentence += f"; CONVBACKPROP_NVCC={from_wheels} would put the one from the wheels before it"
     return nvcc, sentence
 
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--optional", action="store_true")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
@@ -87,7 +93,7 @@ def main() -> int:
     nvcc, sentence = find("80")
     if nvcc is None and not options.report:
         print(f"Toolchain: {sentence}.", flush=True)
-        nvcc, sentence = install()
+        nvcc, sentence = install(quiet=options.optional)
     if nvcc and not options.report:
         STAMP.write_text(str(nvcc))
     without = "; going on without nvcc" if options.optional and nvcc is None else ""

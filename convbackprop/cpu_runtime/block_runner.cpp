@@ -11,13 +11,17 @@ extern "C" {
 __thread Index3 convbackprop_threadIdx, convbackprop_blockIdx, convbackprop_blockDim, convbackprop_gridDim;
 }
 
-// The runner of this OS thread. Read at the start of a call from a kernel or of a fiber, never after a switch.
+// The runner of this OS thread. Read where a kernel's call or a fiber begins, never after a switch.
 static __thread BlockRunner* this_runner __attribute__((tls_model("initial-exec")));
 
-constexpr size_t STACK_BYTES = 64 << 10;
-constexpr int MAX_POLLS_PER_LOOK = 64;  // reading the clock costs about 25 ns, a poll that does not look 0.5 ns
+// A block's threads use the same few lines of their stacks in turn. An odd number of 4 KiB pages from stack
+// to stack and different places within a page spread them over the sets of the TLB and of the caches:
+// __syncthreads costs 9 ns a thread where 64 KiB and no offset would make it 25.
+constexpr size_t STACK_BYTES = 68 << 10;
+constexpr size_t STACK_OFFSETS = 16, STACK_OFFSET_BYTES = 256;
+constexpr int MAX_POLLS_PER_LOOK = 64;  // a look at the clock costs about 25 ns, a poll without one 0.5 ns
 
-// ---------------------------------------------------------------------------------------------------- one launch
+// ------------------------------------------------------------------------------------------------ one launch
 
 BlockRunner* BlockRunner::create() {
     auto* runner = new (std::nothrow) BlockRunner;
@@ -45,7 +49,7 @@ void BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool
     convbackprop_gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
 }
 
-// ----------------------------------------------------------------------------------------------------- one block
+// ------------------------------------------------------------------------------------------------- one block
 
 BlockOutcome BlockRunner::run(uint64_t block_number) {
     const unsigned* grid = launch_->grid;
@@ -74,9 +78,7 @@ BlockOutcome BlockRunner::resume() {
     return outcome_;
 }
 
-void BlockRunner::abandon() {
-    forget_fibers();
-}
+void BlockRunner::abandon() { forget_fibers(); }
 
 void BlockRunner::forget_fibers() {
     idle_count_ = 0;
@@ -86,7 +88,7 @@ void BlockRunner::forget_fibers() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ the threads
+// ----------------------------------------------------------------------------------------------- the threads
 
 void BlockRunner::fiber_main() {
     BlockRunner* runner = this_runner;
@@ -136,8 +138,7 @@ BlockRunner::Fiber* BlockRunner::next_fiber() {
     if (started_ == thread_count_) return nullptr;
     Fiber* fiber = idle_[--idle_count_];
     if (!fiber->prepared) {
-        // Stacks that all start at the same offset of a page compete for the same few sets of the caches.
-        const size_t i = fiber - fibers_, offset = i % 61 * 192;
+        const size_t i = fiber - fibers_, offset = i % STACK_OFFSETS * STACK_OFFSET_BYTES;
         prepare_context(&fiber->context, stacks_ + i * STACK_BYTES, STACK_BYTES - offset, fiber_main);
         fiber->prepared = true;
     }
@@ -159,7 +160,7 @@ inline void BlockRunner::wait() {
     become_current(me);
 }
 
-// ------------------------------------------------------------------------------------------------- __syncthreads
+// --------------------------------------------------------------------------------------------- __syncthreads
 
 inline int BlockRunner::wait_at_barrier(ConvbackpropBarrier kind, bool predicate) {
     poll();
@@ -176,14 +177,14 @@ inline int BlockRunner::wait_at_barrier(ConvbackpropBarrier kind, bool predicate
 
 void BlockRunner::release_barrier(Fiber* last) {
     barrier_result_ = barrier_kind_ == BARRIER_COUNT ? predicate_count_
-                    : barrier_kind_ == BARRIER_AND   ? predicate_count_ == at_barrier_count_
+                      : barrier_kind_ == BARRIER_AND ? predicate_count_ == at_barrier_count_
                                                      : predicate_count_ > 0;
     for (int i = 0; i < at_barrier_count_; ++i)
         if (at_barrier_[i] != last) make_ready(at_barrier_[i]);
     at_barrier_count_ = predicate_count_ = 0;
 }
 
-// ---------------------------------------------------------------------------------------------- warp operations
+// ------------------------------------------------------------------------------------------- warp operations
 
 inline void BlockRunner::wait_for_warp(unsigned mask, void* record, ConvbackpropWarpOperation operation) {
     poll();
@@ -191,8 +192,8 @@ inline void BlockRunner::wait_for_warp(unsigned mask, void* record, Convbackprop
     Warp& warp = warps_[me->thread / LANES];
     const int lane = me->thread % LANES;
     if (!(mask >> lane & 1))
-        fail("lane %d of warp %d calls a warp operation whose mask 0x%08x leaves it out", lane, me->thread / LANES,
-             mask);
+        fail("lane %d of warp %d calls a warp operation whose mask 0x%08x leaves it out", lane,
+             me->thread / LANES, mask);
     warp.records[lane] = record;
     warp.fibers[lane] = me;
 
@@ -200,7 +201,8 @@ inline void BlockRunner::wait_for_warp(unsigned mask, void* record, Convbackprop
     while (i < warp.pending_count && warp.pending[i].mask != mask) ++i;
     if (i == warp.pending_count) warp.pending[warp.pending_count++] = {mask, 0, operation};
     if (warp.pending[i].operation != operation)
-        fail("lanes of warp %d call different warp operations with one mask, 0x%08x", me->thread / LANES, mask);
+        fail("lanes of warp %d call different warp operations with one mask, 0x%08x", me->thread / LANES,
+             mask);
     warp.pending[i].arrived |= 1u << lane;
     if (is_complete(warp, warp.pending[i]))
         complete(warp, i, me);
@@ -232,7 +234,8 @@ inline void BlockRunner::poll() {
 void BlockRunner::look_up() {
     const Clock::time_point now = Clock::now();
     const bool slow = now - last_look_ > std::chrono::milliseconds(1);
-    polls_per_look_ = slow ? std::max(1, polls_per_look_ / 2) : std::min(MAX_POLLS_PER_LOOK, polls_per_look_ * 2);
+    polls_per_look_ =
+        slow ? std::max(1, polls_per_look_ / 2) : std::min(MAX_POLLS_PER_LOOK, polls_per_look_ * 2);
     polls_until_look_ = polls_per_look_;
     last_look_ = now;
     if (stop_->load(std::memory_order_relaxed)) leave(BlockOutcome::STOPPED);
@@ -255,17 +258,15 @@ void BlockRunner::fail(const char* format, ...) {
 }
 
 void BlockRunner::fail_with_deadlock() {
-    fail("deadlock: %d of its threads wait at __syncthreads and %d at warp operations that others never reach",
+    fail("deadlock: %d of its threads wait at __syncthreads and %d at warp operations, forever",
          at_barrier_count_, alive_ - at_barrier_count_);
 }
 
-// ------------------------------------------------------------------------------------- called by kernels
+// ----------------------------------------------------------------------------------------- called by kernels
 
 extern "C" {
 
-void convbackprop_syncthreads(void) {
-    this_runner->wait_at_barrier(BARRIER_PLAIN, false);
-}
+void convbackprop_syncthreads(void) { this_runner->wait_at_barrier(BARRIER_PLAIN, false); }
 
 int convbackprop_syncthreads_reduce(ConvbackpropBarrier kind, int predicate) {
     return this_runner->wait_at_barrier(kind, predicate != 0);

@@ -1,18 +1,19 @@
 // Runs the CUDA threads of one block, on one OS thread.
 //
-// The threads of a block must all be able to wait at a barrier, so each needs a call stack of its own: it runs on a
-// fiber. But most threads never wait, so a fiber is not made for each: one fiber runs the block's threads in a plain
-// loop, one after another. Only when a thread must wait does it keep the stack it is on, and a fresh fiber takes over
-// the loop. A kernel without barriers thus runs at the speed of a plain loop on a single stack; one with
+// The threads of a block must all be able to wait at a barrier, so each needs a call stack of its own: it
+// runs on a fiber. But most threads never wait, so a fiber is not made for each: one fiber runs the block's
+// threads in a plain loop, one after another. Only when a thread must wait does it keep the stack it is on,
+// and a fresh fiber takes over the loop. A kernel without barriers thus runs at the speed of a plain loop on
+// a single stack; one with
 // __syncthreads pays one switch a thread and barrier.
 //
-// Operations of a warp (shuffles, votes) are barriers of its lanes: each lane leaves a pointer to a record on its
-// stack and waits; the last to arrive computes the result for all of them.
+// Operations of a warp (shuffles, votes) are barriers of its lanes: each lane leaves a pointer to a record on
+// its stack and waits; the last to arrive computes the result for all of them.
 //
 // When no thread can go on although some have not returned, the block is deadlocked, and that is an error.
 //
-// Device code owns nothing that must be released, so a block can be left in the middle: its fibers are forgotten, and
-// their stacks are used again.
+// Device code owns nothing that must be released, so a block can be left in the middle: its fibers are
+// forgotten, and their stacks are used again.
 #pragma once
 
 #include <atomic>
@@ -31,7 +32,7 @@ struct Index3 {
     unsigned x, y, z;
 };
 
-// threadIdx and its like, as kernels read them. One object a worker thread, since it runs one block at a time.
+// threadIdx and its like, as kernels read them. One object a worker thread: it runs one block at a time.
 #pragma GCC visibility push(default)
 extern "C" {
 #define CONVBACKPROP_BUILT_IN __attribute__((tls_model("initial-exec")))
@@ -85,9 +86,9 @@ class BlockRunner {
     };
 
     struct Warp {
-        unsigned alive;                 // lanes that the block has and that have not returned
+        unsigned alive;  // lanes that the block has and that have not returned
         int pending_count;
-        WarpOperation pending[LANES];   // of disjoint masks, hence at most one a lane
+        WarpOperation pending[LANES];  // of disjoint masks, hence at most one a lane
         void* records[LANES];
         Fiber* fibers[LANES];
     };
@@ -126,7 +127,8 @@ class BlockRunner {
     Index3 next_thread_index_;
     Warp warps_[MAX_WARPS];
     Fiber* at_barrier_[MAX_THREADS];
-    int at_barrier_count_, predicate_count_;  // how many wait there; for how many of them the predicate is true
+    int at_barrier_count_;
+    int predicate_count_;  // of those at the barrier, how many brought a true predicate
     ConvbackpropBarrier barrier_kind_;
     int barrier_result_;
 
@@ -142,9 +144,9 @@ class BlockRunner {
     BlockOutcome outcome_;
     char failure_[200];
 
-    // The built-in variables of the OS thread. A fiber that sleeps between two launches may wake up on another OS
-    // thread, and the compiler may have kept the address of a thread-local variable from before it slept: code that
-    // runs on a fiber reaches them, and the runner itself, through pointers it has in hand.
+    // The built-in variables of the OS thread. A fiber that sleeps between two launches may wake up on
+    // another OS thread, and the compiler may have kept the address of a thread-local variable from before it
+    // slept: code that runs on a fiber reaches them, and the runner itself, through pointers it has in hand.
     Index3* thread_index_;
     Index3* block_index_variable_;
 };

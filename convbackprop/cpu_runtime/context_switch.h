@@ -1,8 +1,8 @@
 // Leaving one call stack and going on with another, within one OS thread.
 //
-// A barrier costs one switch a CUDA thread, so its price is the price of __syncthreads: about 10 ns with the assembly
-// for x86-64, about 300 ns with ucontext (which makes a system call for the signal mask) everywhere else.
-// CONVBACKPROP_UCONTEXT chooses ucontext on x86-64 too, for tests.
+// A barrier costs one switch a CUDA thread, so its price is the price of __syncthreads: about 10 ns with the
+// assembly for x86-64, about 300 ns with ucontext (which makes a system call for the signal mask) everywhere
+// else. CONVBACKPROP_UCONTEXT chooses ucontext on x86-64 too, for tests.
 #pragma once
 
 #include <stddef.h>
@@ -16,8 +16,8 @@ struct Context {
 
 extern "C" void convbackprop_switch_stack(void** save_stack_pointer, void* new_stack_pointer);
 
-// Not a statement in a function: the compiler would then reason about which registers that function leaves alone.
-// Weak, since every file that includes this has a copy, of which the linker keeps one.
+// Not a statement in a function: the compiler would then reason about which registers that function leaves
+// alone. Weak, since every file that includes this has a copy, of which the linker keeps one.
 asm(R"(
     .text
     .p2align 4
@@ -43,7 +43,7 @@ convbackprop_switch_stack:
     .size convbackprop_switch_stack, . - convbackprop_switch_stack
 )");
 
-// Saves where the caller is in `from` and goes on where `to` was saved. Returns when somebody switches to `from`.
+// Saves in `from` where the caller is, and goes on where `to` was saved. Returns at a switch to `from`.
 inline void switch_context(Context* from, const Context* to) {
     convbackprop_switch_stack(&from->stack_pointer, to->stack_pointer);
 }
@@ -51,7 +51,7 @@ inline void switch_context(Context* from, const Context* to) {
 // Makes `context` one that calls `function`, which must never return, on the given stack.
 inline void prepare_context(Context* context, char* stack, size_t bytes, void (*function)()) {
     void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15});
-    *--top = nullptr;                              // where a return address would be: ends a debugger's backtrace
+    *--top = nullptr;  // where a return address would be: ends a debugger's backtrace
     *--top = reinterpret_cast<void*>(function);    // what the first switch "returns" to
     for (int i = 0; i < 6; ++i) *--top = nullptr;  // the six registers it pops
     context->stack_pointer = top;
@@ -65,9 +65,7 @@ struct Context {
     ucontext_t saved;
 };
 
-inline void switch_context(Context* from, const Context* to) {
-    swapcontext(&from->saved, &to->saved);
-}
+inline void switch_context(Context* from, const Context* to) { swapcontext(&from->saved, &to->saved); }
 
 inline void prepare_context(Context* context, char* stack, size_t bytes, void (*function)()) {
     getcontext(&context->saved);

@@ -1,9 +1,9 @@
 // Lets a host compiler (g++, C++17) compile a .cu file that holds device code only. Force-included before it.
 //
-// Each CUDA thread is an ordinary function call; the runtime (block_runner.h) decides when which one runs. So most of
-// CUDA's words mean nothing here (__global__, __device__), the built-in variables are thread-local variables that the
-// runtime sets, barriers and warp operations are calls into the runtime, and atomics are the host's, since blocks run
-// on several OS threads.
+// Each CUDA thread is an ordinary function call; the runtime (block_runner.h) decides when which one runs. So
+// most of CUDA's words mean nothing here (__global__, __device__), the built-in variables are thread-local
+// variables that the runtime sets, barriers and warp operations are calls into the runtime, and atomics are
+// the host's, since blocks run on several OS threads.
 //
 // Where CUDA leaves a result undefined (a shuffle from a lane that is not there), something harmless happens.
 #pragma once
@@ -24,7 +24,7 @@
 
 #define CONVBACKPROP_ON_CPU 1
 
-// ------------------------------------------------------------------------------------------------------ keywords
+// -------------------------------------------------------------------------------------------------- keywords
 // After the standard headers, which themselves write __attribute__((__noinline__)).
 
 #define __global__
@@ -39,22 +39,31 @@
 // The host finds it by its name, also where everything else is hidden.
 #define __constant__ __attribute__((visibility("default")))
 
-// A worker's OS thread runs one block at a time, so what is the block's own is the OS thread's own. Not `static
-// thread_local`: `extern __shared__ T s[]` must remain a declaration. It becomes an undefined thread-local symbol,
-// which the build makes an alias of one array that is large enough for any block.
-// Without __constinit, a use of such a declaration would first call a function that initialises it, which is nowhere.
+// A worker's OS thread runs one block at a time, so what is the block's own is the OS thread's own. Not
+// `static thread_local`: `extern __shared__ T s[]` must remain a declaration. It becomes an undefined
+// thread-local symbol, which the build makes an alias of one array that is large enough for any block.
+// Without __constinit, a use of such a declaration would first call a function that initialises it, which is
+// nowhere.
 #define __shared__ __constinit thread_local
 
-// -------------------------------------------------------------------------------------------------- vector types
+// ---------------------------------------------------------------------------------------------- vector types
 
-#define CONVBACKPROP_VECTORS(T, NAME)                                                                                \
-    struct NAME##1 { T x; };                                                                                         \
-    struct alignas(2 * sizeof(T)) NAME##2 { T x, y; };                                                               \
-    struct NAME##3 { T x, y, z; };                                                                                   \
-    struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) NAME##4 { T x, y, z, w; };                               \
-    static inline NAME##1 make_##NAME##1(T x) { return {x}; }                                                        \
-    static inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                                                \
-    static inline NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }                                        \
+#define CONVBACKPROP_VECTORS(T, NAME)                                                                        \
+    struct NAME##1 {                                                                                         \
+        T x;                                                                                                 \
+    };                                                                                                       \
+    struct alignas(2 * sizeof(T)) NAME##2 {                                                                  \
+        T x, y;                                                                                              \
+    };                                                                                                       \
+    struct NAME##3 {                                                                                         \
+        T x, y, z;                                                                                           \
+    };                                                                                                       \
+    struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) NAME##4 {                                        \
+        T x, y, z, w;                                                                                        \
+    };                                                                                                       \
+    static inline NAME##1 make_##NAME##1(T x) { return {x}; }                                                \
+    static inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                                        \
+    static inline NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }                                \
     static inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 CONVBACKPROP_VECTORS(signed char, char)
 CONVBACKPROP_VECTORS(unsigned char, uchar)
@@ -75,11 +84,13 @@ struct dim3 {
     constexpr operator uint3() const { return {x, y, z}; }
 };
 
-// -------------------------------------------------------------------------------------------- built-in variables
-// Constant for the kernel, so that the compiler may keep them in registers across calls: a CUDA thread that waits and
-// goes on finds the values that it had. The labels keep the process's symbol table free of such common names.
+// ---------------------------------------------------------------------------------------- built-in variables
+// Constant for the kernel, so that the compiler may keep them in registers across calls: a CUDA thread that
+// waits and goes on finds the values that it had. The labels keep the process's symbol table free of such
+// common names.
 
-#define CONVBACKPROP_BUILT_IN(name) name __asm__("convbackprop_" #name) __attribute__((tls_model("initial-exec")))
+#define CONVBACKPROP_BUILT_IN(name)                                                                          \
+    name __asm__("convbackprop_" #name) __attribute__((tls_model("initial-exec")))
 extern __thread const uint3 CONVBACKPROP_BUILT_IN(threadIdx);
 extern __thread const uint3 CONVBACKPROP_BUILT_IN(blockIdx);
 extern __thread const dim3 CONVBACKPROP_BUILT_IN(blockDim);
@@ -87,7 +98,7 @@ extern __thread const dim3 CONVBACKPROP_BUILT_IN(gridDim);
 #undef CONVBACKPROP_BUILT_IN
 constexpr int warpSize = 32;
 
-// ------------------------------------------------------------------------------------------------------ barriers
+// -------------------------------------------------------------------------------------------------- barriers
 
 static inline void __syncthreads() { convbackprop_syncthreads(); }
 static inline int __syncthreads_count(int p) { return convbackprop_syncthreads_reduce(BARRIER_COUNT, p); }
@@ -99,7 +110,7 @@ static inline void __threadfence_block() { __atomic_signal_fence(__ATOMIC_SEQ_CS
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
-// ----------------------------------------------------------------------------------------------- warp operations
+// ------------------------------------------------------------------------------------------- warp operations
 // Each is a function of the lanes that are there and of the records they bring, run once for all of them.
 
 namespace convbackprop {
@@ -148,22 +159,40 @@ inline T shuffle(unsigned mask, T value, int argument, int width) {
 }
 
 struct Add {
-    template <class T> static T of(T a, T b) { return a + b; }
+    template <class T>
+    static T of(T a, T b) {
+        return a + b;
+    }
 };
 struct Min {
-    template <class T> static T of(T a, T b) { return b < a ? b : a; }
+    template <class T>
+    static T of(T a, T b) {
+        return b < a ? b : a;
+    }
 };
 struct Max {
-    template <class T> static T of(T a, T b) { return a < b ? b : a; }
+    template <class T>
+    static T of(T a, T b) {
+        return a < b ? b : a;
+    }
 };
 struct And {
-    template <class T> static T of(T a, T b) { return a & b; }
+    template <class T>
+    static T of(T a, T b) {
+        return a & b;
+    }
 };
 struct Or {
-    template <class T> static T of(T a, T b) { return a | b; }
+    template <class T>
+    static T of(T a, T b) {
+        return a | b;
+    }
 };
 struct Xor {
-    template <class T> static T of(T a, T b) { return a ^ b; }
+    template <class T>
+    static T of(T a, T b) {
+        return a ^ b;
+    }
 };
 
 template <class Combine, class T>
@@ -180,7 +209,8 @@ inline T reduce(unsigned mask, T value) {
 inline unsigned ballot(unsigned mask, unsigned predicate) {
     convbackprop_warp_operation(mask, &predicate, [](unsigned lanes, void** records) {
         unsigned votes = 0;
-        for_each_lane(lanes, [&](int lane) { votes |= (*static_cast<unsigned*>(records[lane]) ? 1u : 0u) << lane; });
+        for_each_lane(lanes,
+                      [&](int lane) { votes |= (*static_cast<unsigned*>(records[lane]) ? 1u : 0u) << lane; });
         for_each_lane(lanes, [=](int lane) { *static_cast<unsigned*>(records[lane]) = votes; });
     });
     return predicate;
@@ -210,11 +240,17 @@ static inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width
 }
 
 static inline unsigned __ballot_sync(unsigned mask, int p) { return convbackprop::ballot(mask, p != 0); }
-static inline int __any_sync(unsigned mask, int p) { return convbackprop::reduce<convbackprop::Or>(mask, p != 0); }
-static inline int __all_sync(unsigned mask, int p) { return convbackprop::reduce<convbackprop::And>(mask, p != 0); }
+static inline int __any_sync(unsigned mask, int p) {
+    return convbackprop::reduce<convbackprop::Or>(mask, p != 0);
+}
+static inline int __all_sync(unsigned mask, int p) {
+    return convbackprop::reduce<convbackprop::And>(mask, p != 0);
+}
 
-#define CONVBACKPROP_REDUCE(name, Combine, T)                                                                        \
-    static inline T name(unsigned mask, T value) { return convbackprop::reduce<convbackprop::Combine>(mask, value); }
+#define CONVBACKPROP_REDUCE(name, Combine, T)                                                                \
+    static inline T name(unsigned mask, T value) {                                                           \
+        return convbackprop::reduce<convbackprop::Combine>(mask, value);                                     \
+    }
 CONVBACKPROP_REDUCE(__reduce_add_sync, Add, unsigned)
 CONVBACKPROP_REDUCE(__reduce_add_sync, Add, int)
 CONVBACKPROP_REDUCE(__reduce_min_sync, Min, unsigned)
@@ -226,13 +262,15 @@ CONVBACKPROP_REDUCE(__reduce_or_sync, Or, unsigned)
 CONVBACKPROP_REDUCE(__reduce_xor_sync, Xor, unsigned)
 #undef CONVBACKPROP_REDUCE
 
-// ------------------------------------------------------------------------------------------------------- atomics
+// --------------------------------------------------------------------------------------------------- atomics
 
 namespace convbackprop {
 
-template <class T> struct Bits {
+template <class T>
+struct Bits {
     static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8, "CUDA has atomics of 2, 4 and 8 bytes");
-    using type = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+    using type =
+        std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
 };
 
 // Replaces *address by new_value(*address), and returns what was there before.
@@ -253,16 +291,20 @@ inline T atomic_update(T* address, F new_value) {
 }  // namespace convbackprop
 
 // The value's type is the address's, so that atomicAdd(&x, 1) adds a float to a float.
-#define CONVBACKPROP_ATOMIC(name, expression)                                                                        \
-    template <class T> static inline T name(T* address, std::common_type_t<T> value) {                               \
-        return convbackprop::atomic_update(address, [=](T old) -> T { (void)old; return expression; });              \
+#define CONVBACKPROP_ATOMIC(name, expression)                                                                \
+    template <class T>                                                                                       \
+    static inline T name(T* address, std::common_type_t<T> value) {                                          \
+        return convbackprop::atomic_update(address, [=](T old) -> T {                                        \
+            (void)old;                                                                                       \
+            return expression;                                                                               \
+        });                                                                                                  \
     }
 CONVBACKPROP_ATOMIC(atomicAdd, old + value)
 CONVBACKPROP_ATOMIC(atomicSub, old - value)
 CONVBACKPROP_ATOMIC(atomicExch, value)
 CONVBACKPROP_ATOMIC(atomicMin, value < old ? value : old)
 CONVBACKPROP_ATOMIC(atomicMax, value > old ? value : old)
-CONVBACKPROP_ATOMIC(atomicAnd, old & value)
+CONVBACKPROP_ATOMIC(atomicAnd, old& value)
 CONVBACKPROP_ATOMIC(atomicOr, old | value)
 CONVBACKPROP_ATOMIC(atomicXor, old ^ value)
 CONVBACKPROP_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
@@ -276,10 +318,13 @@ static inline T atomicCAS(T* address, std::common_type_t<T> expected, std::commo
     return expected;
 }
 
-// ------------------------------------------------------------------------------- loads and stores with cache hints
+// ------------------------------------------------------------------------- loads and stores with cache hints
 
-#define CONVBACKPROP_LOAD(name)                                                                                      \
-    template <class T> static __forceinline__ T name(const T* address) { return *address; }
+#define CONVBACKPROP_LOAD(name)                                                                              \
+    template <class T>                                                                                       \
+    static __forceinline__ T name(const T* address) {                                                        \
+        return *address;                                                                                     \
+    }
 CONVBACKPROP_LOAD(__ldg)
 CONVBACKPROP_LOAD(__ldca)
 CONVBACKPROP_LOAD(__ldcg)
@@ -288,20 +333,24 @@ CONVBACKPROP_LOAD(__ldlu)
 CONVBACKPROP_LOAD(__ldcv)
 #undef CONVBACKPROP_LOAD
 
-#define CONVBACKPROP_STORE(name)                                                                                     \
-    template <class T> static __forceinline__ void name(T* address, std::common_type_t<T> value) { *address = value; }
+#define CONVBACKPROP_STORE(name)                                                                             \
+    template <class T>                                                                                       \
+    static __forceinline__ void name(T* address, std::common_type_t<T> value) {                              \
+        *address = value;                                                                                    \
+    }
 CONVBACKPROP_STORE(__stwb)
 CONVBACKPROP_STORE(__stcg)
 CONVBACKPROP_STORE(__stcs)
 CONVBACKPROP_STORE(__stwt)
 #undef CONVBACKPROP_STORE
 
-// ---------------------------------------------------------------------------------------------------------- math
+// ------------------------------------------------------------------------------------------------------ math
 // What CUDA has beyond <math.h>. The fast, inexact functions are the exact ones here.
 
 namespace convbackprop {
 
-// Keeps the compiler from contracting a product and a sum to a fused multiply-add, whatever -ffp-contract says.
+// Keeps the compiler from contracting a product and a sum to a fused multiply-add, whatever -ffp-contract
+// says.
 template <class T>
 static __forceinline__ T rounded(T value) {
 #if defined(__has_builtin) && __has_builtin(__builtin_assoc_barrier)
@@ -354,7 +403,9 @@ static __forceinline__ int __float_as_int(float a) { return convbackprop::bits_a
 static __forceinline__ unsigned __float_as_uint(float a) { return convbackprop::bits_as<unsigned>(a); }
 static __forceinline__ float __int_as_float(int a) { return convbackprop::bits_as<float>(a); }
 static __forceinline__ float __uint_as_float(unsigned a) { return convbackprop::bits_as<float>(a); }
-static __forceinline__ long long __double_as_longlong(double a) { return convbackprop::bits_as<long long>(a); }
+static __forceinline__ long long __double_as_longlong(double a) {
+    return convbackprop::bits_as<long long>(a);
+}
 static __forceinline__ double __longlong_as_double(long long a) { return convbackprop::bits_as<double>(a); }
 
 static __forceinline__ int __popc(unsigned a) { return __builtin_popcount(a); }
@@ -365,18 +416,20 @@ static __forceinline__ int __clz(int a) { return a ? __builtin_clz(unsigned(a)) 
 static __forceinline__ int __clzll(long long a) { return a ? __builtin_clzll((unsigned long long)(a)) : 64; }
 static __forceinline__ int __mul24(int a, int b) { return a * b; }
 static __forceinline__ unsigned __umul24(unsigned a, unsigned b) { return a * b; }
-static __forceinline__ int __mulhi(int a, int b) { return int((long long)(a) * b >> 32); }
-static __forceinline__ unsigned __umulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)(a) * b >> 32); }
+static __forceinline__ int __mulhi(int a, int b) { return int((long long)(a)*b >> 32); }
+static __forceinline__ unsigned __umulhi(unsigned a, unsigned b) {
+    return unsigned((unsigned long long)(a)*b >> 32);
+}
 
-// min and max, with CUDA's set of overloads: of two integers of one size but unlike sign, as unsigned; of two floating
-// point numbers, the one that is not NaN.
-#define CONVBACKPROP_MIN_MAX(A, B, T)                                                                                \
-    static __forceinline__ T min(A a, B b) { return static_cast<T>(b) < static_cast<T>(a) ? b : a; }                 \
+// min and max, with CUDA's set of overloads: of two integers of one size but unlike sign, as unsigned; of two
+// floating point numbers, the one that is not NaN.
+#define CONVBACKPROP_MIN_MAX(A, B, T)                                                                        \
+    static __forceinline__ T min(A a, B b) { return static_cast<T>(b) < static_cast<T>(a) ? b : a; }         \
     static __forceinline__ T max(A a, B b) { return static_cast<T>(a) < static_cast<T>(b) ? b : a; }
-#define CONVBACKPROP_MIN_MAX_INTEGERS(T)                                                                             \
-    CONVBACKPROP_MIN_MAX(T, T, T)                                                                                    \
-    CONVBACKPROP_MIN_MAX(unsigned T, unsigned T, unsigned T)                                                         \
-    CONVBACKPROP_MIN_MAX(T, unsigned T, unsigned T)                                                                  \
+#define CONVBACKPROP_MIN_MAX_INTEGERS(T)                                                                     \
+    CONVBACKPROP_MIN_MAX(T, T, T)                                                                            \
+    CONVBACKPROP_MIN_MAX(unsigned T, unsigned T, unsigned T)                                                 \
+    CONVBACKPROP_MIN_MAX(T, unsigned T, unsigned T)                                                          \
     CONVBACKPROP_MIN_MAX(unsigned T, T, unsigned T)
 CONVBACKPROP_MIN_MAX_INTEGERS(int)
 CONVBACKPROP_MIN_MAX_INTEGERS(long)
@@ -392,10 +445,10 @@ static __forceinline__ double max(float a, double b) { return fmax(a, b); }
 static __forceinline__ double min(double a, float b) { return fmin(a, b); }
 static __forceinline__ double max(double a, float b) { return fmax(a, b); }
 
-// -------------------------------------------------------------------------------------------- a kernel's entry
+// ------------------------------------------------------------------------------------------ a kernel's entry
 // CONVBACKPROP_ENTRY(kernel), once for each `extern "C" __global__` function that a host launches, defines
-//     void kernel_entry(void** args)              runs it for the current CUDA thread, args as for cuLaunchKernel
-//     const unsigned* kernel_parameter_sizes()    the bytes of each parameter, then 0: how many args must be given
+//     void kernel_entry(void** args)            runs the current CUDA thread, args as for cuLaunchKernel
+//     const unsigned* kernel_parameter_sizes()  the bytes of each parameter, then 0: what args must hold
 
 namespace convbackprop {
 
@@ -425,10 +478,10 @@ inline const unsigned* parameter_sizes(void (*)(Parameters...)) {
 
 }  // namespace convbackprop
 
-#define CONVBACKPROP_ENTRY(kernel)                                                                                   \
-    extern "C" __attribute__((visibility("default"))) void kernel##_entry(void** args) {                             \
-        convbackprop::call(&kernel, args);                                                                           \
-    }                                                                                                                \
-    extern "C" __attribute__((visibility("default"))) const unsigned* kernel##_parameter_sizes(void) {               \
-        return convbackprop::parameter_sizes(&kernel);                                                               \
+#define CONVBACKPROP_ENTRY(kernel)                                                                           \
+    extern "C" __attribute__((visibility("default"))) void kernel##_entry(void** args) {                     \
+        convbackprop::call(&kernel, args);                                                                   \
+    }                                                                                                        \
+    extern "C" __attribute__((visibility("default"))) const unsigned* kernel##_parameter_sizes(void) {       \
+        return convbackprop::parameter_sizes(&kernel);                                                       \
     }

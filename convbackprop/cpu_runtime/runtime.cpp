@@ -1,9 +1,9 @@
-// Runs a grid: hands its blocks, one by one in the order of their numbers, to the caller's OS thread and to helpers.
+// Runs a grid: hands its blocks, in the order of their numbers, to the caller's OS thread and to helpers.
 //
-// Helper threads are started when a launch first wants them and then wait for work for as long as the process lives.
-// A launch issues one ticket for each helper it wants; a helper takes one, works until no block is left, and sleeps
-// again. When the caller runs out of blocks it withdraws the tickets that nobody has taken, so a short launch never
-// waits for a helper to wake up; a launch of one block or one worker wakes nobody.
+// Helper threads are started when a launch first wants them and then wait for work for as long as the process
+// lives. A launch issues one ticket for each helper it wants; a helper takes one, works until no block is
+// left, and sleeps again. When the caller runs out of blocks it withdraws the tickets that nobody has taken,
+// so a short launch never waits for a helper to wake up; a launch of one block or one worker wakes nobody.
 //
 // The caller's fiber stacks belong to the runtime and not to the caller's OS thread: threads may come and go.
 #include "runtime.h"
@@ -40,9 +40,9 @@ class Grid {
     void wake_helpers(int count);
     void help_forever();
 
-    // Written by every worker, each on a cache line of its own
+    // Shared by the workers, each on a cache line of its own
     alignas(64) std::atomic<uint64_t> next_block_{0};
-    alignas(64) std::atomic<bool> stop_{false};  // everybody leaves: a block has failed, or the launch is cancelled
+    alignas(64) std::atomic<bool> stop_{false};  // a block has failed, or the launch is cancelled: all leave
 
     // Of the launch in progress; constant while it is
     alignas(64) ConvbackpropLaunch launch_{};
@@ -65,7 +65,7 @@ class Grid {
 // Never destroyed: helpers wait inside it until the process ends.
 Grid* the_grid = new Grid;
 
-// ------------------------------------------------------------------------------------------------- the caller
+// ------------------------------------------------------------------------------------------------ the caller
 
 int Grid::launch(const ConvbackpropLaunch& launch, int time_slice_ms) {
     if (in_progress_) return fail("another launch is in progress"), FAILED;
@@ -74,7 +74,8 @@ int Grid::launch(const ConvbackpropLaunch& launch, int time_slice_ms) {
     if (!caller_) return fail("there is no memory for the stacks of a block's threads"), FAILED;
 
     launch_ = launch;
-    end_block_ = launch.end_block ? launch.end_block : uint64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
+    end_block_ =
+        launch.end_block ? launch.end_block : uint64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
     next_block_ = launch.first_block;
     stop_ = false;
     failed_ = false;
@@ -91,7 +92,8 @@ int Grid::launch(const ConvbackpropLaunch& launch, int time_slice_ms) {
 
 int Grid::resume(int time_slice_ms) {
     if (!in_progress_) return fail("no launch is in progress"), FAILED;
-    if (std::this_thread::get_id() != launching_thread_) {  // a paused block's shared memory belongs to its OS thread
+    if (std::this_thread::get_id() != launching_thread_) {
+        // A paused block's shared memory belongs to the OS thread that it was started on.
         cancel();
         return fail("the launch was resumed from another OS thread than the one it started on"), FAILED;
     }
@@ -131,7 +133,7 @@ void Grid::cancel() {
     in_progress_ = false;
 }
 
-// ------------------------------------------------------------------------------------------------ every worker
+// ---------------------------------------------------------------------------------------------- every worker
 
 // Runs blocks until none is left (FINISHED), or all must stop, or the caller's time slice is over (PAUSED).
 BlockOutcome Grid::work(BlockRunner& runner) {
@@ -163,7 +165,7 @@ void Grid::record_failure(const BlockRunner& runner) {
     stop_ = true;
 }
 
-// ------------------------------------------------------------------------------------------------ the helpers
+// ----------------------------------------------------------------------------------------------- the helpers
 
 void Grid::wake_helpers(int count) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -212,10 +214,11 @@ bool Grid::check(const ConvbackpropLaunch& launch) {
     const auto& [bx, by, bz] = launch.block;
     if (!launch.entry) return fail("the kernel's entry is null");
     if (bx < 1 || by < 1 || bz < 1 || bx > 1024 || by > 1024 || bz > 64 || bx * by * bz > MAX_THREADS)
-        return fail("a block of (%u, %u, %u) threads: it must have 1 to (1024, 1024, 64), and %d in all", bx, by, bz,
-                    MAX_THREADS);
+        return fail("a block of (%u, %u, %u) threads: it must have 1 to (1024, 1024, 64), and %d in all", bx,
+                    by, bz, MAX_THREADS);
     if (gx < 1 || gy < 1 || gz < 1 || gx > 0x7fffffff || gy > 0xffff || gz > 0xffff)
-        return fail("a grid of (%u, %u, %u) blocks: it must have 1 to (2147483647, 65535, 65535)", gx, gy, gz);
+        return fail("a grid of (%u, %u, %u) blocks: it must have 1 to (2147483647, 65535, 65535)", gx, gy,
+                    gz);
     if (launch.shared_bytes > MAX_SHARED_BYTES)
         return fail("%zu bytes of dynamic shared memory: a block has at most %llu", launch.shared_bytes,
                     (unsigned long long)MAX_SHARED_BYTES);
@@ -224,7 +227,7 @@ bool Grid::check(const ConvbackpropLaunch& launch) {
     const unsigned long long blocks = 1ull * gx * gy * gz;
     const unsigned long long end = launch.end_block ? launch.end_block : blocks;
     if (launch.first_block >= end || end > blocks)
-        return fail("the blocks %llu to %llu (exclusive) of a grid of %llu: an empty range, or one beyond the grid",
+        return fail("blocks %llu to %llu (exclusive) of a grid of %llu: an empty range or one beyond it",
                     launch.first_block, end, blocks);
     return true;
 }
@@ -239,7 +242,7 @@ bool Grid::fail(const char* format, ...) {
 
 }  // namespace
 
-// ---------------------------------------------------------------------------------------------- the C interface
+// ------------------------------------------------------------------------------------------- the C interface
 
 extern "C" {
 
@@ -247,20 +250,15 @@ int convbackprop_launch(const ConvbackpropLaunch* launch, int time_slice_ms) {
     return the_grid->launch(*launch, time_slice_ms);
 }
 
-int convbackprop_resume(int time_slice_ms) {
-    return the_grid->resume(time_slice_ms);
-}
+int convbackprop_resume(int time_slice_ms) { return the_grid->resume(time_slice_ms); }
 
-void convbackprop_cancel(void) {
-    the_grid->cancel();
-}
+void convbackprop_cancel(void) { the_grid->cancel(); }
 
-const char* convbackprop_error(void) {
-    return the_grid->error();
-}
+const char* convbackprop_error(void) { return the_grid->error(); }
 
 void convbackprop_after_fork(void) {
-    the_grid = new Grid;  // the old one is left as it is: its mutex may be held by a thread that is not in this process
+    // The old one is left as it is: a thread that is not in this process may have held its mutex.
+    the_grid = new Grid;
 }
 
 void convbackprop_copy_entry(void** args) {

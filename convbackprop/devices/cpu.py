@@ -20,6 +20,9 @@ from convbackprop.problem import integer
 #: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
 _TIME_SLICE_MS = 100
 
+#: What one block of the runtime's convbackprop_copy_entry copies.
+_COPY_PART = 64 << 10
+
 _FINISHED, _FAILED, _RUNNING = 0, 1, 2
 
 
@@ -94,19 +97,9 @@ class CpuKernel:
         LaunchFailed
             A wrong geometry, or threads that wait for each other for ever.
         """
-        runtime = self._device.runtime
         with self._device.lock:
             self._values[:] = pointers
-            self._launch.workers = _num_threads
-            try:
-                status = runtime.convbackprop_launch(self._launch, _TIME_SLICE_MS)
-                while status == _RUNNING:  # each return to Python lets a KeyboardInterrupt be raised
-                    status = runtime.convbackprop_resume(_TIME_SLICE_MS)
-            except BaseException:
-                runtime.convbackprop_cancel()
-                raise
-            if status == _FAILED:
-                raise LaunchFailed(runtime.convbackprop_error().decode())
+            self._device.run(self._launch)
 
 
 class CpuDevice:
@@ -128,6 +121,32 @@ class CpuDevice:
     def _after_fork(self) -> None:
         self.lock = threading.Lock()
         self.runtime.convbackprop_after_fork()
+
+    def run(self, launch: _Launch) -> None:
+        """Run a grid to its end; the caller holds the lock."""
+        launch.workers = _num_threads
+        try:
+            status = self.runtime.convbackprop_launch(launch, _TIME_SLICE_MS)
+            while status == _RUNNING:  # each return to Python lets a KeyboardInterrupt be raised
+                status = self.runtime.convbackprop_resume(_TIME_SLICE_MS)
+        except BaseException:
+            self.runtime.convbackprop_cancel()
+            raise
+        if status == _FAILED:
+            raise LaunchFailed(self.runtime.convbackprop_error().decode())
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy `size` bytes between two addresses, on as many threads as a kernel: what timings are compared with."""
+        values = (ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size))
+        arguments = (ctypes.c_void_p * 3)(*(ctypes.addressof(value) for value in values))
+        launch = _Launch(
+            entry=ctypes.cast(self.runtime.convbackprop_copy_entry, ctypes.c_void_p),
+            args=ctypes.addressof(arguments),
+            grid=(max(1, -(-size // _COPY_PART)), 1, 1),
+            block=(1, 1, 1),
+        )
+        with self.lock:
+            self.run(launch)
 
     def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
              shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CpuKernel:  # fmt: skip

@@ -1,8 +1,8 @@
-// __nv_bfloat16 as a storage type: two bytes in memory, arithmetic in float. Stands in for the CUDA toolkit's header
-// of this name when kernels are compiled for the CPU, and has the part of it that converts.
+// __nv_bfloat16 as a storage type: two bytes in memory, arithmetic in float. Stands in for the CUDA toolkit's
+// header of this name when kernels are compiled for the CPU, and has the part of it that converts.
 //
-// A bfloat16 is the upper half of a float. Conversions round to the nearest value, ties to even; subnormals are kept,
-// and every NaN becomes the one NaN that CUDA makes of it.
+// A bfloat16 is the upper half of a float. Conversions round to the nearest value, ties to even; subnormals
+// are kept, and every NaN becomes the one NaN that CUDA makes of it.
 #pragma once
 
 #include <string.h>
@@ -14,7 +14,7 @@ struct __nv_bfloat16 {
     __nv_bfloat16(float f) {
         unsigned u;
         memcpy(&u, &f, sizeof u);
-        // Half of the last place that is kept, less one if that place is even: a tie then stays below a carry.
+        // Half of the last place that is kept, or just less where it is even: a tie then has no carry.
         const unsigned rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
         bits = static_cast<unsigned short>((u & 0x7fffffff) > 0x7f800000 ? 0x7fff : rounded);
     }
@@ -31,7 +31,7 @@ static_assert(sizeof(__nv_bfloat16) == 2 && __is_trivially_copyable(__nv_bfloat1
                   __has_trivial_constructor(__nv_bfloat16),
               "__nv_bfloat16 must be two bytes that can be copied and left uninitialised");
 
-// CUDA's arithmetic on __nv_bfloat16 rounds after each operation. Through operator float it would not, so it is refused.
+// CUDA's arithmetic on __nv_bfloat16 rounds after each operation; through operator float it would not.
 __nv_bfloat16 operator+(__nv_bfloat16, __nv_bfloat16) = delete;
 __nv_bfloat16 operator-(__nv_bfloat16, __nv_bfloat16) = delete;
 __nv_bfloat16 operator*(__nv_bfloat16, __nv_bfloat16) = delete;
@@ -54,6 +54,12 @@ struct alignas(4) __nv_bfloat162 {
 typedef __nv_bfloat162 nv_bfloat162;
 
 static inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
-static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__nv_bfloat16(x), __nv_bfloat16(y)}; }
-static inline __nv_bfloat162 __float22bfloat162_rn(float2 f) { return {__nv_bfloat16(f.x), __nv_bfloat16(f.y)}; }
-static inline float2 __bfloat1622float2(__nv_bfloat162 b) { return {__bfloat162float(b.x), __bfloat162float(b.y)}; }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__nv_bfloat16(x), __nv_bfloat16(y)};
+}
+static inline __nv_bfloat162 __float22bfloat162_rn(float2 f) {
+    return {__nv_bfloat16(f.x), __nv_bfloat16(f.y)};
+}
+static inline float2 __bfloat1622float2(__nv_bfloat162 b) {
+    return {__bfloat162float(b.x), __bfloat162float(b.y)};
+}

@@ -1,5 +1,5 @@
-// __half as a storage type: two bytes in memory, arithmetic in float. Stands in for the CUDA toolkit's header of this
-// name when kernels are compiled for the CPU, and has the part of it that converts.
+// __half as a storage type: two bytes in memory, arithmetic in float. Stands in for the CUDA toolkit's header
+// of this name when kernels are compiled for the CPU, and has the part of it that converts.
 //
 // Conversions round to the nearest value, ties to even, and keep subnormals and NaN.
 #pragma once
@@ -27,7 +27,7 @@ typedef __half half;
 static_assert(sizeof(__half) == 2 && __is_trivially_copyable(__half) && __has_trivial_constructor(__half),
               "__half must be two bytes that can be copied and left uninitialised");
 
-// CUDA's arithmetic on __half rounds after each operation. Through operator float it would not, so it is refused.
+// CUDA's arithmetic on __half rounds after each operation; through operator float it would not.
 __half operator+(__half, __half) = delete;
 __half operator-(__half, __half) = delete;
 __half operator*(__half, __half) = delete;

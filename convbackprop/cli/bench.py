@@ -1,0 +1,4 @@
+"""x"""
+HELP=EPILOG=""
+def add_arguments(p): pass
+def run(a): return 0

@@ -1,0 +1,272 @@
+"""Hold variants against the float64 reference, element by element, on problems that are each there for a reason."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from convbackprop.check import DATA, Outcome, check, inputs
+from convbackprop.cli.common import (
+    Shielded,
+    add_device,
+    add_target,
+    check_memory,
+    console,
+    distinct,
+    is_file,
+    print_json,
+    progress,
+    title,
+    variants_of,
+)
+from convbackprop.compiler import Source, cubin, shared_object
+from convbackprop.curated import CURATED
+from convbackprop.devices import Device, choice_of_device
+from convbackprop.errors import CompileError
+from convbackprop.plan import constants_of
+from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem, activation_name, known
+from convbackprop.reference import answer
+from convbackprop.variants import Variant
+
+HELP = "hold variants against the float64 reference"
+EPILOG = """\
+Without --problem these are the curated problems: each with the activations identity and relu (also with the bit mask)
+in every dtype, and with logistic and tanh on a quarter of the problems, another quarter for each dtype; --activation all
+checks each on all. "error" is the largest error as a share of the bound that any order of summation obeys: at most 1 is
+right. Inputs lie between guard zones of NaN, and results are NaN until they are written.
+
+examples:
+  convbackprop check
+  convbackprop check kernel_grad/naive --dtype float16 --activation all
+  convbackprop check forward --problem 2,3,32,32,8,3,3,stride=2,padding=1
+  convbackprop check mine.cu --pass forward
+
+JSON keys: device, ok, checks, refused, rows [variant, dtype, checks, refused, error, problem, ok], faults [variant,
+problem, data, sentences]
+"""
+
+#: Faults that are printed for each row of the table; JSON has all.
+_SHOWN = 3
+
+#: Of the curated problems, one in so many is checked with an activation that is not of the first ones.
+_ONE_IN = 4
+_EVERYWHERE = ("identity", "relu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_target(parser)
+    parser.add_argument("--problem", action="append", metavar="TEXT",
+                        help="N,C,H,W,K,R,S and options, such as 2,3,32,32,8,3,3,stride=2,padding=1x2,dilation=2,"
+                        "groups=1,bias=0,activation=tanh,mask=1; may be given several times")  # fmt: skip
+    parser.add_argument("--dtype", default="all", metavar="D", help=f"all (the default), {', '.join(DTYPES)}")
+    parser.add_argument("--activation", metavar="A", help=f"all, {', '.join(ACTIVATIONS)}")
+    parser.add_argument("--data", metavar="KIND", help=f"{', '.join(DATA)}; default: each problem's own")
+    parser.add_argument("--tunables", metavar="DEVICE", help="take the tunable constants of cpu or cuda; default: "
+                        "those of the device")  # fmt: skip
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A problem with its data."""
+
+    problem: ConvProblem
+    data: str
+
+
+@dataclass
+class _Row:
+    """What is known of a variant in a dtype."""
+
+    variant: Variant
+    dtype: str
+    checks: int = 0
+    refused: int = 0
+    error: float = 0.0
+    problem: ConvProblem | None = None
+    failed: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.checks += 1
+        if outcome.share > self.error or self.problem is None:
+            self.error, self.problem = outcome.share, outcome.problem
+        if not outcome.ok:
+            self.failed.append(outcome)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "variant": title(self.variant), "dtype": self.dtype, "checks": self.checks, "refused": self.refused,
+            "error": self.error, "problem": None if self.problem is None else str(self.problem), "ok": not self.failed,
+        }  # fmt: skip
+
+
+# -- what is checked -------------------------------------------------------------------------------------------------
+def _problems(text: str, dtype: str, activations: Sequence[str]) -> tuple[ConvProblem, ...]:
+    """Return a problem in all its forms: what its text leaves open takes each value."""
+    named = set(re.findall(r"(\w+)=", text))
+    defaults = {"bias": True, "dtype": dtype, "activation": "relu"}
+    first = ConvProblem.parse(text, **defaults)
+    if "activation" in named or first.mask:
+        activations = (first.activation,)
+    forms = [first.with_(activation=activation) for activation in activations]
+    if "mask" not in named:
+        forms += [form.with_(mask=True) for form in forms if form.activation == "relu"]
+    return tuple(forms)
+
+
+def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
+    """Return the problems that the arguments ask for, each with its data."""
+    dtypes = tuple(DTYPES) if arguments.dtype == "all" else (known(arguments.dtype, tuple(DTYPES), "--dtype"),)
+    wanted: tuple[str, ...] = ACTIVATIONS
+    if arguments.activation not in (None, "all"):
+        wanted = (activation_name(arguments.activation),)
+    if arguments.data is not None:
+        known(arguments.data, DATA, "--data")
+    found = []
+    if arguments.problem:
+        for text in arguments.problem:
+            for dtype in dtypes:
+                found += [_Task(problem, arguments.data or "normal") for problem in _problems(text, dtype, wanted)]
+        return distinct(found)
+    for i, curated in enumerate(CURATED):
+        for d, dtype in enumerate(dtypes):
+            some = arguments.activation is None and (i + d) % _ONE_IN != 0
+            activations = _EVERYWHERE if some else wanted
+            data = arguments.data or curated.data
+            found += [_Task(problem, data) for problem in _problems(curated.text, dtype, activations)]
+    return distinct(found)
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+def compile_ahead(
+    variants: Sequence[Variant], problems: Sequence[ConvProblem], device: Device, tunables: str, done: Callable[[], None]
+) -> None:
+    """Compile all that will be needed, on every core; `done` is called once for each source.
+
+    A source that does not compile is left for its check to report.
+    """
+    sources = {
+        Source.of(variant.path, constants_of(variant, problem, tunables))
+        for variant in variants
+        for problem in problems
+        if variant.refusal(problem) is None
+    }
+
+    def build(source: Source) -> None:
+        try:
+            if device.kind == "cpu":
+                shared_object(source)
+            else:
+                cubin(source, device.architecture)  # type: ignore[attr-defined]
+        except CompileError:
+            pass
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for _ in pool.map(build, sources):
+            done()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_all(
+    variants: Sequence[Variant], work: Sequence[_Task], device: Device, tunables: str | None, shield: Shielded
+) -> list[_Row]:
+    rows = {(variant, task.problem.dtype): _Row(variant, task.problem.dtype) for variant in variants for task in work}
+    with progress() as bar:
+        compiling = bar.add_task("compiling", total=None)
+        problems = distinct(task.problem for task in work)
+        compile_ahead(variants, problems, device, tunables or device.kind, lambda: bar.advance(compiling))
+        bar.remove_task(compiling)
+        checking = bar.add_task("checking", total=len(variants) * len(work))
+        for task in work:
+            check_memory(task.problem)
+            for pass_name in distinct(variant.pass_name for variant in variants):
+                given = expected = None  # the same for all variants of the pass
+                for variant in (v for v in variants if v.pass_name == pass_name):
+                    row = rows[variant, task.problem.dtype]
+                    shield.doing(f"{title(variant)} on {task.problem}")
+                    if variant.refusal(task.problem):
+                        row.refused += 1
+                    else:
+                        given = given or inputs(pass_name, task.problem, task.data)
+                        expected = expected or answer(pass_name, task.problem, given)
+                        row.add(check(variant, task.problem, device, task.data, tunables=tunables,
+                                      given=given, expected=expected))  # fmt: skip
+                    bar.advance(checking)
+            bar.refresh()
+    return sorted(rows.values(), key=lambda row: (variants.index(row.variant), list(DTYPES).index(row.dtype)))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, print the table, and return 0 if every result is right."""
+    variants = variants_of(arguments.target, arguments.pass_name)
+    work = tasks(arguments)
+    if arguments.tunables is not None:
+        known(arguments.tunables, ("cpu", "cuda"), "--tunables")
+    shield = Shielded()
+
+    def command() -> int:
+        device, choice = choice_of_device(arguments.device)
+        rows = _check_all(variants, work, device, arguments.tunables, shield)
+        (_print_json if arguments.json else _print_table)(rows, device, choice)
+        return int(any(row.failed for row in rows) or not any(row.checks for row in rows))
+
+    return shield.run(command) if is_file(arguments.target) else command()
+
+
+# -- printing --------------------------------------------------------------------------------------------------------
+def _print_json(rows: Sequence[_Row], device: Device, choice: str) -> None:
+    print_json({
+        "device": device.name,
+        "ok": not any(row.failed for row in rows) and any(row.checks for row in rows),
+        "checks": sum(row.checks for row in rows),
+        "refused": sum(row.refused for row in rows),
+        "rows": [row.as_json() for row in rows],
+        "faults": [
+            {"variant": title(row.variant), "problem": str(o.problem), "data": o.data, "sentences": o.faults}
+            for row in rows
+            for o in row.failed
+        ],
+    })  # fmt: skip
+
+
+def _print_table(rows: Sequence[_Row], device: Device, choice: str) -> None:
+    out = console()
+    out.print(choice)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("pass/variant", "dtype", "checks", "refused", "error"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("pass/variant", "dtype") else "right")
+    table.add_column("on problem", overflow="fold")
+    table.add_column("")
+    for row in rows:
+        verdict = "[red]FAILED[/red]" if row.failed else "[green]ok[/green]" if row.checks else "refused"
+        table.add_row(title(row.variant), row.dtype, f"{row.checks:,}", f"{row.refused:,}",
+                      f"{row.error:.2f}" if row.checks else "-", str(row.problem or "-"), verdict)  # fmt: skip
+    out.print(table)
+    for row in rows:
+        for outcome in row.failed[:_SHOWN]:
+            out.print(f"\n{title(row.variant)} on {outcome.problem} ({outcome.data} data):", markup=False)
+            for fault in outcome.faults:
+                out.print(f"  {fault}", markup=False)
+        if len(row.failed) > _SHOWN:
+            out.print(f"  ... and {len(row.failed) - _SHOWN} more problems of {row.dtype}")
+    checks, failed, refused = (
+        sum(counts) for counts in zip(*((r.checks, len(r.failed), r.refused) for r in rows), strict=True)
+    )
+    out.print(f"\n{checks:,} checks, {failed:,} failed, {refused:,} refused by the variant")
+    if not checks:
+        out.print("nothing was checked: " + "; ".join(distinct(_reasons(rows))))
+
+
+def _reasons(rows: Sequence[_Row]) -> list[str]:
+    return [" ".join((requirement.__doc__ or "").split()) for row in rows for requirement in row.variant.requires]

@@ -1,0 +1,185 @@
+"""What the commands share: how they print, read a target and a problem, and report a crash."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import mmap
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from convbackprop.devices.cpu import cpu_device
+from convbackprop.errors import InvalidArgument, ProblemTooLarge
+from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.variants import VARIANTS, Variant, select
+
+#: Columns of a table that goes to a file or a pipe.
+_PIPE_WIDTH = 160
+
+
+# -- printing --------------------------------------------------------------------------------------------------------
+def console() -> Console:
+    """Return a console on standard output: plain and wide where that is no terminal."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(file=sys.stdout, highlight=False, width=width)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on standard output; an infinite number, which JSON lacks, is null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: finite(item) for name, item in part.items()}
+        if isinstance(part, list | tuple):
+            return [finite(item) for item in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    print(json.dumps(finite(value), indent=2, allow_nan=False))
+
+
+def progress() -> Progress:
+    """Return a progress bar on standard error, empty where that is no terminal.
+
+    It is drawn only when it advances: a thread that draws would take time from what is being timed.
+    """
+    err = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err, disable=not err.is_terminal, auto_refresh=False, transient=True)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add what `check` and `bench` work on."""
+    parser.add_argument(
+        "target",
+        nargs="?",
+        metavar="PASS[/VARIANT] | FILE.cu",
+        help="a pass, one of its variants, or a .cu file of your own (with --pass); default: every variant",
+    )
+    parser.add_argument("--pass", dest="pass_name", metavar="PASS", help="the pass that FILE.cu computes: "
+                        + ", ".join(PASSES))  # fmt: skip
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:1; default: CONVBACKPROP_DEVICE, else a GPU "
+                        "that is usable, else cpu")  # fmt: skip
+
+
+def is_file(target: str | None) -> bool:
+    """Return whether a target names a file, not a pass."""
+    return target is not None and (target.endswith(".cu") or Path(target).is_file())
+
+
+def variants_of(target: str | None, pass_name: str | None) -> tuple[Variant, ...]:
+    """Return the variants that the target names; a file is a variant of `pass_name`."""
+    if not is_file(target):
+        if pass_name is not None:
+            raise InvalidArgument("--pass says what a FILE.cu computes; name the file, or name the pass without --pass")
+        if target is not None and target.partition("/")[0] not in PASSES:
+            raise InvalidArgument(
+                f"target is {target!r}; it should be one of {', '.join(PASSES)}, a variant such as {VARIANTS[0]}, or a "
+                "file that ends in .cu"
+            )
+        return select(target)
+    path = Path(str(target))
+    if path.suffix != ".cu":
+        raise InvalidArgument(f"{path} is no CUDA source; its name should end in .cu")
+    if not path.is_file():
+        raise InvalidArgument(f"{path} {'is a directory' if path.is_dir() else 'does not exist'}; "
+                              "it should be a .cu file ('convbackprop new forward/mine' writes one)")  # fmt: skip
+    if pass_name is None:
+        raise InvalidArgument(f"say with --pass what {path} computes: {', '.join(PASSES)}")
+    from convbackprop.file_variant import variant_from_file
+
+    return (variant_from_file(path.absolute(), pass_name),)
+
+
+def title(variant: Variant) -> str:
+    """Return the variant's name; a file of one's own keeps its ending."""
+    return f"{variant.pass_name}/{variant.file.name}" if variant.file else str(variant)
+
+
+def distinct(items: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the items without repetition, in their order."""
+    return tuple(dict.fromkeys(items))
+
+
+def check_memory(problem: ConvProblem) -> None:
+    """Raise ProblemTooLarge unless the arrays and the float64 reference fit this machine's memory."""
+    elements = math.prod(problem.x_shape) + math.prod(problem.y_shape) + math.prod(problem.w_shape)
+    needed, free = 6 * 8 * elements, cpu_device().free_bytes()
+    if needed > free:
+        raise ProblemTooLarge(
+            f"problem {problem} needs about {needed:,} bytes with its float64 reference; {free:,} are free"
+        )
+
+
+# -- a kernel that crashes -------------------------------------------------------------------------------------------
+class Shielded:
+    """Runs a command in a child process where that is possible, so that a crash of a user's kernel gets a sentence.
+
+    On the cpu device a kernel that reads far outside its arrays ends the process.
+    """
+
+    def __init__(self) -> None:
+        self._note = mmap.mmap(-1, 4096)  # shared with the child
+
+    def doing(self, what: str) -> None:
+        """Note what is being done, for the message."""
+        text = what.encode()[:4095]
+        self._note[: len(text) + 1] = text + b"\0"
+
+    def run(self, command: Callable[[], int]) -> int:
+        """Return the exit code of a command."""
+        if "torch" in sys.modules or threading.active_count() > 1:  # a fork would lose their threads
+            return command()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            os._exit(_in_child(command))
+        status = _wait(child)
+        if not os.WIFSIGNALED(status):
+            return os.waitstatus_to_exitcode(status)
+        number = os.WTERMSIG(status)
+        what = self._note[:].split(b"\0")[0].decode(errors="replace") or "the kernel"
+        hint = "; it reads or writes outside its arrays" if number in (signal.SIGSEGV, signal.SIGBUS) else ""
+        name = signal.strsignal(number) or f"signal {number}"
+        print(f"convbackprop: error: {what} ended in a crash ({name}){hint}", file=sys.stderr)
+        return 1
+
+
+def _in_child(command: Callable[[], int]) -> int:
+    """Return the exit code; nothing may escape into the code that called the parent."""
+    from convbackprop.cli import guarded
+
+    try:
+        code = guarded(command)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return code
+    except BaseException:  # a defect of the package
+        traceback.print_exc()
+        return 1
+
+
+def _wait(child: int) -> int:
+    """Return the status of a child; a Ctrl-C reaches it too, and it says how that ended."""
+    while True:
+        try:
+            return os.waitpid(child, 0)[1]
+        except KeyboardInterrupt:
+            continue
+
+

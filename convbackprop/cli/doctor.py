@@ -1,0 +1,158 @@
+"""Say what this machine can run: each thing that the package needs or can use, and what to do where it is missing."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+import convbackprop
+from convbackprop import cache
+from convbackprop.cli.common import console, print_json
+from convbackprop.compiler import compiler_version, find_cxx, find_nvcc
+from convbackprop.devices import get_device, why_not_cuda
+from convbackprop.devices.cpu import cpu_device, get_num_threads
+from convbackprop.errors import ConvBackpropError
+from convbackprop.timing import aligned
+
+HELP = "what this machine can run, and what is missing"
+EPILOG = """\
+Exit code 0 if at least one device is usable.
+
+examples:
+  convbackprop doctor
+  convbackprop doctor --json
+
+JSON keys: version, usable, findings [item, usable, found, todo]
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something looked at: whether it is usable, what was found, and what to do if it is not usable."""
+
+    item: str
+    usable: bool
+    found: str
+    todo: str = ""
+
+
+def _tried(item: str, find: Callable[[], str], todo: str = "") -> Finding:
+    """Return what `find` finds; its exception says why it does not."""
+    try:
+        return Finding(item, True, find())
+    except ConvBackpropError as error:
+        why, _, advice = str(error).partition("; ")
+        return Finding(item, False, why, todo or advice)
+    except (ImportError, OSError) as error:
+        return Finding(item, False, str(error), todo)
+
+
+def _version(module: str) -> str:
+    found = importlib.import_module(module)
+    return str(getattr(found, "__version__", None) or getattr(found, "VERSION_TEXT", "found"))
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
+
+
+def _last_version(text: str) -> str:
+    """Return the line of `nvcc --version` that names the release."""
+    return next((line for line in text.splitlines() if "release" in line), _first_line(text))
+
+
+def _cpu() -> str:
+    """Run a grid on the cpu device."""
+    device = cpu_device()
+    source, target = aligned((1 << 18,), "u1"), aligned((1 << 18,), "u1")
+    source[:] = 7
+    device.copy(target.ctypes.data, source.ctypes.data, source.nbytes)
+    if not (target == 7).all():
+        raise ConvBackpropError("a copy on the cpu device gives a wrong result; please report it")
+    count = get_num_threads()
+    return f"{processor()}, {count} thread{'s' * (count > 1)} (CONVBACKPROP_NUM_THREADS)"
+
+
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _driver() -> str:
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _gpu() -> str:
+    if why := why_not_cuda():
+        raise ConvBackpropError(why)
+    device: Any = get_device("cuda")
+    count = device.driver.Device.count()
+    others = f", and {count - 1} more" if count > 1 else ""
+    return f"{device.title}, {device.architecture}, {device.free_bytes() / 2**30:.1f} GiB free{others}"
+
+
+def _cache() -> str:
+    files = [file for file in cache.directory().iterdir() if file.suffix in (".so", ".cubin")]
+    size = sum(file.stat().st_size for file in files) / 2**20
+    return f"{cache.directory()}: {len(files):,} compiled kernels, {size:.1f} MiB (CONVBACKPROP_CACHE_DIR)"
+
+
+def findings() -> Iterator[Finding]:
+    """Look at everything, the most needed first."""
+    yield Finding("python", True, f"{platform.python_version()} ({sys.executable})")
+    yield _tried("numpy", lambda: _version("numpy"))
+    yield _tried("C++ compiler", lambda: f"{find_cxx()}: {_first_line(compiler_version(find_cxx()))}")
+    yield _tried("cpu device", _cpu)
+    yield _tried("nvcc", lambda: f"{find_nvcc()}: {_last_version(compiler_version(find_nvcc()))}")
+    yield _tried("PyCUDA", lambda: _version("pycuda"),
+                 "needed for a GPU only: 'make pycuda' builds it, or pip install 'convbackprop[cuda]'")  # fmt: skip
+    yield _tried("NVIDIA driver", _driver, "needed for a GPU only: install the driver; 'nvidia-smi' should list a GPU")
+    yield _tried("cuda device", _gpu)
+    yield _tried("torch", lambda: _version("torch"), "what `bench` compares with: pip install 'convbackprop[torch]'")
+    for module in ("skimage", "PIL"):
+        yield _tried(module, lambda module=module: _version(module),  # type: ignore[misc]
+                     "photographs for `bench`: pip install 'convbackprop[data]'")  # fmt: skip
+    yield _tried("cache", _cache)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings; return 0 if a device is usable."""
+    found = list(findings())
+    usable = any(finding.usable for finding in found if finding.item.endswith(" device"))
+    if arguments.json:
+        print_json({
+            "version": convbackprop.__version__, "usable": usable, "findings": [asdict(finding) for finding in found],
+        })  # fmt: skip
+        return 0 if usable else 1
+    out = console()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in found:
+        state = "[green]ok[/green]" if finding.usable else "[yellow]no[/yellow]"
+        table.add_row(finding.item, state, finding.found + (f"\n-> {finding.todo}" if finding.todo else ""))
+    out.print(f"convbackprop {convbackprop.__version__}")
+    out.print(table)
+    devices = [finding.item.split()[0] for finding in found if finding.item.endswith(" device") and finding.usable]
+    out.print(f"usable devices: {', '.join(devices)}" if usable else "[red]no device is usable[/red]")
+    return 0 if usable else 1

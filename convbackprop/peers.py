@@ -1,0 +1,138 @@
+"""The same job done by torch, to be timed beside ours."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from convbackprop.problem import ConvProblem
+from convbackprop.reference import numpy_dtype, pre_activation_grad
+
+Array = Any
+Call = Callable[[], Any]
+
+
+@functools.cache
+def import_torch() -> Any:
+    """Return torch, its idle threads made to sleep: they would spin on the cores that the next measurement needs.
+
+    Raises
+    ------
+    ImportError
+        It is not installed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+    import torch
+
+    return torch
+
+
+def why_no_torch(device_kind: str) -> str | None:
+    """Return None if torch can be timed on this kind of device, else why not and what to do."""
+    try:
+        torch = import_torch()
+    except ImportError as error:
+        if error.name == "torch":
+            return "torch is not installed, so nothing is compared with it; pip install 'convbackprop[torch]'"
+        return f"torch cannot be imported ({error}), so nothing is compared with it"
+    if device_kind == "cuda" and not torch.cuda.is_available():
+        return f"torch {torch.__version__} cannot use the GPU, so nothing is compared with it; install a CUDA build"
+    return None
+
+
+def use_threads(count: int) -> None:
+    """Let torch use as many threads as the cpu device, and on a GPU the fastest algorithms of full precision."""
+    torch = import_torch()
+    torch.set_num_threads(count)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def tensor(array: Array, device_name: str = "cpu") -> Any:
+    """Return an array as a tensor; on the CPU it is the same memory."""
+    torch = import_torch()
+    if array.dtype == numpy_dtype("bfloat16"):  # numpy has no bfloat16 that torch knows
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(device_name)
+    return torch.from_numpy(array).to(device_name)
+
+
+def torch_calls(
+    pass_name: str, problem: ConvProblem, given: Mapping[str, Array], device_name: str = "cpu"
+) -> dict[str, Call]:
+    """Return torch's ways to compute a pass, by name; each returns the results as tensors.
+
+    The gradients get g = dy * phi'(s) ready-made, which favours torch. Padding that differs between two sides, which
+    torch's convolutions do not take, is padded or cropped within the call.
+
+    Parameters
+    ----------
+    pass_name, problem
+        What to compute.
+    given : mapping of str to numpy.ndarray
+        The pass's inputs by operand name.
+    device_name : str
+        "cpu", or "cuda:N", where both memory formats are given.
+    """
+    torch = import_torch()
+    p = problem
+    arrays = {name: array for name, array in given.items() if name in ("x", "w", "b")}
+    if "dy" in given:
+        arrays["g"] = pre_activation_grad(p, given["dy"], given.get("saved")).astype(given["dy"].dtype)
+    tensors = {name: tensor(array, device_name) for name, array in arrays.items()}
+    formats = {"torch": torch.contiguous_format}
+    if device_name != "cpu":
+        formats["torch channels_last"] = torch.channels_last
+    return {name: _call(pass_name, p, tensors, memory_format) for name, memory_format in formats.items()}
+
+
+def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_format: Any) -> Call:
+    torch = import_torch()
+    functional = torch.nn.functional
+    t = {n: v.contiguous(memory_format=memory_format) if v.dim() == 4 else v for n, v in tensors.items()}
+    (top, bottom), (left, right) = p.padding
+    symmetric = top == bottom and left == right
+    padding = [top, left] if symmetric else [0, 0]
+    x_shape = (p.N, p.C, p.H, p.W) if symmetric else (p.N, p.C, p.H + top + bottom, p.W + left + right)
+    like = next(iter(t.values()))
+
+    def padded(x: Any) -> Any:
+        return x if symmetric else functional.pad(x, (left, right, top, bottom))
+
+    def unpadded(dx: Any) -> Any:
+        return dx if symmetric else dx[:, :, top : top + p.H, left : left + p.W].contiguous()
+
+    # torch asks for both of a convolution's arrays; of the one whose gradient is wanted it uses only the shape.
+    shape_only = like.new_zeros(x_shape if pass_name == "input_grad" else p.w_shape)
+    shape_only = shape_only.contiguous(memory_format=memory_format)
+
+    def backward(x: Any, w: Any, wanted: list[bool]) -> Any:
+        bias_sizes = [p.K] if p.bias else None
+        return torch.ops.aten.convolution_backward(
+            t["g"], x, w, bias_sizes, p.stride, padding, p.dilation, False, [0, 0], p.groups, wanted
+        )
+
+    def forward() -> tuple[Any, ...]:
+        y = functional.conv2d(padded(t["x"]), t["w"], t.get("b"), p.stride, padding, p.dilation, p.groups)
+        if p.activation == "identity":
+            return (y,)
+        return ({"relu": torch.relu_, "logistic": torch.sigmoid_, "tanh": torch.tanh_}[p.activation](y),)
+
+    def input_grad() -> tuple[Any, ...]:
+        return (unpadded(backward(shape_only, t["w"], [True, False, False])[0]),)
+
+    def kernel_grad() -> tuple[Any, ...]:
+        _, dw, db = backward(padded(t["x"]), shape_only, [False, True, p.bias])
+        return (dw, db) if p.bias else (dw,)
+
+    call = {"forward": forward, "input_grad": input_grad, "kernel_grad": kernel_grad}[pass_name]
+
+    def without_graph() -> Any:
+        with torch.no_grad():
+            return call()
+
+    return without_graph

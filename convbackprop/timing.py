@@ -1,0 +1,179 @@
+"""How a call is timed: on arrays allocated once, in turn with what it is compared with.
+
+On the cpu device a launch returns when it has ended, and the host's clock measures it. On a GPU, events around the call
+measure it, and what the last repetition left in the L2 cache is overwritten first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convbackprop.devices import Device
+from convbackprop.plan import plan
+from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.reference import numpy_dtype
+from convbackprop.variants import Variant
+
+Array = Any
+Call = Callable[[], object]
+
+#: Repetitions of each call: at least and at most.
+LEAST, MOST = 5, 50
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the repetitions of a call took, in seconds."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the repetitions were faster."""
+        return float(np.median(self.seconds))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The 20th and the 80th percentile."""
+        low, high = np.percentile(self.seconds, (20, 80))
+        return float(low), float(high)
+
+
+def alternate(
+    calls: Mapping[str, Call], clock: Callable[[Call], float], seconds: float, least: int = LEAST, most: int = MOST
+) -> dict[str, Timing]:
+    """Time several calls in turn, so that the machine's noise hits all of them alike.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        What to time. Each is called once untimed; who begins changes from round to round.
+    clock : callable
+        Calls and returns the seconds it took.
+    seconds : float
+        When to stop, counted over all of them, between `least` and `most` repetitions of each.
+
+    Returns
+    -------
+    dict of str to Timing
+        By the names of the calls.
+    """
+    for call in calls.values():
+        clock(call)
+    names = list(calls)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    for turn in range(most if names else 0):
+        if turn >= least and time.perf_counter() > end:
+            break
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            taken[name].append(clock(calls[name]))
+    return {name: Timing(tuple(values)) for name, values in taken.items()}
+
+
+def host_clock(call: Call) -> float:
+    """Return how many seconds a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array at a multiple of 64 bytes, a cache line, as torch's own are; each page has been written to."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.ones(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+class CpuStage:
+    """A pass of a problem on the cpu device: its arrays, allocated once, and the calls that can be timed on them.
+
+    Attributes
+    ----------
+    arrays : dict of str to numpy.ndarray
+        By operand name.
+    """
+
+    def __init__(self, device: Device, pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> None:
+        self.device: Any = device
+        self.problem = problem
+        self.arrays = {}
+        self._memory: list[Any] = []  # what lives as long as the stage
+        for operand in PASSES[pass_name].present(problem):
+            array = aligned(operand.shape(problem), numpy_dtype(operand.dtype(problem)))
+            if not operand.written:
+                array[...] = given[operand.name]
+            self.arrays[operand.name] = array
+        self._pointers = {name: self._place(array) for name, array in self.arrays.items()}
+        self._half = max(1, PASSES[pass_name].least_bytes(problem) // 2)
+
+    def _place(self, array: Array) -> int:
+        """Return the address at which kernels find an array."""
+        return int(array.ctypes.data)
+
+    def _reserve(self, size: int) -> int:
+        """Return the address of new memory."""
+        self._memory.append(aligned((size,), np.dtype(np.uint8)))
+        return int(self._memory[-1].ctypes.data)
+
+    def ours(self, variant: Variant) -> Call:
+        """Return a call of a variant: its launches and nothing else."""
+        ready = plan(variant, self.problem, self.device)
+        pointers = {**self._pointers, "partial": self._reserve(ready.partial_bytes)}
+        return lambda: ready.run(pointers)
+
+    def copy(self) -> Call:
+        """Return a copy that reads and writes together as many bytes as the pass must."""
+        target, source = self._reserve(self._half), self._reserve(self._half)
+        return lambda: self.device.copy(target, source, self._half)
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make the device usable for a while."""
+        return contextlib.nullcontext()
+
+    def clock(self, call: Call) -> float:
+        """Return how many seconds a call takes on the device."""
+        return host_clock(call)
+
+
+class CudaStage(CpuStage):
+    """The same on a GPU. Everything is queued on the default stream, torch's too; `active` is entered by the caller."""
+
+    def __init__(self, device: Device, pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> None:
+        super().__init__(device, pass_name, problem, given)
+        driver = self.device.driver
+        self._start, self._stop = driver.Event(), driver.Event()
+        l2_bytes = driver.Device(self.device.ordinal).get_attribute(driver.device_attribute.L2_CACHE_SIZE)
+        # Several times the cache: its overwriting also keeps the GPU busy while the call is being queued.
+        self._flush_bytes = max(4 * l2_bytes, 64 << 20)
+        self._flush_memory = self.device.allocate(self._flush_bytes)
+
+    def _place(self, array: Array) -> int:
+        self._memory.append(self.device.upload(array.ctypes.data, array.nbytes))
+        return int(self._memory[-1])
+
+    def _reserve(self, size: int) -> int:
+        self._memory.append(self.device.allocate(size))
+        self.device.driver.memset_d8(int(self._memory[-1]), 0x3C, max(1, size))
+        return int(self._memory[-1])
+
+    def active(self) -> AbstractContextManager[Any]:  # noqa: D102
+        return self.device.active()  # type: ignore[no-any-return]
+
+    def clock(self, call: Call) -> float:  # noqa: D102
+        self.device.driver.memset_d8_async(int(self._flush_memory), 0x3C, self._flush_bytes)
+        self._start.record()
+        call()
+        self._stop.record()
+        self._stop.synchronize()
+        return float(self._stop.time_since(self._start)) * 1e-3

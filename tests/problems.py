@@ -1,0 +1,56 @@
+"""The problems that the tests run on: the curated ones, more with their reasons, and all others (hypothesis)."""
+
+from __future__ import annotations
+
+from convbackprop.curated import CURATED, Curated
+from convbackprop.problem import ConvProblem
+
+#: What is known at compile time: (activation, mask).
+ACTIVATION_KINDS = (("identity", False), ("relu", False), ("relu", True), ("logistic", False), ("tanh", False))
+
+#: Too slow or too special for `convbackprop check`, but not for the tests.
+MORE = (
+    Curated("2,4,6,7,4,3,3,groups=4,padding=2,stride=2,dilation=2", "depthwise, strided and dilated at once"),
+    Curated("1,1,3,1031,1,3,3,padding=1", "a row longer than a block of 1024 threads"),
+    Curated("1,1,7,9,1,7,9", "one output pixel: the filter covers the image exactly"),
+    Curated("1,1,7,9,1,1,1,stride=9", "one output pixel: the stride is larger than the image"),
+    Curated("5,1,4,4,129,1,1", "more output channels than a block has threads"),
+    Curated("1,130,4,4,1,3,3,padding=1", "sums of more than a thousand terms, with a remainder"),
+    Curated("1,1,5,5,1,2,2,dilation=4", "a dilated filter as large as the image"),
+    Curated("1,2,4,5,2,3,3,padding=0:6x6:0", "padding on two sides only, twice the filter"),
+    Curated("7,1,2,2,1,2,2", "many images of one output pixel: the batch is the only long axis"),
+)
+
+PROBLEMS = CURATED + MORE
+
+
+def problems():  # noqa: ANN201 (hypothesis is optional)
+    """Return a hypothesis strategy for sizes of every kind; dtype and activation are the caller's."""
+    from hypothesis import strategies as st
+
+    small = st.integers(1, 5)
+    side = st.integers(0, 6)
+
+    @st.composite
+    def strategy(draw):
+        groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
+        r, s = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+        dilation = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+        padding = ((draw(side), draw(side)), (draw(side), draw(side)))
+        least = [max(1, d * (f - 1) + 1 - sum(p)) for d, f, p in zip(dilation, (r, s), padding, strict=True)]
+        return ConvProblem(
+            N=draw(st.integers(0, 4)),
+            C=groups * draw(small),
+            H=draw(st.integers(least[0], max(40, least[0]))),
+            W=draw(st.integers(least[1], max(40, least[1]))),
+            K=groups * draw(small),
+            R=r,
+            S=s,
+            stride=(draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=draw(st.booleans()),
+        )
+
+    return strategy()

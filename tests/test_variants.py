@@ -1,0 +1,303 @@
+"""Every variant in the registry, on every problem, against the float64 reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import product
+
+import numpy as np
+import pytest
+
+from convbackprop import check, reference
+from convbackprop.curated import CURATED
+from convbackprop.devices.cpu import set_num_threads
+from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
+from convbackprop.variants import VARIANTS, Variant, of_pass
+from tests.conftest import compile_ahead
+from tests.problems import ACTIVATION_KINDS, PROBLEMS
+
+KINDS = [
+    pytest.param(dtype, activation, mask, id=f"{dtype}-{activation}{'-mask' * mask}")
+    for dtype, (activation, mask) in product(DTYPES, ACTIVATION_KINDS)
+]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+each_kind = pytest.mark.parametrize(("dtype", "activation", "mask"), KINDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    some = ConvProblem.parse("1,1,1,1,1,1,1")
+    compile_ahead(
+        (variant, some.with_(dtype=dtype, activation=activation, mask=mask))
+        for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
+    )
+
+
+def faults_of(variant, device, problems, tunables=None, **changes):
+    """Check a variant on those of the problems that it computes; return what is wrong, with the problem."""
+    found, computed = [], 0
+    for entry in problems:
+        problem = entry.problem(**changes)
+        if variant.refusal(problem):
+            continue
+        outcome = check.check(variant, problem, device, entry.data, tunables=tunables)
+        found += [f"{problem} ({entry.reason}): {fault}" for fault in outcome.faults]
+        computed += 1
+    assert computed, "no problem was computed"
+    return found
+
+
+@each_variant
+@each_kind
+def test_every_problem(device, variant, dtype, activation, mask):
+    assert faults_of(variant, device, PROBLEMS, dtype=dtype, activation=activation, mask=mask) == []
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
+def test_integers_are_exact(device, variant, dtype, mask):
+    integers = [dataclasses.replace(entry, data="integers") for entry in PROBLEMS]
+    assert faults_of(variant, device, integers, dtype=dtype, activation="relu", mask=mask) == []
+
+
+@each_variant
+@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
+def test_both_sets_of_tunables(cpu, variant, tunables):
+    assert faults_of(variant, cpu, PROBLEMS, tunables, activation="relu") == []
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "value"),
+    [(v, name, value) for v in VARIANTS for name, tunable in v.tunables.items() for value in tunable.legal],
+    ids=str,
+)
+def test_every_legal_value(device, variant, name, value):
+    tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
+    other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
+    assert value in (tunable.cpu, tunable.cuda)
+    assert faults_of(other, device, PROBLEMS, activation="relu") == []
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.tunables], ids=str)
+def test_defaults_are_legal(variant):
+    for name, tunable in variant.tunables.items():
+        assert tunable.cuda in tunable.legal, name
+        assert tunable.cpu in tunable.legal, name
+
+
+# -- the same bits every run ---------------------------------------------------------------------------------------
+def bits(variant, problem, device):
+    given = check.inputs(variant.pass_name, problem, "normal", seed=5)
+    blocks = check.launch(variant, problem, given, device)
+    return {name: block.array.tobytes() for name, block in blocks.items()}
+
+
+@each_variant
+@pytest.mark.parametrize("text", ["2,3,33,29,4,3,5,padding=1", "1,1,200,210,1,3,3,padding=same"])
+def test_same_bits_in_every_run(device, variant, text):
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    first = bits(variant, problem, device)
+    for _ in range(4):
+        assert bits(variant, problem, device) == first
+
+
+@each_variant
+def test_same_bits_with_any_number_of_workers(cpu, workers, variant):
+    problem = ConvProblem.parse("2,3,64,57,4,3,5,padding=1", bias=True, activation="tanh")
+    runs = []
+    for count in (1, 2, 3, 4):
+        set_num_threads(count)
+        runs.append(bits(variant, problem, cpu))
+    assert all(run == runs[0] for run in runs)
+
+
+# -- NaN and infinities ----------------------------------------------------------------------------------------------
+SPECIAL = "2,3,9,8,4,3,3,padding=1,stride=1x2"
+CORNERS = [(0, 0, 0, 0), (1, 1, 0, -1), (0, 2, -1, 0), (1, 0, -1, -1), (0, 1, 4, 3)]
+
+
+def check_given(variant, problem, device, given):
+    outcome = check.check(variant, problem, device, given=given)
+    assert outcome.faults == []
+
+
+@each_variant
+@each_kind
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
+def test_special_values_spread_as_in_the_reference(device, variant, dtype, activation, mask, value):
+    problem = ConvProblem.parse(SPECIAL, dtype=dtype, activation=activation, mask=mask, bias=True)
+    if variant.refusal(problem):
+        pytest.skip(variant.refusal(problem))
+    inside = [(0, 1, 4, 1), (1, 3, 1, 2)]  # an infinite gradient times a zero of the padding is unspecified too
+    places = {
+        "forward": {"x": CORNERS, "b": [(0,), (3,)]},
+        "input_grad": {"dy": CORNERS},
+        "kernel_grad": {"x": CORNERS, "dy": inside},
+    }[variant.pass_name]
+    for name, indices in places.items():
+        for at in indices:
+            given = check.inputs(variant.pass_name, problem)
+            given[name][at] = value
+            check_given(variant, problem, device, given)
+
+
+@each_variant
+def test_infinite_taps(device, variant):
+    """Without padding: over padding torch disagrees with itself, and it is unspecified."""
+    problem = ConvProblem.parse("2,3,9,8,4,3,3", bias=True)
+    if variant.pass_name == "kernel_grad":
+        return  # takes no filter
+    for value in (np.inf, -np.inf, np.nan):
+        given = check.inputs(variant.pass_name, problem)
+        given["w"][1, 2, 0, 2] = value
+        if variant.pass_name == "forward":
+            check_given(variant, problem, device, given)
+        else:  # an input pixel at the border meets not every tap
+            got = check.launch(variant, problem, given, device)["dx"].array
+            touched = np.zeros(problem.x_shape, bool)
+            touched[:, 2, 0 : problem.P, 2 : 2 + problem.Q] = True
+            assert np.array_equal(~np.isfinite(got), touched)
+
+
+@pytest.mark.parametrize("variant", of_pass("input_grad") + of_pass("kernel_grad"), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
+def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
+    problem = ConvProblem.parse(SPECIAL, dtype=dtype, activation="relu", mask=mask, bias=True)
+    plain = problem.with_(mask=False)
+    given = check.inputs(variant.pass_name, plain)
+    closed = given["saved"] <= 0
+    given["dy"][closed] = np.nan
+    assert closed.any() and not closed.all()
+    if mask:
+        given["saved"] = np.packbits(~closed, axis=-1, bitorder="little")
+    check_given(variant, problem, device, given)
+    blocks = check.launch(variant, problem, given, device)
+    for operand in PASSES[variant.pass_name].present(problem):
+        if operand.written:
+            assert np.isfinite(blocks[operand.name].array.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("variant", of_pass("input_grad") + of_pass("kernel_grad"), ids=str)
+@pytest.mark.parametrize(
+    ("y", "is_open"),
+    [(0.0, False), (-0.0, False), (1e-45, True), (-1e-45, False), (np.nan, True), (np.inf, True), (-np.inf, False)],
+)
+def test_relu_rule_for_the_saved_output(device, variant, y, is_open):
+    """Open where not (y <= 0), torch's rule: closed at both zeros, open at NaN."""
+    problem = ConvProblem.parse("1,1,2,3,1,1,1", activation="relu", bias=True)
+    given = check.inputs(variant.pass_name, problem, "constant")
+    given["saved"][...] = y
+    check_given(variant, problem, device, given)
+    blocks = check.launch(variant, problem, given, device)
+    result = blocks["dx" if variant.pass_name == "input_grad" else "dw"].array
+    assert (result != 0).all() if is_open else (result == 0).all()
+
+
+@pytest.mark.parametrize("variant", of_pass("forward"), ids=str)
+def test_relu_of_zeros_and_nan(device, variant):
+    problem = ConvProblem.parse("1,1,1,6,1,1,1", activation="relu", mask=True)
+    x = np.array([0.0, -0.0, np.nan, -1.0, np.inf, -np.inf], np.float32).reshape(problem.x_shape)
+    blocks = check.launch(variant, problem, {"x": x, "w": np.ones((1, 1, 1, 1), np.float32)}, device)
+    assert np.array_equal(blocks["y"].array.ravel(), np.float32([0, 0, np.nan, 0, np.inf, 0]), equal_nan=True)
+    assert blocks["mask"].array.ravel().tolist() == [0b010100]
+
+
+def long_sum(variant, dtype, count):
+    """Return a problem whose only result is a sum of `count` terms, its data (all 1), and the factors' names."""
+    texts = {"forward": f"1,{count},1,1,1,1,1", "input_grad": f"1,1,1,1,{count},1,1", "kernel_grad": f"1,1,1,{count},1,1,1"}
+    factors = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "kernel_grad": ("dy", "x")}[variant.pass_name]
+    problem = ConvProblem.parse(texts[variant.pass_name], dtype=dtype)
+    given = {name: np.ones_like(array) for name, array in check.inputs(variant.pass_name, problem).items()}
+    return problem, given, factors
+
+
+def result(variant, problem, given, device):
+    """Launch, and return the first of the results."""
+    name = next(operand.name for operand in PASSES[variant.pass_name].operands if operand.written)
+    return check.launch(variant, problem, given, device)[name].array
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
+def test_infinite_sum_is_not_nan(device, variant, dtype, count):
+    """Compensated addition forms inf - inf, which must not reach the result."""
+    problem, given, (a, _) = long_sum(variant, dtype, count)
+    for place in (0, count // 2, count - 1):
+        array = np.ones(count, given[a].dtype)
+        array[place] = -np.inf
+        assert result(variant, problem, {**given, a: array.reshape(given[a].shape)}, device) == -np.inf
+    given[a][...] = np.inf
+    assert result(variant, problem, given, device) == np.inf
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [2, 40, 64, 100, 128, 1000])
+def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
+    """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
+    problem, given, (a, b) = long_sum(variant, dtype, count)
+    largest = float(np.finfo(reference.numpy_dtype(ACCUMULATORS[dtype]) if dtype != "bfloat16" else np.float32).max)
+    term = largest * 0.9 / (64 if count > 64 else 1)
+    for sign in (1, -1):
+        given[a][...] = sign * np.sqrt(term) if dtype != "float16" else sign * 6e4
+        given[b][...] = np.sqrt(term) if dtype != "float16" else 6e4
+        got = result(variant, problem, given, device)
+        assert got == sign * np.inf, f"{count} terms of {sign * term:.3g} give {got.item()}"
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_subnormal_results_are_kept(device, variant, dtype):
+    """Integers times a power of two so small that their sums of products are subnormal, and exact."""
+    problem = ConvProblem.parse("1,1,3,4,1,2,2", dtype=dtype)
+    half = np.finfo(reference.numpy_dtype(dtype)) if dtype != "bfloat16" else None
+    smallest = -133 if half is None else round(np.log2(half.smallest_subnormal))
+    normal = 2.0**-126 if half is None else half.smallest_normal
+    given = {}
+    for i, (name, array) in enumerate(check.inputs(variant.pass_name, problem, "integers").items()):
+        exponent = (smallest - smallest // 2, smallest // 2)[i]
+        given[name] = np.ldexp(array.astype(np.float64), exponent).astype(array.dtype)
+    got = result(variant, problem, given, device)
+    ((value, _),) = reference.answer(variant.pass_name, problem, given).values()
+    assert np.array_equal(got.astype(value.dtype), value)
+    assert ((value != 0) & (abs(value) < normal)).any(), "the test's data gives no subnormal result"
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_results_are_rounded_once(device, variant, dtype):
+    """Integer sums that float32 holds and the half type does not: the nearest half number, to the last bit."""
+    problem = ConvProblem.parse("2,30,9,8,30,3,3,padding=1", dtype=dtype, bias=True)
+    rng = np.random.default_rng(1)
+    given = {
+        name: rng.integers(0, 13, array.shape).astype(array.dtype)
+        for name, array in check.inputs(variant.pass_name, problem).items()
+    }
+    got = check.launch(variant, problem, given, device)
+    rounded_at_all = False
+    for name, (value, _) in reference.answer(variant.pass_name, problem, given).items():
+        rounded = value.astype(np.float32).astype(got[name].array.dtype)
+        assert np.array_equal(got[name].array, rounded)
+        rounded_at_all |= bool((rounded.astype(np.float64) != value).any())
+    assert rounded_at_all, "the test's data needs no rounding"
+
+
+def test_registry():
+    names = [str(variant) for variant in VARIANTS]
+    assert len(set(names)) == len(names)
+    assert {variant.pass_name for variant in VARIANTS} == set(PASSES)
+    for variant in VARIANTS:
+        assert isinstance(variant, Variant)
+        assert variant.path.is_file()
+        assert len(variant.summary) > 20, f"{variant}: its .cu file has no head comment"
+    for pass_name in PASSES:  # "auto" always finds a rung: the first computes everything
+        assert of_pass(pass_name)[0].requires == ()
+
+
+def test_curated_problems_have_reasons():
+    assert all(len(entry.reason) > 5 for entry in PROBLEMS)
+    assert len({entry.reason for entry in PROBLEMS}) == len({entry.text for entry in PROBLEMS}) == len(PROBLEMS)
+    assert {entry.data for entry in CURATED} == set(check.DATA)

@@ -1,0 +1,89 @@
+"""Kernels that are wrong on purpose: the curated problems must reject every one of them.
+
+Each file of tests/wrong is a naive kernel with one mistake, which its first line tells.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from convbackprop import check
+from convbackprop.curated import CURATED
+from convbackprop.file_variant import variant_from_file
+from convbackprop.problem import PASSES
+from convbackprop.variants import source_root
+from tests.conftest import compile_ahead
+
+WRONG = sorted((Path(__file__).parent / "wrong").glob("*.cu"))
+
+#: The dtypes and activations on which `convbackprop check` and test_variants.py run every problem, or some of them.
+CHANGES = ({}, {"activation": "relu"}, {"activation": "tanh"}, {"dtype": "float16"})
+
+LAUNCHES = {
+    "forward": """\
+//@ launch forward(x, w, b, y) grid=[ceil_div(N * K * P * Q, THREADS)] block=[THREADS]
+//@ launch pack_mask(y, mask) grid=[ceil_div(N * K * P * ((Q + 7) / 8), THREADS)] block=[THREADS]
+""",
+    "input_grad": """\
+//@ launch input_grad(dy, saved, w, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
+""",
+    "kernel_grad": """\
+//@ let taps = K * (C / groups) * R * S + K
+//@ let slices = min(N * P, 65535)
+//@ partial = slices * taps
+//@ launch kernel_grad(dy, saved, x, partial) grid=[ceil_div(taps, THREADS), slices] block=[THREADS]
+//@ launch kernel_grad_total(partial, dw, db; slices) grid=[ceil_div(taps, THREADS)] block=[THREADS]
+""",
+}
+
+
+def pass_of(path):
+    return next(name for name in PASSES if path.stem.startswith(name))
+
+
+def rejections(variant, device, changes):
+    """Return the curated problems on which a check finds a fault, with the first fault."""
+    found = {}
+    for entry in CURATED:
+        for change in changes:
+            outcome = check.check(variant, entry.problem(**change), device, entry.data)
+            if outcome.faults:
+                found.setdefault(entry.text, outcome.faults[0])
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    problem = CURATED[0].problem()
+    compile_ahead(
+        (variant_from_file(path, pass_of(path)), problem.with_(**change)) for path in WRONG for change in CHANGES[:2]
+    )
+
+
+@pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
+def test_rejected(device, path):
+    assert path.read_text().startswith("// WRONG: "), "the first line should tell what is wrong"
+    variant = variant_from_file(path, pass_of(path))
+    assert any(rejections(variant, device, [change]) for change in CHANGES), "the curated problems accept it"
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_right_kernel_is_accepted(device, pass_name, tmp_path):
+    """The same way of loading and checking accepts the kernel that the wrong ones were made from."""
+    copy = tmp_path / "copy.cu"
+    text = (source_root() / pass_name / "naive.cu").read_text()
+    copy.write_text("//@ constant THREADS = 128\n" + LAUNCHES[pass_name] + text)
+    variant = variant_from_file(copy, pass_name)
+    changes = (*CHANGES, {"activation": "relu", "mask": True})
+    if pass_name == "forward":
+        changes = changes[-1:]  # its mask is written in any case
+    assert rejections(variant, device, changes) == {}
+
+
+def test_running_sum_is_rejected_by_constant_data_only(device):
+    """On normal data the round-offs of a float32 running sum cancel well enough to pass; on equal terms they add up."""
+    path = Path(__file__).parent / "wrong" / "kernel_grad_float32_running_sum.cu"
+    found = rejections(variant_from_file(path, "kernel_grad"), device, CHANGES[:1])
+    assert {entry.data for entry in CURATED if entry.text in found} == {"constant"}

@@ -1,0 +1,33 @@
+// WRONG: adds to what the output held before, which is right only on memory full of zeros.
+//@ constant THREADS = 128
+//@ launch forward(x, w, b, y) grid=[ceil_div(N * K * P * Q, THREADS)] block=[THREADS]
+#include "activation.cuh"
+#include "conv2d.cuh"
+#include "long_sum.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar* __restrict__ b,
+        Scalar* __restrict__ y, Conv2dShape shape) {
+    // Where am I: output element (n,k,p,q), with q consecutive in threadIdx.x.
+    const Index i = Index(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= shape.y_size()) return;
+    const int q = i % shape.Q;
+    const int p = i / shape.Q % shape.P;
+    const int k = i / shape.Q / shape.P % shape.K;
+    const int n = i / shape.Q / shape.P / shape.K;
+    const int first_c = k / shape.group_filters() * shape.group_channels();
+
+    LongSum s_sum;
+    if (b) s_sum.add(to_acc(b[k]));
+    for (int c = 0; c < shape.group_channels(); ++c)
+        for (int r = 0; r < shape.R; ++r) {
+            const int h = shape.input_row(p, r);
+            if (!shape.row_inside(h)) continue;
+            for (int s = 0; s < shape.S; ++s) {
+                const int w_ = shape.input_col(q, s);
+                if (!shape.col_inside(w_)) continue;
+                s_sum.add(to_acc(x[shape.x_at(n, first_c + c, h, w_)]) * to_acc(w[shape.w_at(k, c, r, s)]));
+            }
+        }
+    y[i] = from_acc(to_acc(y[i]) + activate(s_sum.value()));
+}
