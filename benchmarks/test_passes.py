@@ -1,6 +1,6 @@
 """Every variant of the registry on a few problems, timed by pytest-benchmark: `make bench-suite`.
 
-pytest-benchmark times the host, so each call ends with the device idle. GB/s and what is compared stand in `extra_info`;
+pytest-benchmark times the host, so each call ends with the device idle. GB/s and the error stand in `extra_info`;
 ``--benchmark-save`` and ``--benchmark-compare`` work as usual.
 """
 

@@ -1,7 +1,7 @@
 """Hand-written CUDA kernels for a convolutional layer's forward pass and its backpropagation.
 
-`conv2d`, `conv2d_input_grad`, `conv2d_kernel_grad` and `conv2d_backward` run them on a GPU, or on the CPU where there is
-none. The command line (``convbackprop --help``) lists, checks and times them.
+`conv2d`, `conv2d_input_grad`, `conv2d_kernel_grad` and `conv2d_backward` run them on a GPU, or on the CPU where there
+is none. The command line (``convbackprop --help``) lists, checks and times them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HOMES = {
     "LaunchFailed": "errors",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from convbackprop.devices.cpu import get_num_threads, set_num_threads

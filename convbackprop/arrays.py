@@ -279,6 +279,30 @@ def allocate(library: NumpyArrays, device: Any, shape: tuple[int, ...], dtype: s
         raise ProblemTooLarge(f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated") from None
 
 
+def contiguous(library: NumpyArrays, device: Any, array: Any, argument: str) -> Any:
+    """Return the array itself, or a copy as kernels read it; say how many bytes are missing for one.
+
+    Raises
+    ------
+    ProblemTooLarge
+        The memory that is free does not hold the copy.
+    """
+    if not library.is_plain(array):
+        size = math.prod(array.shape) * DTYPES.get(library.dtype(array), 1)
+        if size > _SMALL and size > (free := device.free_bytes()):
+            raise ProblemTooLarge(
+                f"{argument} of shape {tuple(array.shape)} is not contiguous and its copy needs {size:,} bytes, but "
+                f"device {device.name} has {free:,} bytes free; use a smaller batch or image"
+            )
+    return library.contiguous(array)
+
+
+def repeats_itself(library: NumpyArrays, array: Any) -> bool:
+    """Return whether neighbours along an axis are one and the same element of memory, as after a broadcast."""
+    strides = zip(array.shape, library.byte_strides(array), strict=True)
+    return any(extent > 1 and stride == 0 for extent, stride in strides)
+
+
 class _Extent:
     """Where an array lies, as numpy sees it; its memory is never touched."""
 
@@ -298,7 +322,7 @@ def overlap(library: NumpyArrays, a: Any, b: Any) -> bool:
         return False
     first, second = (np.asarray(_Extent(library, array)) for array in (a, b))
     try:
-        return bool(np.shares_memory(first, second, max_work=10_000))
+        return bool(np.shares_memory(first, second, max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

@@ -29,7 +29,9 @@ def directory() -> Path:
 
     Where it cannot be written, warns once and returns a directory that lives as long as the process.
     """
-    return _writable(os.environ.get("CONVBACKPROP_CACHE_DIR") or platformdirs.user_cache_dir("convbackprop"), os.getpid())
+    return _writable(
+        os.environ.get("CONVBACKPROP_CACHE_DIR") or platformdirs.user_cache_dir("convbackprop"), os.getpid()
+    )
 
 
 @functools.cache
@@ -43,8 +45,8 @@ def _writable(wanted: str, process: int) -> Path:
         substitute = Path(tempfile.mkdtemp(prefix="convbackprop-"))
         atexit.register(_remove, substitute, process)
         warnings.warn(
-            f"the kernel cache {path} cannot be written ({error.strerror}); kernels are compiled again in each process. "
-            "Set CONVBACKPROP_CACHE_DIR to a directory that can.",
+            f"the kernel cache {path} cannot be written ({error.strerror}); kernels are compiled again in each "
+            "process. Set CONVBACKPROP_CACHE_DIR to a directory that can.",
             stacklevel=2,
         )
         return substitute

@@ -51,5 +51,7 @@ CURATED = (
     Curated("1,1,256,257,1,3,3,padding=same", "a long sum over pixels of equal terms", "constant"),
     Curated("3,1,1,9000,1,1,3,padding=same", "long rows of positive terms", "positive"),
     Curated("2,3,16,17,4,3,3,padding=1", "small integers, whose sums are exact in any order", "integers"),
-    Curated("2,4,13,12,6,3,2,groups=2,stride=2x1,dilation=1x2,padding=2:0x1:3", "integers, everything at once", "integers"),
+    Curated(
+        "2,4,13,12,6,3,2,groups=2,stride=2x1,dilation=1x2,padding=2:0x1:3", "integers, everything at once", "integers"
+    ),
 )

@@ -6,8 +6,8 @@
     //@ launch kernel_grad(dy, saved, x, partial) grid=[ceil_div(K, THREADS), slices] block=[THREADS]
     //@ launch total(partial, dw, db; slices) grid=[1] block=[32] shared=[0]
 
-Expressions know the problem's letters (N C H W K R S P Q, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
-groups), the file's constants and lets, + - * / % (whole numbers: / rounds down), and ceil_div, min, max.
+Expressions know the problem's letters (N C H W K R S P Q, stride_h, stride_w, pad_top, pad_left, dilation_h,
+dilation_w, groups), the file's constants and lets, + - * / % (whole numbers: / rounds down), and ceil_div, min, max.
 """
 
 from __future__ import annotations

@@ -21,12 +21,17 @@ from convbackprop.variants import Variant, choose
 
 Shape = tuple[int, ...]
 
+_Geometry = tuple[Any, Any, Any, Any]  # stride, padding, dilation, groups as they were given
+_Phi = tuple[Any, Any, str]  # the saved output, the mask, and the activation
+
 
 class _Arguments:
     """The arrays of a call: of one library, one dtype and one device."""
 
     def __init__(self, device: str | None, given: Mapping[str, Any]) -> None:
-        self.arrays = {name: array for name, array in given.items() if array is not None}
+        # None is no array, and refused below, except for those that may be left out.
+        optional = ("bias", "output", "mask")
+        self.arrays = {name: array for name, array in given.items() if array is not None or name not in optional}
         (first, like), *others = self.arrays.items()
         self.library = arrays.library_of(like, first)
         self.like = like
@@ -46,7 +51,7 @@ class _Arguments:
 
     def _device(self, wanted: str | None, first: str, place: str) -> Device:
         if place == "cpu":
-            return get_device(wanted if wanted or self.library.title == "numpy.ndarray" else "cpu")
+            return get_device(wanted if wanted is not None or self.library.title == "numpy.ndarray" else "cpu")
         if wanted not in (None, place) and not (wanted == "cuda" and place == "cuda:0"):
             raise InvalidArgument(
                 f"device is {wanted!r}, but {first} is a {self.library.title} on {place}; it runs where it lies"
@@ -56,9 +61,7 @@ class _Arguments:
     def check_shape(self, name: str, expected: Shape, why: str) -> None:
         """Raise unless an array that was given has this shape."""
         if name in self.arrays and tuple(self.arrays[name].shape) != expected:
-            raise InvalidArgument(
-                f"{name} has shape {tuple(self.arrays[name].shape)}; it should be {expected}, {why}"
-            )
+            raise InvalidArgument(f"{name} has shape {tuple(self.arrays[name].shape)}; it should be {expected}, {why}")
 
     def check_out(self, name: str, out: Any, shape: Shape, dtype: str) -> None:
         """Raise unless a result can be written to `out`."""
@@ -71,12 +74,27 @@ class _Arguments:
         if library.dtype(out) != dtype:
             raise InvalidType(f"{name} has dtype {library.dtype(out)}; it should be {dtype}")
         if library.device_name(out) != library.device_name(self.like):
-            raise InvalidArgument(f"{name} is on device {library.device_name(out)}; the inputs are on {self.device.name}")
+            raise InvalidArgument(
+                f"{name} is on device {library.device_name(out)}; the inputs are on {self.device.name}"
+            )
         if not library.is_writable(out):
             raise InvalidArgument(f"{name} is read-only; it should be writable")
+        if arrays.repeats_itself(library, out):
+            raise InvalidArgument(
+                f"{name} is broadcast, so its elements share memory; it should be an array of its own"
+            )
+        self.check_apart(name, out)
+
+    def check_apart(self, name: str, out: Any) -> None:
+        """Raise if writing to `out` would change an input."""
         for other, array in self.arrays.items():
-            if arrays.overlap(library, out, array):
+            if arrays.overlap(self.library, out, array):
                 raise InvalidArgument(f"{name} shares memory with {other}; it should be an array of its own")
+
+    def check_apart_from(self, name: str, out: Any, others: Sequence[Any]) -> None:
+        """Raise if two results would be written to the same memory."""
+        if any(arrays.overlap(self.library, out, other) for other in others):
+            raise InvalidArgument(f"{name} holds arrays that share memory; each should be an array of its own")
 
     def run(
         self,
@@ -93,8 +111,7 @@ class _Arguments:
         dtypes = {operand.name: operand.dtype(problem) for operand in PASSES[variant.pass_name].operands}
         taken = [out for _, _, out in results.values() if out is not None]
         for i, out in enumerate(taken):
-            if any(arrays.overlap(self.library, out, other) for other in taken[:i]):
-                raise InvalidArgument("out holds arrays that share memory; each should be an array of its own")
+            self.check_apart_from("out", out, taken[:i])
         made = {}
         for name, (title, shape, out) in results.items():
             if out is None:
@@ -108,14 +125,21 @@ class _Arguments:
             for target in targets.values():
                 self.library.clear(target)
         else:
-            sources = {name: self.library.contiguous(array) for name, array in inputs.items() if array is not None}
+            titles = {id(array): title for title, array in self.arrays.items()}
+            sources = {
+                name: arrays.contiguous(self.library, self.device, array, titles[id(array)])
+                for name, array in inputs.items()
+                if array is not None
+            }
             self._launch(variant, problem, sources, targets)
         for name, target in targets.items():
             if target is not made[name]:
                 self.library.copy(made[name], target)
         return list(made.values())
 
-    def _launch(self, variant: Variant, problem: ConvProblem, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    def _launch(
+        self, variant: Variant, problem: ConvProblem, sources: Mapping[str, Any], targets: Mapping[str, Any]
+    ) -> None:
         ready = plan(variant, problem, self.device)
         everything = {**sources, **targets}
         pointers = {operand.name: 0 for operand in PASSES[variant.pass_name].operands}
@@ -135,7 +159,9 @@ class _Arguments:
         with self.device.active(), self.library.on_stream(self.device, self.like) as stream:  # type: ignore[attr-defined]
             ready.run(pointers, stream)
 
-    def _launch_staged(self, ready: Any, pointers: dict[str, int], everything: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    def _launch_staged(
+        self, ready: Any, pointers: dict[str, int], everything: Mapping[str, Any], targets: Mapping[str, Any]
+    ) -> None:
         """Copy arrays of the host to the GPU, run, and copy the results back."""
         device: Any = self.device
         with device.active():
@@ -197,8 +223,15 @@ def _problem(
             f"{x_name} is 2-D, one image of one channel, but {w_name} has {k} output channels; "
             f"pass {x_name} as (1, H, W) to get (K, P, Q)"
         )
-    for value, name in ((r, "height"), (s, "width")):
-        integer(value, f"{w_name}'s {name}", 1)
+    for value, name, what in (
+        (c, x_name, "number of channels"),
+        (h, x_name, "height"),
+        (w, x_name, "width"),
+        (k, w_name, "number of filters"),
+        (r, w_name, "height"),
+        (s, w_name, "width"),
+    ):
+        integer(value, f"{name}'s {what}", 1)
     sides = resolve_padding(padding, (r, s), strides, dilations)
     return ConvProblem(
         n, c, h, w, k, r, s, strides, sides, dilations, group_count, dtype, activation_name(activation), **flags
@@ -285,9 +318,7 @@ def conv2d(
         call.check_out("out", out, results["y"][1], problem.dtype)
     if save_mask:
         results["mask"] = ("mask", _seen(problem.mask_shape, x_shape), None)
-    made = call.run(
-        choose("forward", variant, problem), problem, {"x": input, "w": weight, "b": bias}, results
-    )
+    made = call.run(choose("forward", variant, problem), problem, {"x": input, "w": weight, "b": bias}, results)
     return tuple(made) if save_mask else made[0]
 
 
@@ -355,22 +386,20 @@ def conv2d_input_grad(
     InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
         As `conv2d` does.
     """
-    return _prepare_input_grad(
-        input_size, weight, grad_output, stride, padding, dilation, groups, output, mask, activation, variant, device, out
-    )()[0]
+    geometry, phi = (stride, padding, dilation, groups), (output, mask, activation)
+    return _prepare_input_grad(input_size, weight, grad_output, geometry, phi, variant, device, out)()[0]
 
 
 def _prepare_input_grad(
-    input_size: Any, weight: Any, grad_output: Any, stride: Any, padding: Any, dilation: Any, groups: Any, output: Any,
-    mask: Any, activation: str, variant: str, device: str | None, out: Any,
-) -> Callable[[], list[Any]]:  # fmt: skip
+    input_size: Any, weight: Any, grad_output: Any, geometry: _Geometry, phi: _Phi, variant: str, device: Any, out: Any
+) -> Callable[[], list[Any]]:
     """Check all arguments; return what computes [dx]."""
+    output, mask, activation = phi
     call = _Arguments(device, {"weight": weight, "grad_output": grad_output, "output": output, "mask": mask})
     x_shape = _size(input_size, "input_size")
     problem = _problem(
-        x_shape, "input_size", tuple(weight.shape), "weight", stride, padding, dilation, groups, activation, call.dtype,
-        mask=mask is not None,
-    )  # fmt: skip
+        x_shape, "input_size", tuple(weight.shape), "weight", *geometry, activation, call.dtype, mask=mask is not None
+    )
     y_shape = _seen(problem.y_shape, x_shape)
     call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
     saved = _saved(call, problem, output, mask, y_shape)
@@ -434,22 +463,23 @@ def conv2d_kernel_grad(
         As `conv2d` does.
     """
     dw_out, db_out = _outs(out, 2, "a pair (dw, db)") if _flag(with_bias, "with_bias") else (out, None)
+    geometry, phi = (stride, padding, dilation, groups), (output, mask, activation)
     made = _prepare_kernel_grad(
-        input, weight_size, grad_output, stride, padding, dilation, groups, output, mask, activation, with_bias, variant,
-        device, dw_out, db_out,
-    )()  # fmt: skip
+        input, weight_size, grad_output, geometry, phi, with_bias, variant, device, dw_out, db_out
+    )()
     return tuple(made) if with_bias else made[0]
 
 
 def _prepare_kernel_grad(
-    input: Any, weight_size: Any, grad_output: Any, stride: Any, padding: Any, dilation: Any, groups: Any, output: Any,
-    mask: Any, activation: str, with_bias: bool, variant: str, device: str | None, dw_out: Any, db_out: Any,
+    input: Any, weight_size: Any, grad_output: Any, geometry: _Geometry, phi: _Phi, with_bias: bool, variant: str,
+    device: Any, dw_out: Any, db_out: Any,
 ) -> Callable[[], list[Any]]:  # fmt: skip
     """Check all arguments; return what computes [dw] or [dw, db]."""
+    output, mask, activation = phi
     call = _Arguments(device, {"input": input, "grad_output": grad_output, "output": output, "mask": mask})
     x_shape, w_shape = tuple(input.shape), _size(weight_size, "weight_size")
     problem = _problem(
-        x_shape, "input", w_shape, "weight_size", stride, padding, dilation, groups, activation, call.dtype,
+        x_shape, "input", w_shape, "weight_size", *geometry, activation, call.dtype,
         mask=mask is not None, bias=with_bias,
     )  # fmt: skip
     y_shape = _seen(problem.y_shape, x_shape)
@@ -512,20 +542,27 @@ def conv2d_backward(
     if not isinstance(needs, Sequence) or len(needs) != 3 or not all(isinstance(need, bool) for need in needs):
         raise InvalidArgument(f"needs is {needs!r}; it should be three bools, for dx, dw and db")
     dx_out, dw_out, db_out = _outs(out, 3, "three arrays or Nones, for dx, dw and db")
-    _Arguments(device, {"grad_output": grad_output, "input": input, "weight": weight, "output": output, "mask": mask})
-    geometry = (stride, padding, dilation, groups, output, mask, activation)
+    call = _Arguments(
+        device, {"grad_output": grad_output, "input": input, "weight": weight, "output": output, "mask": mask}
+    )
+    geometry, phi = (stride, padding, dilation, groups), (output, mask, activation)
     # Every argument of every pass is checked before the first one is launched.
     passes = []
     if needs[0]:
         passes.append(
-            _prepare_input_grad(tuple(input.shape), weight, grad_output, *geometry, variant, device, dx_out)
+            _prepare_input_grad(tuple(input.shape), weight, grad_output, geometry, phi, variant, device, dx_out)
         )
     if needs[1] or needs[2]:
         passes.append(
             _prepare_kernel_grad(
-                input, tuple(weight.shape), grad_output, *geometry, needs[2], variant, device, dw_out, db_out
+                input, tuple(weight.shape), grad_output, geometry, phi, needs[2], variant, device, dw_out, db_out
             )
         )
+    # A pass reads its own inputs only, but what it writes must not change those of the next, nor its results.
+    written = [o for o, need in zip((dx_out, dw_out, db_out), needs, strict=True) if need and o is not None]
+    for i, array in enumerate(written):
+        call.check_apart("out", array)
+        call.check_apart_from("out", array, written[:i])
     made = [array for launch in passes for array in launch()]
     dx = made.pop(0) if needs[0] else None
     db = made.pop() if needs[2] else None
@@ -544,4 +581,3 @@ def _outs(out: Any, count: int, what: str) -> Sequence[Any]:
     if isinstance(out, tuple | list) and len(out) == count:
         return out
     raise InvalidType(f"out is a {type(out).__name__}; it should be {what}")
-

@@ -23,11 +23,17 @@ _INT_MAX = 2**31 - 1
 Pair = tuple[int, int]
 
 
+def shown(value: object) -> str:
+    """Return what a message says of a value: its repr on one line, of bearable length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def known(value: object, names: Sequence[str], argument: str) -> str:
     """Return `value` if it is one of `names`, else raise InvalidArgument with a list of them."""
-    if value in names:
-        return str(value)
-    raise InvalidArgument(f"{argument} is {value!r}; it should be one of {', '.join(names)}")
+    if isinstance(value, str) and value in names:
+        return value
+    raise InvalidArgument(f"{argument} is {shown(value)}; it should be one of {', '.join(names)}")
 
 
 def activation_name(value: object) -> str:
@@ -37,10 +43,13 @@ def activation_name(value: object) -> str:
 
 def integer(value: object, argument: str, least: int) -> int:
     """Return `value` as an int >= `least`; a bool or float is refused, whatever its value."""
-    # numpy.bool_ has no __index__, so operator.index refuses it; Python's bool has one.
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidType(f"{argument} is {value!r} ({type(value).__name__}); it should be an integer")
-    number = operator.index(value)
+    try:
+        # numpy.bool_ has no __index__, so operator.index refuses it; Python's bool has one.
+        number = operator.index(value) if not isinstance(value, bool) else None  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
+        raise InvalidType(f"{argument} is {shown(value)} ({type(value).__name__}); it should be an integer")
     if number < least:
         raise InvalidArgument(f"{argument} is {number}; it should be at least {least}")
     if number > _INT_MAX:
@@ -53,7 +62,7 @@ def pair(value: object, argument: str, least: int) -> Pair:
     if isinstance(value, tuple | list):
         if len(value) != 2:
             raise InvalidArgument(
-                f"{argument} is {value!r}; it should be an integer or a pair (height, width), "
+                f"{argument} is {shown(value)}; it should be an integer or a pair (height, width), "
                 f"not a sequence of {len(value)}"
             )
         return (integer(value[0], argument, least), integer(value[1], argument, least))
@@ -66,7 +75,7 @@ def sides(value: object, argument: str = "padding") -> tuple[Pair, Pair]:
     if isinstance(value, tuple | list) and any(isinstance(v, tuple | list) for v in value):
         if len(value) != 2 or not all(isinstance(v, tuple | list) and len(v) == 2 for v in value):
             raise InvalidArgument(
-                f"{argument} is {value!r}; it should be an integer, a pair (height, width), a pair of pairs "
+                f"{argument} is {shown(value)}; it should be an integer, a pair (height, width), a pair of pairs "
                 "((top, bottom), (left, right)), 'same' or 'valid'"
             )
         return (pair(value[0], argument, 0), pair(value[1], argument, 0))
@@ -163,7 +172,9 @@ class ConvProblem:
             if padded > _INT_MAX:
                 raise InvalidArgument(f"the padded image is {padded} {axis}; it should be below 2**31")
         if self.mask and self.activation != "relu":
-            raise InvalidArgument(f"mask needs activation 'relu', not {self.activation!r}: only a ReLU saves a bit mask")
+            raise InvalidArgument(
+                f"mask needs activation 'relu', not {self.activation!r}: only a ReLU saves a bit mask"
+            )
 
     # -- sizes -------------------------------------------------------------------------------------------------
     @property
@@ -429,9 +440,7 @@ PASSES = {
             "wgrad",
             (_DY, _SAVED, _X, _DW, _DB),
             reduction_length=lambda p: p.N * p.P * p.Q,
-            least_bytes=lambda p: (
-                p.bytes_of(p.y_shape, p.x_shape, p.w_shape, (p.K * p.bias,)) + p.saved_bytes
-            ),
+            least_bytes=lambda p: p.bytes_of(p.y_shape, p.x_shape, p.w_shape, (p.K * p.bias,)) + p.saved_bytes,
         ),
     )
 }

@@ -1,6 +1,7 @@
 """The answer to a problem in more precision than the kernels have, and how far a kernel may be from it.
 
-A direct sum over filter taps in numpy: float64, or long double for float64 problems. It shares no code with the kernels.
+A direct sum over filter taps in numpy: float64, or long double for float64 problems. It shares no code with the
+kernels.
 The error bound is derived, not tuned: see `error_bound`.
 """
 
@@ -109,7 +110,8 @@ def correlate(problem: ConvProblem, x: Array, w: Array) -> Array:
     total = np.zeros((problem.N, problem.groups, problem.K // problem.groups, problem.P * problem.Q), image.dtype)
     for r in range(problem.R):
         for s in range(problem.S):
-            window = image[(..., *_tap_window(problem, r, s))]
+            rows, cols = _tap_window(problem, r, s)
+            window = image[..., rows, cols]
             total += filters[..., r, s] @ window.reshape(*window.shape[:3], -1)
     return total.reshape(problem.y_shape)
 
@@ -124,8 +126,8 @@ def correlate_back(problem: ConvProblem, g: Array, w: Array) -> Array:
     for r in range(problem.R):
         for s in range(problem.S):
             spread = filters[..., r, s].swapaxes(-1, -2) @ grad
-            window = (..., *_tap_window(problem, r, s))
-            total[window] += spread.reshape(*spread.shape[:3], problem.P, problem.Q)
+            rows, cols = _tap_window(problem, r, s)
+            total[..., rows, cols] += spread.reshape(*spread.shape[:3], problem.P, problem.Q)
     inside = total[..., top : top + problem.H, left : left + problem.W]
     return inside.reshape(problem.x_shape)
 
@@ -138,7 +140,8 @@ def correlate_images(problem: ConvProblem, x: Array, g: Array) -> Array:
     )
     for r in range(problem.R):
         for s in range(problem.S):
-            window = image[(..., *_tap_window(problem, r, s))]
+            rows, cols = _tap_window(problem, r, s)
+            window = image[..., rows, cols]
             total[..., r, s] = (grad @ window.reshape(*window.shape[:3], -1).swapaxes(-1, -2)).sum(axis=0)
     return total.reshape(problem.w_shape)
 

@@ -162,7 +162,8 @@ VARIANTS: tuple[Variant, ...] = (
         "input_grad",
         "naive",
         launches=(
-            Launch("input_grad", ("dy", "saved", "w", "dx"), _one_thread_each(lambda p: math.prod(p.x_shape)), _threads),
+            Launch("input_grad", ("dy", "saved", "w", "dx"),
+                   _one_thread_each(lambda p: math.prod(p.x_shape)), _threads),
         ),
         tunables={"THREADS": _WHOLE_WARPS},
     ),
@@ -187,7 +188,6 @@ def of_pass(pass_name: str) -> tuple[Variant, ...]:
     return tuple(variant for variant in VARIANTS if variant.pass_name == pass_name)
 
 
-@functools.lru_cache(maxsize=1024)
 def choose(pass_name: str, variant: str, problem: ConvProblem) -> Variant:
     """Return the variant that `variant` names, or for "auto" the highest rung that computes the problem.
 
@@ -198,10 +198,15 @@ def choose(pass_name: str, variant: str, problem: ConvProblem) -> Variant:
     UnsupportedProblem
         The variant refuses the problem; the message is its sentence.
     """
+    known(variant, ("auto", *(rung.name for rung in of_pass(pass_name))), "variant")
+    return _choose(pass_name, variant, problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(pass_name: str, variant: str, problem: ConvProblem) -> Variant:
     rungs = of_pass(pass_name)
     if variant == "auto":
         return next(rung for rung in reversed(rungs) if rung.refusal(problem) is None)
-    known(variant, ("auto", *(rung.name for rung in rungs)), "variant")
     chosen = next(rung for rung in rungs if rung.name == variant)
     if sentence := chosen.refusal(problem):
         raise UnsupportedProblem(f"{chosen} does not compute this problem: {sentence}")

@@ -244,7 +244,7 @@ def install_cupy(monkeypatch, driver: FakeDriver, stream: int = 0) -> types.Modu
     cupy = types.ModuleType("cupy")
     log: list[str] = []
 
-    class ndarray(FakeCupyArray):  # noqa: N801
+    class ndarray(FakeCupyArray):
         def __init__(self, array: np.ndarray) -> None:
             super().__init__(driver, array)
             self.device = Device(0)

@@ -24,7 +24,7 @@ MORE = (
 PROBLEMS = CURATED + MORE
 
 
-def problems():  # noqa: ANN201 (hypothesis is optional)
+def problems(images=(1, 4)):
     """Return a hypothesis strategy for sizes of every kind; dtype and activation are the caller's."""
     from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ def problems():  # noqa: ANN201 (hypothesis is optional)
         padding = ((draw(side), draw(side)), (draw(side), draw(side)))
         least = [max(1, d * (f - 1) + 1 - sum(p)) for d, f, p in zip(dilation, (r, s), padding, strict=True)]
         return ConvProblem(
-            N=draw(st.integers(0, 4)),
+            N=draw(st.integers(*images)),
             C=groups * draw(small),
             H=draw(st.integers(least[0], max(40, least[0]))),
             W=draw(st.integers(least[1], max(40, least[1]))),

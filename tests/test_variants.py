@@ -206,7 +206,11 @@ def test_relu_of_zeros_and_nan(device, variant):
 
 def long_sum(variant, dtype, count):
     """Return a problem whose only result is a sum of `count` terms, its data (all 1), and the factors' names."""
-    texts = {"forward": f"1,{count},1,1,1,1,1", "input_grad": f"1,1,1,1,{count},1,1", "kernel_grad": f"1,1,1,{count},1,1,1"}
+    texts = {
+        "forward": f"1,{count},1,1,1,1,1",
+        "input_grad": f"1,1,1,1,{count},1,1",
+        "kernel_grad": f"1,1,1,{count},1,1,1",
+    }
     factors = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "kernel_grad": ("dy", "x")}[variant.pass_name]
     problem = ConvProblem.parse(texts[variant.pass_name], dtype=dtype)
     given = {name: np.ones_like(array) for name, array in check.inputs(variant.pass_name, problem).items()}

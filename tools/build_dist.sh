@@ -29,7 +29,7 @@ echo "Build: installing the wheel into an empty environment outside the checkout
 "$python" -m venv "$scratch/venv"
 "$scratch/venv/bin/python" -m pip install -qq dist/*.whl
 cd "$scratch"
-unset PYTHONPATH
+unset PYTHONPATH CONVBACKPROP_CACHE_DIR
 export XDG_CACHE_HOME=$scratch/cache # nothing compiled earlier
 "$scratch/venv/bin/convbackprop" doctor
 "$scratch/venv/bin/convbackprop" check forward/naive --problem 1,1,16,16,1,3,3

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from convbackprop.check import DATA, Outcome, check, inputs
 from convbackprop.cli.common import (
@@ -23,6 +24,7 @@ from convbackprop.cli.common import (
     is_file,
     print_json,
     progress,
+    say,
     title,
     variants_of,
 )
@@ -37,10 +39,14 @@ from convbackprop.variants import Variant
 
 HELP = "hold variants against the float64 reference"
 EPILOG = """\
-Without --problem these are the curated problems: each with the activations identity and relu (also with the bit mask)
-in every dtype, and with logistic and tanh on a quarter of the problems, another quarter for each dtype; --activation all
-checks each on all. "error" is the largest error as a share of the bound that any order of summation obeys: at most 1 is
-right. Inputs lie between guard zones of NaN, and results are NaN until they are written.
+Without --problem these are the curated problems: each with the activations
+identity and relu (also with the bit mask) in every dtype, and with logistic and
+tanh on a quarter of the problems, another quarter for each dtype; --activation
+all checks each activation on all.
+
+"error" is the largest error as a share of the bound that any order of summation
+obeys: at most 1 is right. Inputs lie between guard zones of NaN, and results
+are NaN until they are written.
 
 examples:
   convbackprop check
@@ -48,8 +54,8 @@ examples:
   convbackprop check forward --problem 2,3,32,32,8,3,3,stride=2,padding=1
   convbackprop check mine.cu --pass forward
 
-JSON keys: device, ok, checks, refused, rows [variant, dtype, checks, refused, error, problem, ok], faults [variant,
-problem, data, sentences]
+JSON keys: device, ok, checks, refused, rows [variant, dtype, checks, refused,
+error, problem, ok], faults [variant, problem, data, sentences]
 """
 
 #: Faults that are printed for each row of the table; JSON has all.
@@ -148,7 +154,11 @@ def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
 
 # -- running ---------------------------------------------------------------------------------------------------------
 def compile_ahead(
-    variants: Sequence[Variant], problems: Sequence[ConvProblem], device: Device, tunables: str, done: Callable[[], None]
+    variants: Sequence[Variant],
+    problems: Sequence[ConvProblem],
+    device: Device,
+    tunables: str,
+    done: Callable[[], None],
 ) -> None:
     """Compile all that will be needed, on every core; `done` is called once for each source.
 
@@ -242,22 +252,22 @@ def _print_json(rows: Sequence[_Row], device: Device, choice: str) -> None:
 
 def _print_table(rows: Sequence[_Row], device: Device, choice: str) -> None:
     out = console()
-    out.print(choice)
+    say(out, choice)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("pass/variant", "dtype", "checks", "refused", "error"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("pass/variant", "dtype") else "right")
     table.add_column("on problem", overflow="fold")
     table.add_column("")
     for row in rows:
-        verdict = "[red]FAILED[/red]" if row.failed else "[green]ok[/green]" if row.checks else "refused"
+        verdict = Text("FAILED", "red") if row.failed else Text("ok", "green") if row.checks else Text("refused")
         table.add_row(title(row.variant), row.dtype, f"{row.checks:,}", f"{row.refused:,}",
                       f"{row.error:.2f}" if row.checks else "-", str(row.problem or "-"), verdict)  # fmt: skip
     out.print(table)
     for row in rows:
         for outcome in row.failed[:_SHOWN]:
-            out.print(f"\n{title(row.variant)} on {outcome.problem} ({outcome.data} data):", markup=False)
+            say(out, f"\n{title(row.variant)} on {outcome.problem} ({outcome.data} data):")
             for fault in outcome.faults:
-                out.print(f"  {fault}", markup=False)
+                say(out, f"  {fault}")
         if len(row.failed) > _SHOWN:
             out.print(f"  ... and {len(row.failed) - _SHOWN} more problems of {row.dtype}")
     checks, failed, refused = (
@@ -265,7 +275,7 @@ def _print_table(rows: Sequence[_Row], device: Device, choice: str) -> None:
     )
     out.print(f"\n{checks:,} checks, {failed:,} failed, {refused:,} refused by the variant")
     if not checks:
-        out.print("nothing was checked: " + "; ".join(distinct(_reasons(rows))))
+        say(out, "nothing was checked: " + "; ".join(distinct(_reasons(rows))))
 
 
 def _reasons(rows: Sequence[_Row]) -> list[str]:

@@ -31,7 +31,13 @@ _PIPE_WIDTH = 160
 def console() -> Console:
     """Return a console on standard output: plain and wide where that is no terminal."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(file=sys.stdout, highlight=False, width=width)
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+
+
+def say(out: Console, *lines: str) -> None:
+    """Print sentences: wrapped between words on a terminal, each in one line elsewhere."""
+    for line in lines:
+        out.print(line, soft_wrap=not out.is_terminal)
 
 
 def print_json(value: Any) -> None:
@@ -181,5 +187,3 @@ def _wait(child: int) -> int:
             return os.waitpid(child, 0)[1]
         except KeyboardInterrupt:
             continue
-
-

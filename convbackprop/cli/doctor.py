@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 import convbackprop
 from convbackprop import cache
@@ -77,7 +79,7 @@ def _last_version(text: str) -> str:
 def _cpu() -> str:
     """Run a grid on the cpu device."""
     device = cpu_device()
-    source, target = aligned((1 << 18,), "u1"), aligned((1 << 18,), "u1")
+    source, target = (aligned((1 << 18,), np.dtype(np.uint8)) for _ in range(2))
     source[:] = 7
     device.copy(target.ctypes.data, source.ctypes.data, source.nbytes)
     if not (target == 7).all():
@@ -149,10 +151,10 @@ def run(arguments: argparse.Namespace) -> int:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in found:
-        state = "[green]ok[/green]" if finding.usable else "[yellow]no[/yellow]"
+        state = Text("ok", "green") if finding.usable else Text("no", "yellow")
         table.add_row(finding.item, state, finding.found + (f"\n-> {finding.todo}" if finding.todo else ""))
     out.print(f"convbackprop {convbackprop.__version__}")
     out.print(table)
     devices = [finding.item.split()[0] for finding in found if finding.item.endswith(" device") and finding.usable]
-    out.print(f"usable devices: {', '.join(devices)}" if usable else "[red]no device is usable[/red]")
+    out.print(f"usable devices: {', '.join(devices)}" if usable else "no device is usable")
     return 0 if usable else 1

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from convbackprop.cli.common import console, print_json
+from convbackprop.cli.common import console, print_json, say
 from convbackprop.curated import CURATED
 from convbackprop.devices import usable_devices, why_not_cuda
 from convbackprop.problem import PASSES
-from convbackprop.variants import VARIANTS, Variant, of_pass, select
+from convbackprop.variants import VARIANTS, Variant, of_pass, select, source_root
 
 HELP = "the passes and their variants"
 EPILOG = """\
@@ -20,8 +20,9 @@ examples:
   convbackprop list kernel_grad
   convbackprop list --json
 
-JSON keys: devices [name], no_cuda, passes [name, gloss, reads, writes], variants [pass, name, summary, refuses, file,
-tunables {NAME: {legal, cuda, cpu}}]
+JSON keys: devices [name], no_cuda, passes [name, gloss, reads, writes],
+variants [pass, name, summary, refuses, file, tunables {NAME: {legal, cuda,
+cpu}}]
 """
 
 
@@ -70,9 +71,7 @@ def _json(chosen: tuple[Variant, ...]) -> dict[str, Any]:
                 "summary": v.summary,
                 "refuses": refusals(v),
                 "file": str(v.path),
-                "tunables": {
-                    name: {"legal": t.legal, "cuda": t.cuda, "cpu": t.cpu} for name, t in v.tunables.items()
-                },
+                "tunables": {name: {"legal": t.legal, "cuda": t.cuda, "cpu": t.cpu} for name, t in v.tunables.items()},
             }
             for v in chosen
         ],
@@ -99,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     for entry in PASSES.values():
         if any(v in of_pass(entry.name) for v in chosen):
             reads, writes = (", ".join(_operands(entry.name, written)) for written in (False, True))
-            out.print(f"{entry.name} ({entry.gloss}): reads {reads}; writes {writes}")
+            say(out, f"{entry.name} ({entry.gloss}): reads {reads}; writes {writes}")
     no_cuda = why_not_cuda()
-    out.print(f"devices: {', '.join(usable_devices())}" + (f" (no cuda: {no_cuda})" if no_cuda else ""))
+    say(out, f"devices: {', '.join(usable_devices())}" + (f" (no cuda: {no_cuda})" if no_cuda else ""))
     if len(chosen) == len(VARIANTS):
-        out.print("sources:", str(VARIANTS[0].path.parent.parent), soft_wrap=True)
+        say(out, f"sources: {source_root()}")
     return 0

@@ -7,7 +7,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from convbackprop.cli.common import console
+from convbackprop.cli.common import console, say
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import PASSES, known
 from convbackprop.variants import of_pass
@@ -22,7 +22,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("target", metavar="PASS/NAME", help=f"the pass ({', '.join(PASSES)}) and a name for the variant")
+    parser.add_argument(
+        "target", metavar="PASS/NAME", help=f"the pass ({', '.join(PASSES)}) and a name for the variant"
+    )
     parser.add_argument("--output", metavar="FILE", help="where to write; default: NAME.cu in this directory")
 
 
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be written: {error.strerror}") from None
     out = console()
-    out.print(f"wrote {path}; it is right as it stands. Make it fast, and after each change:", soft_wrap=True)
-    out.print(f"  convbackprop check {path} --pass {pass_name}", soft_wrap=True)
-    out.print(f"  convbackprop bench {path} --pass {pass_name}", soft_wrap=True)
+    say(out, f"wrote {path}; it is right as it stands. Make it fast, and after each change:")
+    say(out, f"  convbackprop check {path} --pass {pass_name}")
+    say(out, f"  convbackprop bench {path} --pass {pass_name}")
     return 0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from convbackprop.compiler import Source
 from convbackprop.errors import InvalidArgument
 
+
 class Kernel(Protocol):
     """A loaded entry point with its launch geometry."""
 
@@ -38,6 +39,9 @@ class Device(Protocol):
 
     def free_bytes(self) -> int:
         """Return how many bytes could be allocated now."""
+
+    def __hash__(self) -> int:
+        """Tell devices apart by identity: there is one object a device."""
 
 
 def get_device(name: str | None = None) -> Device:

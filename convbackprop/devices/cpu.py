@@ -98,12 +98,12 @@ class CpuKernel:
             A wrong geometry, or threads that wait for each other for ever.
         """
         with self._device.lock:
-            self._values[:] = pointers
+            self._values[:] = list(pointers)
             self._device.run(self._launch)
 
 
 class CpuDevice:
-    """This machine's CPU as a device."""
+    """The CPU of this machine as a device."""
 
     name = "cpu"
     kind = "cpu"
@@ -155,9 +155,7 @@ class CpuDevice:
         if path not in self._modules:
             self._modules[path] = ctypes.CDLL(str(path))
         library = self._modules[path]
-        launch = _Launch(
-            grid=grid, block=block, shared_bytes=shared_bytes, first_block=0, end_block=0, workers=1
-        )
+        launch = _Launch(grid=grid, block=block, shared_bytes=shared_bytes, first_block=0, end_block=0, workers=1)
         self._check_parameters(library, source, entry, pointers, shape, integers)
         return CpuKernel(self, library, entry, launch, pointers, shape, integers)
 

@@ -1,0 +1,124 @@
+"""Photographs for `bench`: read one, and write the pictures of the layer that was applied to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convbackprop import ops
+from convbackprop.devices import Device
+from convbackprop.errors import EnvironmentProblem, InvalidArgument
+from convbackprop.problem import ConvProblem
+
+Array = Any
+
+#: The photograph that scikit-image carries, 512 x 512.
+CAMERA = "camera"
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """A grey image: values from 0 to 1, shape (H, W)."""
+
+    name: str
+    grey: Array
+
+
+def _missing(package: str, error: ImportError) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{package} is needed for photographs and cannot be imported ({error}); pip install 'convbackprop[data]', or "
+        "give a --problem"
+    )
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise _missing("Pillow", error) from None
+    return Image
+
+
+def read_image(file: str | None) -> Photograph:
+    """Read an image with Pillow, made grey; None: scikit-image's camera.
+
+    Raises
+    ------
+    InvalidArgument
+        It cannot be read.
+    EnvironmentProblem
+        scikit-image or Pillow is missing.
+    """
+    if file is None:
+        try:
+            from skimage import data
+        except ImportError as error:
+            raise _missing("scikit-image", error) from None
+        return Photograph(CAMERA, data.camera() / 255)
+    image_class = _pillow()
+    try:
+        with image_class.open(file) as image:
+            if image.mode.startswith("I"):  # 16 bits
+                grey = np.asarray(image, np.float64) / 65535
+            elif image.mode == "F":
+                grey = np.asarray(image, np.float64)
+                grey = grey / (abs(grey).max() or 1)
+            else:
+                grey = np.asarray(image.convert("L"), np.float64) / 255
+    except (OSError, ValueError, SyntaxError, image_class.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidArgument(f"image {file} cannot be read: {reason}") from None
+    return Photograph(Path(file).name, grey)
+
+
+def _picture(values: Array) -> tuple[Array, str]:
+    """Return values as grey bytes, and the range they stand for: from 0, or with 0 in the middle."""
+    largest = float(abs(values).max()) or 1.0
+    if values.min() >= 0:
+        return np.rint(255 * (values / largest)).astype(np.uint8), f"black 0 to white {largest:.4g}"
+    grey = np.rint(128 + 127 * (values / largest)).astype(np.uint8)
+    return grey, f"black {-largest:.4g}, mid-grey 0, white {largest:.4g}"
+
+
+def save_pictures(folder: Path, given: Mapping[str, Array], problem: ConvProblem, device: Device) -> list[str]:
+    """Write input, s, o' and dx as PNG and the kernel gradient as text, all computed by our kernels.
+
+    The loss is half the sum of the squares of the output, so the gradient that comes from above is the output itself.
+
+    Returns
+    -------
+    list of str
+        A line on each file.
+    """
+    image_class = _pillow()
+    x, w, b = (given[name] for name in "xwb")
+    where: dict[str, Any] = {"padding": problem.padding, "device": device.name}
+    s = ops.conv2d(x, w, b, **where)
+    y = ops.conv2d(x, w, b, activation=problem.activation, **where)
+    through: dict[str, Any] = {**where, "activation": problem.activation, "output": y}
+    dx = ops.conv2d_input_grad(x.shape, w, y, **through)
+    dw, db = ops.conv2d_kernel_grad(x, w.shape, y, with_bias=True, **through)
+    lines = [
+        f"pictures of the layer with filter {problem.R}x{problem.S} in {folder}; the loss is half the sum of o'^2:"
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, values, what in (
+            ("input", x, "the photograph"),
+            ("s", s, "the sum, before the activation"),
+            ("output", y, "o', after the activation"),
+            ("dx", dx, "the input gradient"),
+        ):
+            grey, scale = _picture(values[0, 0].astype(np.float64))
+            image_class.fromarray(grey).save(folder / f"{name}.png")
+            lines.append(f"  {name}.png: {what}; {scale}")
+        text = "# dw, a row of the filter a line; then db\n"
+        text += "\n".join(" ".join(f"{float(v):.9g}" for v in row) for row in dw[0, 0]) + f"\n\n{float(db[0]):.9g}\n"
+        (folder / "kernel_grad.txt").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgument(f"--save is {folder}, which cannot be written: {error.strerror or error}") from None
+    return [*lines, "  kernel_grad.txt: the kernel gradient and the bias gradient"]

@@ -1,0 +1,584 @@
+"""The command line: what it prints, what it returns, and what it says to a mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convbackprop import check as checking
+from convbackprop import cli, curated, peers, reference, timing
+from convbackprop.check import inputs
+from convbackprop.cli import check as check_command
+from convbackprop.cli import main
+from convbackprop.devices.cpu import cpu_device
+from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
+from convbackprop.variants import VARIANTS, of_pass
+
+SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"
+QUICK = ("--seconds", "0.01", "--device", "cpu")
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path):
+    """Run a command in an empty directory; return (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def command(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return command
+
+
+def in_a_process(*arguments, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "convbackprop", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), **environment},
+    )  # fmt: skip
+
+
+def epilog(command):
+    return __import__(f"convbackprop.cli.{command}", fromlist=["EPILOG"]).EPILOG
+
+
+# -- help, version, JSON ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", [(), *((name,) for name in cli.COMMANDS)])
+def test_help_has_examples(run, command):
+    code, out, err = run(*command, "--help")
+    assert code == 0 and not err
+    assert f"convbackprop {' '.join(command)}" in out and "examples:" in out
+    assert max(map(len, epilog(command[0]).splitlines() if command else [""])) <= 80
+
+
+def test_version_and_nothing(run):
+    import convbackprop
+
+    assert run("--version")[:2] == (0, f"convbackprop {convbackprop.__version__}\n")
+    code, out, err = run()
+    assert (code, out) == (2, "") and "COMMAND" in err
+
+
+def documented(command, value):
+    """Assert that every key is named in the command's help."""
+    words = set(re.findall(r"\w+", epilog(command)))
+    assert set(value) <= words, set(value) - words
+    for rows in value.values():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            assert set(rows[0]) <= words, set(rows[0]) - words
+
+
+def test_doctor(run):
+    code, out, err = run("doctor", "--json")
+    found = json.loads(out)
+    documented("doctor", found)
+    items = {finding["item"]: finding for finding in found["findings"]}
+    assert code == 0 and not err and found["usable"]
+    assert items["cpu device"]["usable"] and items["cache"]["usable"]
+    assert all(finding["usable"] or finding["todo"] for finding in found["findings"])
+    code, out, _ = run("doctor")
+    assert code == 0 and "usable devices:" in out and "Traceback" not in out
+
+
+def test_doctor_without_a_compiler(run, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name in ("CONVBACKPROP_CXX", "CXX", "CONVBACKPROP_NVCC", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    found = json.loads(run("doctor", "--json")[1])
+    compiler = next(finding for finding in found["findings"] if finding["item"] == "C++ compiler")
+    assert not compiler["usable"] and "install g++" in compiler["todo"]
+
+
+def test_doctor_with_an_unwritable_cache(tmp_path):
+    (tmp_path / "file").touch()
+    done = in_a_process("doctor", CONVBACKPROP_CACHE_DIR=str(tmp_path / "file"))
+    assert done.returncode == 0
+    assert done.stderr.startswith("convbackprop: warning: the kernel cache") and len(done.stderr.splitlines()) == 1
+
+
+def test_list(run):
+    code, out, err = run("list")
+    assert code == 0 and not err
+    for variant in VARIANTS:
+        assert str(variant) in out
+    code, out, err = run("list", "--json")
+    found = json.loads(out)
+    documented("list", found)
+    assert [f"{v['pass']}/{v['name']}" for v in found["variants"]] == [str(v) for v in VARIANTS]
+    assert [p["name"] for p in found["passes"]] == list(PASSES)
+    for variant in found["variants"]:
+        assert Path(variant["file"]).is_file() and variant["summary"].endswith(".")
+    code, out, _ = run("list", "forward", "--json")
+    assert {v["pass"] for v in json.loads(out)["variants"]} == {"forward"}
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "command, code, words",
+    [
+        ("frobnicate", 2, "invalid choice: 'frobnicate'"),
+        ("check nix", 2, "target is 'nix'; it should be one of forward, input_grad, kernel_grad"),
+        ("check forward/nix", 2, "variant of forward is 'nix'; it should be one of naive"),
+        ("list nix", 2, "pass is 'nix'; it should be one of forward"),
+        ("check nix.cu --pass forward", 2, "nix.cu does not exist"),
+        ("check folder.cu --pass forward", 2, "folder.cu is a directory"),
+        ("check text.txt --pass forward", 2, "text.txt is no CUDA source; its name should end in .cu"),
+        ("check empty.cu --pass forward", 2, 'it should define an extern "C" __global__ void function'),
+        ("check nolaunch.cu --pass forward", 2, "does not say how it is launched"),
+        ("check empty.cu", 2, "say with --pass what empty.cu computes"),
+        ("check empty.cu --pass nix", 2, "pass is 'nix'"),
+        ("check forward --pass forward", 2, "--pass says what a FILE.cu computes"),
+        ("check --dtype int8", 2, "--dtype is 'int8'; it should be one of float32"),
+        ("check --activation gelu", 2, "activation is 'gelu'; it should be one of identity"),
+        ("check --data nix", 2, "--data is 'nix'"),
+        ("check --tunables tpu", 2, "--tunables is 'tpu'; it should be one of cpu, cuda"),
+        ("check --device gpu", 2, "device is 'gpu'; it should be 'cpu', 'cuda' or 'cuda:N'"),
+        ("check --problem 1,2,3", 2, "it should begin with seven integers N,C,H,W,K,R,S"),
+        ("check --problem 1,1,2,2,1,3,3", 2, "the filter is 3 high"),
+        ("check --problem 1,1,9,9,1,3,3,stride=0", 2, "stride is 0"),
+        ("check --problem 1,1,9,9,1,3,3,padding=-1", 2, "padding is -1"),
+        ("check --problem 1,3,9,9,4,3,3,groups=2", 2, "groups is 2, which does not divide the 3 input channels"),
+        ("check --problem 1,1,9,9,1,3,3,colour=1", 2, "problem option is 'colour=1'"),
+        ("check --problem 1,1,900000,900000,1,3,3", 1, "bytes with its float64 reference"),
+        ("bench --problem 1,1,9,9,1,3,3 --filter 3", 2, "--filter goes with an image"),
+        ("bench --problem 1,1,9,9,1,3,3 --save d", 2, "--save goes with an image"),
+        ("bench --problem 0,1,9,9,1,3,3", 2, "there is nothing to time"),
+        ("bench --problem 1,1,9,9,1,3,3 --image a.png", 2, "not allowed with argument"),
+        ("bench --filter 0", 2, "--filter is '0'; it should be an integer of at least 1"),
+        ("bench --filter 3.5", 2, "--filter is '3.5'"),
+        ("bench --seconds 0", 2, "--seconds is 0.0; it should be above 0"),
+        ("bench --seconds much", 2, "invalid float value"),
+        ("bench --against jax", 2, "--against is 'jax'; it should be one of torch, none"),
+        ("bench --image nix.png", 2, "image nix.png cannot be read: No such file"),
+        ("bench --image text.txt", 2, "image text.txt cannot be read: cannot identify"),
+        ("bench --image folder.cu", 2, "image folder.cu cannot be read: Is a directory"),
+        ("bench --image truncated.png", 2, "image truncated.png cannot be read"),
+        ("new forward/naive", 2, "forward/naive is a variant of the package"),
+        ("new forward", 2, "name is ''; it should be made of letters"),
+        ("new forward/a-b", 2, "name is 'a-b'"),
+        ("new nix/mine", 2, "pass is 'nix'"),
+        ("new forward/text --output text.txt", 2, "its name should end in .cu"),
+        ("new forward/mine --output empty.cu", 2, "empty.cu exists and is left as it is"),
+        ("new forward/mine --output nowhere/mine.cu", 2, "nowhere/mine.cu cannot be written: No such file"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(run, tmp_path, command, code, words):
+    if "--image" in command:
+        image = pytest.importorskip("PIL.Image")
+        image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "truncated.png")
+        (tmp_path / "truncated.png").write_bytes((tmp_path / "truncated.png").read_bytes()[:60])
+    (tmp_path / "empty.cu").touch()
+    (tmp_path / "nolaunch.cu").write_text('extern "C" __global__ void f(float* x) {}')
+    (tmp_path / "text.txt").write_text("no image, no CUDA")
+    (tmp_path / "folder.cu").mkdir()
+    got, out, err = run(*command.split())
+    assert got == code and out == ""
+    assert err.startswith("convbackprop: error: ") and words in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["PIL", "skimage"])
+def test_a_missing_data_package(run, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setitem(sys.modules, f"{missing}.data", None)
+    code, out, err = run("bench", *(("--image", "a.png") if missing == "PIL" else ()))
+    assert code == 1 and not out and "convbackprop[data]" in err and len(err.splitlines()) == 1
+
+
+def test_ctrl_c_and_a_closed_pipe(run, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convbackprop.cli.list.run", interrupted)
+    assert run("list") == (130, "", "")
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convbackprop", "list", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.wait() == 1 and process.stderr.read() == ""
+    process.stderr.close()
+
+
+# -- terminals and pipes ---------------------------------------------------------------------------------------------
+def on_a_terminal(arguments, columns, **environment):
+    """Return what a command writes to a terminal of so many columns."""
+    pty = pytest.importorskip("pty")
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
+    unset = ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    env |= {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "TERM": "xterm-256color", **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convbackprop", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env
+    )
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        text += part
+    os.close(ours)
+    assert process.wait() == 0, text.decode()
+    return text.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_fit_a_terminal(columns):
+    command = ["bench", "kernel_grad", "--problem", SMALL, "--against", "none", *QUICK]
+    text = on_a_terminal(command, columns)
+    assert "\x1b[" in text  # colours, and a progress bar that was erased
+    assert "\x1b[3" not in on_a_terminal(command, columns, NO_COLOR="1").replace("\x1b[?", "")
+    lines = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+    heads = next(line for line in lines if line.startswith("pass/variant"))
+    for head in ("ms", "20-80 %", "GB/s", "of copy", "vs torch", "error"):
+        assert head in heads
+    assert SMALL in "".join(lines)
+    for variant in of_pass("kernel_grad"):
+        row = next(line for line in lines if line.startswith(f"{variant} "))
+        assert len(row.rstrip()) <= columns and "…" not in row
+
+
+def test_a_pipe_gets_plain_text():
+    done = in_a_process("bench", "forward", "--problem", SMALL, "--against", "none", *QUICK)
+    assert done.returncode == 0 and done.stderr == "" and "\x1b" not in done.stdout
+    assert "…" not in done.stdout
+    assert re.search(rf"^forward/naive +{re.escape(SMALL)} +[\d.]+ +[\d.]+-[\d.]+", done.stdout, re.MULTILINE)
+
+
+# -- check -----------------------------------------------------------------------------------------------------------
+def default_tasks():
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    check_command.add_arguments(parser)
+    return check_command.tasks(parser.parse_args([]))
+
+
+def test_check_covers_what_it_says():
+    checked = {(task.problem, task.data) for task in default_tasks()}
+    for dtype in DTYPES:
+        for problem in curated.CURATED:
+            for activation, mask in (("identity", False), ("relu", False), ("relu", True)):
+                assert (problem.problem(dtype=dtype, activation=activation, mask=mask), problem.data) in checked
+        for activation in ACTIVATIONS:
+            assert any(p.dtype == dtype and p.activation == activation for p, _ in checked)
+    for problem in curated.CURATED:  # each activation on each problem, in one dtype or another
+        for activation in ACTIVATIONS:
+            assert any((problem.problem(dtype=d, activation=activation), problem.data) in checked for d in DTYPES)
+
+
+def test_check_of_one_problem(run):
+    code, out, err = run("check", "--problem", SMALL, "--dtype", "float32", "--device", "cpu", "--json")
+    found = json.loads(out)
+    documented("check", found)
+    assert code == 0 and not err and found["ok"] and found["faults"] == []
+    assert [row["variant"] for row in found["rows"]] == [str(variant) for variant in VARIANTS]
+    for row in found["rows"]:  # four activations, and the ReLU once more with its mask
+        assert row["checks"] + row["refused"] == 5 and 0 <= row["error"] <= 1
+    code, out, err = run("check", "forward", "--problem", f"{SMALL},activation=tanh", "--device", "cpu")
+    assert code == 0 and not err and "4 checks, 0 failed, 0 refused" in out
+
+
+@pytest.mark.parametrize("option", [("--tunables", "cuda"), ("--data", "integers"), ("--activation", "sigmoid")])
+def test_check_options(run, option):
+    code, out, _ = run("check", "--problem", SMALL, "--dtype", "float16", *option, "--device", "cpu")
+    assert code == 0 and " 0 failed" in out
+
+
+def test_check_counts_what_is_refused(run, monkeypatch):
+    refusing = of_pass("forward")[0]
+    monkeypatch.setattr(type(refusing), "refusal", lambda self, problem: "no" if problem.mask else None)
+    found = json.loads(run("check", "--problem", SMALL, "--dtype", "float32", "--device", "cpu", "--json")[1])
+    assert found["ok"] and found["refused"] == len(VARIANTS) and found["checks"] == 4 * len(VARIANTS)
+    code, out, _ = run("check", "--problem", f"{SMALL},mask=1", "--device", "cpu")
+    assert code == 1 and "nothing was checked" in out  # exit 0 only when something is right
+
+
+# -- a file of one's own ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_new_then_check_then_bench(run, pass_name):
+    code, out, err = run("new", f"{pass_name}/mine")
+    assert code == 0 and not err
+    for command in ("check", "bench"):
+        assert f"convbackprop {command} mine.cu --pass {pass_name}" in out
+    before = Path("mine.cu").read_text()
+    assert run("new", f"{pass_name}/mine")[0] == 2 and Path("mine.cu").read_text() == before
+    assert run("new", f"{pass_name}/other", "--output", "renamed.cu")[0] == 0 and Path("renamed.cu").is_file()
+
+    every = [word for c in curated.CURATED if c.data != "normal" for word in ("--problem", c.text)]
+    code, out, err = run("check", "mine.cu", "--pass", pass_name, *every, "--activation", "relu", "--device", "cpu")
+    assert code == 0 and not err, out + err
+    assert f"{pass_name}/mine.cu" in out
+
+    code, out, err = run(
+        "bench", "mine.cu", "--pass", pass_name, "--problem", SMALL, "--against", "none", *QUICK, "--json"
+    )
+    rows = json.loads(out)["rows"]
+    assert code == 0 and [row["variant"] for row in rows] == [*map(str, of_pass(pass_name)), f"{pass_name}/mine.cu"]
+    assert all(row["median_ms"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_new_is_right_on_every_curated_problem(run, pass_name):
+    run("new", f"{pass_name}/mine")
+    code, out, err = run("check", "mine.cu", "--pass", pass_name, "--dtype", "bfloat16", "--device", "cpu")
+    assert code == 0, out + err
+
+
+WRONG = {
+    "without the bias": ("b ? to_acc(b[k]) : Acc(0)", "0", "y[0,0,0,0]"),
+    # the first outputs of a row see only padding
+    "the filter flipped": ("w_at(k, c, r, s)", "w_at(k, c, shape.R - 1 - r, shape.S - 1 - s)", "y[0,0,0,1]"),
+    "the last element left out": ("i >= shape.y_size()", "i >= shape.y_size() - 1", "y[1,3,7,8] is nan"),
+    "accumulating": ("from_acc(activate(sum))", "from_acc(to_acc(y[i]) + activate(sum))", "y[0,0,0,0] is nan"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_file_is_found(run, mistake):
+    run("new", "forward/mine")
+    text = Path("mine.cu").read_text()
+    right, wrong, first = WRONG[mistake]
+    assert right in text
+    Path("mine.cu").write_text(text.replace(right, wrong))
+    problem = f"{SMALL},activation=identity"
+    code, out, err = run(
+        "check", "mine.cu", "--pass", "forward", "--problem", problem, "--dtype", "float32", "--device", "cpu"
+    )
+    assert code == 1 and not err and "FAILED" in out
+    assert f"elements of y are wrong: first {first}" in out and "instead of" in out
+
+    code, out, err = run("bench", "mine.cu", "--pass", "forward", "--problem", problem, "--against", "none", *QUICK)
+    assert code == 1 and "forward/mine.cu on " in out and f"first {first}" in out
+    row = next(line for line in out.splitlines() if line.startswith("forward/mine.cu "))
+    assert "WRONG" in row and "%" not in row  # it gets no time
+
+
+def test_a_file_that_does_not_compile(run):
+    run("new", "forward/mine")
+    text = Path("mine.cu").read_text()
+    line = text[: text.index("Acc sum")].count("\n") + 1
+    Path("mine.cu").write_text(text.replace("Acc sum", "Acd sum"))
+    problem = f"{SMALL},activation=relu,dtype=float32,mask=0"
+    code, _, err = run("check", "mine.cu", "--pass", "forward", "--problem", problem, "--device", "cpu")
+    assert code == 1 and f"mine.cu:{line}:" in err and "Acd" in err and "Traceback" not in err
+
+
+def test_a_file_that_crashes(tmp_path):
+    assert in_a_process("new", "forward/mine", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "mine.cu").read_text()
+    (tmp_path / "mine.cu").write_text(text.replace("y[i] =", "y[i + (Index(1) << 42)] ="))
+    problem = f"{SMALL},activation=relu,dtype=float32,mask=0"
+    done = in_a_process("check", "mine.cu", "--pass", "forward", "--problem", problem, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(r"error: forward/mine.cu on 2,3,9,8.* ended in a crash .*outside its arrays", done.stderr)
+
+
+def test_a_forward_file_need_not_write_the_mask(run):
+    run("new", "forward/mine")
+    command = ("check", "mine.cu", "--pass", "forward", "--dtype", "float32", "--device", "cpu", "--json", "--problem")
+    code, out, _ = run(*command, SMALL)
+    assert code == 0 and json.loads(out)["refused"] == 1
+    assert run(*command, f"{SMALL},mask=1")[0] == 1
+
+
+# -- bench -----------------------------------------------------------------------------------------------------------
+def test_bench(run):
+    code, out, err = run(
+        "bench", "--problem", SMALL, "--problem", "1,1,28,28,1,3,3", "--against", "none", *QUICK, "--json"
+    )
+    found = json.loads(out)
+    documented("bench", found)
+    assert code == 0 and not err and found["ok"]
+    assert len(found["rows"]) == 2 * len(VARIANTS)
+    assert found["choice"] == "device cpu: asked for" and found["environment"]["threads"] >= 1
+    for row in found["rows"]:
+        problem = ConvProblem.parse(row["problem"])
+        assert problem.bias and problem.activation == "relu"
+        assert row["ok"] and 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert timing.LEAST <= row["repetitions"] <= timing.MOST and row["error"] <= 1
+        assert row["least_bytes"] == PASSES[row["variant"].split("/")[0]].least_bytes(problem)
+        assert row["gb_per_s"] == pytest.approx(row["least_bytes"] / row["median_ms"] * 1e-6)
+        assert row["share_of_copy"] == pytest.approx(row["gb_per_s"] / row["copy_gb_per_s"])
+        assert row["torch_ms"] is None and row["ratio_to_torch"] is None and row["public_ms"] > 0
+
+
+def test_bench_main_job_is_the_lab_s_layer(monkeypatch):
+    pytest.importorskip("skimage")
+    import argparse
+
+    from convbackprop.cli import bench
+
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    cases = bench.cases_of(parser.parse_args([]))
+    sizes = [(case.problem.H, case.problem.W, case.problem.R, case.problem.S) for case in cases]
+    assert sizes == [(n, n, r, r) for n in (512, 1024) for r in (3, 5, 7)]
+    for case in cases:
+        p = case.problem
+        assert (p.N, p.C, p.K, p.P, p.Q, p.activation, p.bias) == (1, 1, 1, p.H, p.W, "relu", True)
+    given = cases[2].arrays("forward", {})
+    assert given["x"].min() >= 0 and 0.5 < given["x"].max() <= 1
+    assert 0.1 < (reference.answer("forward", cases[2].problem, given)["y"][0] > 0).mean() < 0.9
+
+
+def test_bench_beside_torch(run):
+    pytest.importorskip("torch", reason="torch, the peer, is not installed")
+    command = ("bench", "--problem", SMALL, "--dtype", "bfloat16", *QUICK)
+    code, out, err = run(*command, "--json")
+    found = json.loads(out)
+    assert code == 0 and not err
+    assert all(row["ratio_to_torch"] == pytest.approx(row["torch_ms"] / row["median_ms"]) for row in found["rows"])
+    environment = found["environment"]
+    assert environment["torch_threads"] == environment["threads"] and environment["OMP_WAIT_POLICY"]
+    code, out, _ = run(*command)
+    assert code == 0 and re.search(r"\dx +\S+$", out, re.MULTILINE) and "ready-made" in out
+
+
+def test_bench_without_torch(run, monkeypatch):
+    monkeypatch.setattr(peers, "import_torch", lambda: __import__("torch"))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, _ = run("bench", "forward", "--problem", SMALL, *QUICK)
+    assert code == 0 and " - " in out and out.count("pip install 'convbackprop[torch]'") == 1
+
+
+@pytest.mark.parametrize("text", [c.text for c in curated.CURATED if c.data == "normal"])
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_torch_does_the_same_job(pass_name, text):
+    pytest.importorskip("torch", reason="torch, the peer, is not installed")
+    problem = ConvProblem.parse(text, **{"bias": True, "activation": "logistic", "dtype": "float64"})
+    given = inputs(pass_name, problem)
+    expected = reference.answer(pass_name, problem, given)
+    results = peers.torch_calls(pass_name, problem, given)["torch"]()
+    assert len(results) == len(expected)
+    for (value, magnitude), got in zip(expected.values(), results, strict=True):
+        # g is rounded to float64 before torch gets it: one round-off more than the bound allows
+        bound = reference.error_bound(pass_name, problem, value, magnitude) + 2.0**-53 * magnitude
+        assert (abs(got.numpy() - value) <= bound).all()
+
+
+def test_bench_refuses_and_says_so(run, monkeypatch):
+    first = VARIANTS[0]
+    monkeypatch.setattr(type(first), "refusal", lambda self, problem: "it is Sunday" if self is first else None)
+    code, out, _ = run("bench", "--problem", SMALL, "--against", "none", *QUICK)
+    assert code == 0 and f"{first} refuses {SMALL}: it is Sunday" in out
+    code, out, _ = run("bench", str(first), "--problem", SMALL, "--against", "none", *QUICK)
+    assert code == 1  # nothing was timed
+
+
+def test_alternate():
+    seen = []
+    calls = {name: (lambda name=name: seen.append(name)) for name in "abc"}
+    timings = timing.alternate(calls, lambda call: call() or len(seen), 0, least=3, most=7)
+    assert seen == [*"abc", *"abc", *"bca", *"cab"]  # one untimed round; who begins changes
+    assert timings["a"].seconds == (4, 9, 11)
+    assert timings["a"].median == 9
+    assert len(timing.alternate(calls, timing.host_clock, 60, least=3, most=7)["b"].seconds) == 7
+    assert timing.Timing(tuple(range(101))).range == (20, 80)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 64 << 10, (64 << 10) + 1, 1_000_003])
+def test_the_copy_that_timings_are_compared_with(size):
+    source, target = (timing.aligned((size + 64,), np.dtype(np.uint8)) for _ in range(2))
+    assert source.ctypes.data % 64 == 0
+    source[:] = np.random.default_rng(0).integers(0, 256, size + 64)
+    target[:] = 9
+    cpu_device().copy(target.ctypes.data, source.ctypes.data, size)
+    assert (target[:size] == source[:size]).all() and (target[size:] == 9).all()
+
+
+# -- photographs -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def photo(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(3)
+    values = (np.add.outer(np.arange(40), 2 * np.arange(56)) + rng.integers(0, 60, (40, 56))).astype(np.uint8)
+    image.fromarray(values).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png", values
+
+
+def test_save(run, photo):
+    from PIL import Image
+
+    from convbackprop.cli.bench_rows import Case
+    from convbackprop.cli.photograph import Photograph
+
+    file, values = photo
+    code, out, err = run(
+        "bench", "forward", "--image", file, "--filter", 5, "--save", "pictures", "--against", "none", *QUICK
+    )
+    assert code == 0 and not err and "photo.png 5x5" in out
+    pictures = {}
+    for name in ("input", "s", "output", "dx"):
+        assert f"{name}.png: " in out
+        with Image.open(f"pictures/{name}.png") as picture:
+            assert picture.size == (56, 40) and picture.mode == "L"
+            pictures[name] = np.asarray(picture).astype(float)
+    assert abs(pictures["input"] / pictures["input"].max() - values / values.max()).max() < 0.01
+
+    problem = ConvProblem.parse("1,1,40,56,1,5,5,padding=same,activation=relu,bias=1")
+    given = Case("", problem, Photograph("", values / 255)).arrays("forward", {})
+    s = reference.correlate(problem, given["x"], given["w"]) + float(given["b"][0])
+    y = np.maximum(s, 0)
+    dx = reference.correlate_back(problem, y, given["w"])
+    for name, expected in (("s", s), ("dx", dx)):  # 0 is mid-grey
+        grey = 128 + 127 * expected[0, 0] / abs(expected).max()
+        assert abs(pictures[name] - grey).max() <= 0.501
+    assert abs(pictures["output"] - 255 * y[0, 0] / y.max()).max() <= 0.501
+    numbers = [[float(word) for word in line.split()] for line in
+               Path("pictures/kernel_grad.txt").read_text().splitlines() if line and line[0] != "#"]  # fmt: skip
+    dw = reference.correlate_images(problem, given["x"], y)[0, 0]
+    assert np.allclose(numbers[:5], dw, rtol=1e-5) and numbers[5][0] == pytest.approx(y.sum(), rel=1e-5)
+
+
+def test_save_refuses_a_file(run, photo):
+    Path("taken").touch()
+    code, out, err = run("bench", "--image", photo[0], "--save", "taken")
+    assert (code, out) == (2, "") and "--save is taken, which exists and is no directory" in err
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "I;16", "CMYK", "LA"])
+def test_images_are_made_grey(tmp_path, mode):
+    image = pytest.importorskip("PIL.Image")
+    from convbackprop.cli.photograph import read_image
+
+    if mode == "I;16":
+        picture = image.fromarray(np.full((3, 5), 65535 // 2, np.uint16))
+    else:
+        picture = image.new("RGB", (5, 3), (128, 128, 128)).convert(mode)
+    file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    picture.save(file)
+    grey = read_image(str(file)).grey
+    assert grey.shape == (3, 5) and grey.dtype == np.float64
+    assert grey.min() >= 0 and grey.max() <= 1 and abs(grey.mean() - 0.5) < (0.2 if mode == "1" else 0.02)
+
+
+def test_given_arrays_and_answers_are_used():
+    """`check` with arrays and answers that the caller has finds what it finds without."""
+    problem = ConvProblem.parse(SMALL, bias=True, activation="relu")
+    variant = of_pass("input_grad")[0]
+    given = inputs("input_grad", problem, own={"w": np.ones(problem.w_shape, np.float32)})
+    assert (given["w"] == 1).all()
+    expected = reference.answer("input_grad", problem, given)
+    assert checking.check(variant, problem, cpu_device(), given=given, expected=expected).ok
+    wrong = {"dx": (expected["dx"][0] + 1, expected["dx"][1])}
+    assert not checking.check(variant, problem, cpu_device(), given=given, expected=wrong).ok

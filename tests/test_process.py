@@ -1,0 +1,284 @@
+"""The package inside a process: imports, threads, forks, Ctrl-C, the number of workers, wrong launches."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import convbackprop
+from convbackprop import InvalidArgument, InvalidType, LaunchFailed, check, conv2d, variants
+from convbackprop.devices.cpu import get_num_threads, set_num_threads
+from convbackprop.problem import ConvProblem
+from tests.conftest import compile_ahead
+from tests.problems import CURATED
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# -- import ------------------------------------------------------------------------------------------------------------
+def test_import_is_light():
+    heavy = ("torch", "pycuda", "cupy", "numpy", "ml_dtypes", "filelock", "rich", "convbackprop.ops")
+    code = f"import sys, convbackprop; print([name for name in {heavy!r} if name in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_public_names():
+    assert python("from convbackprop import *; print(conv2d.__module__)") == "convbackprop.ops"
+    for name in convbackprop.__all__:
+        assert getattr(convbackprop, name) is not None
+        assert name in dir(convbackprop)
+    with pytest.raises(AttributeError, match="no attribute 'conv3d'"):
+        convbackprop.conv3d  # noqa: B018
+
+
+def test_using_numpy_arrays_imports_no_other_library():
+    code = (
+        "import sys, numpy as np, convbackprop\n"
+        "convbackprop.conv2d(np.ones((4, 4), np.float32), np.ones((2, 2), np.float32), device='cpu')\n"
+        "print([name for name in ('torch', 'pycuda', 'cupy') if name in sys.modules])"
+    )
+    assert python(code) == "[]"
+
+
+def test_import_is_quick():
+    """Less than 0.3 s over a bare interpreter: the least of several, as another program may disturb any one."""
+
+    def seconds(code):
+        start = time.perf_counter()
+        python(code)
+        return time.perf_counter() - start
+
+    python("import convbackprop")
+    assert min(seconds("import convbackprop") for _ in range(5)) - min(seconds("pass") for _ in range(5)) < 0.3
+
+
+# -- threads and forks ---------------------------------------------------------------------------------------------------
+def test_eight_threads(device):
+    """Mixed problems from eight threads at once: the same bits as one after another."""
+    work = [
+        (variant, entry.problem(activation=activation), entry.data)
+        for variant in variants.VARIANTS
+        for entry in CURATED[:24]
+        for activation in ("identity", "relu")
+    ] * 3
+
+    def bits(item):
+        variant, problem, data = item
+        given = check.inputs(variant.pass_name, problem, data, seed=1)
+        return [block.array.tobytes() for block in check.launch(variant, problem, given, device).values()]
+
+    compile_ahead((variant, problem) for variant, problem, _ in work)
+    expected = [bits(item) for item in work[: len(work) // 3]] * 3
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(bits, work)) == expected
+
+
+def test_eight_threads_compile_the_same_kernel(cpu):
+    """A plan that nobody has made yet, asked for by all at once."""
+    naive = variants.of_pass("forward")[0]
+    fresh = dataclasses.replace(naive, tunables={"THREADS": variants.Tunable((96,), 96, 96)})
+    problem = ConvProblem.parse("1,1,28,28,1,3,3,padding=same", bias=True)
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda seed: check.check(fresh, problem, cpu, seed=seed), range(8)))
+    assert [outcome.faults for outcome in outcomes] == [[]] * 8
+
+
+FORK = """\
+import os, sys, numpy as np, convbackprop
+x = np.random.default_rng(0).standard_normal((1, 2, 200, 200)).astype(np.float32)
+w = np.ones((3, 2, 3, 3), np.float32)
+def compute(activation): return convbackprop.conv2d(x, w, activation=activation, device="cpu")
+before = compute("relu")
+children = []
+for i in range(3):
+    child = os.fork()
+    if not child:
+        same = np.array_equal(compute("relu"), before)
+        compute("tanh")  # another kernel: the child compiles or loads it
+        os._exit(0 if same else 1)
+    children.append(child)
+print(all(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children))
+print(np.array_equal(compute("relu"), before))
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_fork_after_use(threads):
+    assert python(FORK, CONVBACKPROP_NUM_THREADS=threads).split() == ["True", "True"]
+
+
+FORK_WHILE_BUSY = """\
+import os, threading, numpy as np, convbackprop
+x, w = np.ones((1, 1, 64, 64), np.float32), np.ones((1, 1, 3, 3), np.float32)
+def compute(): return convbackprop.conv2d(x, w, device="cpu")
+expected = compute()
+stop = threading.Event()
+def work():
+    while not stop.is_set(): compute()
+workers = [threading.Thread(target=work) for _ in range(3)]
+for worker in workers: worker.start()
+codes = []
+for _ in range(10):
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(compute(), expected) else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+stop.set()
+for worker in workers: worker.join()
+print(codes)
+"""
+
+
+def test_fork_while_other_threads_launch():
+    assert python(FORK_WHILE_BUSY) == str([0] * 10)
+
+
+# -- Ctrl-C --------------------------------------------------------------------------------------------------------------
+LONG_LAUNCH = """\
+import sys, time, numpy as np, convbackprop
+small = np.ones((5, 5), np.float32)
+def quick(): return convbackprop.conv2d(small, np.ones((3, 3), np.float32), device="cpu")
+expected = quick()
+x, w = np.ones((1, 1024, 256, 256), np.float32), np.ones((64, 1024, 5, 5), np.float32)
+print("ready", flush=True)
+try:
+    convbackprop.conv2d(x, w, device="cpu")
+    print("finished")
+except KeyboardInterrupt:
+    print("interrupted", np.array_equal(quick(), expected), flush=True)
+"""
+
+
+def test_ctrl_c_stops_a_long_launch():
+    """More than 10^11 multiplications, interrupted: a KeyboardInterrupt within a second, and the next launch works."""
+    process = subprocess.Popen([sys.executable, "-c", LONG_LAUNCH], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.7)
+        assert process.poll() is None
+        start = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted True\n"
+        assert time.perf_counter() - start < 1
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+# -- the number of workers -------------------------------------------------------------------------------------------------
+NUM_THREADS = "import convbackprop; print(convbackprop.get_num_threads())"
+
+USED_THREADS = """\
+import os, numpy as np, convbackprop
+convbackprop.conv2d(np.ones((1, 8, 200, 200), np.float32), np.ones((8, 8, 3, 3), np.float32), device="cpu")
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_number_of_workers_from_the_environment():
+    assert python(NUM_THREADS, CONVBACKPROP_NUM_THREADS="3") == "3"
+    assert python(NUM_THREADS, CONVBACKPROP_NUM_THREADS="") == str(len(os.sched_getaffinity(0)))
+    assert python("import convbackprop as c; c.set_num_threads(5); print(c.get_num_threads())") == "5"
+
+
+def test_number_of_workers_is_a_bound():
+    """Counted as the kernel sees them; numpy's own threads are kept away."""
+    one, three = (
+        int(python(USED_THREADS, CONVBACKPROP_NUM_THREADS=count, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"))
+        for count in ("1", "3")
+    )
+    assert (one, three) == (1, 3)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " "])
+def test_bad_number_of_workers_in_the_environment(text):
+    code = (
+        "import convbackprop\n"
+        "try: convbackprop.get_num_threads()\n"
+        "except convbackprop.InvalidArgument as error: print(error)\n"
+    )
+    expected = f"CONVBACKPROP_NUM_THREADS is {text!r}; it should be an integer of at least 1"
+    assert python(code, CONVBACKPROP_NUM_THREADS=text) == expected
+    use = (
+        "import numpy as np, convbackprop\n"
+        "x = np.ones((4, 4), np.float32)\n"
+        "try: convbackprop.conv2d(x, x, device='cpu')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    if text == "0":
+        assert python(use, CONVBACKPROP_NUM_THREADS=text) == expected
+
+
+def test_bad_number_of_workers(workers):
+    before = get_num_threads()
+    for bad, kind, sentence in (
+        (0, InvalidArgument, "count is 0; it should be at least 1"),
+        (-3, InvalidArgument, "count is -3; it should be at least 1"),
+        (2.0, InvalidType, "count is 2.0 (float); it should be an integer"),
+        (True, InvalidType, "count is True (bool); it should be an integer"),
+    ):
+        with pytest.raises(kind) as caught:
+            set_num_threads(bad)
+        assert str(caught.value) == sentence
+    assert get_num_threads() == before
+
+
+# -- wrong launches ------------------------------------------------------------------------------------------------------
+def with_launch(**changes):
+    """Return forward/naive with its launch changed."""
+    naive = variants.of_pass("forward")[0]
+    return dataclasses.replace(naive, launches=(dataclasses.replace(naive.launches[0], **changes),))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grid": lambda p, t: (0,)},
+        {"grid": lambda p, t: (1, 70000)},
+        {"grid": lambda p, t: (1, 1, 70000)},
+        {"block": lambda p, t: (0,)},
+        {"block": lambda p, t: (1025,)},
+        {"block": lambda p, t: (32, 64)},
+        {"block": lambda p, t: (1, 1, 65)},
+        {"shared_bytes": lambda p, t: 2**20},
+        {"operands": ("x", "w", "b")},
+        {"operands": ("x", "w", "b", "y", "x")},
+        {"integers": lambda p, t: (1,)},
+        {"entry": "backward"},
+    ],
+    ids=["no block", "grid y", "grid z", "no thread", "1025 threads", "2048 threads", "block z", "shared memory",
+         "an array too few", "an array too many", "an integer too many", "no such entry"],
+)  # fmt: skip
+def test_wrong_launch_is_an_exception(cpu, changes):
+    problem = ConvProblem.parse("1,1,8,8,1,3,3", bias=True)
+    with pytest.raises(LaunchFailed) as caught:
+        check.check(with_launch(**changes), problem, cpu)
+    assert len(str(caught.value)) > 20
+    assert check.check(variants.of_pass("forward")[0], problem, cpu).faults == []  # the next launch works
+
+
+def test_results_do_not_depend_on_the_caller(device):
+    """A thread that is not the main one, and one that ends: what it computed stays right."""
+    x, w = np.random.default_rng(0).standard_normal((2, 1, 30, 31)), np.ones((2, 2))
+    results = []
+    for _ in range(20):
+        with ThreadPoolExecutor(1) as pool:
+            results.append(pool.submit(conv2d, x, w, device=device.name).result())
+    assert all(np.array_equal(result, results[0]) for result in results)

@@ -1,0 +1,42 @@
+"""README.md tells the truth: its generated table is current, and its example runs."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+@pytest.fixture
+def readme() -> str:
+    if not README.exists():
+        pytest.skip("the tests run outside a checkout")
+    return README.read_text()
+
+
+def test_the_table_of_variants_is_the_registry(readme):
+    tool = runpy.run_path(str(ROOT / "tools" / "readme.py"))
+    assert tool["variants_table"]() in readme, "run 'make readme'"
+
+
+def test_the_example_runs(readme):
+    (code,) = re.findall(r"<!-- tested: example -->\n```python\n(.*?)```", readme, re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["dx"].shape == names["x"].shape
+    assert names["dw"].shape == names["w"].shape
+    assert names["db"].shape == names["b"].shape
+
+
+def test_its_commands_exist(readme):
+    from convbackprop.cli import COMMANDS
+
+    named = set(re.findall(r"^    convbackprop (\w+)", readme, re.MULTILINE))
+    assert named == set(COMMANDS)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?\bmake ([a-z-]+)", readme)) - {"lists"} <= targets
