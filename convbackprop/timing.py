@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,17 +136,13 @@ class CpuStage:
         target, source = self._reserve(self._half), self._reserve(self._half)
         return lambda: self.device.copy(target, source, self._half)
 
-    def active(self) -> AbstractContextManager[Any]:
-        """Make the device usable for a while."""
-        return contextlib.nullcontext()
-
     def clock(self, call: Call) -> float:
         """Return how many seconds a call takes on the device."""
         return host_clock(call)
 
 
 class CudaStage(CpuStage):
-    """The same on a GPU. Everything is queued on the default stream, torch's too; `active` is entered by the caller."""
+    """The same on a GPU, while its context is active; everything is queued on the default stream, torch's too."""
 
     def __init__(self, device: Device, pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> None:
         super().__init__(device, pass_name, problem, given)
@@ -156,7 +151,7 @@ class CudaStage(CpuStage):
         l2_bytes = driver.Device(self.device.ordinal).get_attribute(driver.device_attribute.L2_CACHE_SIZE)
         # Several times the cache: its overwriting also keeps the GPU busy while the call is being queued.
         self._flush_bytes = max(4 * l2_bytes, 64 << 20)
-        self._flush_memory = self.device.allocate(self._flush_bytes)
+        self._flush_address = self._reserve(self._flush_bytes)
 
     def _place(self, array: Array) -> int:
         self._memory.append(self.device.upload(array.ctypes.data, array.nbytes))
@@ -167,13 +162,30 @@ class CudaStage(CpuStage):
         self.device.driver.memset_d8(int(self._memory[-1]), 0x3C, max(1, size))
         return int(self._memory[-1])
 
-    def active(self) -> AbstractContextManager[Any]:  # noqa: D102
-        return self.device.active()  # type: ignore[no-any-return]
-
     def clock(self, call: Call) -> float:  # noqa: D102
-        self.device.driver.memset_d8_async(int(self._flush_memory), 0x3C, self._flush_bytes)
+        self.device.driver.memset_d8_async(self._flush_address, 0x3C, self._flush_bytes)
         self._start.record()
         call()
         self._stop.record()
         self._stop.synchronize()
         return float(self._stop.time_since(self._start)) * 1e-3
+
+    def free(self) -> None:
+        """Give the memory back to the GPU."""
+        while self._memory:
+            self._memory.pop().free()
+
+
+@contextlib.contextmanager
+def stage(device: Device, pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> Iterator[CpuStage]:
+    """Give the stage of a pass on a device, and take its arrays away in the end."""
+    if device.kind == "cpu":
+        yield CpuStage(device, pass_name, problem, given)
+        return
+    cuda: Any = device
+    with cuda.active():
+        made = CudaStage(device, pass_name, problem, given)
+        try:
+            yield made
+        finally:
+            made.free()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from convbackprop.cli import main
 from convbackprop.devices.cpu import cpu_device
 from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, of_pass
+from tests import fake_driver
 
 SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"
 QUICK = ("--seconds", "0.01", "--device", "cpu")
@@ -251,7 +253,8 @@ def test_tables_fit_a_terminal(columns):
     heads = next(line for line in lines if line.startswith("pass/variant"))
     for head in ("ms", "20-80 %", "GB/s", "of copy", "vs torch", "error"):
         assert head in heads
-    assert SMALL in "".join(lines)
+    where = f"{of_pass('kernel_grad')[0]} " if columns >= 120 else ""  # a column, or a heading
+    assert any(re.match(rf"{where}\s*{re.escape(SMALL)}", line) for line in lines)
     for variant in of_pass("kernel_grad"):
         row = next(line for line in lines if line.startswith(f"{variant} "))
         assert len(row.rstrip()) <= columns and "…" not in row
@@ -371,6 +374,14 @@ def test_a_wrong_file_is_found(run, mistake):
     assert code == 1 and "forward/mine.cu on " in out and f"first {first}" in out
     row = next(line for line in out.splitlines() if line.startswith("forward/mine.cu "))
     assert "WRONG" in row and "%" not in row  # it gets no time
+
+    code, out, _ = run(
+        "bench", "mine.cu", "--pass", "forward", "--problem", problem, "--against", "none", *QUICK, "--json"
+    )
+    *rungs, row = json.loads(out)["rows"]
+    assert code == 1 and all(rung["ok"] and rung["median_ms"] for rung in rungs)
+    assert row["faults"] and not row["ok"] and row["median_ms"] is None and row["repetitions"] == 0
+    assert (row["error"] is None) == ("nan" in first)  # JSON has no infinity
 
 
 def test_a_file_that_does_not_compile(run):
@@ -504,6 +515,54 @@ def test_the_copy_that_timings_are_compared_with(size):
     target[:] = 9
     cpu_device().copy(target.ctypes.data, source.ctypes.data, size)
     assert (target[:size] == source[:size]).all() and (target[size:] == 9).all()
+
+
+def test_bench_on_a_stand_in_for_a_gpu(run, monkeypatch, tmp_path):
+    """The host code of the cuda path: contexts, memory, events and the flush between repetitions."""
+    driver = fake_driver.install(monkeypatch, tmp_path)
+    done = []
+
+    class Event:
+        def __init__(self):
+            driver.require_context()
+
+        def record(self, stream=None):
+            driver.require_context()
+            done.append("record")
+
+        def synchronize(self):
+            assert done[-1] == "record"
+
+        def time_since(self, other):
+            return 2.5  # milliseconds
+
+    def flush(address, value, size):
+        assert driver.is_device_memory(address) and size >= 4 * 60_000_000
+        assert driver.allocations[address].size == size
+        done.append("flush")
+
+    def copy(target, source, size):
+        assert all(driver.is_device_memory(address + size - 1) for address in (target, source))
+        done.append("copy")
+
+    driver.Event, driver.memset_d8, driver.memset_d8_async = Event, lambda *_: driver.require_context(), flush
+    driver.memcpy_dtod_async = copy
+    driver.device_attribute = types.SimpleNamespace(L2_CACHE_SIZE=38)
+    driver.Device.get_attribute = lambda self, attribute: 60_000_000
+    try:
+        command = ("bench", "--problem", SMALL, "--against", "none", "--seconds", "0.01", "--json", "--device", "cuda")
+        code, out, err = run(*command)
+        found = json.loads(out)
+        assert code == 0 and not err and found["device"] == "cuda:0"
+        assert found["environment"]["machine"] == "stand-in"
+        assert all(row["median_ms"] == pytest.approx(2.5) and row["error"] <= 1 for row in found["rows"])
+        assert done.count("flush") * 2 == done.count("record") and "copy" in done
+        first = done.index("copy")
+        assert done[first - 2 : first + 2] == ["flush", "record", "copy", "record"]
+        assert driver.stack() == []
+        assert not any(allocation.size >= 4 * 60_000_000 for allocation in driver.allocations.values())
+    finally:
+        fake_driver.uninstall()
 
 
 # -- photographs -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""nvcc and the host's C++ compilers: every kernel compiles, without a spill or warning; errors name the .cu file's line."""
+"""nvcc and g++: every kernel compiles, without a spill or warning; errors name the .cu file's line."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def test_no_cxx_compiler(monkeypatch, name):
     with pytest.raises(CompilerNotFound) as caught:
         compiler.find_cxx()
     assert str(caught.value) == (
-        f"the C++ compiler {name} was not found for the cpu device; install g++ 12 or later (Debian: apt install g++) or "
-        "name it in CONVBACKPROP_CXX"
+        f"the C++ compiler {name} was not found for the cpu device; install g++ 12 or later (Debian: apt install g++) "
+        "or name it in CONVBACKPROP_CXX"
     )
 
 
@@ -146,8 +146,8 @@ def test_no_nvcc(monkeypatch):
     with pytest.raises(CompilerNotFound) as caught:
         compiler.find_nvcc()
     assert str(caught.value) == (
-        "nvcc was not found; install the CUDA toolkit, or its wheels (pip install 'convbackprop[toolchain]'), or name nvcc "
-        "in CONVBACKPROP_NVCC"
+        "nvcc was not found; install the CUDA toolkit, or its wheels (pip install 'convbackprop[toolchain]'), or name "
+        "nvcc in CONVBACKPROP_NVCC"
     )
 
 

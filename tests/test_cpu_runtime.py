@@ -269,7 +269,7 @@ def shuffled(values, argument, width):
 
 @pytest.mark.parametrize(
     ("argument", "width"),
-    [(0, 32), (1, 32), (7, 32), (16, 32), (31, 32), (3, 16), (15, 16), (1, 8), (5, 8), (2, 4), (1, 2), (0, 1)],
+    [(0, 32), (1, 32), (16, 32), (31, 32), (3, 16), (15, 16), (20, 16), (1, 8), (5, 8), (13, 8), (2, 4), (0, 1)],
 )
 @pytest.mark.parametrize("dtype", (np.int32, np.float32, np.float64), ids=("int", "float", "double"))
 def test_shuffles(argument, width, dtype):
@@ -566,6 +566,7 @@ def test_entry_with_arrays_shape_and_integers(cpu):
         (2, SHAPE, (1, 2), "[8, 8, 16, 4, 4]"),
         (2, SHAPE[:12], (1,), "[8, 8, 12, 4]"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_wrong_number_of_parameters(cpu, pointers, shape, integers, given):
     source = Source.of(KERNELS / "failures.cu", {})

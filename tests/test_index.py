@@ -1,9 +1,9 @@
-"""Offsets beyond 2^31 elements.
+"""Offsets beyond 2^31 elements, and beyond 2^32, where an unsigned int overflows too.
 
-An array of more than 2^31 float16 elements is mapped but never touched, except where the blocks that are run read or write it: the
-last ones of the grid, whose offsets are the largest. What that proves: for each variant, that the offsets of the last
-elements of x, y, dy, saved and dx (each > 2^31) do not overflow, and for kernel_grad those of x in every tap, and of
-dy and saved in the last slice of the naive variant. Not shown: a filter of more than 2^31 elements.
+An array of more than 2^32 float16 elements is mapped but not touched, except where the blocks that are run read or
+write it: the last ones of the grid, whose offsets are the largest. What that proves: for each variant, that the offsets
+of the last elements of x, y, dy, saved and dx (each > 2^32) do not overflow, and for kernel_grad those of x in every
+tap, and of dy and saved in the last slice of the naive variant. Not shown: a filter of more than 2^31 elements.
 Only the cpu device runs a part of a grid; the .cu file is the GPU's.
 """
 
@@ -20,7 +20,7 @@ from convbackprop.plan import plan
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.variants import of_pass
 
-LIMIT = 2**31
+LIMIT = 2**32
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
@@ -60,7 +60,7 @@ def fill_corner(array, rows, columns, rng):
 
 @pytest.mark.parametrize("variant", of_pass("forward"), ids=str)
 def test_forward(cpu, variant):
-    problem = ConvProblem.parse("3,5,11970,11971,5,3,3,padding=1,dtype=float16,activation=relu,mask=1")
+    problem = ConvProblem.parse("3,5,16930,16931,5,3,3,padding=1,dtype=float16,activation=relu,mask=1")
     if variant.refusal(problem):
         pytest.skip(variant.refusal(problem))
     arrays = arrays_of("forward", problem)
@@ -83,7 +83,7 @@ def test_forward(cpu, variant):
 @pytest.mark.parametrize("variant", of_pass("input_grad"), ids=str)
 @pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
 def test_input_grad(cpu, variant, mask):
-    problem = ConvProblem.parse("3,5,11970,11971,5,3,3,padding=1,dtype=float16,activation=relu", mask=mask)
+    problem = ConvProblem.parse("3,5,16930,16931,5,3,3,padding=1,dtype=float16,activation=relu", mask=mask)
     if variant.refusal(problem):
         pytest.skip(variant.refusal(problem))
     arrays = arrays_of("input_grad", problem)
@@ -108,7 +108,7 @@ def test_input_grad(cpu, variant, mask):
 @pytest.mark.parametrize("variant", of_pass("kernel_grad"), ids=str)
 def test_kernel_grad_of_a_large_image(cpu, variant):
     """Two output pixels that lie far apart, in each of many channels: the whole grid is run, all of dw is checked."""
-    problem = ConvProblem.parse("1,1100,1,2097155,1,1,3,stride=1x2097152,dtype=float16,bias=1")
+    problem = ConvProblem.parse("1,2100,1,2097155,1,1,3,stride=1x2097152,dtype=float16,bias=1")
     if variant.refusal(problem):
         pytest.skip(variant.refusal(problem))
     assert problem.y_shape == (1, 1, 1, 2)
@@ -116,7 +116,7 @@ def test_kernel_grad_of_a_large_image(cpu, variant):
     assert arrays["x"].size > LIMIT
     rng = np.random.default_rng(0)
     arrays["dy"][...] = [[[[2, 3]]]]
-    taps = rng.integers(-3, 4, (2, 1100, 3))
+    taps = rng.integers(-3, 4, (2, 2100, 3))
     arrays["x"][0, :, 0, :3], arrays["x"][0, :, 0, -3:] = taps
     run_last_blocks(variant, problem, cpu, arrays, 2**62)
     assert np.array_equal(arrays["dw"][0, :, 0], 2 * taps[0] + 3 * taps[1])
@@ -126,7 +126,7 @@ def test_kernel_grad_of_a_large_image(cpu, variant):
 def test_kernel_grad_of_a_large_gradient(cpu):
     """The naive variant's last slice adds up the last row of dy."""
     variant = of_pass("kernel_grad")[0]
-    problem = ConvProblem.parse("60000,1,1,40000,1,1,1,dtype=float16,activation=relu,bias=1")
+    problem = ConvProblem.parse("60000,1,1,80000,1,1,1,dtype=float16,activation=relu,bias=1")
     arrays = arrays_of("kernel_grad", problem)
     assert arrays["dy"].size > LIMIT
     for name in ("dy", "x", "saved"):

@@ -74,7 +74,7 @@ def test_results_are_plain_arrays():
         assert array.flags.writeable
 
 
-# -- padding, stride and the rest -------------------------------------------------------------------------------------
+# -- padding, stride and the rest ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("padding", "sides"),
     [
@@ -98,7 +98,7 @@ def test_forms_of_padding(padding, sides):
     if padding == "same":
         assert y.shape == (1, 3, 9, 8)
     dx = conv2d_input_grad(x.shape, w, y, 1, padding, (1, 2))
-    (top, bottom), (left, right) = sides
+    (top, _), (left, _) = sides
     inside = conv2d_input_grad(padded.shape, w, y, 1, 0, (1, 2))[:, :, top : 9 + top, left : 8 + left]
     assert np.array_equal(dx, inside)
 
@@ -127,7 +127,7 @@ def test_naming_the_variant():
     assert np.array_equal(layer.forward(variant="naive"), layer.forward())
 
 
-# -- fewer axes --------------------------------------------------------------------------------------------------------
+# -- fewer axes ------------------------------------------------------------------------------------------------------
 def test_three_axes():
     layer = Layer(PROBLEM.with_(N=1, activation="relu"))
     y, mask = layer.forward(save_mask=True)
@@ -161,7 +161,7 @@ def test_two_axes():
     assert conv2d(x[None, None], w).shape == (1, 1, 7, 6)
 
 
-# -- layouts -----------------------------------------------------------------------------------------------------------
+# -- layouts ---------------------------------------------------------------------------------------------------------
 def unaligned(array):
     buffer = np.empty(array.nbytes + 1, np.uint8)[1:]
     made = buffer.view(array.dtype).reshape(array.shape)
@@ -228,7 +228,7 @@ def test_broadcast_input():
     assert np.array_equal(conv2d(x, w), np.full((2, 1, 3, 4), 24, np.float32))
 
 
-# -- out ---------------------------------------------------------------------------------------------------------------
+# -- out -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
 def test_out_is_written_and_returned(device, layout):
     if layout == "read-only":
@@ -287,7 +287,7 @@ def test_out_for_some_gradients_only():
         assert np.array_equal(one, right)
 
 
-# -- which gradients -----------------------------------------------------------------------------------------------------
+# -- which gradients -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)), ids=str)
 def test_every_subset_of_needs(device, needs):
     layer = Layer(PROBLEM.with_(activation="logistic"))
@@ -325,7 +325,7 @@ def test_mask_in_place_of_output(device):
             assert np.array_equal(one, other)
 
 
-# -- nothing to do -------------------------------------------------------------------------------------------------------
+# -- nothing to do ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_empty_batch(device, dtype):
     layer = Layer(PROBLEM.with_(N=0, dtype=dtype, activation="relu"))
@@ -344,7 +344,7 @@ def test_empty_batch(device, dtype):
     assert (out == 0).all()
 
 
-# -- bfloat16, choice of device --------------------------------------------------------------------------------------------
+# -- bfloat16, choice of device --------------------------------------------------------------------------------------
 def test_bfloat16_is_ml_dtypes():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = np.full((1, 1, 3, 3), 1.5, ml_dtypes.bfloat16)
@@ -363,7 +363,7 @@ def test_device_from_the_environment(monkeypatch):
     convbackprop.conv2d(layer.x, layer.w, layer.b, *layer.geometry, device="cpu")  # the argument comes first
 
 
-# -- gradients that know nothing of the reference ------------------------------------------------------------------------
+# -- gradients that know nothing of the reference --------------------------------------------------------------------
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_central_differences(device, activation):
     """d(sum dy*y) / d(one element), by conv2d alone, in float64.

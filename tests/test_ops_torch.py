@@ -140,6 +140,7 @@ def test_out(place):
         torch.full_like(y, float("nan")),
         torch.full_like(y, float("nan")).contiguous(memory_format=torch.channels_last),
         torch.empty(*y.shape, 2, dtype=y.dtype, device=y.device)[..., 1],
+        torch._neg_view(torch.full_like(y, float("nan"))),
     ):
         assert conv2d(x, w, out=out) is out
         assert torch.equal(out, y)

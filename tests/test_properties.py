@@ -1,4 +1,4 @@
-"""Every variant on problems of every kind (hypothesis), and relations between the passes at sizes without a reference."""
+"""Every variant on problems of every kind (hypothesis), and how the passes relate, at sizes without a reference."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ EXAMPLES = 2400
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled():
+def _compiled(request):
     problem = CURATED[0].problem()
-    compile_ahead((variant, problem.with_(**kind)) for variant in VARIANTS for kind in KINDS)
+    compile_ahead(request, [(variant, problem.with_(**kind)) for variant in VARIANTS for kind in KINDS])
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

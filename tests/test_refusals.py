@@ -103,7 +103,8 @@ TABLE = [
     (
         lambda: conv2d(zeros(4, 4), zeros(2, 1, 3, 3)),
         InvalidArgument,
-        "input is 2-D, one image of one channel, but weight has 2 output channels; pass input as (1, H, W) to get (K, P, Q)",
+        "input is 2-D, one image of one channel, but weight has 2 output channels; pass input as (1, H, W) to get "
+        "(K, P, Q)",
     ),
     # shape
     (
@@ -393,7 +394,7 @@ def test_long_values_are_shortened():
     assert "\n" not in str(caught.value)
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------------------------
 def test_too_large_for_memory():
     side = 2**21
     with pytest.raises(ProblemTooLarge) as caught:
@@ -422,7 +423,7 @@ def test_memory_that_cannot_be_allocated(monkeypatch):
     assert str(caught.value) == "out of shape (2, 6, 4, 3) needs 576 bytes, which could not be allocated"
 
 
-# -- variants and devices ------------------------------------------------------------------------------------------------
+# -- variants and devices --------------------------------------------------------------------------------------------
 def test_unsupported_problem(monkeypatch):
     """A variant that refuses says why, and is never replaced silently; "auto" takes the rung below."""
     picky = variants.Variant(
@@ -449,7 +450,7 @@ def test_cuda_that_is_not_there():
     assert str(caught.value) == devices.why_not_cuda()
 
 
-# -- torch -----------------------------------------------------------------------------------------------------------------
+# -- torch -----------------------------------------------------------------------------------------------------------
 def test_tensors():
     torch = pytest.importorskip("torch", reason="needs torch, which is not installed: refusals of tensors")
     x, w, b, y = (torch.from_numpy(array.copy()) for array in (X, W, B, Y))

@@ -25,11 +25,14 @@ each_kind = pytest.mark.parametrize(("dtype", "activation", "mask"), KINDS)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled():
+def _compiled(request):
     some = ConvProblem.parse("1,1,1,1,1,1,1")
     compile_ahead(
-        (variant, some.with_(dtype=dtype, activation=activation, mask=mask))
-        for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
+        request,
+        [
+            (variant, some.with_(dtype=dtype, activation=activation, mask=mask))
+            for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
+        ],
     )
 
 

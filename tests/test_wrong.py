@@ -55,10 +55,11 @@ def rejections(variant, device, changes):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled():
+def _compiled(request):
     problem = CURATED[0].problem()
     compile_ahead(
-        (variant_from_file(path, pass_of(path)), problem.with_(**change)) for path in WRONG for change in CHANGES[:2]
+        request,
+        [(variant_from_file(path, pass_of(path)), problem.with_(**change)) for path in WRONG for change in CHANGES[:2]],
     )
 
 

@@ -38,7 +38,7 @@ from convbackprop.devices.cpu import get_num_threads
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import DTYPES, ConvProblem, known
 from convbackprop.reference import answer, numpy_dtype
-from convbackprop.timing import CpuStage, CudaStage, alternate, host_clock
+from convbackprop.timing import alternate, host_clock, stage
 from convbackprop.variants import Variant, of_pass
 
 HELP = "time variants beside torch"
@@ -157,14 +157,13 @@ def time_pass(case: Case, variants: Sequence[Variant], known_arrays: dict[str, A
     right = [row for row in rows if row.refusal is None and not row.faults]
     if not right:
         return rows
-    stage = (CpuStage if how.device.kind == "cpu" else CudaStage)(how.device, pass_name, case.problem, given)
-    with stage.active():
-        calls = {title(row.variant): stage.ours(row.variant) for row in right}
+    with stage(how.device, pass_name, case.problem, given) as place:
+        calls = {title(row.variant): place.ours(row.variant) for row in right}
         ours = tuple(calls)
-        calls["copy"] = stage.copy()
+        calls["copy"] = place.copy()
         torch_names: tuple[str, ...] = ()
         if how.against_torch:
-            others = peers.torch_calls(pass_name, case.problem, stage.arrays, how.device.name)
+            others = peers.torch_calls(pass_name, case.problem, place.arrays, how.device.name)
             try:
                 for call in others.values():
                     call()
@@ -172,12 +171,12 @@ def time_pass(case: Case, variants: Sequence[Variant], known_arrays: dict[str, A
                 torch_names = tuple(others)
             except RuntimeError as error:
                 how.notes.append(f"torch cannot do {pass_name} on {case.label}: {str(error).splitlines()[0]}")
-        timings = alternate(calls, stage.clock, how.seconds * len(right))
+        timings = alternate(calls, place.clock, how.seconds * len(right))
         for row, name in zip(right, ours, strict=True):
             row.ours, row.copy = timings[name], timings["copy"]
             row.torch = min((timings[name] for name in torch_names), key=lambda timing: timing.median, default=None)
             if how.public and row.variant.file is None:
-                call = _public_call(row, stage.arrays, how.device)
+                call = _public_call(row, place.arrays, how.device)
                 row.public = alternate({"": call}, host_clock, how.seconds / 4, most=20)[""]
     return rows
 

@@ -15,7 +15,7 @@
 // Scalar is the type of the arrays (float, double, __half, __nv_bfloat16), Acc the type to add up in (float, double);
 // to_acc and from_acc convert. saved is the forward pass's output y, or the bits y > 0: pre_activation_grad reads both.
 // db is null where there is no bias.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
             Scalar* __restrict__ dw, Scalar* __restrict__ db, Conv2dShape shape) {
     // Where am I: tap (k,c,r,s); the last K threads compute the biases, whose input is 1 everywhere.
