@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from convbackprop import check
+from convbackprop import check, timing
 from convbackprop.devices import get_device, usable_devices
-from convbackprop.plan import plan
 from convbackprop.problem import DTYPES, PASSES, ConvProblem
 from convbackprop.variants import VARIANTS
 
@@ -35,15 +34,16 @@ def test_pass(benchmark, device_name, variant, dtype, text):
     outcome = check.check(variant, problem, device)
     assert outcome.ok, outcome.faults
 
-    run = check.prepared(variant, problem, check.inputs(variant.pass_name, problem), device)
-    benchmark.pedantic(run, rounds=7, warmup_rounds=1)
+    with timing.stage(device, variant.pass_name, problem, check.inputs(variant.pass_name, problem)) as stage:
+        call = stage.ours(variant)
+        benchmark.pedantic(lambda: stage.clock(call), rounds=7, warmup_rounds=1)
     least = PASSES[variant.pass_name].least_bytes(problem)
     benchmark.group = f"{variant.pass_name} {text} {dtype} on {device.name}"
     benchmark.extra_info |= {
         "variant": str(variant),
         "problem": str(problem),
         "device": device.name,
-        "constants": plan(variant, problem, device).constants,
+        "tunables": variant.constants(device.kind),
         "error_share": outcome.share,
         "GB/s": least / benchmark.stats.stats.median / 1e9 if benchmark.stats else None,
     }

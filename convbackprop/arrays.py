@@ -74,10 +74,6 @@ class NumpyArrays:
         """Copy all elements of an array into another of the same shape."""
         np.copyto(target, source)
 
-    def clear(self, array: Any) -> None:
-        """Set all elements to zero."""
-        array[...] = 0
-
     @contextlib.contextmanager
     def on_stream(self, device: Any, like: Any) -> Iterator[Any]:
         """Give PyCUDA's name of the stream on which the caller works (None: the default stream)."""
@@ -134,9 +130,6 @@ class TorchArrays(NumpyArrays):
 
     def copy(self, target: Any, source: Any) -> None:  # noqa: D102
         target.detach().copy_(source)
-
-    def clear(self, array: Any) -> None:  # noqa: D102
-        array.detach().zero_()
 
     @contextlib.contextmanager
     def on_stream(self, device: Any, like: Any) -> Iterator[Any]:  # noqa: D102
@@ -227,10 +220,6 @@ class GpuArrays(NumpyArrays):
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
         made = sys.modules["pycuda.gpuarray"].empty
         return made(shape, like.dtype if dtype in DTYPES else np.dtype(dtype), allocator=like.allocator)
-
-    def clear(self, array: Any) -> None:  # noqa: D102
-        if array.nbytes:
-            sys.modules["pycuda.driver"].memset_d8(array.gpudata, 0, array.nbytes)
 
 
 _LIBRARIES = {

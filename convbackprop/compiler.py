@@ -147,6 +147,12 @@ def _native() -> str:
     return "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
 
 
+def _key(compiler: Path, *made_from: object) -> str:
+    """Return the name under which a result is cached; how it is made, this file, is a part of it."""
+    recipe = Path(__file__).read_text(encoding="utf-8")
+    return cache.digest(convbackprop.__version__, recipe, compiler_version(compiler), *made_from)
+
+
 # -- compiling -------------------------------------------------------------------------------------------------------
 def _run(command: list[str]) -> str:
     """Return the output of a compiler; where it fails raise CompileError with its messages."""
@@ -186,9 +192,7 @@ def cubin(source: Source, architecture: str) -> tuple[Path, str]:
     nvcc = find_nvcc()
     flags = [*_NVCC_FLAGS, f"-gencode=arch={architecture.replace('sm', 'compute')},code={architecture}"]
     flags += source.defines
-    name = cache.digest(
-        convbackprop.__version__, compiler_version(nvcc), flags, text_with_includes(source.path), source.path.name
-    )
+    name = _key(nvcc, flags, text_with_includes(source.path), source.path.name)
 
     def build(path: Path) -> dict[str, str]:
         include = ["-I", str(source_root())]
@@ -205,7 +209,7 @@ def cpu_runtime(flags: tuple[str, ...] = ()) -> Path:
     sources = sorted(RUNTIME.glob("*.cpp"))
     texts = {file.name: file.read_text() for file in sorted(RUNTIME.rglob("*.[ch]*")) if file.suffix in (".h", ".cpp")}
     options = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread", "-Wall", *flags]
-    name = cache.digest(convbackprop.__version__, compiler_version(compiler), options, texts, cpu_features())
+    name = _key(compiler, options, texts, cpu_features())
 
     def build(path: Path) -> dict[str, str]:
         _run([str(compiler), *options, *map(str, sources), "-o", str(path)])
@@ -238,9 +242,7 @@ def shared_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
     options = [*_CPU_FLAGS, _native(), *flags, *source.defines]
     words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
     texts = text_with_includes(source.path)
-    name = cache.digest(
-        convbackprop.__version__, compiler_version(compiler), options, words, texts, source.path.name, cpu_features()
-    )
+    name = _key(compiler, options, words, texts, source.path.name, cpu_features())
 
     def build(path: Path) -> dict[str, str]:
         wrapper = path.with_name("wrapper.cpp")

@@ -121,17 +121,13 @@ class _Arguments:
             name: out if self.library.is_plain(out) else self.library.empty(tuple(out.shape), dtypes[name], self.like)
             for name, out in made.items()
         }
-        if problem.N == 0:  # nothing to compute: empty results, and sums over no image
-            for target in targets.values():
-                self.library.clear(target)
-        else:
-            titles = {id(array): title for title, array in self.arrays.items()}
-            sources = {
-                name: arrays.contiguous(self.library, self.device, array, titles[id(array)])
-                for name, array in inputs.items()
-                if array is not None
-            }
-            self._launch(variant, problem, sources, targets)
+        titles = {id(array): title for title, array in self.arrays.items()}
+        sources = {
+            name: arrays.contiguous(self.library, self.device, array, titles[id(array)])
+            for name, array in inputs.items()
+            if array is not None
+        }
+        self._launch(variant, problem, sources, targets)
         for name, target in targets.items():
             if target is not made[name]:
                 self.library.copy(made[name], target)

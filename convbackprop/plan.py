@@ -65,11 +65,12 @@ class Plan:
         self.partial_bytes = variant.partial_sums(problem, constants) * DTYPES[ACCUMULATORS[problem.dtype]]
         self.steps: list[tuple[tuple[str, ...], Kernel]] = []
         for launch in variant.launches:
-            if launch.when(problem):
+            grid = _three(launch.grid(problem, constants))
+            if launch.when(problem) and (all(grid) or problem.N):  # an empty batch may leave nothing to compute
                 kernel = device.load(
                     source,
                     launch.entry,
-                    _three(launch.grid(problem, constants)),
+                    grid,
                     _three(launch.block(problem, constants)),
                     launch.shared_bytes(problem, constants),
                     len(launch.operands),

@@ -111,8 +111,8 @@ def correlate(problem: ConvProblem, x: Array, w: Array) -> Array:
     for r in range(problem.R):
         for s in range(problem.S):
             rows, cols = _tap_window(problem, r, s)
-            window = image[..., rows, cols]
-            total += filters[..., r, s] @ window.reshape(*window.shape[:3], -1)
+            window = image[..., rows, cols].reshape(*image.shape[:3], problem.P * problem.Q)
+            total += filters[..., r, s] @ window
     return total.reshape(problem.y_shape)
 
 
@@ -141,8 +141,8 @@ def correlate_images(problem: ConvProblem, x: Array, g: Array) -> Array:
     for r in range(problem.R):
         for s in range(problem.S):
             rows, cols = _tap_window(problem, r, s)
-            window = image[..., rows, cols]
-            total[..., r, s] = (grad @ window.reshape(*window.shape[:3], -1).swapaxes(-1, -2)).sum(axis=0)
+            window = image[..., rows, cols].reshape(*image.shape[:3], problem.P * problem.Q)
+            total[..., r, s] = (grad @ window.swapaxes(-1, -2)).sum(axis=0)
     return total.reshape(problem.w_shape)
 
 

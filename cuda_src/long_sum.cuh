@@ -23,7 +23,7 @@ struct LongSum {
         const Acc corrected = run - lost;
         const Acc sum = total + corrected;
         lost = (sum - total) - corrected;
-        if (lost - lost != 0) lost = 0;  // infinite or NaN: an infinite total has lost nothing
+        if (lost - lost != 0) lost = 0;  // infinite or NaN: such a total has lost nothing
         total = sum;
         run = 0;
         terms = 0;

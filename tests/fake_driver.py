@@ -1,9 +1,9 @@
 """As much of PyCUDA as the package uses, on the memory and the CPU of this machine: no GPU, and never to be timed.
 
 It lets the host code of the cuda device run where there is no GPU: contexts, memory, modules, arguments and streams. A
-"cubin" is a text that names the .cu file and its constants; a launch unpacks the arguments as the driver would and runs
-the same file on the cpu device. What the real driver refuses is refused here too: work without a current context, device
-memory that was freed, a function that was not prepared.
+"cubin" is a text that names the .cu file and its constants; a launch unpacks the arguments as the driver would and
+runs the same file on the cpu device. What the real driver refuses is refused here too: work without a current context,
+an address that is not device memory, a function that was not prepared.
 """
 
 from __future__ import annotations

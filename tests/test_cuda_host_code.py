@@ -82,7 +82,7 @@ def test_gpu_arrays_are_worked_on_where_they_lie_on_the_current_stream(driver, m
 def test_gpu_arrays_are_not_moved(driver, monkeypatch):
     cupy = fake_driver.install_cupy(monkeypatch, driver)
     x, w = cupy.ndarray(np.ones((5, 5))), cupy.ndarray(np.ones((3, 3)))
-    with pytest.raises(convbackprop.InvalidArgument, match="device is 'cpu', but input is a cupy.ndarray on cuda:0"):
+    with pytest.raises(convbackprop.InvalidArgument, match=r"device is 'cpu', but input is a cupy.ndarray on cuda:0"):
         convbackprop.conv2d(x, w, device="cpu")
     with pytest.raises(convbackprop.InvalidType, match=r"weight is a numpy.ndarray, but input is a cupy.ndarray"):
         convbackprop.conv2d(x, np.ones((3, 3)))

@@ -11,8 +11,8 @@ torch = pytest.importorskip(
 from torch.nn import functional  # noqa: E402
 
 from convbackprop import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, reference  # noqa: E402
-from convbackprop.curated import CURATED  # noqa: E402
 from convbackprop.problem import ACTIVATIONS, ConvProblem  # noqa: E402
+from tests.problems import WITH_IMAGES  # noqa: E402
 
 PHI = {"identity": lambda s: s, "relu": torch.relu, "logistic": torch.sigmoid, "tanh": torch.tanh}
 U = 2.0**-53
@@ -36,7 +36,7 @@ def close(got, want, terms):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_against_autograd(place, activation):
-    for seed, entry in enumerate(CURATED):
+    for seed, entry in enumerate(WITH_IMAGES):
         p = entry.problem().with_(bias=True)
         x, w, b, dy = (
             make(shape, 10 * seed + i, place=place).requires_grad_(i < 3)
@@ -187,7 +187,7 @@ def test_fewer_axes_and_empty_batch():
 
 def test_nan_spreads_as_in_torch():
     """A NaN or an infinity in the image reaches the same outputs, and a closed ReLU blocks a NaN gradient."""
-    for seed, entry in enumerate(CURATED):
+    for seed, entry in enumerate(WITH_IMAGES):
         p = entry.problem().with_(bias=False)
         x, w, dy = make(p.x_shape, seed), make(p.w_shape, seed + 1), make(p.y_shape, seed + 2)
         for value in (float("nan"), float("inf")):

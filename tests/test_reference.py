@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from convbackprop import check, reference
-from convbackprop.curated import CURATED
 from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
-from tests.problems import PROBLEMS
+from tests.problems import PROBLEMS, WITH_IMAGES
 
 TINY = (
     "1,1,1,1,1,1,1",
@@ -246,7 +245,7 @@ def torch_answer(p, given, dy):
 def test_against_torch_autograd(activation):
     pytest.importorskip("torch", reason="needs torch, which is not installed: the reference against torch.autograd")
     u = 2.0**-53
-    for seed, entry in enumerate(CURATED):
+    for seed, entry in enumerate(WITH_IMAGES):
         p = entry.problem(activation=activation).with_(bias=True)  # float32 data, answered in float64
         plain = p.with_(activation="identity")
         given = check.inputs("forward", plain, entry.data, seed) | check.inputs("kernel_grad", plain, entry.data, seed)
