@@ -657,6 +657,7 @@ def test_time_slice_ends_between_threads_that_never_wait(runtime):
     assert (results[0] == results[1]).all()
 
 
+# CPU time bounds how long an end takes: unlike the clock's, it does not depend on what else the machine is doing.
 def endless(workers, blocks=1000, threads=256):
     """A launch that takes days."""
     values = np.zeros((blocks, threads), np.uint32)
@@ -668,9 +669,9 @@ def test_cancel(runtime, workers):
     for _ in range(3):
         assert runtime.convbackprop_launch(endless(workers), 20) == RUNNING
         assert runtime.convbackprop_resume(20) == RUNNING
-        begin = time.perf_counter()
+        begin = time.process_time()
         runtime.convbackprop_cancel()
-        assert time.perf_counter() - begin < 0.5
+        assert time.process_time() - begin < 0.5
         assert_launches_work()
     runtime.convbackprop_cancel()  # nothing is in progress: nothing happens
     assert_launches_work()
@@ -681,9 +682,9 @@ def test_cancel_of_threads_that_never_wait(runtime, workers):
     values = np.zeros((1000, 1024), np.float32)
     launch = module("launches").prepared("roots", (1000,), (1024,), values, np.int32(20000), workers=workers)
     assert runtime.convbackprop_launch(launch, 20) == RUNNING
-    begin = time.perf_counter()
+    begin = time.process_time()
     runtime.convbackprop_cancel()
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     assert_launches_work()
 
 
@@ -694,11 +695,11 @@ def test_ctrl_c_ends_a_launch():
     device = cpu_device()
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(KeyboardInterrupt), device.lock:
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             device.run(endless(2))
-        assert time.perf_counter() - begin < 0.7
+        assert time.process_time() - begin < 1  # of two workers' time: 0.4 until the alarm, 0.2 until the slices end
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
