@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,28 +250,45 @@ def library_of(array: Any, argument: str) -> NumpyArrays:
     )
 
 
-def allocate(library: NumpyArrays, device: Any, shape: tuple[int, ...], dtype: str, like: Any, what: str) -> Any:
-    """Return a new array of the library, or say how many bytes are missing.
+def free_host_bytes() -> int:
+    """Return how many bytes of memory this machine has available."""
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        return int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_fits(library: NumpyArrays, like: Any, size: int, what: str) -> None:
+    """Raise ProblemTooLarge if the host has no `size` bytes for an array beside `like`.
+
+    The host would promise memory that it does not have, and end the process when it is written to. A GPU's memory is
+    the library's to manage: what it keeps for later use is free as well.
+    """
+    if size > _SMALL and library.device_name(like) == "cpu" and size > (free := free_host_bytes()):
+        raise ProblemTooLarge(f"{what} needs {size:,} bytes, but only {free:,} are free; use a smaller batch or image")
+
+
+def allocate(library: NumpyArrays, shape: tuple[int, ...], dtype: str, like: Any, what: str) -> Any:
+    """Return a new array of the library where `like` lies.
 
     Raises
     ------
     ProblemTooLarge
-        The memory that is free does not hold it.
+        The memory that is free does not hold it; the message says how many bytes it needs.
     """
     size = math.prod(shape) * DTYPES.get(dtype, 1)
-    if size > _SMALL and size > (free := device.free_bytes()):
-        raise ProblemTooLarge(
-            f"{what} of shape {shape} needs {size:,} bytes, but device {device.name} has {free:,} bytes free; "
-            "use a smaller batch or image"
-        )
+    check_fits(library, like, size, f"{what} of shape {shape}")
     try:
         return library.empty(shape, dtype, like)
-    except MemoryError:
-        raise ProblemTooLarge(f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated") from None
+    except Exception as error:  # each library has its own: torch a RuntimeError, PyCUDA an Exception
+        if not isinstance(error, MemoryError) and "memory" not in f"{type(error).__name__} {error}".lower():
+            raise
+        raise ProblemTooLarge(f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated") from error
 
 
-def contiguous(library: NumpyArrays, device: Any, array: Any, argument: str) -> Any:
-    """Return the array itself, or a copy as kernels read it; say how many bytes are missing for one.
+def contiguous(library: NumpyArrays, array: Any, argument: str) -> Any:
+    """Return the array itself, or a copy as kernels read it.
 
     Raises
     ------
@@ -278,11 +297,7 @@ def contiguous(library: NumpyArrays, device: Any, array: Any, argument: str) -> 
     """
     if not library.is_plain(array):
         size = math.prod(array.shape) * DTYPES.get(library.dtype(array), 1)
-        if size > _SMALL and size > (free := device.free_bytes()):
-            raise ProblemTooLarge(
-                f"{argument} of shape {tuple(array.shape)} is not contiguous and its copy needs {size:,} bytes, but "
-                f"device {device.name} has {free:,} bytes free; use a smaller batch or image"
-            )
+        check_fits(library, array, size, f"the contiguous copy of {argument}, of shape {tuple(array.shape)},")
     return library.contiguous(array)
 
 

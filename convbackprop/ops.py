@@ -115,7 +115,7 @@ class _Arguments:
         made = {}
         for name, (title, shape, out) in results.items():
             if out is None:
-                out = arrays.allocate(self.library, self.device, shape, dtypes[name], self.like, title)
+                out = arrays.allocate(self.library, shape, dtypes[name], self.like, title)
             made[name] = out
         targets = {  # where the kernels write
             name: out if self.library.is_plain(out) else self.library.empty(tuple(out.shape), dtypes[name], self.like)
@@ -123,7 +123,7 @@ class _Arguments:
         }
         titles = {id(array): title for title, array in self.arrays.items()}
         sources = {
-            name: arrays.contiguous(self.library, self.device, array, titles[id(array)])
+            name: arrays.contiguous(self.library, array, titles[id(array)])
             for name, array in inputs.items()
             if array is not None
         }
@@ -145,9 +145,7 @@ class _Arguments:
             return
         scratch = None
         if ready.partial_bytes:
-            scratch = arrays.allocate(
-                self.library, self.device, (ready.partial_bytes,), "uint8", self.like, "scratch memory"
-            )
+            scratch = arrays.allocate(self.library, (ready.partial_bytes,), "uint8", self.like, "scratch memory")
             pointers["partial"] = self.library.pointer(scratch)
         if self.device.kind == "cpu":
             ready.run(pointers)
@@ -309,7 +307,7 @@ def conv2d(
         bias=bias is not None, mask=_flag(save_mask, "save_mask"),
     )  # fmt: skip
     call.check_shape("bias", (problem.K,), "one value an output channel")
-    results = {"y": ("out", _seen(problem.y_shape, x_shape), out)}
+    results = {"y": ("output", _seen(problem.y_shape, x_shape), out)}
     if out is not None:
         call.check_out("out", out, results["y"][1], problem.dtype)
     if save_mask:

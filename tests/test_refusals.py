@@ -401,9 +401,9 @@ def test_too_large_for_memory():
         conv2d_input_grad((1, 1, side, side), zeros(1, 1, 1, 1), zeros(1, 1, 1, 1), stride=side, device="cpu")
     assert isinstance(caught.value, MemoryError)
     assert str(caught.value).startswith(
-        "input gradient of shape (1, 1, 2097152, 2097152) needs 17,592,186,044,416 bytes, but device cpu has "
+        "input gradient of shape (1, 1, 2097152, 2097152) needs 17,592,186,044,416 bytes, but only "
     )
-    assert str(caught.value).endswith(" bytes free; use a smaller batch or image")
+    assert str(caught.value).endswith(" are free; use a smaller batch or image")
 
 
 def test_copy_too_large_for_memory():
@@ -412,7 +412,7 @@ def test_copy_too_large_for_memory():
     with pytest.raises(ProblemTooLarge) as caught:
         conv2d(huge, zeros(1, 1, 1, 1), stride=side, device="cpu")
     assert str(caught.value).startswith(
-        "input of shape (1, 1, 2097152, 2097152) is not contiguous and its copy needs 17,592,186,044,416 bytes, but "
+        "the contiguous copy of input, of shape (1, 1, 2097152, 2097152), needs 17,592,186,044,416 bytes, but only "
     )
 
 
@@ -420,7 +420,7 @@ def test_memory_that_cannot_be_allocated(monkeypatch):
     monkeypatch.setattr(np, "empty", lambda *a, **k: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(ProblemTooLarge) as caught:
         conv()
-    assert str(caught.value) == "out of shape (2, 6, 4, 3) needs 576 bytes, which could not be allocated"
+    assert str(caught.value) == "output of shape (2, 6, 4, 3) needs 576 bytes, which could not be allocated"
 
 
 # -- variants and devices --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convbackprop.devices.cpu import cpu_device
+from convbackprop.arrays import free_host_bytes
 from convbackprop.errors import InvalidArgument, ProblemTooLarge
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, Variant, select
@@ -124,7 +124,7 @@ def distinct(items: Iterable[Any]) -> tuple[Any, ...]:
 def check_memory(problem: ConvProblem) -> None:
     """Raise ProblemTooLarge unless the arrays and the float64 reference fit this machine's memory."""
     elements = math.prod(problem.x_shape) + math.prod(problem.y_shape) + math.prod(problem.w_shape)
-    needed, free = 6 * 8 * elements, cpu_device().free_bytes()
+    needed, free = 6 * 8 * elements, free_host_bytes()
     if needed > free:
         raise ProblemTooLarge(
             f"problem {problem} needs about {needed:,} bytes with its float64 reference; {free:,} are free"

@@ -37,9 +37,6 @@ class Device(Protocol):
     ) -> Kernel:
         """Compile, load and prepare a launch: `pointers` arrays, then the shape struct, then the integers."""
 
-    def free_bytes(self) -> int:
-        """Return how many bytes could be allocated now."""
-
     def __hash__(self) -> int:
         """Tell devices apart by identity: there is one object a device."""
 

@@ -179,16 +179,6 @@ class CpuDevice:
                 f"{pointers} arrays, the Conv2dShape and {len(integers)} integers"
             )
 
-    def free_bytes(self) -> int:
-        """Return how many bytes of memory are available."""
-        try:
-            for line in Path("/proc/meminfo").read_text().splitlines():
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        except OSError:
-            pass
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
 
 @functools.cache
 def cpu_device() -> CpuDevice:

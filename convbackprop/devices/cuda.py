@@ -181,7 +181,12 @@ class CudaDevice:
     # -- arrays of the host: copied to the device and back --------------------------------------------------------
     def allocate(self, size: int) -> Any:
         """Return device memory of `size` bytes; int() of it is its address."""
-        return self.driver.mem_alloc(max(1, size))
+        try:
+            return self.driver.mem_alloc(max(1, size))
+        except self.driver.MemoryError:
+            raise ProblemTooLarge(
+                f"device {self.name} has no memory left for an array of {size:,} bytes; use a smaller batch or image"
+            ) from None
 
     def upload(self, address: int, size: int) -> Any:
         """Return a copy on the device of `size` bytes of host memory."""
