@@ -18,7 +18,7 @@ import pathlib, sys, zipfile
 
 wheel = set(zipfile.ZipFile(sys.argv[1]).namelist())
 want = {f"convbackprop/{p}" for s in ("*.cu", "*.cuh", "*.py") for p in map(str, pathlib.Path("cuda_src").rglob(s))}
-want |= {str(p) for s in ("*.py", "*.h", "*.cpp", "py.typed") for p in pathlib.Path("convbackprop").rglob(s)}
+want |= {str(p) for s in ("*.py", "*.h", "*.cpp", "*.cu", "py.typed") for p in pathlib.Path("convbackprop").rglob(s)}
 missing = sorted(want - wheel)
 sys.exit("not in the wheel: " + ", ".join(missing) if missing else 0)
 EOF
