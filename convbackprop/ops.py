@@ -118,7 +118,9 @@ class _Arguments:
                 out = arrays.allocate(self.library, shape, dtypes[name], self.like, title)
             made[name] = out
         targets = {  # where the kernels write
-            name: out if self.library.is_plain(out) else self.library.empty(tuple(out.shape), dtypes[name], self.like)
+            name: out
+            if self.library.is_plain(out)
+            else arrays.allocate(self.library, tuple(out.shape), dtypes[name], self.like, "the contiguous form of out,")
             for name, out in made.items()
         }
         titles = {id(array): title for title, array in self.arrays.items()}

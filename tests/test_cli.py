@@ -174,7 +174,7 @@ def test_list(run):
 )
 def test_a_mistake_gets_one_sentence(run, tmp_path, command, code, words):
     if "--image" in command:
-        image = pytest.importorskip("PIL.Image")
+        image = pytest.importorskip("PIL.Image", reason="pillow, of the extra data, is not installed: image files")
         image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "truncated.png")
         (tmp_path / "truncated.png").write_bytes((tmp_path / "truncated.png").read_bytes()[:60])
     (tmp_path / "empty.cu").touch()
@@ -215,8 +215,8 @@ def test_ctrl_c_and_a_closed_pipe(run, monkeypatch):
 # -- terminals and pipes ---------------------------------------------------------------------------------------------
 def on_a_terminal(arguments, columns, **environment):
     """Return what a command writes to a terminal of so many columns."""
-    pty = pytest.importorskip("pty")
     import fcntl
+    import pty
     import struct
     import termios
 
@@ -438,7 +438,7 @@ def test_bench(run):
 
 
 def test_bench_main_job_is_the_lab_s_layer(monkeypatch):
-    pytest.importorskip("skimage")
+    pytest.importorskip("skimage", reason="scikit-image, of the extra data, is not installed: its photograph")
     import argparse
 
     from convbackprop.cli import bench
@@ -572,7 +572,7 @@ def test_bench_on_a_stand_in_for_a_gpu(run, monkeypatch, tmp_path):
 # -- photographs -----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def photo(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="pillow, of the extra data, is not installed: image files")
     rng = np.random.default_rng(3)
     values = (np.add.outer(np.arange(40), 2 * np.arange(56)) + rng.integers(0, 60, (40, 56))).astype(np.uint8)
     image.fromarray(values).save(tmp_path / "photo.png")
@@ -621,7 +621,7 @@ def test_save_refuses_a_file(run, photo):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "I;16", "CMYK", "LA"])
 def test_images_are_made_grey(tmp_path, mode):
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="pillow, of the extra data, is not installed: image files")
     from convbackprop.cli.photograph import read_image
 
     if mode == "I;16":

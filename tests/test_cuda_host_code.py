@@ -145,7 +145,6 @@ def test_out_of_memory_on_the_gpu(driver):
     assert driver.stack() == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_refuses_to_use_cuda(driver):
     devices.get_device("cuda")
     child = os.fork()
