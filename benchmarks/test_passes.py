@@ -43,7 +43,7 @@ def test_pass(benchmark, device_name, variant, dtype, text):
         "variant": str(variant),
         "problem": str(problem),
         "device": device.name,
-        "tunables": variant.constants(device.kind),
+        "tunables": variant.constants(device.kind, problem),
         "error_share": outcome.share,
         "GB/s": least / benchmark.stats.stats.median / 1e9 if benchmark.stats else None,
     }

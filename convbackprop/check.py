@@ -15,7 +15,7 @@ import numpy as np
 
 from convbackprop import reference
 from convbackprop.devices import Device
-from convbackprop.plan import plan
+from convbackprop.plan import alignment_of, plan
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import Variant
 
@@ -68,35 +68,44 @@ def inputs(
 class Guarded:
     """An array between two guard zones, all in one block of memory."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> None:
         size = math.prod(shape)
-        self.whole = np.empty(size + 2 * GUARD, dtype)
+        self.first = GUARD + offset
+        self.whole = np.empty(self.first + size + GUARD, dtype)
         self.whole.view(np.uint8)[...] = 0xFF  # NaN in every floating-point type
-        self.array = self.whole[GUARD : GUARD + size].reshape(shape)
+        self.array = self.whole[self.first : self.first + size].reshape(shape)
 
     def intact(self) -> bool:
         """Return whether both guard zones are as they were."""
-        ends = np.concatenate([self.whole[:GUARD], self.whole[-GUARD:]])
+        ends = np.concatenate([self.whole[: self.first], self.whole[-GUARD:]])
         return bool((ends.view(np.uint8) == 0xFF).all())
 
 
 def launch(
-    variant: Variant, problem: ConvProblem, given: Mapping[str, Array], device: Device, tunables: str | None = None
+    variant: Variant,
+    problem: ConvProblem,
+    given: Mapping[str, Array],
+    device: Device,
+    tunables: str | None = None,
+    offset: int = 0,
 ) -> dict[str, Guarded]:
     """Run a variant on guarded copies of the given arrays.
+
+    The arrays begin `offset` elements after an address that suits the widest loads.
 
     Returns
     -------
     dict of str to Guarded
         Every operand that the problem has, after the launch, and the scratch memory "partial".
     """
-    ready = plan(variant, problem, device, tunables)
     blocks = {
-        operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)))
+        operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset)
         for operand in PASSES[variant.pass_name].present(problem)
     }
     for name, array in given.items():
         blocks[name].array[...] = array
+    starts = {name: block.first * block.whole.itemsize for name, block in blocks.items()}  # the whole is aligned
+    ready = plan(variant, problem, device, tunables, alignment_of(starts, problem.mask))
     accumulator = ACCUMULATORS[problem.dtype]
     blocks["partial"] = Guarded((ready.partial_bytes // DTYPES[accumulator],), np.dtype(accumulator))
     if device.kind == "cpu":
@@ -105,7 +114,7 @@ def launch(
     cuda: Any = device
     with cuda.active():
         there = {name: cuda.upload(block.whole.ctypes.data, block.whole.nbytes) for name, block in blocks.items()}
-        ready.run({name: int(there[name]) + GUARD * block.whole.itemsize for name, block in blocks.items()})
+        ready.run({name: int(there[name]) + block.first * block.whole.itemsize for name, block in blocks.items()})
         for name, block in blocks.items():
             cuda.download(there[name], block.whole.ctypes.data, block.whole.nbytes)
     return blocks
@@ -145,6 +154,7 @@ def check(
     tunables: str | None = None,
     given: Mapping[str, Array] | None = None,
     expected: Mapping[str, tuple[Array, Array]] | None = None,
+    offset: int = 0,
 ) -> Outcome:
     """Hold every element that a variant computes against the reference.
 
@@ -166,6 +176,8 @@ def check(
         The inputs, in place of test data.
     expected : mapping, optional
         `reference.answer` for these inputs, where it is known already.
+    offset : int
+        By how many elements the arrays are off an address that suits the widest loads.
 
     Returns
     -------
@@ -174,7 +186,7 @@ def check(
     """
     pass_name = variant.pass_name
     given = inputs(pass_name, problem, data, seed) if given is None else given
-    blocks = launch(variant, problem, given, device, tunables)
+    blocks = launch(variant, problem, given, device, tunables, offset)
     outcome = Outcome(str(variant), problem, data)
     for name, array in given.items():
         if blocks[name].array.tobytes() != array.tobytes():
@@ -186,7 +198,7 @@ def check(
     expected = reference.answer(pass_name, problem, given) if expected is None else expected
     for name, (value, magnitude) in expected.items():
         got = blocks[name].array
-        bound = reference.error_bound(pass_name, problem, value, magnitude)
+        bound = reference.error_bound(name, problem, value, magnitude)
         shares = reference.error_share(got, value, bound, problem.dtype)
         if exact:
             rounded = value.astype(got.dtype)

@@ -16,7 +16,7 @@ from pathlib import Path
 import convbackprop
 from convbackprop import cache
 from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound
-from convbackprop.variants import entry_points, source_root
+from convbackprop.sources import entry_points, source_root, text_with_includes
 
 #: Where the CPU's meaning of CUDA's words stands, and the half types that a machine without CUDA lacks.
 RUNTIME = Path(__file__).parent / "cpu_runtime"
@@ -62,24 +62,6 @@ class Source:
     def defines(self) -> list[str]:
         """The constants as compiler arguments."""
         return [f"-D{name}={value}" for name, value in self.constants]
-
-
-def text_with_includes(path: Path) -> dict[str, str]:
-    """Return the text of a source file and of all that it includes by "...", each by its name."""
-    texts: dict[str, str] = {}
-
-    def read(file: Path, name: str) -> None:
-        if name in texts:
-            return
-        texts[name] = file.read_text(encoding="utf-8")
-        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[name], flags=re.MULTILINE):
-            for folder in (file.parent, source_root()):
-                if (folder / included).is_file():
-                    read(folder / included, included)
-                    break
-
-    read(path, path.name)
-    return texts
 
 
 # -- finding the compilers -------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import PASSES, ConvProblem, known
-from convbackprop.variants import Constants, Launch, Tunable, Variant, ceil_div, entry_points
+from convbackprop.sources import entry_points
+from convbackprop.variants import Constants, Launch, Tunable, Variant, ceil_div
 
 _LETTERS = ("N", "C", "H", "W", "K", "R", "S", "P", "Q", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h",
             "dilation_w", "groups")  # fmt: skip

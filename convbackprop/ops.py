@@ -15,9 +15,9 @@ from typing import Any
 from convbackprop import arrays
 from convbackprop.devices import Device, get_device
 from convbackprop.errors import InvalidArgument, InvalidType
-from convbackprop.plan import plan
+from convbackprop.plan import alignment_of, plan
 from convbackprop.problem import PASSES, ConvProblem, activation_name, integer, pair, resolve_padding
-from convbackprop.variants import Variant, choose
+from convbackprop.variants import Alignment, Variant, choose
 
 Shape = tuple[int, ...]
 
@@ -138,11 +138,13 @@ class _Arguments:
     def _launch(
         self, variant: Variant, problem: ConvProblem, sources: Mapping[str, Any], targets: Mapping[str, Any]
     ) -> None:
-        ready = plan(variant, problem, self.device)
         everything = {**sources, **targets}
         pointers = {operand.name: 0 for operand in PASSES[variant.pass_name].operands}
         pointers |= {name: self.library.pointer(array) for name, array in everything.items()}
-        if self.library.device_name(self.like) == "cpu" and self.device.kind == "cuda":
+        staged = self.library.device_name(self.like) == "cpu" and self.device.kind == "cuda"
+        alignment = Alignment() if staged else alignment_of(pointers, problem.mask)
+        ready = plan(variant, problem, self.device, None, alignment)
+        if staged:
             self._launch_staged(ready, pointers, everything, targets)
             return
         scratch = None
@@ -314,7 +316,7 @@ def conv2d(
         call.check_out("out", out, results["y"][1], problem.dtype)
     if save_mask:
         results["mask"] = ("mask", _seen(problem.mask_shape, x_shape), None)
-    made = call.run(choose("forward", variant, problem), problem, {"x": input, "w": weight, "b": bias}, results)
+    made = call.run(choose("forward", variant, problem, call.device.kind), problem, {"x": input, "w": weight, "b": bias}, results)
     return tuple(made) if save_mask else made[0]
 
 
@@ -401,7 +403,7 @@ def _prepare_input_grad(
     saved = _saved(call, problem, output, mask, y_shape)
     if out is not None:
         call.check_out("out", out, x_shape, problem.dtype)
-    chosen = choose("input_grad", variant, problem)
+    chosen = choose("input_grad", variant, problem, call.device.kind)
     inputs = {"dy": grad_output, "saved": saved, "w": weight}
     return functools.partial(call.run, chosen, problem, inputs, {"dx": ("input gradient", x_shape, out)})
 
@@ -487,7 +489,7 @@ def _prepare_kernel_grad(
     for _, shape, array in results.values():
         if array is not None:
             call.check_out("out", array, shape, problem.dtype)
-    chosen = choose("kernel_grad", variant, problem)
+    chosen = choose("kernel_grad", variant, problem, call.device.kind)
     return functools.partial(call.run, chosen, problem, {"dy": grad_output, "saved": saved, "x": input}, results)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
 import struct
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from typing import Any
 from convbackprop.compiler import Source
 from convbackprop.devices import Device, Kernel
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
-from convbackprop.variants import Variant, source_root
+from convbackprop.sources import source_root
+from convbackprop.variants import WIDEST, Alignment, Variant
 
 
 @functools.cache
@@ -28,7 +30,9 @@ def pack_shape(problem: ConvProblem) -> bytes:
     return struct.pack(f"{len(fields)}i", *(getattr(problem, name) for name in fields))
 
 
-def constants_of(variant: Variant, problem: ConvProblem, tunables: str) -> dict[str, object]:
+def constants_of(
+    variant: Variant, problem: ConvProblem, tunables: str, alignment: Alignment = Alignment()
+) -> dict[str, object]:
     """Return what is known at compile time, by the name under which the .cu file knows it.
 
     `tunables` says for which kind of device they are taken, "cpu" or "cuda".
@@ -37,7 +41,7 @@ def constants_of(variant: Variant, problem: ConvProblem, tunables: str) -> dict[
         "SCALAR": problem.dtype,
         "ACTIVATION": problem.activation.upper(),
         "SAVED": "MaskByte" if problem.mask and variant.pass_name != "forward" else "Scalar",
-        **variant.constants(tunables),
+        **variant.constants(tunables, problem, alignment),
     }
 
 
@@ -55,9 +59,11 @@ class Plan:
         Scratch memory that `run` wants as "partial".
     """
 
-    def __init__(self, variant: Variant, problem: ConvProblem, device: Device, tunables: str) -> None:
-        constants = variant.constants(tunables)
-        source = Source.of(variant.path, constants_of(variant, problem, tunables))
+    def __init__(
+        self, variant: Variant, problem: ConvProblem, device: Device, tunables: str, alignment: Alignment
+    ) -> None:
+        constants = variant.constants(tunables, problem, alignment)
+        source = Source.of(variant.path, constants_of(variant, problem, tunables, alignment))
         shape = pack_shape(problem)
         self.variant = variant
         self.problem = problem
@@ -89,12 +95,34 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(variant: Variant, problem: ConvProblem, device: Device, tunables: str | None = None) -> Plan:
+def plan(
+    variant: Variant,
+    problem: ConvProblem,
+    device: Device,
+    tunables: str | None = None,
+    alignment: Alignment = Alignment(),
+) -> Plan:
     """Return the plan, compiled and loaded on first use.
 
     Parameters
     ----------
     tunables : "cpu", "cuda" or None
         Whose values the tunable constants take; None: the device's own kind.
+    alignment : Alignment
+        Of the arrays that it will run on; see `alignment_of`.
     """
-    return Plan(variant, problem, device, tunables or device.kind)
+    return Plan(variant, problem, device, tunables or device.kind, alignment)
+
+
+#: The operands whose addresses an Alignment speaks of; a bit mask is read byte by byte.
+_X_SHAPED, _Y_SHAPED = ("x", "dx"), ("y", "dy", "saved")
+
+
+def alignment_of(pointers: Mapping[str, int], mask: bool) -> Alignment:
+    """Return how arrays at these addresses, by operand name, are aligned; `mask`: "saved" is a bit mask."""
+    y_shaped = _Y_SHAPED[:2] if mask else _Y_SHAPED
+    x, y = (
+        functools.reduce(operator.or_, (pointers.get(name, 0) for name in names), WIDEST)
+        for names in (_X_SHAPED, y_shaped)
+    )
+    return Alignment(x & -x, y & -y)

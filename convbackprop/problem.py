@@ -125,6 +125,8 @@ class ConvProblem:
         The forward pass adds a bias; kernel_grad also returns its gradient.
     mask : bool
         The gradients read the ReLU's bit mask in place of the saved output.
+    dx, dw : bool
+        What the pass `backward` computes: the input gradient, the kernel gradient (and, with `bias`, the bias's).
 
     Raises
     ------
@@ -147,6 +149,8 @@ class ConvProblem:
     activation: str = "identity"
     bias: bool = False
     mask: bool = False
+    dx: bool = True
+    dw: bool = True
 
     def __post_init__(self) -> None:
         integer(self.N, "N (images)", 0)
@@ -250,17 +254,6 @@ class ConvProblem:
         """Floating-point operations of one pass: a multiplication and an addition a tap, padding counted."""
         return 2 * math.prod(self.y_shape) * math.prod(self.w_shape[1:])
 
-    def bytes_of(self, *shapes: Sequence[int]) -> int:
-        """Bytes of arrays of these shapes in the problem's dtype."""
-        return DTYPES[self.dtype] * sum(math.prod(shape) for shape in shapes)
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes that a gradient reads to form phi'."""
-        if self.saved == "mask":
-            return math.prod(self.mask_shape)
-        return self.bytes_of(self.y_shape) if self.saved else 0
-
     def with_(self, **changes: Any) -> ConvProblem:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
@@ -284,7 +277,7 @@ class ConvProblem:
         text : str
             "N,C,H,W,K,R,S" and then any of "stride=2", "stride=2x1", "padding=1", "padding=1x2",
             "padding=0:1x2:3" (top:bottom x left:right), "padding=same", "dilation=2", "groups=4",
-            "dtype=float16", "activation=relu", "bias=1", "mask=1".
+            "dtype=float16", "activation=relu", "bias=1", "mask=1", "dx=0", "dw=0".
         **defaults
             Values of options that the text leaves out.
 
@@ -356,18 +349,44 @@ _OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "activation": lambda text, name: activation_name(text),
     "bias": _read_flag,
     "mask": _read_flag,
+    "dx": _read_flag,
+    "dw": _read_flag,
 }
 
 
 @dataclass(frozen=True)
 class Operand:
-    """An array that a pass reads or writes; where it is not `present`, the kernels get a null pointer."""
+    """An array that a pass reads or writes; where it is not `present`, the kernels get a null pointer.
+
+    Attributes
+    ----------
+    name : str
+        As in the kernels' parameters.
+    shape : callable
+        problem -> shape.
+    reduction_length : callable or None
+        problem -> how many products are added up for one element of a result; None for what is read, and for bits.
+    present : callable
+        problem -> whether the problem has it.
+    dtype : callable
+        problem -> dtype.
+    """
 
     name: str
     shape: Callable[[ConvProblem], tuple[int, ...]]
+    reduction_length: Callable[[ConvProblem], int] | None = None
     written: bool = False
     present: Callable[[ConvProblem], bool] = lambda p: True
     dtype: Callable[[ConvProblem], str] = lambda p: p.dtype
+
+
+def _result(name: str, shape: Callable[[ConvProblem], tuple[int, ...]], reduction_length: Callable[[ConvProblem], int],
+            **more: Any) -> Operand:  # fmt: skip
+    return Operand(name, shape, reduction_length, written=True, **more)
+
+
+def _pixels(p: ConvProblem) -> int:
+    return p.N * p.P * p.Q
 
 
 _X = Operand("x", lambda p: p.x_shape)
@@ -380,11 +399,11 @@ _SAVED = Operand(
     present=lambda p: p.saved is not None,
     dtype=lambda p: "uint8" if p.mask else p.dtype,
 )
-_Y = Operand("y", lambda p: p.y_shape, written=True)
-_DX = Operand("dx", lambda p: p.x_shape, written=True)
-_DW = Operand("dw", lambda p: p.w_shape, written=True)
-_DB = Operand("db", lambda p: (p.K,), written=True, present=lambda p: p.bias)
-_MASK = Operand("mask", lambda p: p.mask_shape, written=True, present=lambda p: p.mask, dtype=lambda p: "uint8")
+_Y = _result("y", lambda p: p.y_shape, lambda p: math.prod(p.w_shape[1:]))
+_MASK = Operand("mask", lambda p: p.mask_shape, None, True, present=lambda p: p.mask, dtype=lambda p: "uint8")
+_DX = _result("dx", lambda p: p.x_shape, lambda p: p.K // p.groups * p.R * p.S)
+_DW = _result("dw", lambda p: p.w_shape, _pixels)
+_DB = _result("db", lambda p: (p.K,), _pixels, present=lambda p: p.bias)
 
 
 @dataclass(frozen=True)
@@ -394,53 +413,58 @@ class Pass:
     Attributes
     ----------
     name : str
-        forward, input_grad or kernel_grad.
+        forward, input_grad, kernel_grad or backward.
     gloss : str
         The same in the words of other libraries.
     operands : tuple of Operand
         In the order of the kernels' parameters.
-    reduction_length : callable
-        How many products are added up for one element of the result.
-    least_bytes : callable
-        Bytes that any implementation moves: each operand read or written once.
     """
 
     name: str
     gloss: str
     operands: tuple[Operand, ...]
-    reduction_length: Callable[[ConvProblem], int]
-    least_bytes: Callable[[ConvProblem], int]
 
     def present(self, problem: ConvProblem) -> tuple[Operand, ...]:
         """Return the operands that this problem has."""
         return tuple(operand for operand in self.operands if operand.present(problem))
 
+    def operand(self, name: str) -> Operand:
+        """Return an operand by its name."""
+        return next(operand for operand in self.operands if operand.name == name)
+
+    def least_bytes(self, problem: ConvProblem) -> int:
+        """Return the bytes that any implementation moves: each operand read or written once."""
+        return sum(
+            math.prod(operand.shape(problem)) * DTYPES.get(operand.dtype(problem), 1)
+            for operand in self.present(problem)
+        )
+
+    def flops(self, problem: ConvProblem) -> int:
+        """Return the floating-point operations: a multiplication and an addition a tap, padding counted."""
+        return problem.flops * max(1, sum(o.name in ("dx", "dw") for o in self.present(problem)))
+
 
 PASSES = {
     entry.name: entry
     for entry in (
+        Pass("forward", "fprop", (_X, _W, _B, _Y, _MASK)),
+        Pass("input_grad", "dgrad", (_DY, _SAVED, _W, _DX)),
+        Pass("kernel_grad", "wgrad", (_DY, _SAVED, _X, _DW, _DB)),
         Pass(
-            "forward",
-            "fprop",
-            (_X, _W, _B, _Y, _MASK),
-            reduction_length=lambda p: math.prod(p.w_shape[1:]),
-            least_bytes=lambda p: (
-                p.bytes_of(p.x_shape, p.w_shape, p.y_shape, (p.K * p.bias,)) + math.prod(p.mask_shape) * p.mask
+            "backward",
+            "dgrad and wgrad in one",
+            (
+                _DY,
+                _SAVED,
+                replace(_X, present=lambda p: p.dw),
+                replace(_W, present=lambda p: p.dx),
+                replace(_DX, present=lambda p: p.dx),
+                replace(_DW, present=lambda p: p.dw),
+                _DB,
             ),
-        ),
-        Pass(
-            "input_grad",
-            "dgrad",
-            (_DY, _SAVED, _W, _DX),
-            reduction_length=lambda p: p.K // p.groups * p.R * p.S,
-            least_bytes=lambda p: p.bytes_of(p.y_shape, p.w_shape, p.x_shape) + p.saved_bytes,
-        ),
-        Pass(
-            "kernel_grad",
-            "wgrad",
-            (_DY, _SAVED, _X, _DW, _DB),
-            reduction_length=lambda p: p.N * p.P * p.Q,
-            least_bytes=lambda p: p.bytes_of(p.y_shape, p.x_shape, p.w_shape, (p.K * p.bias,)) + p.saved_bytes,
         ),
     )
 }
+
+#: The floating-point results of all passes, by name.
+RESULTS = {operand.name: operand for operand in (_Y, _DX, _DW, _DB)}

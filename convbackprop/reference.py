@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
+from convbackprop.problem import ACCUMULATORS, RESULTS, ConvProblem
 
 Array = Any  # numpy.ndarray; its dtype is the point here, and numpy's types do not carry it well
 
@@ -153,7 +153,7 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
     Parameters
     ----------
     pass_name : str
-        forward, input_grad or kernel_grad.
+        forward, input_grad, kernel_grad or backward.
     problem : ConvProblem
         The sizes.
     given : mapping of str to numpy.ndarray
@@ -173,17 +173,19 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
                 total, size = total + bias, size + abs(bias)
             return {"y": (activate(problem.activation, total), size)}
         g = pre_activation_grad(problem, given["dy"], given.get("saved"))
-        if pass_name == "input_grad":
+        results = {}
+        if pass_name == "input_grad" or (pass_name == "backward" and problem.dx):
             w = given["w"]
-            return {"dx": (correlate_back(problem, g, w), correlate_back(problem, abs(g), abs(w)))}
-        x = given["x"]
-        results = {"dw": (correlate_images(problem, x, g), correlate_images(problem, abs(x), abs(g)))}
-        if problem.bias:
+            results["dx"] = (correlate_back(problem, g, w), correlate_back(problem, abs(g), abs(w)))
+        if pass_name == "kernel_grad" or (pass_name == "backward" and problem.dw):
+            x = given["x"]
+            results["dw"] = (correlate_images(problem, x, g), correlate_images(problem, abs(x), abs(g)))
+        if pass_name != "input_grad" and problem.bias:
             results["db"] = (g.sum(axis=(0, 2, 3)), abs(g).sum(axis=(0, 2, 3)))
         return results
 
 
-def error_bound(pass_name: str, problem: ConvProblem, value: Array, magnitude: Array) -> Array:
+def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array) -> Array:
     """Return how far a correct kernel's result may be from the exact value, element by element.
 
     With n products in a sum, u the accumulator's unit round-off and gamma(n) = n u / (1 - n u), the classical bound for
@@ -194,8 +196,8 @@ def error_bound(pass_name: str, problem: ConvProblem, value: Array, magnitude: A
 
     Parameters
     ----------
-    pass_name : str
-        forward, input_grad or kernel_grad.
+    name : str
+        The result: y, dx, dw or db.
     problem : ConvProblem
         The sizes.
     value, magnitude : numpy.ndarray
@@ -206,13 +208,13 @@ def error_bound(pass_name: str, problem: ConvProblem, value: Array, magnitude: A
     numpy.ndarray
         Of the shape of value.
     """
-    n = PASSES[pass_name].reduction_length(problem)
+    n = RESULTS[name].reduction_length(problem)  # type: ignore[misc]
     u = round_off(ACCUMULATORS[problem.dtype])
     factor = 8 * math.sqrt(n + 2) * u
     if (n + 2) * u < 1:
         factor = min(factor, (n + 2) * u / (1 - (n + 2) * u))
     relative = round_off(problem.dtype)
-    if pass_name == "forward":
+    if name == "y":
         factor *= _ACTIVATION_SLOPE[problem.activation]
         relative += _ACTIVATION_ROUND_OFFS[problem.activation] * u
     with np.errstate(invalid="ignore"):

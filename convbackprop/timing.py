@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convbackprop.devices import Device
-from convbackprop.plan import plan
+from convbackprop.plan import alignment_of, plan
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.reference import numpy_dtype
 from convbackprop.variants import Variant
@@ -127,7 +127,7 @@ class CpuStage:
 
     def ours(self, variant: Variant) -> Call:
         """Return a call of a variant: its launches and nothing else."""
-        ready = plan(variant, self.problem, self.device)
+        ready = plan(variant, self.problem, self.device, None, alignment_of(self._pointers, self.problem.mask))
         pointers = {**self._pointers, "partial": self._reserve(ready.partial_bytes)}
         return lambda: ready.run(pointers)
 

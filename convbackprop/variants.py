@@ -8,29 +8,46 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
-from convbackprop.errors import InvalidArgument, UnsupportedProblem
+from convbackprop.errors import UnsupportedProblem
 from convbackprop.problem import PASSES, ConvProblem, known
+from convbackprop.sources import head_comment, source_root
 
 Constants = Mapping[str, int]
 Geometry = Callable[[ConvProblem, Constants], tuple[int, ...]]
+Choice = int | Callable[[ConvProblem], int]
 
 #: CUDA's limit on the second and third extent of a grid.
 MAX_GRID_YZ = 65535
 
 
+#: The widest load and store there is, in bytes; an address need not be aligned to more.
+WIDEST = 16
+
+
+class Alignment(NamedTuple):
+    """Bytes, at most `WIDEST`, to which all arrays of x's shape (x, dx) and of y's shape (y, dy) are aligned."""
+
+    x: int = WIDEST
+    y: int = WIDEST
+
+
 @dataclass(frozen=True)
 class Tunable:
-    """A compile-time constant that may be chosen freely among `legal`, one value a kind of device."""
+    """A compile-time constant that may be chosen freely among `legal`: for each kind of device a value, or a rule."""
 
     legal: tuple[int, ...]
-    cuda: int
-    cpu: int
+    cuda: Choice
+    cpu: Choice
+
+    def value(self, device_kind: str, problem: ConvProblem) -> int:
+        """Return the choice for a kind of device, "cpu" or "cuda"."""
+        choice: Choice = getattr(self, device_kind)
+        return choice if isinstance(choice, int) else choice(problem)
 
 
 @dataclass(frozen=True)
@@ -78,10 +95,14 @@ class Variant:
         In the order in which they run.
     tunables : mapping of str to Tunable
         Given to both compilers as -DNAME=value.
+    specialise : callable
+        (problem, alignment, tunables' values) -> further compile-time constants, which follow from these.
     partial_sums : callable
         (problem, constants) -> how many accumulators of scratch memory the launches share, as operand "partial".
     requires : tuple of callable
         Each looks at a problem and returns None, or one sentence on why it is refused.
+    auto_on : tuple of str
+        The kinds of device on which `variant="auto"` may choose it.
     path : Path
         The .cu file.
     """
@@ -90,8 +111,10 @@ class Variant:
     name: str
     launches: tuple[Launch, ...]
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
+    specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = lambda p, a, t: {}
     partial_sums: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     requires: tuple[Requirement, ...] = ()
+    auto_on: tuple[str, ...] = ("cuda", "cpu")
     file: Path | None = None
 
     def __str__(self) -> str:
@@ -116,9 +139,12 @@ class Variant:
         """Return the sentence on why this variant does not compute `problem`, or None if it does."""
         return next(filter(None, (requirement(problem) for requirement in self.requires)), None)
 
-    def constants(self, device_kind: str) -> dict[str, int]:
-        """Return the values of the tunables for a kind of device, "cpu" or "cuda"."""
-        return {name: getattr(tunable, device_kind) for name, tunable in self.tunables.items()}
+    def constants(
+        self, device_kind: str, problem: ConvProblem, alignment: Alignment = Alignment()
+    ) -> dict[str, int]:
+        """Return the tunables for a kind of device, "cpu" or "cuda", and what follows from problem and alignment."""
+        chosen = {name: tunable.value(device_kind, problem) for name, tunable in self.tunables.items()}
+        return {**chosen, **self.specialise(problem, alignment, chosen)}
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -144,6 +170,16 @@ def _taps(p: ConvProblem) -> int:
 def _slices(p: ConvProblem) -> int:
     """Into how many slices the rows of all images go: one a row, while 2**24 partial sums (64 MiB) hold them."""
     return max(1, min(p.N * p.P, MAX_GRID_YZ, 2**24 // _taps(p)))
+
+
+#: One group a warp: many where many warps hide the latency of memory, one where threads take turns.
+_SLICE_GROUPS = Tunable(legal=(1, 4, 16, 32), cuda=32, cpu=1)
+
+
+def _total(slices: Callable[[ConvProblem, Constants], int]) -> Launch:
+    """Return the launch of kernel_grad_total.cuh, which adds up the slices of partial sums."""
+    return Launch("kernel_grad_total", ("partial", "dw", "db"), lambda p, t: (ceil_div(_taps(p), 32),),
+                  lambda p, t: (32, t["SLICE_GROUPS"]), integers=lambda p, t: (slices(p, t),))  # fmt: skip
 
 
 #: Within a pass in the order of the ladder: each rung is meant to be faster than those before it.
@@ -173,10 +209,9 @@ VARIANTS: tuple[Variant, ...] = (
         launches=(
             Launch("kernel_grad", ("dy", "saved", "x", "partial"),
                    lambda p, t: (ceil_div(_taps(p), t["THREADS"]), _slices(p)), _threads),
-            Launch("kernel_grad_total", ("partial", "dw", "db"), _one_thread_each(_taps), _threads,
-                   integers=lambda p, t: (_slices(p),)),
+            _total(lambda p, t: _slices(p)),
         ),
-        tunables={"THREADS": _WHOLE_WARPS},
+        tunables={"THREADS": _WHOLE_WARPS, "SLICE_GROUPS": _SLICE_GROUPS},
         partial_sums=lambda p, t: _slices(p) * _taps(p),
     ),
 )  # fmt: skip
@@ -188,8 +223,8 @@ def of_pass(pass_name: str) -> tuple[Variant, ...]:
     return tuple(variant for variant in VARIANTS if variant.pass_name == pass_name)
 
 
-def choose(pass_name: str, variant: str, problem: ConvProblem) -> Variant:
-    """Return the variant that `variant` names, or for "auto" the highest rung that computes the problem.
+def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str) -> Variant:
+    """Return the variant that `variant` names, or the one that "auto" stands for.
 
     Raises
     ------
@@ -199,18 +234,35 @@ def choose(pass_name: str, variant: str, problem: ConvProblem) -> Variant:
         The variant refuses the problem; the message is its sentence.
     """
     known(variant, ("auto", *(rung.name for rung in of_pass(pass_name))), "variant")
-    return _choose(pass_name, variant, problem)
-
-
-@functools.lru_cache(maxsize=1024)
-def _choose(pass_name: str, variant: str, problem: ConvProblem) -> Variant:
-    rungs = of_pass(pass_name)
     if variant == "auto":
-        return next(rung for rung in reversed(rungs) if rung.refusal(problem) is None)
-    chosen = next(rung for rung in rungs if rung.name == variant)
+        reasons = why_not(pass_name, problem, device_kind)
+        chosen = next((rung for rung, reason in reasons.items() if reason is None), None)
+        if chosen is None:
+            raise UnsupportedProblem(f"no variant of {pass_name} computes this problem: {'; '.join(reasons.values())}")
+        return chosen
+    chosen = next(rung for rung in of_pass(pass_name) if rung.name == variant)
     if sentence := chosen.refusal(problem):
         raise UnsupportedProblem(f"{chosen} does not compute this problem: {sentence}")
     return chosen
+
+
+def why_not(pass_name: str, problem: ConvProblem, device_kind: str) -> dict[Variant, str | None]:
+    """Return each variant of a pass with the reason why "auto" does not choose it, None for the one that it chooses.
+
+    The rule: the highest rung of the ladder that computes the problem, of those that are meant for the device.
+    """
+    reasons: dict[Variant, str | None] = {}
+    chosen: Variant | None = None
+    for rung in reversed(of_pass(pass_name)):
+        reason = rung.refusal(problem)
+        if reason is None and device_kind not in rung.auto_on:
+            reason = f"on {device_kind} a lower rung is faster"
+        if reason is None and chosen is not None:
+            reason = f"{chosen.name} is a higher rung"
+        if reason is None:
+            chosen = rung
+        reasons[rung] = reason
+    return reasons
 
 
 def select(pattern: str | None) -> tuple[Variant, ...]:
@@ -223,44 +275,3 @@ def select(pattern: str | None) -> tuple[Variant, ...]:
         return rungs
     known(name, tuple(rung.name for rung in rungs), f"variant of {pass_name}")
     return tuple(rung for rung in rungs if rung.name == name)
-
-
-@functools.cache
-def source_root() -> Path:
-    """Return the directory of the .cu files: package data, or the checkout's own cuda_src."""
-    try:
-        return Path(str(files("convbackprop.cuda_src")))
-    except ModuleNotFoundError:
-        return Path(__file__).parent.parent / "cuda_src"
-
-
-def head_comment(path: Path) -> list[str]:
-    """Return the paragraphs of the comment at the head of a .cu file, each as one line."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("//"):
-            break
-        if not line.startswith("//@"):
-            lines.append(line[2:].strip())
-    return [" ".join(part.split()) for part in re.split(r"\n\s*\n", "\n".join(lines).strip()) if part]
-
-
-def entry_points(path: Path) -> tuple[str, ...]:
-    """Return the names of the extern "C" __global__ functions of a .cu file.
-
-    Raises
-    ------
-    InvalidArgument
-        The file cannot be read, or has none.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}") from None
-    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
-    names = re.findall(
-        r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(', code
-    )
-    if not names:
-        raise InvalidArgument(f'{path} has no CUDA kernel: it should define an extern "C" __global__ void function')
-    return tuple(names)

@@ -487,7 +487,7 @@ def test_torch_does_the_same_job(pass_name, text):
     assert len(results) == len(expected)
     for (value, magnitude), got in zip(expected.values(), results, strict=True):
         # g is rounded to float64 before torch gets it: one round-off more than the bound allows
-        bound = reference.error_bound(pass_name, problem, value, magnitude) + 2.0**-53 * magnitude
+        bound = reference.error_bound(name, problem, value, magnitude) + 2.0**-53 * magnitude
         assert (abs(got.numpy() - value) <= bound).all()
 
 

@@ -39,7 +39,7 @@ class Layer:
         answer = reference.answer(pass_name, problem, given)
         for name, array in got.items():
             value, magnitude = answer[name]
-            bound = reference.error_bound(pass_name, problem, value, magnitude)
+            bound = reference.error_bound(name, problem, value, magnitude)
             assert array.shape == value.shape, name
             assert array.dtype == self.x.dtype, name
             assert reference.error_share(array, value, bound, problem.dtype).max(initial=0) <= 1, name

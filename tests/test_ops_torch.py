@@ -100,7 +100,7 @@ def test_type_and_device_of_results(place, dtype):
     p = ConvProblem(2, 3, 6, 5, 4, 3, 3, dtype=str(dtype)[6:], bias=True, activation="relu")
     exact = PHI["relu"](functional.conv2d(x.double(), w.double(), b.double()))
     size = functional.conv2d(x.double().abs(), w.double().abs(), b.double().abs())
-    bound = reference.error_bound("forward", p, exact.cpu().numpy(), size.cpu().numpy())
+    bound = reference.error_bound("y", p, exact.cpu().numpy(), size.cpu().numpy())
     assert ((y.double() - exact).abs().cpu().numpy() <= bound).all()
 
 

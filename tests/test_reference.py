@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convbackprop import check, reference
-from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
+from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, RESULTS, ConvProblem
 from tests.problems import PROBLEMS, WITH_IMAGES
 
 TINY = (
@@ -134,10 +134,11 @@ def test_float64_problems_are_answered_in_long_double():
 )
 def test_bound_of_the_sum(pass_name, text, n, factor):
     p = ConvProblem.parse(text)
-    assert PASSES[pass_name].reduction_length(p) == n
-    bound = reference.error_bound(pass_name, p, np.zeros(1), np.ones(1))
+    name = next(operand.name for operand in PASSES[pass_name].operands if operand.reduction_length)
+    assert RESULTS[name].reduction_length(p) == n
+    bound = reference.error_bound(name, p, np.zeros(1), np.ones(1))
     assert bound[0] == pytest.approx(factor + 2.0 ** {"float16": -24}.get(p.dtype, -149), rel=1e-6, abs=0)
-    twice = reference.error_bound(pass_name, p, np.zeros(1), np.full(1, 2.0))
+    twice = reference.error_bound(name, p, np.zeros(1), np.full(1, 2.0))
     assert twice[0] == pytest.approx(2 * bound[0], rel=0.1)
 
 
@@ -153,30 +154,30 @@ def test_bound_of_the_sum(pass_name, text, n, factor):
 def test_bound_of_storing(dtype, relative, subnormal):
     p = ConvProblem.parse("1,1,9,9,1,3,3", dtype=dtype)
     kind = reference.exact_dtype(p)
-    zero = reference.error_bound("forward", p, np.zeros(1, kind), np.zeros(1, kind))
+    zero = reference.error_bound("y", p, np.zeros(1, kind), np.zeros(1, kind))
     assert zero[0] == pytest.approx(subnormal, rel=1e-6, abs=0)
-    stored = reference.error_bound("forward", p, np.full(1, -8.0, kind), np.zeros(1, kind))
+    stored = reference.error_bound("y", p, np.full(1, -8.0, kind), np.zeros(1, kind))
     assert stored[0] == pytest.approx(8 * relative + subnormal, rel=1e-6, abs=0)
 
 
 def test_bound_of_activations():
     p = ConvProblem.parse("1,1,9,9,1,3,3")
     one, u = np.ones(1), 2.0**-24
-    sum_only = {a: reference.error_bound("forward", p.with_(activation=a), 0 * one, one)[0] for a in ACTIVATIONS}
+    sum_only = {a: reference.error_bound("y", p.with_(activation=a), 0 * one, one)[0] for a in ACTIVATIONS}
     assert sum_only["logistic"] == pytest.approx(sum_only["identity"] / 4)  # its slope is at most 1/4
     assert sum_only["relu"] == sum_only["tanh"] == sum_only["identity"]
-    value_only = {a: reference.error_bound("forward", p.with_(activation=a), one, 0 * one)[0] / u for a in ACTIVATIONS}
+    value_only = {a: reference.error_bound("y", p.with_(activation=a), one, 0 * one)[0] / u for a in ACTIVATIONS}
     assert value_only == pytest.approx({"identity": 1, "relu": 1, "logistic": 7, "tanh": 5})
     for a in ACTIVATIONS:  # a gradient evaluates no activation
-        grad = reference.error_bound("input_grad", p.with_(activation=a), one, one)
-        assert grad == reference.error_bound("input_grad", p, one, one)
+        grad = reference.error_bound("dx", p.with_(activation=a), one, one)
+        assert grad == reference.error_bound("dx", p, one, one)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_rounding_is_inside_the_bound_and_a_wrong_digit_is_not(dtype):
     p = ConvProblem.parse("2,3,8,7,4,3,3", dtype=dtype)
     value, magnitude = reference.answer("forward", p, check.inputs("forward", p))["y"]
-    bound = reference.error_bound("forward", p, value, magnitude)
+    bound = reference.error_bound("y", p, value, magnitude)
     rounded = value.astype(reference.numpy_dtype(dtype))
     assert reference.error_share(rounded, value, bound, dtype).max() <= 1
     off = (value + 1.01 * bound + reference.round_off(dtype) * abs(value)).astype(rounded.dtype)
@@ -253,13 +254,13 @@ def test_against_torch_autograd(activation):
         y, y_terms = reference.answer("forward", p, given)["y"]
         given["saved"] = y
         # How far two float64 computations of y may be apart, and hence phi', whose slope is at most 1.
-        n = PASSES["forward"].reduction_length(p)
+        n = RESULTS["y"].reduction_length(p)
         y_slack = 2 * (n + 2) * u * y_terms + 8 * u * abs(y)
         assert np.all(abs(y - expected["y"]) <= y_slack), f"y of {p}"
-        for pass_name in ("input_grad", "kernel_grad"):
-            n = PASSES[pass_name].reduction_length(p)
+        for pass_name in ("input_grad", "kernel_grad", "backward"):
             dy_terms = reference.answer(pass_name, plain, given)
             for name, (value, magnitude) in reference.answer(pass_name, p, given).items():
+                n = RESULTS[name].reduction_length(p)
                 slack = 2 * (n + 4) * u * magnitude
                 if activation in ("logistic", "tanh"):
                     slack = slack + (y_slack.max() + 8 * u) * dy_terms[name][1]

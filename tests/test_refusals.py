@@ -436,8 +436,8 @@ def test_unsupported_problem(monkeypatch):
     assert str(caught.value) == "forward/picky does not compute this problem: it has more than one group"
     assert isinstance(caught.value, ValueError)
     problem = variants.ConvProblem(2, 4, 6, 5, 6, 3, 3, groups=2)
-    assert variants.choose("forward", "auto", problem).name != "picky"
-    assert variants.choose("forward", "auto", problem.with_(groups=1)) is picky
+    assert variants.choose("forward", "auto", problem, "cpu").name != "picky"
+    assert variants.choose("forward", "auto", problem.with_(groups=1), "cpu") is picky
     variants._choose.cache_clear()
 
 

@@ -13,7 +13,7 @@ from convbackprop import check
 from convbackprop.curated import CURATED
 from convbackprop.file_variant import variant_from_file
 from convbackprop.problem import PASSES
-from convbackprop.variants import source_root
+from convbackprop.sources import source_root
 from tests.conftest import compile_ahead
 
 WRONG = sorted((Path(__file__).parent / "wrong").glob("*.cu"))

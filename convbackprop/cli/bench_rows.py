@@ -88,7 +88,7 @@ class Row:
             "p80_ms": high,
             "repetitions": len(self.ours.seconds) if self.ours else 0,
             "least_bytes": self.least_bytes,
-            "flops": self.case.problem.flops,
+            "flops": PASSES[self.variant.pass_name].flops(self.case.problem),
             "gb_per_s": self.rate(self.ours),
             "copy_gb_per_s": self.rate(self.copy),
             "share_of_copy": self.over(self.copy),

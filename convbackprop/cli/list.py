@@ -11,7 +11,8 @@ from convbackprop.cli.common import console, print_json, say
 from convbackprop.curated import CURATED
 from convbackprop.devices import usable_devices, why_not_cuda
 from convbackprop.problem import PASSES
-from convbackprop.variants import VARIANTS, Variant, of_pass, select, source_root
+from convbackprop.sources import source_root
+from convbackprop.variants import VARIANTS, Variant, of_pass, select
 
 HELP = "the passes and their variants"
 EPILOG = """\

@@ -8,6 +8,7 @@
 // y again.
 #include "activation.cuh"
 #include "conv2d.cuh"
+#include "kernel_grad_total.cuh"
 #include "long_sum.cuh"
 
 static_assert(THREADS % 32 == 0 && THREADS <= 1024, "a block is made of whole warps, at most 32 of them");
@@ -45,21 +46,4 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
         }
     }
     partial[blockIdx.y * taps + tap] = sum.value();
-}
-
-// dw and db = sum over slices of partial[slice][tap]; db may be left out (null)
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-kernel_grad_total(const Acc* __restrict__ partial, Scalar* __restrict__ dw, Scalar* __restrict__ db,
-                  Conv2dShape shape, int slices) {
-    const Index tap = Index(blockIdx.x) * THREADS + threadIdx.x;
-    const Index taps = shape.w_size() + shape.K;
-    if (tap >= taps) return;
-
-    LongSum sum;
-    for (int slice = 0; slice < slices; ++slice) sum.add(partial[slice * taps + tap]);
-
-    if (tap < shape.w_size())
-        dw[tap] = from_acc(sum.value());
-    else if (db)
-        db[tap - shape.w_size()] = from_acc(sum.value());
 }
