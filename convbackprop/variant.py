@@ -1,0 +1,141 @@
+"""What a variant is: its file, its launches, its constants, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from convbackprop.problem import ConvProblem
+from convbackprop.sources import head_comment, source_root
+
+Constants = Mapping[str, int]
+Geometry = Callable[[ConvProblem, Constants], tuple[int, ...]]
+Choice = int | Callable[[ConvProblem], int]
+
+#: The widest load and store there is, in bytes; an address need not be aligned to more.
+WIDEST = 16
+
+
+class Alignment(NamedTuple):
+    """Bytes, at most `WIDEST`, to which all arrays of x's shape (x, dx) and of y's shape (y, dy) are aligned."""
+
+    x: int = WIDEST
+    y: int = WIDEST
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A compile-time constant that may be chosen freely among `legal`: for each kind of device a value, or a rule."""
+
+    legal: tuple[int, ...]
+    cuda: Choice
+    cpu: Choice
+
+    def value(self, device_kind: str, problem: ConvProblem) -> int:
+        """Return the choice for a kind of device, "cpu" or "cuda"."""
+        choice: Choice = getattr(self, device_kind)
+        return choice if isinstance(choice, int) else choice(problem)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of an entry point of a variant's file.
+
+    Attributes
+    ----------
+    entry : str
+        The name of the __global__ function.
+    operands : tuple of str
+        The arrays it takes, in the order of its parameters. The Conv2dShape comes after them.
+    grid, block : callable
+        (problem, constants) -> one to three extents.
+    integers : callable
+        (problem, constants) -> the int parameters that come after the Conv2dShape.
+    shared_bytes : callable
+        (problem, constants) -> bytes of dynamic shared memory.
+    when : callable
+        problem -> whether this launch is needed.
+    """
+
+    entry: str
+    operands: tuple[str, ...]
+    grid: Geometry
+    block: Geometry
+    integers: Geometry = lambda p, t: ()
+    shared_bytes: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
+    when: Callable[[ConvProblem], bool] = lambda p: True
+
+
+#: Says in one sentence why a problem is refused, or None.
+Requirement = Callable[[ConvProblem], "str | None"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a pass.
+
+    Attributes
+    ----------
+    pass_name, name : str
+        Written together as "forward/naive".
+    launches : tuple of Launch
+        In the order in which they run.
+    tunables : mapping of str to Tunable
+        Given to both compilers as -DNAME=value.
+    specialise : callable
+        (problem, alignment, tunables' values) -> further compile-time constants, which follow from these.
+    partial_sums : callable
+        (problem, constants) -> how many accumulators of scratch memory the launches share, as operand "partial".
+    requires : tuple of callable
+        Each looks at a problem and returns None, or one sentence on why it is refused.
+    auto_on : tuple of str
+        The kinds of device on which `variant="auto"` may choose it.
+    path : Path
+        The .cu file.
+    """
+
+    pass_name: str
+    name: str
+    launches: tuple[Launch, ...]
+    tunables: Mapping[str, Tunable] = field(default_factory=dict)
+    specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = lambda p, a, t: {}
+    partial_sums: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
+    requires: tuple[Requirement, ...] = ()
+    auto_on: tuple[str, ...] = ("cuda", "cpu")
+    file: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.pass_name}/{self.name}"
+
+    # Two entries are the same only if they are one object: this makes a variant a cheap dictionary key.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @property
+    def path(self) -> Path:
+        """The .cu file."""
+        return self.file or source_root() / self.pass_name / f"{self.name}.cu"
+
+    @property
+    def summary(self) -> str:
+        """What the variant does, from the head comment of its file: the first sentence after the equation."""
+        paragraphs = head_comment(self.path)
+        return paragraphs[min(1, len(paragraphs) - 1)].split(". ")[0].rstrip(".") + "." if paragraphs else ""
+
+    def refusal(self, problem: ConvProblem) -> str | None:
+        """Return the sentence on why this variant does not compute `problem`, or None if it does."""
+        return next(filter(None, (requirement(problem) for requirement in self.requires)), None)
+
+    def constants(
+        self, device_kind: str, problem: ConvProblem, alignment: Alignment = Alignment()
+    ) -> dict[str, int]:
+        """Return the tunables for a kind of device, "cpu" or "cuda", and what follows from problem and alignment."""
+        chosen = {name: tunable.value(device_kind, problem) for name, tunable in self.tunables.items()}
+        return {**chosen, **self.specialise(problem, alignment, chosen)}
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)

@@ -1,0 +1,129 @@
+// The sum that forward and input_grad share:  out[i,j] = start + sum_{a,r,s} source_a[i - top + r, j - left + s] * tap_a(r,s)
+//
+// For forward the sources are the input's channels. For input_grad they are those of g, and the filter is turned by
+// 180 degrees: unit stride makes the gradient the same sum. Two ways to form it:
+//
+// march: one source, a filter known at compile time. A thread reads each row of its strip once and adds it to the
+// FILTER_R output rows that need it. These unfinished rows are a ring of registers which moves on for free: the
+// first multiply-add of a row reads slot r + 1 and writes slot r.
+//
+// register_tile: any filter, any number of sources. A thread keeps TILE_ROWS output rows of its strip and adds one
+// filter row and FILTER_S filter columns at a time, of one source after the other.
+#pragma once
+#include "long_sum.cuh"
+#include "strip.cuh"
+
+constexpr int TILE_ROWS = 4;  // of register_tile
+
+constexpr int TAPS = FILTER_R * FILTER_S;
+
+// Where am I: strips are consecutive in threadIdx.x. With taps in shared memory, a block stays within one plane.
+__device__ __forceinline__ Strip strip_of_thread(Index planes, int rows, int cols) {
+    constexpr int BAND = FILTER_R > 0 ? ROWS : TILE_ROWS;
+    if constexpr (!TAPS_SHARED) return Strip(Index(blockIdx.x) * THREADS + threadIdx.x, planes, rows, cols, BAND);
+    const int units = ((cols + COLS - 1) / COLS) * ((rows + BAND - 1) / BAND);
+    const int blocks = (units + THREADS - 1) / THREADS;
+    const int unit = blockIdx.x % blocks * THREADS + threadIdx.x;
+    return Strip(blockIdx.x / blocks * Index(units) + unit, unit < units ? planes : 0, rows, cols, BAND);
+}
+
+template <class Source, class Taps, class Finish>
+__device__ __forceinline__ void march(const Source& source, const Taps& taps, const Strip& strip, int top, int left,
+                                      Acc start, Finish&& finish) {
+    using Row = Window<FILTER_S, LEAD>;
+    const int first = strip.first_col - left;
+    const bool inside = Row::inside(source, first);
+    Cols acc[FILTER_R];
+    unroll<FILTER_R>([&](auto r) INLINED { acc[r] = Cols::fill(start); });
+
+    for (int row = strip.first_row; row < strip.end_row + FILTER_R - 1; ++row) {
+        const auto x = Row::read(source, row - top, first, inside);
+        unroll<FILTER_R>([&](auto r) INLINED {  // acc[r] is output row `row` - (FILTER_R - 1) + r
+            Cols sum = Cols::fill(start);
+            if constexpr (r < FILTER_R - 1) sum = acc[r + 1];
+            unroll<FILTER_S>([&](auto s) INLINED {
+                sum.add_product(taps(Constant<FILTER_R - 1 - r>{}, s), shifted(x, s));
+            });
+            acc[r] = sum;
+        });
+        const int done = row - (FILTER_R - 1);
+        if (done >= strip.first_row) finish(done, acc[0]);
+    }
+}
+
+// LongSum for COLS sums at once.
+struct LongCols {
+    Cols run, total, lost;
+
+    __device__ __forceinline__ LongCols() : run(Cols::fill(0)), total(run), lost(run) {}
+    __device__ __forceinline__ void end_run() {
+        unroll<COLS / LANES>([&](auto i) INLINED {
+            const Lane corrected = run.lanes[i] - lost.lanes[i];
+            const Lane sum = total.lanes[i] + corrected;
+            const Lane away = (sum - total.lanes[i]) - corrected;
+            lost.lanes[i] = away - away == Lane{} ? away : Lane{};  // infinite or NaN: such a total has lost nothing
+            total.lanes[i] = sum;
+            run.lanes[i] = Lane{};
+        });
+    }
+};
+
+// source(a) is the a-th plane, filter(a) its R x S taps.
+template <bool TURNED, class Sources, class Filters, class Finish>
+__device__ __forceinline__ void register_tile(int sources, Sources&& source, Filters&& filter, int R, int S,
+                                              const Strip& strip, int top, int left, Acc start, Finish&& finish) {
+    using Row = Window<FILTER_S, LEAD>;
+    LongCols sums[TILE_ROWS];
+    unroll<TILE_ROWS>([&](auto p) INLINED { sums[p].total = Cols::fill(start); });
+    int terms = 0;
+    for (int a = 0; a < sources; ++a) {
+        const auto plane = source(a);
+        const Scalar* taps = filter(a);
+        for (int first_s = 0; first_s < S; first_s += FILTER_S) {
+            const int first = strip.first_col - left + first_s;
+            const bool inside = Row::inside(plane, first);
+            for (int i = 0; i < TILE_ROWS + R - 1; ++i) {
+                const auto x = Row::read(plane, strip.first_row - top + i, first, inside);
+                unroll<TILE_ROWS>([&](auto p) INLINED {
+                    const int r = i - p;
+                    if (r < 0 || r >= R) return;
+                    unroll<FILTER_S>([&](auto s) INLINED {
+                        const int tap = r * S + first_s + s;
+                        if (first_s + s < S)
+                            sums[p].run.add_product(to_acc(taps[TURNED ? R * S - 1 - tap : tap]), shifted(x, s));
+                    });
+                });
+                terms += FILTER_S;
+                if (terms < LongSum::RUN) continue;
+                unroll<TILE_ROWS>([&](auto p) INLINED { sums[p].end_run(); });
+                terms = 0;
+            }
+        }
+    }
+    unroll<TILE_ROWS>([&](auto p) INLINED {
+        sums[p].end_run();
+        if (strip.first_row + p < strip.end_row) finish(strip.first_row + p, sums[p].total);
+    });
+}
+
+// Forms the sum in the way that the constants ask for; finish(row, columns) is given each finished row.
+template <bool TURNED, class Sources, class Filters, class Finish>
+__device__ __forceinline__ void correlate(const Strip& strip, int top, int left, int sources, Sources&& source,
+                                          Filters&& filter, const Conv2dShape& shape, Acc start, Finish&& finish) {
+    const auto tap_of = [&](int t) INLINED { return to_acc(filter(0)[TURNED ? TAPS - 1 - t : t]); };
+    if constexpr (FILTER_R == 0) {
+        if (strip.exists())
+            register_tile<TURNED>(sources, source, filter, shape.R, shape.S, strip, top, left, start, finish);
+    } else if constexpr (TAPS_SHARED) {
+        __shared__ Acc taps[TAPS];
+        for (int t = threadIdx.x; t < TAPS; t += THREADS) taps[t] = tap_of(t);
+        __syncthreads();  // all taps are there
+        const auto tap = [&](int r, int s) INLINED { return taps[r * FILTER_S + s]; };
+        if (strip.exists()) march(source(0), tap, strip, top, left, start, finish);
+    } else if (strip.exists()) {
+        Acc taps[TAPS];
+        unroll<TAPS>([&](auto t) INLINED { taps[t] = tap_of(t); });
+        const auto tap = [&](auto r, auto s) INLINED { return taps[r * FILTER_S + s]; };
+        march(source(0), tap, strip, top, left, start, finish);
+    }
+}

@@ -1,0 +1,227 @@
+// Lane: the unit that a strip of columns is made of, LANES accumulators that one instruction works on.
+//
+// A GPU has LANES = 1: a Lane is a number in a register, and the warp is the vector. A CPU has LANES as wide as
+// its vector registers: one CUDA thread then computes with whole vectors, where a compiler that must discover
+// them in loops over numbers leaves arrays in memory. All that differs between the two stands in this file.
+#pragma once
+#include "activation.cuh"
+#include "scalar.cuh"
+
+static_assert(LANES >= 1 && (LANES & (LANES - 1)) == 0, "lanes are numbered by the bits of an index");
+
+// f(0), f(1) ... f(N-1) with compile-time arguments: what they index can be kept in registers.
+template <int I>
+struct Constant {
+    __device__ constexpr operator int() const { return I; }
+};
+template <int N, class F>
+__device__ __forceinline__ void unroll(F&& f) {
+    if constexpr (N > 0) {
+        unroll<N - 1>(f);
+        f(Constant<N - 1>{});
+    }
+}
+// After a lambda's parameters. Left as a call, its captured arrays would be in memory.
+#define INLINED __attribute__((always_inline))
+
+#if LANES == 1
+
+using Lane = Acc;
+
+__device__ __forceinline__ Acc total(Lane sum) { return sum; }
+
+// What N elements are loaded and stored as.
+template <int BYTES>
+struct Word;
+template <>
+struct Word<2> {
+    using type = unsigned short;
+};
+template <>
+struct Word<4> {
+    using type = unsigned;
+};
+template <>
+struct Word<8> {
+    using type = uint2;
+};
+template <>
+struct Word<16> {
+    using type = uint4;
+};
+template <int N>
+union Packed {
+    typename Word<N * sizeof(Scalar)>::type word;
+    Scalar elements[N];
+    __device__ __forceinline__ Packed() {}
+};
+
+// N elements at an aligned address, as one access.
+template <int N>
+__device__ __forceinline__ void load(Lane* lanes, const Scalar* from) {
+    Packed<N> packed;
+    packed.word = __ldg(reinterpret_cast<const decltype(packed.word)*>(from));
+    unroll<N>([&](auto i) INLINED { lanes[i] = to_acc(packed.elements[i]); });
+}
+template <int N>
+__device__ __forceinline__ void store(Scalar* to, const Lane* lanes) {
+    Packed<N> packed;
+    unroll<N>([&](auto i) INLINED { packed.elements[i] = from_acc(lanes[i]); });
+    *reinterpret_cast<decltype(packed.word)*>(to) = packed.word;
+}
+
+// 0 in place of element i where bit i is 0.
+__device__ __forceinline__ void keep(Lane& lane, unsigned bits) { lane = bits & 1 ? lane : Acc(0); }
+
+// As it will be read again after it was stored.
+__device__ __forceinline__ Lane rounded(Lane lane) { return to_acc(from_acc(lane)); }
+
+// Bit i: element i is > 0, or NaN.
+__device__ __forceinline__ unsigned open_bits(Lane lane) { return !(lane <= 0); }
+
+// An aligned piece lies inside its row or outside as a whole.
+template <class Source>
+__device__ __forceinline__ void read_partial(const Source&, Lane*, int, int) {}
+__device__ __forceinline__ void store_partial(Scalar*, Lane, int) {}
+
+// COLUMNS neighbouring columns, from any of TAPS neighbouring ones on: the registers of a row, under other names.
+template <int TAPS, int BEFORE, int COLUMNS, int N>
+struct Shifts {
+    Lane row[N];
+    __device__ __forceinline__ Shifts() {}
+    __device__ __forceinline__ explicit Shifts(const Lane (&lanes)[N]) {
+        unroll<N>([&](auto i) INLINED { row[i] = lanes[i]; });
+    }
+    template <class S>
+    __device__ __forceinline__ Lane lane(S s, int i) const {
+        return row[BEFORE + s + i];
+    }
+};
+
+#else
+
+typedef Acc Lane __attribute__((vector_size(LANES * sizeof(Acc))));
+using LaneBits = decltype(Lane{} < Lane{});  // as many integers; all bits set where true
+using Integer = std::remove_reference_t<decltype(LaneBits{}[0])>;
+
+template <int... I>
+__forceinline__ LaneBits lane_numbers(std::integer_sequence<int, I...>) {
+    return LaneBits{I...};
+}
+__forceinline__ LaneBits lane_numbers() { return lane_numbers(std::make_integer_sequence<int, LANES>{}); }
+
+// Elements FIRST to FIRST + LANES - 1 of two neighbouring lanes.
+template <int FIRST, int... I>
+__forceinline__ Lane across(Lane left, Lane right, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(left, right, (I + FIRST)...);
+}
+template <int FIRST>
+__forceinline__ Lane across(Lane left, Lane right) {
+    return across<FIRST>(left, right, std::make_integer_sequence<int, LANES>{});
+}
+
+template <int HALF = LANES / 2>
+__forceinline__ Acc total(Lane sum) {
+    if constexpr (HALF == 0)
+        return sum[0];
+    else
+        return total<HALF / 2>(sum + across<HALF>(sum, sum));
+}
+
+// LANES elements, at any address.
+template <int N>
+__forceinline__ void load(Lane* lanes, const Scalar* from) {
+    static_assert(N == LANES, "a load fills one lane");
+    if constexpr (std::is_same_v<Scalar, Acc>)
+        memcpy(lanes, from, sizeof(Lane));
+    else
+        for (int i = 0; i < LANES; ++i) (*lanes)[i] = to_acc(from[i]);
+}
+template <int N>
+__forceinline__ void store(Scalar* to, const Lane* lanes) {
+    static_assert(N == LANES, "a store empties one lane");
+    if constexpr (std::is_same_v<Scalar, Acc>)
+        memcpy(to, lanes, sizeof(Lane));
+    else
+        for (int i = 0; i < LANES; ++i) to[i] = from_acc((*lanes)[i]);
+}
+
+__forceinline__ void keep(Lane& lane, unsigned bits) {
+    const LaneBits chosen = (LaneBits{} + Integer(bits)) >> lane_numbers() & 1;
+    lane = chosen != 0 ? lane : Lane{};
+}
+
+__forceinline__ Lane rounded(Lane lane) {
+    if constexpr (!std::is_same_v<Scalar, Acc>)
+        for (int i = 0; i < LANES; ++i) lane[i] = to_acc(from_acc(lane[i]));
+    return lane;
+}
+
+__forceinline__ unsigned open_bits(Lane lane) {
+    const LaneBits bits = lane <= Lane{} ? LaneBits{} : (LaneBits{} + 1) << lane_numbers();
+    unsigned all = 0;
+    for (int i = 0; i < LANES; ++i) all |= bits[i];
+    return all;
+}
+
+// Each shift is formed once, from registers: reading again, off its alignment, what was just stored would stall.
+template <int TAPS, int BEFORE, int COLUMNS, int N>
+struct Shifts {
+    Lane shifted[TAPS][COLUMNS / LANES];
+    Shifts() {}
+    __forceinline__ explicit Shifts(const Lane (&lanes)[N]) {
+        unroll<TAPS>([&](auto s) INLINED {
+            unroll<COLUMNS / LANES>([&](auto i) INLINED {
+                constexpr int first = i + (BEFORE + s) / LANES, offset = (BEFORE + s) % LANES;
+                if constexpr (offset == 0)
+                    shifted[s][i] = lanes[first];
+                else
+                    shifted[s][i] = across<offset>(lanes[first], lanes[first + 1]);
+            });
+        });
+    }
+    __forceinline__ Lane lane(int s, int i) const { return shifted[s][i]; }
+};
+
+// Pieces at the ends of rows that a lane does not divide: zero outside the row. There, elements are numbered at run
+// time, and a lane that this happens to lives in memory: hence not inlined.
+template <class F>
+__noinline__ Lane lane_of(F f) {
+    Lane lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = f(i);
+    return lane;
+}
+template <class Source>
+__forceinline__ void read_partial(const Source& source, Lane* lane, int row, int col) {
+    if (source.cols < LANES) {
+        *lane = lane_of([&](int i) INLINED {
+            return 0 <= col + i && col + i < source.cols ? source.at(row, col + i) : Acc(0);
+        });
+        return;
+    }
+    const int nearest = min(max(col, 0), source.cols - LANES);
+    source.read(lane, row, nearest);
+    const LaneBits from = lane_numbers() + Integer(col - nearest);
+    *lane = (from >= 0) & (from < LANES) ? __builtin_shuffle(*lane, from & (LANES - 1)) : Lane{};
+}
+__noinline__ void store_partial(Scalar* to, Lane lane, int count) {
+    for (int i = 0; i < count; ++i) to[i] = from_acc(lane[i]);
+}
+
+// The activation on a whole lane.
+__forceinline__ Lane activate(Lane s) {
+    if constexpr (ACTIVATION == IDENTITY) return s;
+    if constexpr (ACTIVATION == RELU) return s <= Lane{} ? Lane{} : s;
+    Lane y;
+    for (int i = 0; i < LANES; ++i) y[i] = activate(Acc(s[i]));
+    return y;
+}
+__forceinline__ Lane times_derivative(Lane dy, Lane y) {
+    if constexpr (ACTIVATION == IDENTITY) return dy;
+    if constexpr (ACTIVATION == RELU) return y <= Lane{} ? Lane{} : dy;
+    Lane g;
+    for (int i = 0; i < LANES; ++i) g[i] = times_derivative(Acc(dy[i]), Acc(y[i]));
+    return g;
+}
+
+#endif

@@ -1,0 +1,35 @@
+// The first half of a kernel gradient's reduction: from the sums that each thread holds to one partial sum a block.
+//
+// A thread's sum runs over the columns and rows of one strip, the block's over its threads, and those of all blocks
+// are added up by kernel_grad_total.cuh: three short sums in a fixed order, where one long sum would lose digits.
+// They go through shared memory, and not from lane to lane, because each is one barrier for all taps together.
+#pragma once
+#include "kernel_grad_total.cuh"
+#include "strip.cuh"
+
+// give(i, sum of all threads' lanes[i]) for each i < COUNT, called by one thread each.
+template <int COUNT, class Give>
+__device__ __forceinline__ void add_up_block(const Lane (&lanes)[COUNT], Give&& give) {
+    // One column a thread; the odd pitch lets the threads below read rows without bank conflicts.
+    __shared__ Acc thread_sums[COUNT][THREADS + 1];
+    static_assert(sizeof(thread_sums) <= 48 * 1024, "more shared memory than every GPU gives a block");
+    unroll<COUNT>([&](auto i) INLINED { thread_sums[i][threadIdx.x] = total(lanes[i]); });
+    __syncthreads();  // every thread's column is there
+    for (int i = threadIdx.x; i < COUNT; i += THREADS) {
+        Acc sum = 0;
+        for (int thread = 0; thread < THREADS; ++thread) sum += thread_sums[i][thread];
+        give(i, sum);
+    }
+}
+
+// The columns of a strip that count, as bits: those of `first` + 0, 1, ... that lie inside an image of `cols`.
+__device__ __forceinline__ unsigned columns_inside(int first, int cols) {
+    const int begin = min(max(-first, 0), COLS), end = min(max(cols - first, 0), COLS);
+    return ((1u << end) - 1) & ~((1u << begin) - 1);
+}
+
+// 0 in place of the columns that do not count, be they NaN or infinite.
+__device__ __forceinline__ Cols only(Cols columns, unsigned bits) {
+    unroll<COLS / LANES>([&](auto i) INLINED { keep(columns.lanes[i], bits >> (i * LANES)); });
+    return columns;
+}

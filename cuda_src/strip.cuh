@@ -1,0 +1,177 @@
+// A strip: COLS neighbouring columns, the share of one CUDA thread, which marches down ROWS rows of them.
+//
+// Neighbouring threads own neighbouring strips, so that a warp reads and writes whole sectors. A row is read in
+// pieces of PIECE columns, each one load: on a GPU at most 16 bytes, at an aligned address (the constants X_VECTOR
+// and Y_VECTOR say how many columns that allows for images of x's and of y's width); on a CPU one Lane, anywhere.
+#pragma once
+#include "lane.cuh"
+
+static_assert(COLS % LANES == 0, "a strip is made of whole lanes");
+static_assert(ROWS >= 1, "a band has a row");
+
+struct Cols {
+    Lane lanes[COLS / LANES];
+
+    __device__ __forceinline__ static Cols fill(Acc value) {
+        Cols made;
+        unroll<COLS / LANES>([&](auto i) INLINED { made.lanes[i] = Lane{} + value; });
+        return made;
+    }
+    __device__ __forceinline__ void add_product(Acc factor, const Cols& other) {
+        unroll<COLS / LANES>([&](auto i) INLINED { lanes[i] += factor * other.lanes[i]; });
+    }
+    __device__ __forceinline__ void add(const Cols& other) {
+        unroll<COLS / LANES>([&](auto i) INLINED { lanes[i] += other.lanes[i]; });
+    }
+};
+
+// sum += a * b, column by column; a sum over columns stays one Lane until total()
+__device__ __forceinline__ void add_products(Lane& sum, const Cols& a, const Cols& b) {
+    unroll<COLS / LANES>([&](auto i) INLINED { sum += a.lanes[i] * b.lanes[i]; });
+}
+
+// ------------------------------------------------------------------------------------------------ what is read
+// One channel of one image ...
+template <int PIECE_>
+struct Plane {
+    static constexpr int PIECE = PIECE_;
+    const Scalar* data;
+    int rows, cols;
+
+    __device__ __forceinline__ Plane(const Scalar* image, Index plane, int rows, int cols)
+        : data(image + plane * rows * cols), rows(rows), cols(cols) {}
+
+    __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
+        load<PIECE>(lanes, data + Index(row) * cols + col);
+    }
+    __device__ __forceinline__ Acc at(int row, int col) const { return to_acc(data[Index(row) * cols + col]); }
+};
+
+// ... or of g = dy * phi'(s), which is formed as it is read and never stored.
+template <int PIECE_>
+struct GradPlane {
+    static constexpr int PIECE = PIECE_;
+    const Scalar* dy;
+    const Saved* saved;
+    int rows, cols, saved_pitch;
+
+    __device__ __forceinline__ GradPlane(const Scalar* dy_, const Saved* saved_, Index plane, const Conv2dShape& shape)
+        : dy(dy_ + plane * shape.P * shape.Q), rows(shape.P), cols(shape.Q) {
+        saved_pitch = std::is_same<Saved, MaskByte>::value ? mask_row_bytes(shape) : shape.Q;
+        saved = ACTIVATION == IDENTITY ? nullptr : saved_ + plane * rows * saved_pitch;
+    }
+
+    __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
+        load<PIECE>(lanes, dy + Index(row) * cols + col);
+        if constexpr (ACTIVATION != IDENTITY) apply(lanes, saved + Index(row) * saved_pitch, col);
+    }
+    __device__ __forceinline__ void apply(Lane* lanes, const Scalar* y_row, int col) const {
+        Lane y[PIECE / LANES];
+        load<PIECE>(y, y_row + col);
+        unroll<PIECE / LANES>([&](auto i) INLINED { lanes[i] = times_derivative(lanes[i], y[i]); });
+    }
+    __device__ __forceinline__ void apply(Lane* lanes, const MaskByte* bits_row, int col) const {
+        unsigned bits = bits_row[col / 8] >> (col % 8);
+        if constexpr (LANES > 1)  // a GPU's aligned piece never leaves its byte
+            for (int byte = col / 8 + 1; byte <= (col + PIECE - 1) / 8; ++byte)
+                bits |= unsigned(bits_row[byte]) << (8 * byte - col);
+        unroll<PIECE / LANES>([&](auto i) INLINED { keep(lanes[i], bits >> (i * LANES)); });
+    }
+    // One element.
+    __device__ __forceinline__ Acc at(int row, int col) const {
+        const Acc grad = to_acc(dy[Index(row) * cols + col]);
+        if constexpr (ACTIVATION == IDENTITY) return grad;
+        return applied(grad, saved + Index(row) * saved_pitch, col);
+    }
+    __device__ __forceinline__ static Acc applied(Acc grad, const Scalar* y_row, int col) {
+        return times_derivative(grad, to_acc(y_row[col]));
+    }
+    __device__ __forceinline__ static Acc applied(Acc grad, const MaskByte* bits_row, int col) {
+        return bits_row[col / 8] >> (col % 8) & 1 ? grad : Acc(0);
+    }
+};
+
+// ------------------------------------------------------------------------------------------------ a row's window
+// Columns first to first + COLS + TAPS - 2 of one row, zero outside the image. The first piece begins BEFORE columns
+// earlier, where an aligned load can.
+template <int TAPS, int BEFORE>
+struct Window {
+    template <int PIECE>
+    static constexpr int PIECES = (BEFORE + COLS + TAPS - 1 + PIECE - 1) / PIECE;
+
+    // Whether all that is loaded lies inside the image's columns: the same for every row of a strip.
+    template <class Source>
+    __device__ __forceinline__ static bool inside(const Source& source, int first) {
+        return first - BEFORE >= 0 && first - BEFORE + PIECES<Source::PIECE> * Source::PIECE <= source.cols;
+    }
+
+    template <class Source>
+    __device__ __forceinline__ static auto read(const Source& source, int row, int first, bool inside) {
+        constexpr int PIECE = Source::PIECE, N = PIECES<PIECE> * PIECE / LANES;
+        Lane lanes[N];
+        unroll<N>([&](auto i) INLINED { lanes[i] = Lane{}; });
+        if (0 <= row && row < source.rows) {
+            if (inside)
+                unroll<PIECES<PIECE>>([&](auto i) INLINED {
+                    source.read(lanes + i * (PIECE / LANES), row, first - BEFORE + i * PIECE);
+                });
+            else
+                unroll<PIECES<PIECE>>([&](auto i) INLINED {
+                    read_at_edge(source, lanes + i * (PIECE / LANES), row, first - BEFORE + i * PIECE);
+                });
+        }
+        return Shifts<TAPS, BEFORE, COLS, N>(lanes);
+    }
+
+    template <class Source>
+    __device__ __forceinline__ static void read_at_edge(const Source& source, Lane* lanes, int row, int col) {
+        if (col >= 0 && col + Source::PIECE <= source.cols)
+            source.read(lanes, row, col);
+        else if (col + Source::PIECE > 0 && col < source.cols)
+            read_partial(source, lanes, row, col);
+    }
+};
+
+template <class Shifted, class S>
+__device__ __forceinline__ Cols shifted(const Shifted& window, S s) {
+    Cols columns;
+    unroll<COLS / LANES>([&](auto i) INLINED { columns.lanes[i] = window.lane(s, i); });
+    return columns;
+}
+
+// The strip's own columns of a row, zero outside the image.
+template <class Source>
+__device__ __forceinline__ Cols own_columns(const Source& source, int row, int first) {
+    using Own = Window<1, 0>;
+    return shifted(Own::read(source, row, first, Own::inside(source, first)), Constant<0>{});
+}
+
+// ------------------------------------------------------------------------------------------------ what is written
+template <int PIECE>
+__device__ __forceinline__ void write(Scalar* row, int col, int cols, const Cols& columns) {
+    unroll<COLS / PIECE>([&](auto i) INLINED {
+        const Lane* lanes = columns.lanes + i * (PIECE / LANES);
+        const int first = col + i * PIECE;
+        if (first + PIECE <= cols)
+            store<PIECE>(row + first, lanes);
+        else if (first < cols)
+            store_partial(row + first, *lanes, cols - first);
+    });
+}
+
+// ------------------------------------------------------------------------------------------------ where am I
+// Unit number `unit` of all strips of all planes: strips are consecutive, then bands of `band` rows, then planes.
+struct Strip {
+    Index plane;
+    int first_row, end_row, first_col;
+
+    __device__ __forceinline__ Strip(Index unit, Index planes, int rows, int cols, int band) {
+        const int strips = (cols + COLS - 1) / COLS, bands = (rows + band - 1) / band;
+        const Index band_number = unit / strips;
+        first_col = int(unit % strips) * COLS;
+        plane = band_number / bands;
+        first_row = int(band_number % bands) * band;
+        end_row = plane < planes ? min(first_row + band, rows) : first_row;  // beyond the last plane: no row
+    }
+    __device__ __forceinline__ bool exists() const { return first_row < end_row; }
+};
