@@ -41,7 +41,7 @@ TUNABLES = {
     "THREADS": Tunable(legal=(32, 64, 128, 256), cuda=128, cpu=32),
     "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: _cpu_vector_bytes()),
     "COLS": Tunable(legal=(8, 16), cuda=8, cpu=lambda p: max(8, _cpu_vector_bytes() // _accumulator_bytes(p))),
-    "ROWS": Tunable(legal=(8, 16, 32), cuda=32, cpu=16),
+    "ROWS": Tunable(legal=(8, 16, 32), cuda=32, cpu=32),
 }
 
 

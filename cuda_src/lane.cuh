@@ -73,6 +73,19 @@ __device__ __forceinline__ void store(Scalar* to, const Lane* lanes) {
 // 0 in place of element i where bit i is 0.
 __device__ __forceinline__ void keep(Lane& lane, unsigned bits) { lane = bits & 1 ? lane : Acc(0); }
 
+// 0 in place of NaN and infinities; returns whether there was any.
+__device__ __forceinline__ bool make_finite(Lane& lane) {
+    const bool finite = lane - lane == 0;
+    lane = finite ? lane : Acc(0);
+    return !finite;
+}
+
+// A Lane whose total is value.
+__device__ __forceinline__ Lane lane_with_total(Acc value) { return value; }
+
+// Has the lane computed here. Left alone, g++ moves sums into the branches where they are used, and spills the rest.
+__device__ __forceinline__ void settle(Lane&) {}
+
 // As it will be read again after it was stored.
 __device__ __forceinline__ Lane rounded(Lane lane) { return to_acc(from_acc(lane)); }
 
@@ -81,7 +94,9 @@ __device__ __forceinline__ unsigned open_bits(Lane lane) { return !(lane <= 0); 
 
 // An aligned piece lies inside its row or outside as a whole.
 template <class Source>
-__device__ __forceinline__ void read_partial(const Source&, Lane*, int, int) {}
+__device__ __forceinline__ Lane partial_lane(const Source&, int, int) {
+    return 0;
+}
 __device__ __forceinline__ void store_partial(Scalar*, Lane, int) {}
 
 // COLUMNS neighbouring columns, from any of TAPS neighbouring ones on: the registers of a row, under other names.
@@ -151,6 +166,18 @@ __forceinline__ void keep(Lane& lane, unsigned bits) {
     lane = chosen != 0 ? lane : Lane{};
 }
 
+__forceinline__ bool make_finite(Lane& lane) {
+    const LaneBits finite = lane - lane == Lane{};
+    lane = finite ? lane : Lane{};
+    Integer all = -1;
+    for (int i = 0; i < LANES; ++i) all &= finite[i];
+    return !all;
+}
+
+__forceinline__ Lane lane_with_total(Acc value) { return Lane{value}; }
+
+__forceinline__ void settle(Lane& lane) { __asm__("" : "+v"(lane)); }
+
 __forceinline__ Lane rounded(Lane lane) {
     if constexpr (!std::is_same_v<Scalar, Acc>)
         for (int i = 0; i < LANES; ++i) lane[i] = to_acc(from_acc(lane[i]));
@@ -183,29 +210,26 @@ struct Shifts {
     __forceinline__ Lane lane(int s, int i) const { return shifted[s][i]; }
 };
 
-// Pieces at the ends of rows that a lane does not divide: zero outside the row. There, elements are numbered at run
-// time, and a lane that this happens to lives in memory: hence not inlined.
-template <class F>
-__noinline__ Lane lane_of(F f) {
-    Lane lane;
-    for (int i = 0; i < LANES; ++i) lane[i] = f(i);
-    return lane;
-}
+// Pieces at the ends of rows that a lane does not divide: zero outside the row. Elements that are numbered at run time
+// are in memory, so they are not the lane's own; and nothing here is a call, which would save all lanes to memory.
 template <class Source>
-__forceinline__ void read_partial(const Source& source, Lane* lane, int row, int col) {
+__forceinline__ Lane partial_lane(const Source& source, int row, int col) {
+    Lane lane;
     if (source.cols < LANES) {
-        *lane = lane_of([&](int i) INLINED {
-            return 0 <= col + i && col + i < source.cols ? source.at(row, col + i) : Acc(0);
-        });
-        return;
+        Acc elements[LANES] = {};
+        for (int i = max(0, -col); i < min(LANES, source.cols - col); ++i) elements[i] = source.at(row, col + i);
+        memcpy(&lane, elements, sizeof lane);
+        return lane;
     }
     const int nearest = min(max(col, 0), source.cols - LANES);
-    source.read(lane, row, nearest);
+    source.read(&lane, row, nearest);
     const LaneBits from = lane_numbers() + Integer(col - nearest);
-    *lane = (from >= 0) & (from < LANES) ? __builtin_shuffle(*lane, from & (LANES - 1)) : Lane{};
+    return (from >= 0) & (from < LANES) ? __builtin_shuffle(lane, from & (LANES - 1)) : Lane{};
 }
-__noinline__ void store_partial(Scalar* to, Lane lane, int count) {
-    for (int i = 0; i < count; ++i) to[i] = from_acc(lane[i]);
+__forceinline__ void store_partial(Scalar* to, Lane lane, int count) {
+    Acc elements[LANES];
+    memcpy(elements, &lane, sizeof lane);
+    for (int i = 0; i < count; ++i) to[i] = from_acc(elements[i]);
 }
 
 // The activation on a whole lane.

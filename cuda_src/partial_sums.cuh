@@ -21,15 +21,3 @@ __device__ __forceinline__ void add_up_block(const Lane (&lanes)[COUNT], Give&& 
         give(i, sum);
     }
 }
-
-// The columns of a strip that count, as bits: those of `first` + 0, 1, ... that lie inside an image of `cols`.
-__device__ __forceinline__ unsigned columns_inside(int first, int cols) {
-    const int begin = min(max(-first, 0), COLS), end = min(max(cols - first, 0), COLS);
-    return ((1u << end) - 1) & ~((1u << begin) - 1);
-}
-
-// 0 in place of the columns that do not count, be they NaN or infinite.
-__device__ __forceinline__ Cols only(Cols columns, unsigned bits) {
-    unroll<COLS / LANES>([&](auto i) INLINED { keep(columns.lanes[i], bits >> (i * LANES)); });
-    return columns;
-}

@@ -44,7 +44,22 @@ struct Plane {
     __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
         load<PIECE>(lanes, data + Index(row) * cols + col);
     }
+    __device__ __forceinline__ void finish(Lane&) const {}
     __device__ __forceinline__ Acc at(int row, int col) const { return to_acc(data[Index(row) * cols + col]); }
+};
+
+// ... or the same without NaN and infinities, where that is asked for ...
+template <int PIECE_>
+struct FinitePlane : Plane<PIECE_> {
+    const bool only_finite;
+    bool left_out = false;
+
+    __device__ __forceinline__ FinitePlane(const Scalar* image, Index plane, int rows, int cols, bool only_finite)
+        : Plane<PIECE_>(image, plane, rows, cols), only_finite(only_finite) {}
+
+    __device__ __forceinline__ void finish(Lane& lane) {
+        if (only_finite) left_out |= make_finite(lane);
+    }
 };
 
 // ... or of g = dy * phi'(s), which is formed as it is read and never stored.
@@ -65,6 +80,7 @@ struct GradPlane {
         load<PIECE>(lanes, dy + Index(row) * cols + col);
         if constexpr (ACTIVATION != IDENTITY) apply(lanes, saved + Index(row) * saved_pitch, col);
     }
+    __device__ __forceinline__ void finish(Lane&) const {}
     __device__ __forceinline__ void apply(Lane* lanes, const Scalar* y_row, int col) const {
         Lane y[PIECE / LANES];
         load<PIECE>(y, y_row + col);
@@ -106,7 +122,7 @@ struct Window {
     }
 
     template <class Source>
-    __device__ __forceinline__ static auto read(const Source& source, int row, int first, bool inside) {
+    __device__ __forceinline__ static auto read(Source& source, int row, int first, bool inside) {
         constexpr int PIECE = Source::PIECE, N = PIECES<PIECE> * PIECE / LANES;
         Lane lanes[N];
         unroll<N>([&](auto i) INLINED { lanes[i] = Lane{}; });
@@ -120,15 +136,19 @@ struct Window {
                     read_at_edge(source, lanes + i * (PIECE / LANES), row, first - BEFORE + i * PIECE);
                 });
         }
+        unroll<N>([&](auto i) INLINED {
+            source.finish(lanes[i]);
+            settle(lanes[i]);
+        });
         return Shifts<TAPS, BEFORE, COLS, N>(lanes);
     }
 
     template <class Source>
-    __device__ __forceinline__ static void read_at_edge(const Source& source, Lane* lanes, int row, int col) {
+    __device__ __forceinline__ static void read_at_edge(Source& source, Lane* lanes, int row, int col) {
         if (col >= 0 && col + Source::PIECE <= source.cols)
             source.read(lanes, row, col);
         else if (col + Source::PIECE > 0 && col < source.cols)
-            read_partial(source, lanes, row, col);
+            *lanes = partial_lane(source, row, col);
     }
 };
 
@@ -141,14 +161,21 @@ __device__ __forceinline__ Cols shifted(const Shifted& window, S s) {
 
 // The strip's own columns of a row, zero outside the image.
 template <class Source>
-__device__ __forceinline__ Cols own_columns(const Source& source, int row, int first) {
+__device__ __forceinline__ Cols own_columns(Source& source, int row, int first) {
     using Own = Window<1, 0>;
     return shifted(Own::read(source, row, first, Own::inside(source, first)), Constant<0>{});
 }
 
+// Slot number of a ring of SLOTS, for 0 <= slot < 2 SLOTS.
+template <int SLOTS>
+__device__ __forceinline__ int wrapped(int slot) {
+    return slot < SLOTS ? slot : slot - SLOTS;
+}
+
 // ------------------------------------------------------------------------------------------------ what is written
 template <int PIECE>
-__device__ __forceinline__ void write(Scalar* row, int col, int cols, const Cols& columns) {
+__device__ __forceinline__ void write(Scalar* row, int col, int cols, Cols columns) {
+    unroll<COLS / LANES>([&](auto i) INLINED { settle(columns.lanes[i]); });
     unroll<COLS / PIECE>([&](auto i) INLINED {
         const Lane* lanes = columns.lanes + i * (PIECE / LANES);
         const int first = col + i * PIECE;

@@ -18,10 +18,8 @@ using GRow = Window<FILTER_S, LEAD>;
 // Independent sums of dx: with fewer than three in all, a thread would wait for each multiply-add.
 constexpr int CHAINS = COLS / LANES < 3 ? 3 : 1;
 
-// Marches down one strip: writes dx, and adds to sums[t] tap t's products, to sums[TAPS] the bias's terms. With EDGE,
-// some of the windows reach beyond the image: there g is 0, and what x holds must not count, even if it is infinite.
-template <bool EDGE>
-__device__ __forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc* taps, const Plane<X_VECTOR>& x,
+// Marches down one strip: writes dx, and adds to sums[t] tap t's products, to sums[TAPS] the bias's terms.
+__device__ __forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc (&taps)[TAPS], FinitePlane<X_VECTOR>& x,
                                       const GradPlane<Y_VECTOR>& g_plane, Scalar* dx_plane, const Strip& strip) {
     const int first = strip.first_col - LEFT;
     const bool inside = GRow::inside(g_plane, first);
@@ -37,35 +35,43 @@ __device__ __forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc* taps, c
             const int h = first_h + phase;
             if (h >= strip.end_row) break;
             const Cols x_row = NEED_DW ? own_columns(x, h, strip.first_col) : Cols::fill(0);
-            // Slot (phase + i) % FILTER_R holds row h - TOP + i of g.
-            ring[(phase + FILTER_R - 1) % FILTER_R] = GRow::read(g_plane, h + TOP, first, inside);
+            // Slot phase + i, wrapped, holds row h - TOP + i of g.
+            ring[wrapped<FILTER_R>(phase + FILTER_R - 1)] = GRow::read(g_plane, h + TOP, first, inside);
             if constexpr (NEED_DB) {
-                const Cols g = shifted(ring[(phase + TOP) % FILTER_R], Constant<LEFT>{});
+                const Cols g = shifted(ring[wrapped<FILTER_R>(phase + TOP)], Constant<LEFT>{});
                 unroll<COLS / LANES>([&](auto i) INLINED { sums[TAPS] += g.lanes[i]; });
             }
             Cols dx[CHAINS];
             unroll<CHAINS>([&](auto chain) INLINED { dx[chain] = Cols::fill(0); });
             unroll<FILTER_R>([&](auto i) INLINED {
-                const Row& row = ring[(phase + i) % FILTER_R];
-                const bool row_counts = !EDGE || (0 <= h - TOP + i && h - TOP + i < g_plane.rows);
+                const Row& row = ring[wrapped<FILTER_R>(phase + i)];
                 unroll<FILTER_S>([&](auto j) INLINED {  // g's row and column in the window: the filter, turned
                     constexpr int tap = (FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - j;
                     const Cols g = shifted(row, j);
                     if constexpr (NEED_DX) dx[(i * FILTER_S + j) % CHAINS].add_product(taps[tap], g);
-                    if constexpr (NEED_DW) {
-                        if constexpr (EDGE) {
-                            const unsigned counting = columns_inside(first + j, g_plane.cols);
-                            if (row_counts) add_products(sums[tap], only(x_row, counting), g);
-                        } else {
-                            add_products(sums[tap], x_row, g);
-                        }
-                    }
+                    if constexpr (NEED_DW) add_products(sums[tap], x_row, g);
                 });
             });
             if constexpr (NEED_DX) {
                 unroll<CHAINS - 1>([&](auto chain) INLINED { dx[0].add(dx[chain + 1]); });
                 write<X_VECTOR>(dx_plane + Index(h) * x.cols, strip.first_col, x.cols, dx[0]);
             }
+        }
+}
+
+// Adds the products that march left out. Where windows reach beyond the image, g is 0, and 0 times an infinite x would
+// be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
+__device__ __forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const FinitePlane<X_VECTOR>& x,
+                                             const GradPlane<Y_VECTOR>& g_plane, const Strip& strip) {
+    for (int h = strip.first_row; h < strip.end_row; ++h)
+        for (int w_ = strip.first_col; w_ < min(strip.first_col + COLS, x.cols); ++w_) {
+            const Acc value = x.at(h, w_);
+            if (value - value == 0) continue;
+            unroll<TAPS>([&](auto t) INLINED {
+                const int p = h + TOP - t / FILTER_S, q = w_ + LEFT - t % FILTER_S;
+                if (p < 0 || p >= g_plane.rows || q < 0 || q >= g_plane.cols) return;
+                sums[t] += lane_with_total(g_plane.at(p, q) * value);
+            });
         }
 }
 
@@ -79,23 +85,17 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
     const Strip strip(Index(block) * THREADS + threadIdx.x, shape.N, shape.H, shape.W, ROWS);
     const Index plane = strip.plane * shape.C + c;
 
-    __shared__ Acc taps[TAPS];
-    if constexpr (NEED_DX) {
-        for (int t = threadIdx.x; t < TAPS; t += THREADS) taps[t] = to_acc(w[Index(c) * TAPS + t]);
-        __syncthreads();  // all taps are there
-    }
-
+    Acc taps[TAPS];
+    if constexpr (NEED_DX) unroll<TAPS>([&](auto t) INLINED { taps[t] = to_acc(w[Index(c) * TAPS + t]); });
     Lane sums[TAPS + 1];
     unroll<TAPS + 1>([&](auto t) INLINED { sums[t] = Lane{}; });
     if (strip.exists()) {
-        const Plane<X_VECTOR> x_plane(x, plane, shape.H, shape.W);
         const GradPlane<Y_VECTOR> g_plane(dy, saved, plane, shape);
-        Scalar* dx_plane = dx + plane * shape.H * shape.W;
-        const bool rows_inside = strip.first_row >= TOP && strip.end_row + TOP <= shape.H;
-        if (rows_inside && GRow::inside(g_plane, strip.first_col - LEFT))
-            march<false>(sums, taps, x_plane, g_plane, dx_plane, strip);
-        else
-            march<true>(sums, taps, x_plane, g_plane, dx_plane, strip);
+        const bool windows_inside = strip.first_row >= TOP && strip.end_row + TOP <= shape.H &&
+                                    GRow::inside(g_plane, strip.first_col - LEFT);
+        FinitePlane<X_VECTOR> x_plane(x, plane, shape.H, shape.W, !windows_inside);
+        march(sums, taps, x_plane, g_plane, dx + plane * shape.H * shape.W, strip);
+        if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip);
     }
 
     if constexpr (NEED_DW || NEED_DB) {

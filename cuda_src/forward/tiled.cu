@@ -3,9 +3,9 @@
 // One block computes a tile of TILE_P x TILE_Q outputs of one (n,k), a thread each, from inputs that it stages in
 // shared memory. Channel by channel it loads the inputs under its tile, with their halo, and the channel's filter;
 // then every thread takes its R*S products from there. What changed from naive: a block asks memory for an input
-// once, not once for each of the R*S taps that read it, and what belongs to an input (its 64-bit address, whether it
-// lies in the padding, its conversion to Acc) is also done once. On a CPU the first-level cache does as much by
-// itself, and two waits at a barrier a channel cost each thread more than they save.
+// once, not once for each of the R*S taps that read it, and what comes with an input (its 64-bit address, whether it
+// lies in the padding, its conversion to Acc) is done once too. On a CPU the first-level cache does as much by
+// itself, and two waits at a barrier for each channel cost a thread more than that saves.
 //
 // No bank conflicts at unit stride: q is consecutive in threadIdx.x and a warp lies in one row of the tile, so at a
 // tap its 32 lanes read 32 consecutive numbers of x_tile, and all of them the same number of w_tile.
@@ -13,11 +13,11 @@
 // What limits it: two reads of shared memory for every multiply-add; and each of a group's filters stages the same
 // inputs again.
 #include "activation.cuh"
+#include "add_products.cuh"
 #include "conv2d.cuh"
-#include "long_sum.cuh"
 #include "pack_mask.cuh"
 
-static_assert(TILE_Q % 32 == 0, "a warp lies in one row of the tile, or its lanes would read the same banks");
+static_assert(TILE_Q % 32 == 0, "a warp lies in one row of the tile, or two rows of it would meet in a bank");
 static_assert(THREADS == TILE_P * TILE_Q && THREADS <= 1024, "a thread an output, and a block has at most 1024");
 
 extern __shared__ Acc shared[];
@@ -40,13 +40,14 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     const bool is_output = p < shape.P && q < shape.Q;
     const int first_c = k / shape.group_filters() * shape.group_channels();
 
-    // The inputs under the tile: those that its outputs read, from its first one's first tap to its last one's last.
+    // The inputs under the tile: from the first tap of its first output to the last tap of its last one.
     const int first_h = shape.input_row(first_p, 0);
     const int first_w = shape.input_col(first_q, 0);
     const int rows = shape.input_row(min(first_p + TILE_P - 1, shape.P - 1), shape.R - 1) - first_h + 1;
     const int cols = shape.input_col(min(first_q + TILE_Q - 1, shape.Q - 1), shape.S - 1) - first_w + 1;
-    Acc* const w_tile = shared;                    // [R][S]
+    Acc* const w_tile = shared;                      // [R][S]
     Acc* const x_tile = shared + shape.R * shape.S;  // [rows][cols]
+    const Acc* const my_x = x_tile + threadIdx.y * shape.stride_h * cols + threadIdx.x * shape.stride_w;
 
     LongSum s_sum;
     if (b) s_sum.add(to_acc(b[k]));
@@ -64,12 +65,9 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
         __syncthreads();  // the tile is complete
 
         if (is_output)
-            for (int r = 0; r < shape.R; ++r) {
-                const int row = (p - first_p) * shape.stride_h + r * shape.dilation_h;
-                const int col = (q - first_q) * shape.stride_w;
-                for (int s = 0; s < shape.S; ++s)
-                    s_sum.add(x_tile[row * cols + col + s * shape.dilation_w] * w_tile[r * shape.S + s]);
-            }
+            for (int r = 0; r < shape.R; ++r)
+                add_products(s_sum, my_x + r * shape.dilation_h * cols, shape.dilation_w, w_tile + r * shape.S, 1,
+                             shape.S);
         __syncthreads();  // nobody reads the tile any more
     }
     if (is_output) y[shape.y_at(n, k, p, q)] = from_acc(activate(s_sum.value()));

@@ -12,14 +12,11 @@
 constexpr int TAPS = TAP_ROWS * TAP_COLS;
 using XRow = Window<TAP_COLS, LEAD>;
 
-// sums[t] += tap t's products over the strip, sums[TAPS] += g. With PARTIAL, some of the strip's columns lie beyond
-// the row's end: there g is 0, and what x holds there must not count, even if it is infinite.
-template <bool PARTIAL>
-__device__ __forceinline__ void add_strip(Lane (&sums)[TAPS + 1], const Plane<X_VECTOR>& x,
+// sums[t] += tap t's products over the strip, sums[TAPS] += g.
+__device__ __forceinline__ void add_strip(Lane (&sums)[TAPS + 1], FinitePlane<X_VECTOR>& x,
                                           const GradPlane<Y_VECTOR>& g_plane, const Strip& strip, int top, int left) {
     const int first = strip.first_col - left;
     const bool inside = XRow::inside(x, first);
-    const unsigned counting = columns_inside(strip.first_col, g_plane.cols);
     using Row = decltype(XRow::read(x, 0, first, inside));
     Row ring[TAP_ROWS];
     unroll<TAP_ROWS - 1>([&](auto r) INLINED { ring[r] = XRow::read(x, strip.first_row - top + r, first, inside); });
@@ -29,18 +26,30 @@ __device__ __forceinline__ void add_strip(Lane (&sums)[TAPS + 1], const Plane<X_
         for (int phase = 0; phase < TAP_ROWS; ++phase) {  // unrolled by nvcc: the ring's slots are then constants
             const int p = first_p + phase;
             if (p >= strip.end_row) break;
-            // Slot (phase + r) % TAP_ROWS is the row of x that filter row r meets.
-            ring[(phase + TAP_ROWS - 1) % TAP_ROWS] = XRow::read(x, p - top + TAP_ROWS - 1, first, inside);
+            // Slot phase + r, wrapped, is the row of x that filter row r meets.
+            ring[wrapped<TAP_ROWS>(phase + TAP_ROWS - 1)] = XRow::read(x, p - top + TAP_ROWS - 1, first, inside);
             const Cols g = own_columns(g_plane, p, strip.first_col);
             unroll<TAP_ROWS>([&](auto r) INLINED {
-                const Row& row = ring[(phase + r) % TAP_ROWS];
-                unroll<TAP_COLS>([&](auto s) INLINED {
-                    const Cols x_seen = shifted(row, s);
-                    add_products(sums[r * TAP_COLS + s], g, PARTIAL ? only(x_seen, counting) : x_seen);
-                });
+                const Row& row = ring[wrapped<TAP_ROWS>(phase + r)];
+                unroll<TAP_COLS>([&](auto s) INLINED { add_products(sums[r * TAP_COLS + s], g, shifted(row, s)); });
             });
             unroll<COLS / LANES>([&](auto i) INLINED { sums[TAPS] += g.lanes[i]; });
         }
+}
+
+// Adds the products that add_strip left out. Where the strip reaches beyond the row's end, g is 0, and 0 times an
+// infinite x would be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
+__device__ __forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const FinitePlane<X_VECTOR>& x,
+                                             const GradPlane<Y_VECTOR>& g_plane, const Strip& strip, int top,
+                                             int left) {
+    for (int p = strip.first_row; p < strip.end_row; ++p)
+        for (int q = strip.first_col; q < g_plane.cols; ++q)
+            unroll<TAPS>([&](auto t) INLINED {
+                const int h = p - top + t / TAP_COLS, w_ = q - left + t % TAP_COLS;
+                if (h < 0 || h >= x.rows || w_ < 0 || w_ >= x.cols) return;
+                const Acc value = x.at(h, w_);
+                if (value - value != 0) sums[t] += lane_with_total(g_plane.at(p, q) * value);
+            });
 }
 
 // partial[block][tap]: block `block` of the `blocks` that share the strips of all images; the biases are the last taps
@@ -61,13 +70,12 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     Lane sums[TAPS + 1];
     unroll<TAPS + 1>([&](auto t) INLINED { sums[t] = Lane{}; });
     if (strip.exists()) {
-        const Plane<X_VECTOR> x_plane(x, strip.plane * shape.C + x_c, shape.H, shape.W);
+        const bool partial_strip = strip.first_col + COLS > shape.Q;
+        FinitePlane<X_VECTOR> x_plane(x, strip.plane * shape.C + x_c, shape.H, shape.W, partial_strip);
         const GradPlane<Y_VECTOR> g_plane(dy, saved, strip.plane * shape.K + k, shape);
         const int top = shape.pad_top - first_r, left = shape.pad_left - first_s;
-        if (strip.first_col + COLS <= shape.Q)
-            add_strip<false>(sums, x_plane, g_plane, strip, top, left);
-        else
-            add_strip<true>(sums, x_plane, g_plane, strip, top, left);
+        add_strip(sums, x_plane, g_plane, strip, top, left);
+        if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip, top, left);
     }
 
     Acc* mine = partial + block * (shape.w_size() + shape.K);
