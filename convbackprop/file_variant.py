@@ -155,7 +155,7 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
         path.stem,
         tuple(launches),
         tunables,
-        lambda p, t: sum(expression(names(p, t)) for expression in partial),
+        partial_sums=lambda p, t: sum(expression(names(p, t)) for expression in partial),
         requires=(needs_no_mask,),
         file=path,
     )

@@ -1,4 +1,4 @@
-"""The public functions: check the arguments, choose a variant, launch it.
+"""The public functions: check the arguments, choose a variant, launch it (see `calls` for when this is done).
 
 Shapes in the docstrings: input (N,C,H,W), weight (K,C/groups,R,S), bias (K), output (N,K,P,Q) with
 P = (H + top + bottom - dilation * (R-1) - 1) // stride + 1 and Q likewise. A 2-D array is one image of one channel, a
@@ -8,21 +8,20 @@ float16, bfloat16) and one device, and so are the results.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convbackprop import arrays
+from convbackprop import arrays, calls
+from convbackprop.calls import Checked, Function, Result
 from convbackprop.devices import Device, get_device
 from convbackprop.errors import InvalidArgument, InvalidType
-from convbackprop.plan import alignment_of, plan
-from convbackprop.problem import PASSES, ConvProblem, activation_name, integer, pair, resolve_padding
-from convbackprop.variants import Alignment, Variant, choose
+from convbackprop.problem import ConvProblem, activation_name, integer, known, pair, resolve_padding
+from convbackprop.variants import Variant, choose, of_pass, why_not
 
 Shape = tuple[int, ...]
 
-_Geometry = tuple[Any, Any, Any, Any]  # stride, padding, dilation, groups as they were given
-_Phi = tuple[Any, Any, str]  # the saved output, the mask, and the activation
+_Given = Mapping[str, Any]  # arrays, or None, by argument or operand
+_Options = tuple[Any, ...]  # stride, padding, dilation, groups, activation, variant, and a size where there is one
 
 
 class _Arguments:
@@ -63,16 +62,26 @@ class _Arguments:
         if name in self.arrays and tuple(self.arrays[name].shape) != expected:
             raise InvalidArgument(f"{name} has shape {tuple(self.arrays[name].shape)}; it should be {expected}, {why}")
 
-    def check_out(self, name: str, out: Any, shape: Shape, dtype: str) -> None:
-        """Raise unless a result can be written to `out`."""
+    def check_outs(self, outs: _Given, results: Mapping[str, Result]) -> None:
+        """Raise unless the results can be written to those of `outs` that are wanted and given."""
+        taken: list[Any] = []
+        for name, result in results.items():
+            if outs[name] is not None:
+                self._check_out("out", outs[name], result.shape)
+                taken.append(outs[name])
+        for i, out in enumerate(taken):
+            if any(arrays.overlap(self.library, out, other) for other in taken[:i]):
+                raise InvalidArgument("out holds arrays that share memory; each should be an array of its own")
+
+    def _check_out(self, name: str, out: Any, shape: Shape) -> None:
         library = arrays.library_of(out, name)
         if library is not self.library:
             raise InvalidType(f"{name} is a {library.title}; it should be a {self.library.title} as the inputs are")
         arrays.check_usable(library, out, name)
         if tuple(out.shape) != shape:
             raise InvalidArgument(f"{name} has shape {tuple(out.shape)}; it should be {shape}")
-        if library.dtype(out) != dtype:
-            raise InvalidType(f"{name} has dtype {library.dtype(out)}; it should be {dtype}")
+        if library.dtype(out) != self.dtype:
+            raise InvalidType(f"{name} has dtype {library.dtype(out)}; it should be {self.dtype}")
         if library.device_name(out) != library.device_name(self.like):
             raise InvalidArgument(
                 f"{name} is on device {library.device_name(out)}; the inputs are on {self.device.name}"
@@ -83,95 +92,13 @@ class _Arguments:
             raise InvalidArgument(
                 f"{name} is broadcast, so its elements share memory; it should be an array of its own"
             )
-        self.check_apart(name, out)
-
-    def check_apart(self, name: str, out: Any) -> None:
-        """Raise if writing to `out` would change an input."""
         for other, array in self.arrays.items():
             if arrays.overlap(self.library, out, array):
                 raise InvalidArgument(f"{name} shares memory with {other}; it should be an array of its own")
 
-    def check_apart_from(self, name: str, out: Any, others: Sequence[Any]) -> None:
-        """Raise if two results would be written to the same memory."""
-        if any(arrays.overlap(self.library, out, other) for other in others):
-            raise InvalidArgument(f"{name} holds arrays that share memory; each should be an array of its own")
-
-    def run(
-        self,
-        variant: Variant,
-        problem: ConvProblem,
-        inputs: Mapping[str, Any],
-        results: Mapping[str, tuple[str, Shape, Any]],
-    ) -> list[Any]:
-        """Launch a variant.
-
-        `inputs` are arrays by operand name; `results` gives for each operand that is wanted its name for messages, the
-        shape in which the user sees it, and the array to write to (None: a new one). Returns the results in that order.
-        """
-        dtypes = {operand.name: operand.dtype(problem) for operand in PASSES[variant.pass_name].operands}
-        taken = [out for _, _, out in results.values() if out is not None]
-        for i, out in enumerate(taken):
-            self.check_apart_from("out", out, taken[:i])
-        made = {}
-        for name, (title, shape, out) in results.items():
-            if out is None:
-                out = arrays.allocate(self.library, shape, dtypes[name], self.like, title)
-            made[name] = out
-        targets = {  # where the kernels write
-            name: out
-            if self.library.is_plain(out)
-            else arrays.allocate(self.library, tuple(out.shape), dtypes[name], self.like, "the contiguous form of out,")
-            for name, out in made.items()
-        }
-        titles = {id(array): title for title, array in self.arrays.items()}
-        sources = {
-            name: arrays.contiguous(self.library, array, titles[id(array)])
-            for name, array in inputs.items()
-            if array is not None
-        }
-        self._launch(variant, problem, sources, targets)
-        for name, target in targets.items():
-            if target is not made[name]:
-                self.library.copy(made[name], target)
-        return list(made.values())
-
-    def _launch(
-        self, variant: Variant, problem: ConvProblem, sources: Mapping[str, Any], targets: Mapping[str, Any]
-    ) -> None:
-        everything = {**sources, **targets}
-        pointers = {operand.name: 0 for operand in PASSES[variant.pass_name].operands}
-        pointers |= {name: self.library.pointer(array) for name, array in everything.items()}
-        staged = self.library.device_name(self.like) == "cpu" and self.device.kind == "cuda"
-        alignment = Alignment() if staged else alignment_of(pointers, problem.mask)
-        ready = plan(variant, problem, self.device, None, alignment)
-        if staged:
-            self._launch_staged(ready, pointers, everything, targets)
-            return
-        scratch = None
-        if ready.partial_bytes:
-            scratch = arrays.allocate(self.library, (ready.partial_bytes,), "uint8", self.like, "scratch memory")
-            pointers["partial"] = self.library.pointer(scratch)
-        if self.device.kind == "cpu":
-            ready.run(pointers)
-            return
-        with self.device.active(), self.library.on_stream(self.device, self.like) as stream:  # type: ignore[attr-defined]
-            ready.run(pointers, stream)
-
-    def _launch_staged(
-        self, ready: Any, pointers: dict[str, int], everything: Mapping[str, Any], targets: Mapping[str, Any]
-    ) -> None:
-        """Copy arrays of the host to the GPU, run, and copy the results back."""
-        device: Any = self.device
-        with device.active():
-            there = {}
-            for name, array in everything.items():
-                size = array.nbytes
-                there[name] = device.allocate(size) if name in targets else device.upload(pointers[name], size)
-            if ready.partial_bytes:
-                there["partial"] = device.allocate(ready.partial_bytes)
-            ready.run({**pointers, **{name: int(allocation) for name, allocation in there.items()}})
-            for name, array in targets.items():
-                device.download(there[name], pointers[name], array.nbytes)
+    def checked(self, results: Mapping[str, Result], *passes: tuple[Variant, ConvProblem]) -> Checked:
+        """Return the call, ready to be carried out."""
+        return Checked(self.library, self.device, self.like, results, passes)
 
 
 def _four(shape: Shape, name: str) -> tuple[int, int, int, int]:
@@ -304,24 +231,49 @@ def conv2d(
     ProblemTooLarge
         A MemoryError that says how many bytes are missing.
     """
-    call = _Arguments(device, {"input": input, "weight": weight, "bias": bias})
-    x_shape, w_shape = tuple(input.shape), tuple(weight.shape)
+    y, mask = calls.run(
+        _FORWARD,
+        (input, weight, bias, out, None),
+        device,
+        (stride, padding, dilation, groups, activation, variant),
+        (_flag(save_mask, "save_mask"),),
+    )
+    return (y, mask) if save_mask else y
+
+
+def _check_forward(given: _Given, outs: _Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
+    stride, padding, dilation, groups, activation, variant = options
+    (save_mask,) = flags
+    call = _Arguments(device, given)
+    x_shape, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
     problem = _problem(
         x_shape, "input", w_shape, "weight", stride, padding, dilation, groups, activation, call.dtype,
-        bias=bias is not None, mask=_flag(save_mask, "save_mask"),
+        bias=given["bias"] is not None, mask=save_mask,
     )  # fmt: skip
     call.check_shape("bias", (problem.K,), "one value an output channel")
-    results = {"y": ("output", _seen(problem.y_shape, x_shape), out)}
-    if out is not None:
-        call.check_out("out", out, results["y"][1], problem.dtype)
+    results = {"y": Result("output", _seen(problem.y_shape, x_shape))}
     if save_mask:
-        results["mask"] = ("mask", _seen(problem.mask_shape, x_shape), None)
-    made = call.run(choose("forward", variant, problem, call.device.kind), problem, {"x": input, "w": weight, "b": bias}, results)
-    return tuple(made) if save_mask else made[0]
+        results["mask"] = Result("mask", _seen(problem.mask_shape, x_shape))
+    call.check_outs(outs, results)
+    return call.checked(results, (choose("forward", variant, problem, call.device.kind), problem))
 
 
-def _saved(call: _Arguments, problem: ConvProblem, output: Any, mask: Any, y_shape: Shape) -> Any:
-    """Return what phi' is formed from, after checking that it is there."""
+_FORWARD = Function(_check_forward, ("input", "weight", "bias"), ("y", "mask"))
+
+
+def _gradient_problem(
+    call: _Arguments, given: _Given, x_shape: Shape, x_name: str, w_shape: Shape, w_name: str, options: _Options,
+    **flags: bool,
+) -> ConvProblem:  # fmt: skip
+    """Return the problem of a gradient, after checking that all is there that it is formed from."""
+    stride, padding, dilation, groups, activation, *_ = options
+    output, mask = given["output"], given["mask"]
+    problem = _problem(
+        x_shape, x_name, w_shape, w_name, stride, padding, dilation, groups, activation, call.dtype,
+        mask=mask is not None, **flags,
+    )  # fmt: skip
+    y_shape = _seen(problem.y_shape, x_shape)
+    call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
     call.check_shape("output", y_shape, "the shape of grad_output")
     call.check_shape("mask", (*y_shape[:-1], -(-y_shape[-1] // 8)), "a bit for each element of grad_output")
     if output is not None and mask is not None:
@@ -331,7 +283,7 @@ def _saved(call: _Arguments, problem: ConvProblem, output: Any, mask: Any, y_sha
             f"output is missing: activation {problem.activation!r} needs the saved output of the forward pass "
             "(or, with 'relu', its mask)"
         )
-    return {"output": output, "mask": mask, None: None}[problem.saved]
+    return problem
 
 
 def conv2d_input_grad(
@@ -384,28 +336,26 @@ def conv2d_input_grad(
     InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
         As `conv2d` does.
     """
-    geometry, phi = (stride, padding, dilation, groups), (output, mask, activation)
-    return _prepare_input_grad(input_size, weight, grad_output, geometry, phi, variant, device, out)()[0]
-
-
-def _prepare_input_grad(
-    input_size: Any, weight: Any, grad_output: Any, geometry: _Geometry, phi: _Phi, variant: str, device: Any, out: Any
-) -> Callable[[], list[Any]]:
-    """Check all arguments; return what computes [dx]."""
-    output, mask, activation = phi
-    call = _Arguments(device, {"weight": weight, "grad_output": grad_output, "output": output, "mask": mask})
-    x_shape = _size(input_size, "input_size")
-    problem = _problem(
-        x_shape, "input_size", tuple(weight.shape), "weight", *geometry, activation, call.dtype, mask=mask is not None
+    (dx,) = calls.run(
+        _INPUT_GRAD,
+        (weight, grad_output, output, mask, out),
+        device,
+        (stride, padding, dilation, groups, activation, variant, input_size),
     )
-    y_shape = _seen(problem.y_shape, x_shape)
-    call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
-    saved = _saved(call, problem, output, mask, y_shape)
-    if out is not None:
-        call.check_out("out", out, x_shape, problem.dtype)
-    chosen = choose("input_grad", variant, problem, call.device.kind)
-    inputs = {"dy": grad_output, "saved": saved, "w": weight}
-    return functools.partial(call.run, chosen, problem, inputs, {"dx": ("input gradient", x_shape, out)})
+    return dx
+
+
+def _check_input_grad(given: _Given, outs: _Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
+    *_, variant, input_size = options
+    call = _Arguments(device, given)
+    x_shape, w_shape = _size(input_size, "input_size"), tuple(given["weight"].shape)
+    problem = _gradient_problem(call, given, x_shape, "input_size", w_shape, "weight", options)
+    results = {"dx": Result("input gradient", x_shape)}
+    call.check_outs(outs, results)
+    return call.checked(results, (choose("input_grad", variant, problem, call.device.kind), problem))
+
+
+_INPUT_GRAD = Function(_check_input_grad, ("weight", "grad_output", "output", "mask"), ("dx",))
 
 
 def conv2d_kernel_grad(
@@ -460,37 +410,32 @@ def conv2d_kernel_grad(
     InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
         As `conv2d` does.
     """
-    dw_out, db_out = _outs(out, 2, "a pair (dw, db)") if _flag(with_bias, "with_bias") else (out, None)
-    geometry, phi = (stride, padding, dilation, groups), (output, mask, activation)
-    made = _prepare_kernel_grad(
-        input, weight_size, grad_output, geometry, phi, with_bias, variant, device, dw_out, db_out
-    )()
-    return tuple(made) if with_bias else made[0]
+    with_bias = _flag(with_bias, "with_bias")
+    dw_out, db_out = _outs(out, 2, "a pair (dw, db)") if with_bias else (out, None)
+    dw, db = calls.run(
+        _KERNEL_GRAD,
+        (input, grad_output, output, mask, dw_out, db_out),
+        device,
+        (stride, padding, dilation, groups, activation, variant, weight_size),
+        (with_bias,),
+    )
+    return (dw, db) if with_bias else dw
 
 
-def _prepare_kernel_grad(
-    input: Any, weight_size: Any, grad_output: Any, geometry: _Geometry, phi: _Phi, with_bias: bool, variant: str,
-    device: Any, dw_out: Any, db_out: Any,
-) -> Callable[[], list[Any]]:  # fmt: skip
-    """Check all arguments; return what computes [dw] or [dw, db]."""
-    output, mask, activation = phi
-    call = _Arguments(device, {"input": input, "grad_output": grad_output, "output": output, "mask": mask})
-    x_shape, w_shape = tuple(input.shape), _size(weight_size, "weight_size")
-    problem = _problem(
-        x_shape, "input", w_shape, "weight_size", *geometry, activation, call.dtype,
-        mask=mask is not None, bias=with_bias,
-    )  # fmt: skip
-    y_shape = _seen(problem.y_shape, x_shape)
-    call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
-    saved = _saved(call, problem, output, mask, y_shape)
-    results = {"dw": ("kernel gradient", w_shape, dw_out)}
+def _check_kernel_grad(given: _Given, outs: _Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
+    *_, variant, weight_size = options
+    (with_bias,) = flags
+    call = _Arguments(device, given)
+    x_shape, w_shape = tuple(given["input"].shape), _size(weight_size, "weight_size")
+    problem = _gradient_problem(call, given, x_shape, "input", w_shape, "weight_size", options, bias=with_bias)
+    results = {"dw": Result("kernel gradient", w_shape)}
     if with_bias:
-        results["db"] = ("bias gradient", (problem.K,), db_out)
-    for _, shape, array in results.values():
-        if array is not None:
-            call.check_out("out", array, shape, problem.dtype)
-    chosen = choose("kernel_grad", variant, problem, call.device.kind)
-    return functools.partial(call.run, chosen, problem, {"dy": grad_output, "saved": saved, "x": input}, results)
+        results["db"] = Result("bias gradient", (problem.K,))
+    call.check_outs(outs, results)
+    return call.checked(results, (choose("kernel_grad", variant, problem, call.device.kind), problem))
+
+
+_KERNEL_GRAD = Function(_check_kernel_grad, ("input", "grad_output", "output", "mask"), ("dw", "db"))
 
 
 def conv2d_backward(
@@ -520,8 +465,12 @@ def conv2d_backward(
         The layer's input.
     weight : array, shape (K, C/groups, R, S) or (R, S)
         The filters.
-    stride, padding, dilation, groups, output, mask, activation, variant, device
+    stride, padding, dilation, groups, output, mask, activation, device
         As in `conv2d_input_grad`.
+    variant : str
+        "fused" computes all that is needed in one pass over grad_output; a rung of the gradients' ladders such as
+        "naive" the input gradient and the others one after the other. "auto" is "fused" where dx and another gradient
+        are needed and "fused" computes the problem, and else for each of the two the rung that "auto" stands for there.
     needs : (bool, bool, bool)
         Which of (dx, dw, db) to compute; no work is done for the others.
     out : (array or None, array or None, array or None), optional
@@ -537,34 +486,67 @@ def conv2d_backward(
     InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
         As `conv2d` does.
     """
-    if not isinstance(needs, Sequence) or len(needs) != 3 or not all(isinstance(need, bool) for need in needs):
+    if not isinstance(needs, Sequence) or list(map(type, needs)) != [bool, bool, bool]:
         raise InvalidArgument(f"needs is {needs!r}; it should be three bools, for dx, dw and db")
+    need_dx, need_dw, need_db = needs
     dx_out, dw_out, db_out = _outs(out, 3, "three arrays or Nones, for dx, dw and db")
-    call = _Arguments(
-        device, {"grad_output": grad_output, "input": input, "weight": weight, "output": output, "mask": mask}
+    outs = (dx_out if need_dx else None, dw_out if need_dw else None, db_out if need_db else None)
+    dx, dw, db = calls.run(
+        _BACKWARD,
+        (grad_output, input, weight, output, mask, *outs),
+        device,
+        (stride, padding, dilation, groups, activation, variant),
+        (need_dx, need_dw, need_db),
     )
-    geometry, phi = (stride, padding, dilation, groups), (output, mask, activation)
-    # Every argument of every pass is checked before the first one is launched.
-    passes = []
-    if needs[0]:
-        passes.append(
-            _prepare_input_grad(tuple(input.shape), weight, grad_output, geometry, phi, variant, device, dx_out)
-        )
-    if needs[1] or needs[2]:
-        passes.append(
-            _prepare_kernel_grad(
-                input, tuple(weight.shape), grad_output, geometry, phi, needs[2], variant, device, dw_out, db_out
-            )
-        )
-    # A pass reads its own inputs only, but what it writes must not change those of the next, nor its results.
-    written = [o for o, need in zip((dx_out, dw_out, db_out), needs, strict=True) if need and o is not None]
-    for i, array in enumerate(written):
-        call.check_apart("out", array)
-        call.check_apart_from("out", array, written[:i])
-    made = [array for launch in passes for array in launch()]
-    dx = made.pop(0) if needs[0] else None
-    db = made.pop() if needs[2] else None
-    return dx, made[0] if needs[1] else None, db
+    return dx, dw if need_dw else None, db
+
+
+def _check_backward(given: _Given, outs: _Given, device: Any, options: _Options, needs: tuple[bool, ...]) -> Checked:
+    call = _Arguments(device, given)
+    x_shape, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
+    need_dx, need_dw, need_db = needs
+    problem = _gradient_problem(
+        call, given, x_shape, "input", w_shape, "weight", options, dx=need_dx, dw=need_dw, bias=need_db
+    )
+    possible = {
+        "dx": Result("input gradient", x_shape),
+        "dw": Result("kernel gradient", w_shape),
+        "db": Result("bias gradient", (problem.K,)),
+    }
+    results = {name: result for (name, result), need in zip(possible.items(), needs, strict=True) if need}
+    call.check_outs(outs, results)
+    passes = _passes_of_backward(options[5], problem, call.device.kind)
+    if any(variant.pass_name == "kernel_grad" for variant, _ in passes):
+        results = {**results, "dw": possible["dw"]}  # that pass computes it, needed or not
+    return call.checked(results, *passes)
+
+
+_BACKWARD = Function(_check_backward, ("grad_output", "input", "weight", "output", "mask"), ("dx", "dw", "db"))
+
+
+def _passes_of_backward(variant: str, problem: ConvProblem, device_kind: str) -> list[tuple[Variant, ConvProblem]]:
+    """Return what computes the gradients that `problem` wants: one pass, or one for dx and one for dw and db."""
+    separate = problem.with_(dx=True, dw=True)
+    parts = []
+    if problem.dx:
+        parts.append(("input_grad", separate.with_(bias=False)))
+    if problem.dw or problem.bias:
+        parts.append(("kernel_grad", separate))
+    fused = [rung.name for rung in of_pass("backward")]
+    ladders = [
+        [rung.name for rung in of_pass(name)] for name, _ in parts or (("input_grad", None), ("kernel_grad", None))
+    ]
+    shared = [name for name in ladders[0] if all(name in ladder for ladder in ladders)]
+    known(variant, ("auto", *fused, *shared), "variant")
+    if not parts:
+        return []
+    if variant in fused:
+        return [(choose("backward", variant, problem, device_kind), problem)]
+    if variant == "auto" and len(parts) == 2:
+        for rung, reason in why_not("backward", problem, device_kind).items():
+            if reason is None:
+                return [(rung, problem)]
+    return [(choose(name, variant, part, device_kind), part) for name, part in parts]
 
 
 def _flag(value: object, argument: str) -> bool:

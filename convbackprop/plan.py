@@ -13,7 +13,7 @@ from convbackprop.compiler import Source
 from convbackprop.devices import Device, Kernel
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from convbackprop.sources import source_root
-from convbackprop.variants import WIDEST, Alignment, Variant
+from convbackprop.variant import WIDEST, Alignment, Variant
 
 
 @functools.cache

@@ -10,14 +10,11 @@ from pathlib import Path
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
 from convbackprop.variant import WIDEST, Alignment, Constants, Geometry, Tunable, ceil_div
 
-#: A filter of more numbers than this is not kept in registers, tap by tap (4 bytes each).
-_TAP_REGISTERS = 50
+#: Taps that take more registers than this are in shared memory instead.
+_TAP_REGISTERS = 32
 
-#: Larger filters are not known at compile time: R unfinished rows of a strip would not fit the registers.
-_LARGEST_MARCH = 16
-
-#: Rows of a strip that a thread computes when the filter is not known at compile time: TILE_ROWS in correlate.cuh.
-_TILE_ROWS = 4
+#: Larger filters are not known at compile time: the unfinished rows of a strip of 8 would take more registers.
+_ROW_REGISTERS = 128
 
 #: How many filter columns are then worked on at a time; a multiple of every vector, so that loads stay aligned.
 _TAP_COLUMNS = 8
@@ -33,6 +30,11 @@ def _cpu_vector_bytes() -> int:
 
 def _accumulator_bytes(p: ConvProblem) -> int:
     return DTYPES[ACCUMULATORS[p.dtype]]
+
+
+def _registers(p: ConvProblem, accumulators: int) -> int:
+    """Return how many 32-bit registers so many accumulators take."""
+    return accumulators * _accumulator_bytes(p) // 4
 
 
 #: THREADS: of a block. VECTOR_BYTES: what one instruction of a CUDA thread works on; a GPU's works on one number, as
@@ -53,8 +55,8 @@ def _vectors(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     size = DTYPES[p.dtype]
     return {
         "LANES": 1,
-        "X_VECTOR": math.gcd(p.W, max(alignment.x, size) // size, WIDEST // size),
-        "Y_VECTOR": math.gcd(p.Q, max(alignment.y, size) // size, WIDEST // size),
+        "X_VECTOR": math.gcd(p.W, max(alignment.x, size) // size, WIDEST // size, t["COLS"]),
+        "Y_VECTOR": math.gcd(p.Q, max(alignment.y, size) // size, WIDEST // size, t["COLS"]),
     }
 
 
@@ -67,14 +69,15 @@ def correlation_constants(is_forward: bool) -> Callable[[ConvProblem, Alignment,
     def constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         vectors = _vectors(p, alignment, t)
         sources = p.C // p.groups if is_forward else p.K // p.groups
-        known = sources == 1 and max(p.R, p.S) <= _LARGEST_MARCH
+        known = sources == 1 and p.S <= 2 * _TAP_COLUMNS and _registers(p, 8 * p.R) <= _ROW_REGISTERS
         left, name = (p.pad_left, "X_VECTOR") if is_forward else (p.S - 1 - p.pad_left, "Y_VECTOR")
         return {
             **vectors,
             "LEAD": -left % vectors[name],
             "FILTER_R": p.R if known else 0,
             "FILTER_S": p.S if known else min(p.S, _TAP_COLUMNS),
-            "TAPS_SHARED": int(known and p.R * p.S * _accumulator_bytes(p) > 4 * _TAP_REGISTERS),
+            "TILE_ROWS": 0 if known else 4 // _registers(p, 1),
+            "TAPS_SHARED": int(known and _registers(p, p.R * p.S) > _TAP_REGISTERS),
         }
 
     return constants
@@ -85,7 +88,7 @@ def correlation_grid(is_forward: bool) -> Geometry:
 
     def grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
         n, planes, rows, cols = p.y_shape if is_forward else p.x_shape
-        units = ceil_div(cols, t["COLS"]) * ceil_div(rows, t["ROWS"] if t["FILTER_R"] else _TILE_ROWS)
+        units = ceil_div(cols, t["COLS"]) * ceil_div(rows, t["TILE_ROWS"] or t["ROWS"])
         if t["TAPS_SHARED"]:
             return (n * planes * ceil_div(units, t["THREADS"]),)
         return (ceil_div(n * planes * units, t["THREADS"]),)
@@ -111,20 +114,15 @@ def unit_dilation(p: ConvProblem) -> str | None:
 #: What the sums and the ring of rows may take of a thread's 255 registers.
 _RING_REGISTERS = 205
 
-#: Shared memory that every GPU gives a block unasked.
-_SHARED_BYTES = 48 * 1024
-
 
 def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
     """Return the constants of kernel_grad/coalesced.cu: how many taps a thread adds up."""
     vectors = _vectors(p, alignment, t)
-    size = _accumulator_bytes(p)
     cols = ceil_div(p.S, ceil_div(p.S, 2 * _TAP_COLUMNS))
     if cols < p.S:
         cols = 2 * _TAP_COLUMNS  # the parts begin where loads stay aligned
-    taps = _SHARED_BYTES // (size * (t["THREADS"] + 1)) - 1
-    by_registers = (_RING_REGISTERS * 4 // size - 16) // (8 + cols - 1 + cols)
-    rows = max(1, min(p.R, by_registers, taps // cols))
+    by_registers = (_RING_REGISTERS // _registers(p, 1) - 16) // (8 + cols - 1 + cols)
+    rows = max(1, min(p.R, by_registers))
     return {
         **vectors,
         "LEAD": -p.pad_left % vectors["X_VECTOR"],
@@ -148,6 +146,25 @@ def kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
 # -- backward --------------------------------------------------------------------------------------------------------
 #: The largest filter whose taps' sums and rows of g fit the registers.
 _LARGEST_FUSED = 7
+
+
+def _fused_columns(p: ConvProblem) -> int:
+    """Return how wide a strip fits a GPU's registers: less wide where the filter is large."""
+    return 4 if _registers(p, p.R * p.S) > 32 else 8
+
+
+def _fused_resident(p: ConvProblem) -> int:
+    """Return how many blocks of 64 threads there are registers for on a multiprocessor."""
+    return 8 if _registers(p, p.R * p.S) <= 9 else 4
+
+
+#: RESIDENT: blocks that a multiprocessor should hold at least; so many do without a spill.
+FUSED_TUNABLES = {
+    **TUNABLES,
+    "THREADS": Tunable(legal=TUNABLES["THREADS"].legal, cuda=64, cpu=TUNABLES["THREADS"].cpu),
+    "COLS": Tunable(legal=(4, 8, 16), cuda=_fused_columns, cpu=TUNABLES["COLS"].cpu),
+    "RESIDENT": Tunable(legal=(1, 2), cuda=_fused_resident, cpu=1),
+}
 
 
 def backward_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
@@ -180,6 +197,13 @@ def small_odd_filter(p: ConvProblem) -> str | None:
     """It takes filters of 1, 3, 5 or 7 rows and columns."""
     if p.R % 2 == 0 or p.S % 2 == 0 or max(p.R, p.S) > _LARGEST_FUSED:
         return f"the filter is {p.R}x{p.S}; its height and width should be 1, 3, 5 or {_LARGEST_FUSED}"
+    return None
+
+
+def enough_registers(p: ConvProblem) -> str | None:
+    """It takes float64 filters of at most 5 x 5."""
+    if p.dtype == "float64" and p.R * p.S > 25:
+        return f"the filter is {p.R}x{p.S} in float64, whose sums do not fit the registers; at most 25 taps do"
     return None
 
 

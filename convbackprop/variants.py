@@ -159,11 +159,11 @@ VARIANTS: tuple[Variant, ...] = (
                    integers=lambda p, t: (strips.backward_blocks(p, t),)),
             dataclasses.replace(_total(strips.backward_blocks), when=lambda p: p.dw or p.bias),
         ),
-        tunables={**strips.TUNABLES, "SLICE_GROUPS": _SLICE_GROUPS},
+        tunables={**strips.FUSED_TUNABLES, "SLICE_GROUPS": _SLICE_GROUPS},
         specialise=strips.backward_constants,
         partial_sums=lambda p, t: strips.backward_blocks(p, t) * _taps(p) * (p.dw or p.bias),
         requires=(strips.unit_stride, strips.unit_dilation, strips.depthwise, strips.small_odd_filter,
-                  strips.same_padding),
+                  strips.enough_registers, strips.same_padding),
     ),
 )  # fmt: skip
 

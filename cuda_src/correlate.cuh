@@ -13,13 +13,11 @@
 #include "long_sum.cuh"
 #include "strip.cuh"
 
-constexpr int TILE_ROWS = 4;  // of register_tile
-
 constexpr int TAPS = FILTER_R * FILTER_S;
 
 // Where am I: strips are consecutive in threadIdx.x. With taps in shared memory, a block stays within one plane.
 __device__ __forceinline__ Strip strip_of_thread(Index planes, int rows, int cols) {
-    constexpr int BAND = FILTER_R > 0 ? ROWS : TILE_ROWS;
+    constexpr int BAND = TILE_ROWS > 0 ? TILE_ROWS : ROWS;
     if constexpr (!TAPS_SHARED) return Strip(Index(blockIdx.x) * THREADS + threadIdx.x, planes, rows, cols, BAND);
     const int units = ((cols + COLS - 1) / COLS) * ((rows + BAND - 1) / BAND);
     const int blocks = (units + THREADS - 1) / THREADS;
@@ -118,7 +116,8 @@ __device__ __forceinline__ void correlate(const Strip& strip, int top, int left,
         __shared__ Acc taps[TAPS];
         for (int t = threadIdx.x; t < TAPS; t += THREADS) taps[t] = tap_of(t);
         __syncthreads();  // all taps are there
-        const auto tap = [&](int r, int s) INLINED { return taps[r * FILTER_S + s]; };
+        const Acc* shared_taps = settled(taps);
+        const auto tap = [&](int r, int s) INLINED { return shared_taps[r * FILTER_S + s]; };
         if (strip.exists()) march(source(0), tap, strip, top, left, start, finish);
     } else if (strip.exists()) {
         Acc taps[TAPS];

@@ -83,8 +83,10 @@ __device__ __forceinline__ bool make_finite(Lane& lane) {
 // A Lane whose total is value.
 __device__ __forceinline__ Lane lane_with_total(Acc value) { return value; }
 
-// Has the lane computed here. Left alone, g++ moves sums into the branches where they are used, and spills the rest.
+// Has a lane, or the address of shared memory, computed here and not again. Left alone, g++ moves sums into the branches
+// where they are used, and asks for an address each time by a call; either way all lanes go to memory.
 __device__ __forceinline__ void settle(Lane&) {}
+__device__ __forceinline__ const Acc* settled(const Acc* address) { return address; }
 
 // As it will be read again after it was stored.
 __device__ __forceinline__ Lane rounded(Lane lane) { return to_acc(from_acc(lane)); }
@@ -176,7 +178,15 @@ __forceinline__ bool make_finite(Lane& lane) {
 
 __forceinline__ Lane lane_with_total(Acc value) { return Lane{value}; }
 
+#ifdef __aarch64__
+__forceinline__ void settle(Lane& lane) { __asm__("" : "+w"(lane)); }
+#else
 __forceinline__ void settle(Lane& lane) { __asm__("" : "+v"(lane)); }
+#endif
+__forceinline__ const Acc* settled(const Acc* address) {
+    __asm__("" : "+r"(address));
+    return address;
+}
 
 __forceinline__ Lane rounded(Lane lane) {
     if constexpr (!std::is_same_v<Scalar, Acc>)

@@ -10,14 +10,19 @@
 // give(i, sum of all threads' lanes[i]) for each i < COUNT, called by one thread each.
 template <int COUNT, class Give>
 __device__ __forceinline__ void add_up_block(const Lane (&lanes)[COUNT], Give&& give) {
-    // One column a thread; the odd pitch lets the threads below read rows without bank conflicts.
-    __shared__ Acc thread_sums[COUNT][THREADS + 1];
-    static_assert(sizeof(thread_sums) <= 48 * 1024, "more shared memory than every GPU gives a block");
-    unroll<COUNT>([&](auto i) INLINED { thread_sums[i][threadIdx.x] = total(lanes[i]); });
-    __syncthreads();  // every thread's column is there
-    for (int i = threadIdx.x; i < COUNT; i += THREADS) {
-        Acc sum = 0;
-        for (int thread = 0; thread < THREADS; ++thread) sum += thread_sums[i][thread];
-        give(i, sum);
-    }
+    // A row for each of the sums that fit at once, a column a thread; the odd pitch lets threads read rows without
+    // bank conflicts.
+    constexpr int PITCH = THREADS + 1, FIT = 48 * 1024 / (PITCH * sizeof(Acc)), ROUND = COUNT < FIT ? COUNT : FIT;
+    __shared__ Acc thread_sums[ROUND][PITCH];
+    unroll<(COUNT + ROUND - 1) / ROUND>([&](auto round) INLINED {
+        constexpr int first = round * ROUND, count = COUNT - first < ROUND ? COUNT - first : ROUND;
+        if constexpr (round > 0) __syncthreads();  // the round before has been read
+        unroll<count>([&](auto i) INLINED { thread_sums[i][threadIdx.x] = total(lanes[first + i]); });
+        __syncthreads();  // every thread's column is there
+        for (int i = threadIdx.x; i < count; i += THREADS) {
+            Acc sum = 0;
+            for (int thread = 0; thread < THREADS; ++thread) sum += thread_sums[i][thread];
+            give(first + i, sum);
+        }
+    });
 }

@@ -199,7 +199,7 @@ def fake_cubin(folder: Path):
 
 def install(monkeypatch, folder: Path, **options) -> FakeDriver:
     """Put the stand-in where PyCUDA is imported from, for one test."""
-    from convbackprop import compiler
+    from convbackprop import calls, compiler
     from convbackprop.devices import cuda
 
     driver = FakeDriver(**options)
@@ -210,15 +210,18 @@ def install(monkeypatch, folder: Path, **options) -> FakeDriver:
     monkeypatch.setattr(compiler, "cubin", fake_cubin(folder))
     for cached in (cuda._driver, cuda._opened, cuda.why_not):
         cached.cache_clear()
+    calls.forget()
     return driver
 
 
 def uninstall() -> None:
     """Forget what was opened on the stand-in."""
+    from convbackprop import calls
     from convbackprop.devices import cuda
 
     for cached in (cuda._driver, cuda._opened, cuda.why_not):
         cached.cache_clear()
+    calls.forget()
 
 
 class FakeCupyArray:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, reference
+from convbackprop import (
+    calls,
+    check,
+    conv2d,
+    conv2d_backward,
+    conv2d_input_grad,
+    conv2d_kernel_grad,
+    reference,
+    variants,
+)
 from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem
 
 PROBLEM = ConvProblem.parse("2,4,9,8,6,3,2,groups=2,stride=2x1,padding=1:0x2:1,dilation=1x2", bias=True)
@@ -152,10 +161,11 @@ def test_two_axes():
     y = conv2d(x, w, b, padding=1, activation="tanh")
     assert y.shape == (9, 8)
     assert np.array_equal(y, conv2d(x[None, None], w[None, None], b, padding=1, activation="tanh")[0, 0])
-    dx, dw, db = conv2d_backward(y, x, w, padding=1, output=y, activation="tanh")
+    options = {"padding": 1, "output": y, "activation": "tanh", "variant": "naive"}
+    dx, dw, db = conv2d_backward(y, x, w, **options)
     assert (dx.shape, dw.shape, db.shape) == ((9, 8), (3, 3), (1,))
-    assert np.array_equal(conv2d_input_grad((9, 8), w, y, padding=1, output=y, activation="tanh"), dx)
-    assert np.array_equal(conv2d_kernel_grad(x, (3, 3), y, padding=1, output=y, activation="tanh"), dw)
+    assert np.array_equal(conv2d_input_grad((9, 8), w, y, **options), dx)
+    assert np.array_equal(conv2d_kernel_grad(x, (3, 3), y, **options), dw)
     assert conv2d(x, w[None, None]).shape == (7, 6)  # a 4-D filter on a 2-D image
     assert conv2d(x[None], w).shape == (1, 7, 6)
     assert conv2d(x[None, None], w).shape == (1, 1, 7, 6)
@@ -292,26 +302,98 @@ def test_out_for_some_gradients_only():
 def test_every_subset_of_needs(device, needs):
     layer = Layer(PROBLEM.with_(activation="logistic"))
     y = layer.forward(device)
-    everything = layer.backward(device, output=y)
-    for need, one, right in zip(needs, layer.backward(device, output=y, needs=needs), everything, strict=True):
+    everything = layer.backward(device, output=y, variant="naive")
+    some = layer.backward(device, output=y, variant="naive", needs=needs)
+    for need, one, right in zip(needs, some, everything, strict=True):
         assert (one is not None) == need
         if need:
             assert np.array_equal(one, right)
 
 
-def test_no_work_for_what_is_not_needed(monkeypatch):
-    from convbackprop.plan import Plan
-
+def watch(monkeypatch):
+    """Return a list of the variants that are launched from now on."""
     launched = []
-    run = Plan.run
-    monkeypatch.setattr(Plan, "run", lambda plan, *a: launched.append(plan.variant.pass_name) or run(plan, *a))
+    start = calls.Launches.start
+    monkeypatch.setattr(
+        calls.Launches,
+        "start",
+        lambda self, *a: launched.extend(str(plan.variant) for plan in self.plans) or start(self, *a),
+    )
+    calls.forget()
+    return launched
+
+
+def test_no_work_for_what_is_not_needed(monkeypatch):
+    launched = watch(monkeypatch)
     layer = Layer()
     layer.backward(needs=(False, False, False))
     assert launched == []
     layer.backward(needs=[True, False, False])
-    assert launched == ["input_grad"]
+    assert [name.split("/")[0] for name in launched] == ["input_grad"]
     layer.backward(needs=(False, False, True))
-    assert launched == ["input_grad", "kernel_grad"]
+    assert [name.split("/")[0] for name in launched] == ["input_grad", "kernel_grad"]
+    with pytest.raises(convbackprop.InvalidArgument, match="grad_output has shape"):
+        conv2d_backward(layer.dy[:1], layer.x, layer.w, *layer.geometry, needs=(False, False, False))
+
+
+# -- the fused backward pass -----------------------------------------------------------------------------------------
+DEPTHWISE = ConvProblem.parse("2,3,9,8,3,3,3,groups=3,padding=1", bias=True)
+
+
+@pytest.mark.parametrize(
+    ("needs", "activation", "dtype"),
+    [
+        *((needs, "relu", "float32") for needs in itertools.product([False, True], repeat=3)),
+        *(((True, True, True), activation, "float64") for activation in ACTIVATIONS),
+        ((True, True, True), "relu", "bfloat16"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("variant", ["auto", "fused"])
+def test_fused(variant, needs, activation, dtype, monkeypatch):
+    layer = Layer(DEPTHWISE.with_(dtype=dtype, activation=activation))
+    y = layer.forward()
+    launched = watch(monkeypatch)
+    outs = tuple(np.full_like(like, np.nan) for like in (layer.x, layer.w, layer.b))
+    masks = [{"mask": np.packbits(y > 0, axis=-1, bitorder="little")}] if activation == "relu" else []
+    for saved in ({"output": y}, *masks):
+        for out in (None, outs, (None, outs[1], None)):
+            got = layer.backward(variant=variant, needs=needs, out=out, **saved)
+            assert [array is not None for array in got] == list(needs)
+            for name, pass_name, array, given in zip(
+                ("dx", "dw", "db"), ("input_grad", "kernel_grad", "kernel_grad"), got, out or (None,) * 3, strict=True
+            ):
+                if array is not None:
+                    layer.expect(pass_name, y, **{name: array})
+                    assert given is None or array is given
+    one_pass = any(needs) if variant == "fused" else needs[0] and (needs[1] or needs[2])
+    assert ("backward/fused" in launched) == one_pass
+    assert not one_pass or set(launched) == {"backward/fused"}
+
+
+def test_fused_where_it_cannot_be():
+    layer = Layer()
+    with pytest.raises(convbackprop.UnsupportedProblem, match="backward/fused does not compute this problem: stride"):
+        layer.backward(variant="fused")
+    for needs in itertools.product([False, True], repeat=3):
+        for name, pass_name, array in zip(
+            ("dx", "dw", "db"), ("input_grad", "kernel_grad", "kernel_grad"), layer.backward(needs=needs), strict=True
+        ):
+            if array is not None:
+                layer.expect(pass_name, **{name: array})
+
+
+def test_auto_without_a_variant_of_backward(monkeypatch):
+    monkeypatch.setattr(variants, "VARIANTS", tuple(v for v in variants.VARIANTS if v.pass_name != "backward"))
+    launched = watch(monkeypatch)
+    layer = Layer(DEPTHWISE)
+    for one, right in zip(layer.backward(variant="naive"), layer.backward(), strict=True):
+        assert np.allclose(one, right, rtol=1e-4, atol=1e-4)
+    assert launched[:2] == ["input_grad/naive", "kernel_grad/naive"]
+    assert [name.split("/")[0] for name in launched[2:]] == ["input_grad", "kernel_grad"]
+    with pytest.raises(convbackprop.InvalidArgument, match=r"variant is 'fused'; it should be one of auto, naive"):
+        layer.backward(variant="fused")
+    calls.forget()
 
 
 def test_mask_in_place_of_output(device):

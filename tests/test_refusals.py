@@ -11,6 +11,7 @@ from convbackprop import (
     InvalidType,
     ProblemTooLarge,
     UnsupportedProblem,
+    calls,
     conv2d,
     conv2d_backward,
     conv2d_input_grad,
@@ -70,6 +71,8 @@ LAYER = "it should be (2, 6, 4, 3), the shape of the layer's output for these ar
 ONLY_RELU = "only a ReLU saves a bit mask"
 NEEDS = "it should be three bools, for dx, dw and db"
 VARIANTS = ", ".join(v.name for v in variants.of_pass("forward"))
+BOTH = [v.name for v in variants.of_pass("input_grad") if v.name in {w.name for w in variants.of_pass("kernel_grad")}]
+GRADIENT_VARIANTS = ", ".join([*(v.name for v in variants.of_pass("backward")), *BOTH])
 
 # (what is done, the exception, the whole sentence)
 TABLE = [
@@ -260,6 +263,16 @@ TABLE = [
     ),
     (lambda: conv(variant="fast"), InvalidArgument, f"variant is 'fast'; it should be one of auto, {VARIANTS}"),
     (lambda: conv(variant=None), InvalidArgument, f"variant is None; it should be one of auto, {VARIANTS}"),
+    (
+        lambda: backward(variant="fast"),
+        InvalidArgument,
+        f"variant is 'fast'; it should be one of auto, {GRADIENT_VARIANTS}",
+    ),
+    (
+        lambda: backward(variant="fast", needs=(False, False, False)),
+        InvalidArgument,
+        f"variant is 'fast'; it should be one of auto, {GRADIENT_VARIANTS}",
+    ),
     (lambda: conv(variant=["naive"]), InvalidArgument, f"variant is ['naive']; it should be one of auto, {VARIANTS}"),
     (lambda: conv(device="tpu"), InvalidArgument, "device is 'tpu'; it should be 'cpu', 'cuda' or 'cuda:N'"),
     (lambda: conv(device=""), InvalidArgument, "device is ''; it should be 'cpu', 'cuda' or 'cuda:N'"),
@@ -361,6 +374,8 @@ def _nothing_may_run(monkeypatch):
         raise AssertionError("a kernel was launched")
 
     monkeypatch.setattr(Plan, "run", run)
+    monkeypatch.setattr(calls.Launches, "start", run)
+    calls.forget()
 
 
 @pytest.mark.parametrize(("call", "kind", "sentence"), TABLE, ids=[entry[2][:50] for entry in TABLE])
@@ -430,7 +445,6 @@ def test_unsupported_problem(monkeypatch):
         "forward", "picky", (), requires=(lambda p: "it has more than one group" if p.groups > 1 else None,)
     )
     monkeypatch.setattr(variants, "VARIANTS", (*variants.VARIANTS, picky))
-    variants._choose.cache_clear()
     with pytest.raises(UnsupportedProblem) as caught:
         conv(variant="picky")
     assert str(caught.value) == "forward/picky does not compute this problem: it has more than one group"
@@ -438,7 +452,6 @@ def test_unsupported_problem(monkeypatch):
     problem = variants.ConvProblem(2, 4, 6, 5, 6, 3, 3, groups=2)
     assert variants.choose("forward", "auto", problem, "cpu").name != "picky"
     assert variants.choose("forward", "auto", problem.with_(groups=1), "cpu") is picky
-    variants._choose.cache_clear()
 
 
 @pytest.mark.skipif(

@@ -1,20 +1,25 @@
 """Kernels that are wrong on purpose: the curated problems must reject every one of them.
 
-Each file of tests/wrong is a naive kernel with one mistake, which its first line tells.
+Each file of tests/wrong is a naive kernel with one mistake, which its first line tells. Each entry of mutations.py is a
+variant of the registry with one text of its files replaced.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from convbackprop import check
 from convbackprop.curated import CURATED
+from convbackprop.errors import LaunchFailed
 from convbackprop.file_variant import variant_from_file
 from convbackprop.problem import PASSES
-from convbackprop.sources import source_root
+from convbackprop.sources import source_root, text_with_includes
+from convbackprop.variants import select
 from tests.conftest import compile_ahead
+from tests.mutations import MUTATIONS
 
 WRONG = sorted((Path(__file__).parent / "wrong").glob("*.cu"))
 
@@ -34,7 +39,8 @@ LAUNCHES = {
 //@ let slices = min(N * P, 65535)
 //@ partial = slices * taps
 //@ launch kernel_grad(dy, saved, x, partial) grid=[ceil_div(taps, THREADS), slices] block=[THREADS]
-//@ launch kernel_grad_total(partial, dw, db; slices) grid=[ceil_div(taps, THREADS)] block=[THREADS]
+//@ constant SLICE_GROUPS = 4
+//@ launch kernel_grad_total(partial, dw, db; slices) grid=[ceil_div(taps, 32)] block=[32, SLICE_GROUPS]
 """,
 }
 
@@ -70,7 +76,7 @@ def test_rejected(device, path):
     assert any(rejections(variant, device, [change]) for change in CHANGES), "the curated problems accept it"
 
 
-@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("pass_name", LAUNCHES)
 def test_right_kernel_is_accepted(device, pass_name, tmp_path):
     """The same way of loading and checking accepts the kernel that the wrong ones were made from."""
     copy = tmp_path / "copy.cu"
@@ -88,3 +94,57 @@ def test_running_sum_is_rejected_by_constant_data_only(device):
     path = Path(__file__).parent / "wrong" / "kernel_grad_float32_running_sum.cu"
     found = rejections(variant_from_file(path, "kernel_grad"), device, CHANGES[:1])
     assert {entry.data for entry in CURATED if entry.text in found} == {"constant"}
+
+
+# -- variants with one text replaced ---------------------------------------------------------------------------------
+MASKED = {"activation": "relu", "mask": True}
+
+
+def copied(name, folder, change=lambda file, text: text):
+    """Return a variant whose files, with all that they include, are copies in a folder, each one changed."""
+    (variant,) = select(name)
+    for file, text in text_with_includes(variant.path).items():
+        copy = folder / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(change(file, text))
+    return dataclasses.replace(variant, file=folder / variant.path.name)
+
+
+def is_rejected(variant, device, change, tunables):
+    """Return whether some curated problem finds a fault, or cannot be launched."""
+    for entry in CURATED:
+        problem = entry.problem(**change)
+        if variant.refusal(problem):
+            continue
+        try:
+            if check.check(variant, problem, device, entry.data, tunables=tunables).faults:
+                return True
+        except LaunchFailed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.variant}: {mutation.what}")
+def test_mutation_is_rejected(cpu, mutation, tmp_path):
+    """On the cpu device: there the threads of a block take turns, so that a missing barrier shows in every run."""
+    replaced = []
+
+    def change(file, text):
+        if file != mutation.file:
+            return text
+        assert text.count(mutation.old) == 1, f"{file} has {mutation.old!r} {text.count(mutation.old)} times"
+        replaced.append(file)
+        return text.replace(mutation.old, mutation.new)
+
+    variant = copied(mutation.variant, tmp_path, change)
+    assert replaced, f"{mutation.variant} does not include {mutation.file}"
+    assert any(
+        is_rejected(variant, cpu, each, tunables) for tunables in ("cpu", "cuda") for each in (*CHANGES, MASKED)
+    ), "the curated problems accept it"
+
+
+@pytest.mark.parametrize("name", sorted({mutation.variant for mutation in MUTATIONS}))
+def test_copy_is_accepted(cpu, name, tmp_path):
+    """The same way of copying and checking accepts the variant as it is."""
+    variant = copied(name, tmp_path)
+    assert not any(is_rejected(variant, cpu, MASKED, tunables) for tunables in ("cuda", "cpu"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ class CpuKernel:
         function = getattr(library, f"{entry}_entry")
         self._device = device
         self._values = (ctypes.c_void_p * pointers)()
+        self._fill = struct.Struct(f"{pointers}P").pack_into
         self._constants = [ctypes.create_string_buffer(shape, len(shape)), *map(ctypes.c_int, integers)]
         addresses = [ctypes.addressof(self._values) + 8 * i for i in range(pointers)]
         addresses += [ctypes.addressof(constant) for constant in self._constants]
@@ -97,9 +99,10 @@ class CpuKernel:
         LaunchFailed
             A wrong geometry, or threads that wait for each other for ever.
         """
-        with self._device.lock:
-            self._values[:] = list(pointers)
-            self._device.run(self._launch)
+        device = self._device
+        with device.lock:
+            self._fill(self._values, 0, *pointers)
+            device.run(self._launch)
 
 
 class CpuDevice:
@@ -114,7 +117,8 @@ class CpuDevice:
         self._modules: dict[Path, ctypes.CDLL] = {}
         # The kernels' objects find threadIdx, the barriers and the rest here.
         self.runtime = ctypes.CDLL(str(compiler.cpu_runtime()), mode=ctypes.RTLD_GLOBAL)
-        self.runtime.convbackprop_launch.argtypes = [ctypes.POINTER(_Launch), ctypes.c_int]
+        self._start = self.runtime.convbackprop_launch
+        self._start.argtypes = [ctypes.POINTER(_Launch), ctypes.c_int]
         self.runtime.convbackprop_error.restype = ctypes.c_char_p
         os.register_at_fork(after_in_child=self._after_fork)
 
@@ -126,7 +130,7 @@ class CpuDevice:
         """Run a grid to its end; the caller holds the lock."""
         launch.workers = _num_threads
         try:
-            status = self.runtime.convbackprop_launch(launch, _TIME_SLICE_MS)
+            status = self._start(launch, _TIME_SLICE_MS)
             while status == _RUNNING:  # each return to Python lets a KeyboardInterrupt be raised
                 status = self.runtime.convbackprop_resume(_TIME_SLICE_MS)
         except BaseException:

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,41 +64,49 @@ def _driver() -> Any:
     return drv
 
 
-@contextlib.contextmanager
-def _our_errors(drv: Any) -> Iterator[None]:
-    """Turn the driver's exceptions into the package's."""
-    try:
-        yield
-    except drv.MemoryError as error:
-        raise ProblemTooLarge(f"the GPU has no memory left for this problem ({error}); use a smaller batch") from None
-    except drv.Error as error:
-        raise LaunchFailed(f"the NVIDIA driver reports: {error}") from error
+class _Active:
+    """The device's primary context, current in this thread inside a with block; the driver's errors become ours.
+
+    A class and not a generator, which would take longer than the launch inside it.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._device.check_process()
+        self._device.context.push()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._device.context.pop()
+        if error is None:
+            return
+        drv = self._device.driver
+        if isinstance(error, drv.MemoryError):
+            raise ProblemTooLarge(
+                f"the GPU has no memory left for this problem ({error}); use a smaller batch"
+            ) from None
+        if isinstance(error, drv.Error):
+            raise LaunchFailed(f"the NVIDIA driver reports: {error}") from error
 
 
 class CudaKernel:
     """A loaded entry point with its launch geometry."""
 
-    def __init__(self, device: CudaDevice, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int],
-                 shared_bytes: int, constants: tuple[Any, ...]) -> None:  # fmt: skip
-        self._device = device
-        self._function = function
+    def __init__(self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int,
+                 constants: tuple[Any, ...]) -> None:  # fmt: skip
+        self._call = function.prepared_async_call
         self._grid = grid
         self._block = block
         self._shared_bytes = shared_bytes
         self._constants = constants
 
     def launch(self, pointers: Sequence[int], stream: Any = None) -> None:
-        """Queue the grid on a stream (None: the default stream); the context is active.
+        """Queue the grid on a stream (None: the default stream), inside `CudaDevice.active`.
 
-        Raises
-        ------
-        LaunchFailed
-            The driver refuses the launch, or an earlier one has failed.
+        There LaunchFailed is raised if the driver refuses the launch, or an earlier one has failed.
         """
-        with _our_errors(self._device.driver):
-            self._function.prepared_async_call(
-                self._grid, self._block, stream, *pointers, *self._constants, shared_size=self._shared_bytes
-            )
+        self._call(self._grid, self._block, stream, *pointers, *self._constants, shared_size=self._shared_bytes)
 
 
 class CudaDevice:
@@ -116,6 +124,7 @@ class CudaDevice:
         self.name = f"cuda:{ordinal}"
         self.ordinal = ordinal
         self._process = os.getpid()
+        self._active = _Active(self)
         try:
             device = drv.Device(ordinal)
             self.context = device.retain_primary_context()
@@ -137,16 +146,15 @@ class CudaDevice:
                 "CUDA was used before this process was forked, and does not survive that; start workers by 'spawn'"
             )
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Make the device's primary context current for a while."""
-        self.check_process()
-        self.context.push()
-        try:
-            with _our_errors(self.driver):
-                yield
-        finally:
-            self.context.pop()
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """Make the device's primary context current for a while.
+
+        Raises
+        ------
+        ProblemTooLarge, LaunchFailed
+            In place of the driver's errors, on the way out.
+        """
+        return self._active
 
     def stream_beside(self, handle: int) -> Any:
         """Return a stream of our own that stands for another library's stream in this thread.
@@ -170,7 +178,7 @@ class CudaDevice:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared_bytes)
             function.prepare(["P"] * pointers + [f"{len(shape)}s"] + ["i"] * len(integers))
-        return CudaKernel(self, function, grid, block, shared_bytes, (shape, *integers))
+        return CudaKernel(function, grid, block, shared_bytes, (shape, *integers))
 
     def free_bytes(self) -> int:
         """Return how many bytes of the GPU's memory are free."""

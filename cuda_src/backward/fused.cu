@@ -76,7 +76,7 @@ __device__ __forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const Finit
 }
 
 // partial[block][tap]: block `block` of the `blocks` that share a channel's strips; the biases are the last taps
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
          const Scalar* __restrict__ w, Scalar* __restrict__ dx, Acc* __restrict__ partial, Conv2dShape shape,
          int blocks) {
