@@ -6,8 +6,9 @@ found, and so are the guard zones of the inputs, so that a read outside shows in
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from convbackprop import reference
 from convbackprop.devices import Device
-from convbackprop.plan import alignment_of, plan
+from convbackprop.plan import alignment_of, constants_of, plan
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import Variant
 
@@ -212,6 +213,44 @@ def check(
         if not np.array_equal(packed, blocks["mask"].array):
             outcome.faults.append("mask is not the bits of y > 0")
     return outcome
+
+
+#: Sets of compile-time constants that a check of many problems compiles a variant with.
+BUDGET = 10
+
+
+def within_budget(
+    variant: Variant, problems: Iterable[ConvProblem], tunables: str, budget: int = BUDGET
+) -> frozenset[ConvProblem]:
+    """Choose problems for whose sake a variant is compiled at most `budget` times.
+
+    Each set of compile-time constants is one compilation, of seconds. A variant that knows only dtype, activation and
+    what is saved at compile time keeps all problems; of one whose constants follow from the sizes, too, the sets are
+    taken in an order that looks random and is the same in every run.
+
+    Parameters
+    ----------
+    variant : Variant
+        What is to be checked.
+    problems : iterable of ConvProblem
+        On what; those that it refuses are not chosen.
+    tunables : "cpu" or "cuda"
+        Whose values the tunable constants take.
+    budget : int
+        Sets of constants at most.
+
+    Returns
+    -------
+    frozenset of ConvProblem
+        Those that can be checked with so many compilations.
+    """
+    sets: dict[tuple[tuple[str, object], ...], list[ConvProblem]] = {}
+    for problem in sorted(problems, key=lambda problem: hashlib.sha256(str(problem).encode()).digest()):
+        if variant.refusal(problem) is None:
+            sets.setdefault(tuple(constants_of(variant, problem, tunables).items()), []).append(problem)
+    kinds = {(p.dtype, p.activation, p.mask) for alike in sets.values() for p in alike}
+    count = len(sets) if len(sets) <= len(kinds) else budget
+    return frozenset(problem for alike in list(sets.values())[:count] for problem in alike)
 
 
 def _describe(name: str, got: Array, value: Array, shares: Array) -> list[str]:

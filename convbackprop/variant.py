@@ -72,6 +72,10 @@ class Launch:
 Requirement = Callable[[ConvProblem], "str | None"]
 
 
+def _no_more(p: ConvProblem, a: Alignment, t: Constants) -> Constants:
+    return {}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to compute a pass.
@@ -100,7 +104,7 @@ class Variant:
     name: str
     launches: tuple[Launch, ...]
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
-    specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = lambda p, a, t: {}
+    specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = _no_more
     partial_sums: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     requires: tuple[Requirement, ...] = ()
     auto_on: tuple[str, ...] = ("cuda", "cpu")
@@ -112,6 +116,11 @@ class Variant:
     # Two entries are the same only if they are one object: this makes a variant a cheap dictionary key.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
+
+    @property
+    def specialised(self) -> bool:
+        """Whether it is compiled anew for problems of other sizes."""
+        return self.specialise is not _no_more
 
     @property
     def path(self) -> Path:

@@ -21,8 +21,9 @@ __device__ __forceinline__ Strip strip_of_thread(Index planes, int rows, int col
     if constexpr (!TAPS_SHARED) return Strip(Index(blockIdx.x) * THREADS + threadIdx.x, planes, rows, cols, BAND);
     const int units = ((cols + COLS - 1) / COLS) * ((rows + BAND - 1) / BAND);
     const int blocks = (units + THREADS - 1) / THREADS;
-    const int unit = blockIdx.x % blocks * THREADS + threadIdx.x;
-    return Strip(blockIdx.x / blocks * Index(units) + unit, unit < units ? planes : 0, rows, cols, BAND);
+    Strip strip(blockIdx.x % blocks * THREADS + threadIdx.x, 1, rows, cols, BAND);
+    strip.plane = blockIdx.x / blocks;  // also of threads beyond the last strip, which load taps as well
+    return strip;
 }
 
 template <class Source, class Taps, class Finish>

@@ -1,8 +1,13 @@
-"""Every variant in the registry, on every problem, against the float64 reference."""
+"""Every variant in the registry, on every problem, against the float64 reference.
+
+A variant whose compile-time constants follow from the problem is compiled for a few sets of them only (and, in the slow
+tests, for many more): see check.within_budget.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from itertools import product
 
 import numpy as np
@@ -24,29 +29,39 @@ each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 each_kind = pytest.mark.parametrize(("dtype", "activation", "mask"), KINDS)
 
 
+#: All problems in all kinds, with the reason for each.
+EVERYTHING = tuple(
+    entry.problem(dtype=dtype, activation=activation, mask=mask)
+    for entry in PROBLEMS
+    for dtype, (activation, mask) in product(DTYPES, ACTIVATION_KINDS)
+)
+
+
+@functools.cache
+def chosen(variant, tunables, budget=check.BUDGET):
+    """Return the problems on which a variant is checked."""
+    return check.within_budget(variant, EVERYTHING, tunables, budget)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(request):
-    some = ConvProblem.parse("1,1,1,1,1,1,1")
-    compile_ahead(
-        request,
-        [
-            (variant, some.with_(dtype=dtype, activation=activation, mask=mask))
-            for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
-        ],
-    )
+    compile_ahead(request, [(variant, problem) for variant in VARIANTS for problem in chosen(variant, "cpu")])
 
 
-def faults_of(variant, device, problems, tunables=None, **changes):
-    """Check a variant on those of the problems that it computes; return what is wrong, with the problem."""
+def faults_of(variant, device, problems, tunables=None, among=None, **changes):
+    """Check a variant on those of the problems that are chosen for it; return what is wrong, with the problem."""
+    among = chosen(variant, tunables or device.kind) if among is None else among
     found, computed = [], 0
     for entry in problems:
         problem = entry.problem(**changes)
-        if variant.refusal(problem):
+        if problem not in among:
             continue
         outcome = check.check(variant, problem, device, entry.data, tunables=tunables)
         found += [f"{problem} ({entry.reason}): {fault}" for fault in outcome.faults]
         computed += 1
-    assert computed, "no problem was computed"
+    if not computed:
+        assert variant.specialised, "no problem was computed"
+        pytest.skip(f"none of the few problems for which {variant} is compiled is of this kind")
     return found
 
 
@@ -65,9 +80,11 @@ def test_integers_are_exact(device, variant, dtype, mask):
 
 
 @each_variant
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tunables", ["cpu", "cuda"])
-def test_both_sets_of_tunables(cpu, variant, tunables):
-    assert faults_of(variant, cpu, PROBLEMS, tunables, activation="relu") == []
+def test_both_sets_of_tunables(cpu, variant, tunables, dtype, activation):
+    assert faults_of(variant, cpu, PROBLEMS, tunables, dtype=dtype, activation=activation) == []
 
 
 @pytest.mark.parametrize(
@@ -75,68 +92,98 @@ def test_both_sets_of_tunables(cpu, variant, tunables):
     [(v, name, value) for v in VARIANTS for name, tunable in v.tunables.items() for value in tunable.legal],
     ids=str,
 )
-def test_every_legal_value(device, variant, name, value):
+def test_every_legal_value(cpu, variant, name, value):
     tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
     other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
-    assert value in (tunable.cpu, tunable.cuda)
-    assert faults_of(other, device, PROBLEMS, activation="relu") == []
+    for kind in ("cpu", "cuda"):
+        among = [problem for problem in EVERYTHING if problem.dtype == "float32" and problem.activation == "relu"]
+        among = check.within_budget(other, among, kind, 1) if other.specialised else among
+        assert faults_of(other, cpu, PROBLEMS, kind, among, activation="relu") == []
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.tunables], ids=str)
 def test_defaults_are_legal(variant):
     for name, tunable in variant.tunables.items():
-        assert tunable.cuda in tunable.legal, name
-        assert tunable.cpu in tunable.legal, name
+        for problem in EVERYTHING:
+            if variant.refusal(problem) is None:
+                assert tunable.value("cuda", problem) in tunable.legal, name
+                assert tunable.value("cpu", problem) in tunable.legal, name
 
 
 # -- the same bits every run ---------------------------------------------------------------------------------------
-def bits(variant, problem, device):
+def bits(variant, problem, device, tunables=None):
     given = check.inputs(variant.pass_name, problem, "normal", seed=5)
-    blocks = check.launch(variant, problem, given, device)
+    blocks = check.launch(variant, problem, given, device, tunables)
     return {name: block.array.tobytes() for name, block in blocks.items()}
 
 
+DETERMINISM = ("2,3,64,57,3,3,5,padding=1x2,groups=3", "1,1,200,210,1,3,3,padding=same")
+
+
 @each_variant
-@pytest.mark.parametrize("text", ["2,3,33,29,4,3,5,padding=1", "1,1,200,210,1,3,3,padding=same"])
+@pytest.mark.parametrize("text", DETERMINISM)
 def test_same_bits_in_every_run(device, variant, text):
     problem = ConvProblem.parse(text, bias=True, activation="relu")
     first = bits(variant, problem, device)
-    for _ in range(4):
+    for _ in range(20):
         assert bits(variant, problem, device) == first
 
 
 @each_variant
-def test_same_bits_with_any_number_of_workers(cpu, workers, variant):
-    problem = ConvProblem.parse("2,3,64,57,4,3,5,padding=1", bias=True, activation="tanh")
+@pytest.mark.parametrize("text", DETERMINISM)
+@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
+def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunables):
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
     runs = []
     for count in (1, 2, 3, 4):
         set_num_threads(count)
-        runs.append(bits(variant, problem, cpu))
+        runs.append(bits(variant, problem, cpu, tunables))
     assert all(run == runs[0] for run in runs)
 
 
 # -- NaN and infinities ----------------------------------------------------------------------------------------------
 SPECIAL = "2,3,9,8,4,3,3,padding=1,stride=1x2"
+SPECIAL_DEPTHWISE = "2,4,9,21,4,3,3,padding=1,groups=4"  # for those that refuse the other
 CORNERS = [(0, 0, 0, 0), (1, 1, 0, -1), (0, 2, -1, 0), (1, 0, -1, -1), (0, 1, 4, 3)]
+
+GRADIENTS = of_pass("input_grad") + of_pass("kernel_grad") + of_pass("backward")
+
+
+def special(variant, **changes):
+    """Return the first of the special problems that the variant computes."""
+    problems = (ConvProblem.parse(text, bias=True, **changes) for text in (SPECIAL, SPECIAL_DEPTHWISE))
+    return next(problem for problem in problems if variant.refusal(problem) is None)
+
+
+def tunables_on(device):
+    """Return the sets of tunables that a device can run: the cpu device runs a GPU's, too."""
+    return ("cpu", "cuda") if device.kind == "cpu" else ("cuda",)
 
 
 def check_given(variant, problem, device, given):
-    outcome = check.check(variant, problem, device, given=given)
-    assert outcome.faults == []
+    for tunables in tunables_on(device):
+        outcome = check.check(variant, problem, device, tunables=tunables, given=given)
+        assert outcome.faults == []
 
 
-@each_variant
-@each_kind
+#: Every kind, and of what is compiled for each problem anew only a few.
+VARIANTS_AND_KINDS = [
+    pytest.param(variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}")
+    for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
+    if not variant.specialised or (dtype, activation) in (("float32", "relu"), ("float16", "logistic"))
+]
+
+
+@pytest.mark.parametrize(("variant", "dtype", "activation", "mask"), VARIANTS_AND_KINDS)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
 def test_special_values_spread_as_in_the_reference(device, variant, dtype, activation, mask, value):
-    problem = ConvProblem.parse(SPECIAL, dtype=dtype, activation=activation, mask=mask, bias=True)
-    if variant.refusal(problem):
-        pytest.skip(variant.refusal(problem))
+    problem = special(variant, dtype=dtype, activation=activation, mask=mask)
     inside = [(0, 1, 4, 1), (1, 3, 1, 2)]  # an infinite gradient times a zero of the padding is unspecified too
     places = {
         "forward": {"x": CORNERS, "b": [(0,), (3,)]},
         "input_grad": {"dy": CORNERS},
         "kernel_grad": {"x": CORNERS, "dy": inside},
+        "backward": {"x": CORNERS, "dy": inside},
     }[variant.pass_name]
     for name, indices in places.items():
         for at in indices:
@@ -145,29 +192,31 @@ def test_special_values_spread_as_in_the_reference(device, variant, dtype, activ
             check_given(variant, problem, device, given)
 
 
-@each_variant
-def test_infinite_taps(device, variant):
+@pytest.mark.parametrize("variant", of_pass("forward") + of_pass("input_grad"), ids=str)
+@pytest.mark.parametrize("text", ["2,3,9,8,4,3,3", "2,3,9,28,3,3,3,groups=3"])
+def test_infinite_taps(device, variant, text):
     """Without padding: over padding torch disagrees with itself, and it is unspecified."""
-    problem = ConvProblem.parse("2,3,9,8,4,3,3", bias=True)
-    if variant.pass_name == "kernel_grad":
-        return  # takes no filter
+    problem = ConvProblem.parse(text, bias=True)
     for value in (np.inf, -np.inf, np.nan):
         given = check.inputs(variant.pass_name, problem)
-        given["w"][1, 2, 0, 2] = value
+        given["w"][1, -1, 0, 2] = value
         if variant.pass_name == "forward":
             check_given(variant, problem, device, given)
-        else:  # an input pixel at the border meets not every tap
-            got = check.launch(variant, problem, given, device)["dx"].array
-            touched = np.zeros(problem.x_shape, bool)
-            touched[:, 2, 0 : problem.P, 2 : 2 + problem.Q] = True
-            assert np.array_equal(~np.isfinite(got), touched)
+            continue
+        # An input pixel at the border meets not every tap. Strips multiply the zeros round g by all of them, which is
+        # the same as over padding; they are held to the pixels that meet every tap.
+        got = check.launch(variant, problem, given, device)["dx"].array
+        touched = np.zeros(problem.x_shape, bool)
+        touched[:, 2 if problem.groups == 1 else 1, 0 : problem.P, 2 : 2 + problem.Q] = True
+        seen = np.s_[:, :, 2:-2, 2:-2] if variant.specialised else np.s_[...]
+        assert np.array_equal(~np.isfinite(got)[seen], touched[seen])
 
 
-@pytest.mark.parametrize("variant", of_pass("input_grad") + of_pass("kernel_grad"), ids=str)
+@pytest.mark.parametrize("variant", GRADIENTS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
 def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
-    problem = ConvProblem.parse(SPECIAL, dtype=dtype, activation="relu", mask=mask, bias=True)
+    problem = special(variant, dtype=dtype, activation="relu", mask=mask)
     plain = problem.with_(mask=False)
     given = check.inputs(variant.pass_name, plain)
     closed = given["saved"] <= 0
@@ -182,7 +231,7 @@ def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
             assert np.isfinite(blocks[operand.name].array.astype(np.float64)).all()
 
 
-@pytest.mark.parametrize("variant", of_pass("input_grad") + of_pass("kernel_grad"), ids=str)
+@pytest.mark.parametrize("variant", GRADIENTS, ids=str)
 @pytest.mark.parametrize(
     ("y", "is_open"),
     [(0.0, False), (-0.0, False), (1e-45, True), (-1e-45, False), (np.nan, True), (np.inf, True), (-np.inf, False)],
@@ -194,8 +243,10 @@ def test_relu_rule_for_the_saved_output(device, variant, y, is_open):
     given["saved"][...] = y
     check_given(variant, problem, device, given)
     blocks = check.launch(variant, problem, given, device)
-    result = blocks["dx" if variant.pass_name == "input_grad" else "dw"].array
-    assert (result != 0).all() if is_open else (result == 0).all()
+    for operand in PASSES[variant.pass_name].present(problem):
+        if operand.written:
+            result = blocks[operand.name].array
+            assert (result != 0).all() if is_open else (result == 0).all()
 
 
 @pytest.mark.parametrize("variant", of_pass("forward"), ids=str)
@@ -213,8 +264,9 @@ def long_sum(variant, dtype, count):
         "forward": f"1,{count},1,1,1,1,1",
         "input_grad": f"1,1,1,1,{count},1,1",
         "kernel_grad": f"1,1,1,{count},1,1,1",
+        "backward": f"1,1,1,{count},1,1,1,dx=0",
     }
-    factors = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "kernel_grad": ("dy", "x")}[variant.pass_name]
+    factors = {"forward": ("x", "w"), "input_grad": ("dy", "w")}.get(variant.pass_name, ("dy", "x"))
     problem = ConvProblem.parse(texts[variant.pass_name], dtype=dtype)
     given = {name: np.ones_like(array) for name, array in check.inputs(variant.pass_name, problem).items()}
     return problem, given, factors
@@ -222,7 +274,7 @@ def long_sum(variant, dtype, count):
 
 def result(variant, problem, given, device):
     """Launch, and return the first of the results."""
-    name = next(operand.name for operand in PASSES[variant.pass_name].operands if operand.written)
+    name = next(operand.name for operand in PASSES[variant.pass_name].present(problem) if operand.written)
     return check.launch(variant, problem, given, device)[name].array
 
 
@@ -260,6 +312,8 @@ def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
 def test_subnormal_results_are_kept(device, variant, dtype):
     """Integers times a power of two so small that their sums of products are subnormal, and exact."""
     problem = ConvProblem.parse("1,1,3,4,1,2,2", dtype=dtype)
+    if variant.pass_name == "backward":
+        problem = ConvProblem.parse("1,1,3,4,1,3,3,padding=1,dx=0", dtype=dtype)
     half = np.finfo(reference.numpy_dtype(dtype)) if dtype != "bfloat16" else None
     smallest = -133 if half is None else round(np.log2(half.smallest_subnormal))
     normal = 2.0**-126 if half is None else half.smallest_normal
@@ -278,6 +332,8 @@ def test_subnormal_results_are_kept(device, variant, dtype):
 def test_half_results_are_rounded_once(device, variant, dtype):
     """Integer sums that float32 holds and the half type does not: the nearest half number, to the last bit."""
     problem = ConvProblem.parse("2,30,9,8,30,3,3,padding=1", dtype=dtype, bias=True)
+    if variant.refusal(problem):
+        problem = ConvProblem.parse("2,3,9,18,3,5,5,padding=2,groups=3", dtype=dtype, bias=True)
     rng = np.random.default_rng(1)
     given = {
         name: rng.integers(0, 13, array.shape).astype(array.dtype)
@@ -300,8 +356,10 @@ def test_registry():
         assert isinstance(variant, Variant)
         assert variant.path.is_file()
         assert len(variant.summary) > 20, f"{variant}: its .cu file has no head comment"
-    for pass_name in PASSES:  # "auto" always finds a rung: the first computes everything
-        assert of_pass(pass_name)[0].requires == ()
+    for pass_name in ("forward", "input_grad", "kernel_grad"):  # "auto" always finds a rung: the first
+        first = of_pass(pass_name)[0]
+        assert first.requires == ()
+        assert first.auto_on == ("cuda", "cpu")
 
 
 def test_curated_problems_have_reasons():

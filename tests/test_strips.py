@@ -1,0 +1,205 @@
+"""What is special about variants that march down strips of columns: widths, addresses, rows, filters, what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from convbackprop import check
+from convbackprop.plan import alignment_of, constants_of
+from convbackprop.problem import ConvProblem
+from convbackprop.variant import Alignment
+from convbackprop.variants import VARIANTS, choose, select, why_not
+
+STRIPS = [variant for variant in VARIANTS if "COLS" in variant.tunables]
+SETS = ("cpu", "cuda")
+
+each_variant = pytest.mark.parametrize("variant", STRIPS, ids=str)
+each_set = pytest.mark.parametrize("tunables", SETS)
+
+
+def faults(variant, device, text, tunables, offset=0, data="normal", **changes):
+    problem = ConvProblem.parse(text, **{"bias": True, "activation": "relu", **changes})
+    outcome = check.check(variant, problem, device, data, tunables=tunables, offset=offset)
+    return [f"{problem}, offset {offset}: {fault}" for fault in outcome.faults]
+
+
+@each_variant
+@each_set
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_width(cpu, variant, tunables, dtype):
+    """A strip and its neighbours, one column more and less, rows whose pitch breaks every alignment."""
+    found = []
+    for width in range(1, 41):
+        found += faults(variant, cpu, f"2,2,5,{width},2,3,3,padding=same,groups=2", tunables, dtype=dtype)
+    assert found == []
+
+
+@each_variant
+@each_set
+@pytest.mark.parametrize("mask", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_offset(cpu, variant, tunables, mask):
+    """Arrays that begin one to three elements after an aligned address, in rows that are aligned and not."""
+    found = []
+    for width in (16, 32, 35, 64):
+        for offset in range(4):
+            text = f"1,1,9,{width},1,3,3,padding=same"
+            found += faults(variant, cpu, text, tunables, offset, mask=mask)
+    assert found == []
+
+
+@each_variant
+@each_set
+def test_every_height(cpu, variant, tunables):
+    """Fewer rows than a filter, than a band, and one row and two more."""
+    found = []
+    for height in (1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 34, 65):
+        found += faults(variant, cpu, f"2,1,{height},17,1,3,3,padding=same", tunables)
+    assert found == []
+
+
+@each_variant
+@pytest.mark.parametrize(
+    ("tunables", "size"),
+    [
+        # Each size is compiled anew.
+        pytest.param(tunables, size, marks=() if size in (2, 5, 9 if tunables == "cpu" else 7) else pytest.mark.slow)
+        for tunables in SETS
+        for size in range(1, 10)
+    ],
+)
+def test_every_filter(cpu, variant, tunables, size):
+    found = []
+    for text in (f"2,1,19,37,1,{size},{size},padding=same", f"1,2,12,{size + 17},2,{size},{size},groups=2"):
+        if variant.refusal(ConvProblem.parse(text)) is None:
+            found += faults(variant, cpu, text, tunables)
+    assert found == []
+
+
+@pytest.mark.parametrize("variant", [v for v in STRIPS if v.pass_name != "backward"], ids=str)
+@pytest.mark.parametrize("tunables", ["cpu", pytest.param("cuda", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,1,20,40,1,15,15,padding=same",
+        "1,1,40,50,1,17,19,padding=3x4",  # too large to be known at compile time
+        "1,1,4,300,1,1,70,padding=same",
+        "1,3,8,50,2,4,33,padding=1",
+        "2,6,9,18,4,3,5,padding=2:0x1:7,groups=2",
+        "1,1,5,9,1,3,3,padding=6x9",
+    ],
+)
+def test_large_filters_and_many_channels(cpu, variant, tunables, text):
+    assert faults(variant, cpu, text, tunables) == []
+
+
+@pytest.mark.parametrize("variant", [v for v in STRIPS if v.pass_name == "backward"], ids=str)
+@pytest.mark.parametrize(
+    ("tunables", "mask"),
+    [pytest.param(t, mask, marks=() if t == "cpu" and mask else pytest.mark.slow) for t in SETS for mask in (0, 1)],
+)
+@pytest.mark.parametrize("needs", [(dx, dw, db) for dx in (0, 1) for dw in (0, 1) for db in (0, 1)][1:], ids=str)
+def test_needs(cpu, variant, tunables, mask, needs):
+    """What is not needed is neither computed nor written, nor are its operands read."""
+    dx, dw, db = (bool(need) for need in needs)
+    text = "2,2,35,41,2,3,3,padding=same,groups=2"
+    assert faults(variant, cpu, text, tunables, mask=bool(mask), dx=dx, dw=dw, bias=db) == []
+    problem = ConvProblem.parse(text, dx=dx, dw=dw, bias=db)
+    constants = constants_of(variant, problem, tunables)
+    assert [constants[f"NEED_{name}"] for name in ("DX", "DW", "DB")] == [int(need) for need in needs]
+
+
+@each_variant
+@each_set
+@pytest.mark.parametrize("data", ["constant", "positive", "integers"])
+def test_long_sums(cpu, variant, tunables, data):
+    assert faults(variant, cpu, "1,1,700,1111,1,3,3,padding=same", tunables, data=data) == []
+
+
+@pytest.mark.parametrize("name", ["kernel_grad/coalesced", "backward/fused"])
+@each_set
+def test_error_of_a_large_image_is_far_below_the_bound(cpu, name, tunables):
+    """Equal terms, whose round-offs do not cancel; the bound at this size is 8 * sqrt(2**22) = 16,384 round-offs."""
+    (variant,) = select(name)
+    problem = ConvProblem.parse("1,1,2048,2048,1,3,3,padding=same,bias=1,dx=0")
+    assert check.check(variant, problem, cpu, "constant", tunables=tunables).share < 0.01
+
+
+@each_variant
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
+@each_set
+def test_infinite_inputs_beyond_what_they_meet(cpu, variant, tunables, value):
+    """Every pixel of the border, and of the columns where a strip reaches beyond the row's end."""
+    problem = ConvProblem.parse("1,1,6,19,1,3,3,padding=same,bias=1")
+    valid = ConvProblem.parse("1,1,6,19,1,3,3,bias=1")
+    name = "dy" if variant.pass_name == "input_grad" else "x"
+    for p in (problem, valid):
+        if variant.refusal(p):
+            continue
+        plain = check.inputs(variant.pass_name, p)
+        for h in (0, 2, p.H - 1 if name == "x" else p.P - 1):
+            for w_ in range(p.W if name == "x" else p.Q):
+                given = {key: array.copy() for key, array in plain.items()}
+                given[name][0, 0, h, w_] = value
+                assert check.check(variant, p, cpu, tunables=tunables, given=given).faults == []
+
+
+# -- vectors -------------------------------------------------------------------------------------------------------
+@each_variant
+@pytest.mark.parametrize(
+    ("width", "dtype", "alignment", "vector"),
+    [
+        (64, "float32", 16, 4),
+        (66, "float32", 16, 2),
+        (67, "float32", 16, 1),
+        (64, "float32", 8, 2),
+        (64, "float32", 4, 1),
+        (64, "float16", 16, 8),
+        (64, "float16", 2, 1),
+        (64, "float64", 16, 2),
+        (64, "float64", 8, 1),
+    ],
+)
+def test_widest_load(variant, width, dtype, alignment, vector):
+    problem = ConvProblem.parse(f"1,1,9,{width},1,3,3,padding=same", dtype=dtype)
+    constants = variant.constants("cuda", problem, Alignment(alignment, alignment))
+    assert constants["X_VECTOR"] == constants["Y_VECTOR"] == vector
+
+
+def test_alignment_of():
+    assert alignment_of({"x": 1024, "dy": 4096, "saved": 64}, mask=False) == (16, 16)
+    assert alignment_of({"x": 1028, "dx": 32, "dy": 4096, "saved": 8}, mask=False) == (4, 8)
+    assert alignment_of({"x": 1028, "dx": 32, "dy": 4096, "saved": 1}, mask=True) == (4, 16)
+
+
+# -- the rule of "auto" --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "kind", "names"),
+    [
+        ("1,1,64,64,1,3,3,padding=same", "cpu", ("coalesced", "coalesced", "coalesced", "fused")),
+        ("1,1,64,64,1,3,3,padding=same", "cuda", ("coalesced", "coalesced", "coalesced", "fused")),
+        ("2,4,9,9,4,3,3,stride=2", "cuda", ("tiled", "tiled", "tiled", None)),
+        ("2,4,9,9,4,3,3,stride=2", "cpu", ("naive", "naive", "naive", None)),
+        ("2,4,9,9,4,4,4,padding=same", "cpu", ("coalesced", "coalesced", "coalesced", None)),
+    ],
+)
+def test_auto(text, kind, names):
+    problem = ConvProblem.parse(text)
+    for pass_name, name in zip(("forward", "input_grad", "kernel_grad", "backward"), names, strict=True):
+        reasons = why_not(pass_name, problem, kind)
+        assert [variant.name for variant, reason in reasons.items() if reason is None] == ([name] if name else [])
+        assert all(reason is None or len(reason) > 10 for reason in reasons.values())
+        if name:
+            assert choose(pass_name, "auto", problem, kind).name == name
+
+
+def test_lanes_follow_the_cpu():
+    """A strip is one vector of the CPU, whatever its width."""
+    (variant,) = select("backward/fused")
+    for wide in (16, 32, 64):
+        tunable = dataclasses.replace(variant.tunables["VECTOR_BYTES"], cpu=wide)
+        other = dataclasses.replace(variant, tunables={**variant.tunables, "VECTOR_BYTES": tunable})
+        constants = other.constants("cpu", ConvProblem.parse("1,1,9,64,1,3,3,padding=same"))
+        assert constants["LANES"] == min(constants["COLS"], wide // 4)
