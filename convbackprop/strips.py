@@ -111,8 +111,8 @@ def unit_dilation(p: ConvProblem) -> str | None:
 
 
 # -- kernel_grad -----------------------------------------------------------------------------------------------------
-#: What the sums and the ring of rows may take of a thread's 255 registers.
-_RING_REGISTERS = 205
+#: What the sums and the ring of rows may take of a thread's 255 registers, by bytes of an accumulator.
+_RING_REGISTERS = {4: 205, 8: 190}
 
 
 def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
@@ -121,7 +121,7 @@ def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) ->
     cols = ceil_div(p.S, ceil_div(p.S, 2 * _TAP_COLUMNS))
     if cols < p.S:
         cols = 2 * _TAP_COLUMNS  # the parts begin where loads stay aligned
-    by_registers = (_RING_REGISTERS // _registers(p, 1) - 16) // (8 + cols - 1 + cols)
+    by_registers = (_RING_REGISTERS[_accumulator_bytes(p)] // _registers(p, 1) - 16) // (8 + cols - 1 + cols)
     rows = max(1, min(p.R, by_registers))
     return {
         **vectors,
@@ -153,25 +153,23 @@ def _fused_columns(p: ConvProblem) -> int:
     return 4 if _registers(p, p.R * p.S) > 32 else 8
 
 
-def _fused_resident(p: ConvProblem) -> int:
-    """Return how many blocks of 64 threads there are registers for on a multiprocessor."""
-    return 8 if _registers(p, p.R * p.S) <= 9 else 4
-
-
-#: RESIDENT: blocks that a multiprocessor should hold at least; so many do without a spill.
 FUSED_TUNABLES = {
     **TUNABLES,
     "THREADS": Tunable(legal=TUNABLES["THREADS"].legal, cuda=64, cpu=TUNABLES["THREADS"].cpu),
     "COLS": Tunable(legal=(4, 8, 16), cuda=_fused_columns, cpu=TUNABLES["COLS"].cpu),
-    "RESIDENT": Tunable(legal=(1, 2), cuda=_fused_resident, cpu=1),
 }
 
 
 def backward_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
-    """Return the constants of backward/fused.cu."""
+    """Return the constants of backward/fused.cu.
+
+    RESIDENT is how many blocks a multiprocessor should hold at least: as many as there are without a spill.
+    """
     vectors = _vectors(p, alignment, t)
+    small = _registers(p, p.R * p.S) <= 9 and vectors["Y_VECTOR"] >= 4
     return {
         **vectors,
+        "RESIDENT": 512 // t["THREADS"] if small else 1,
         "LEAD": -(p.S // 2) % vectors["Y_VECTOR"],
         "FILTER_R": p.R,
         "FILTER_S": p.S,

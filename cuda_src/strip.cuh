@@ -44,7 +44,8 @@ struct Plane {
     __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
         load<PIECE>(lanes, data + Index(row) * cols + col);
     }
-    __device__ __forceinline__ void finish(Lane&) const {}
+    template <int N>
+    __device__ __forceinline__ void finish(Lane (&)[N], int, int) const {}  // nothing more to do with N lanes of a row
     __device__ __forceinline__ Acc at(int row, int col) const { return to_acc(data[Index(row) * cols + col]); }
 };
 
@@ -57,8 +58,9 @@ struct FinitePlane : Plane<PIECE_> {
     __device__ __forceinline__ FinitePlane(const Scalar* image, Index plane, int rows, int cols, bool only_finite)
         : Plane<PIECE_>(image, plane, rows, cols), only_finite(only_finite) {}
 
-    __device__ __forceinline__ void finish(Lane& lane) {
-        if (only_finite) left_out |= make_finite(lane);
+    template <int N>
+    __device__ __forceinline__ void finish(Lane (&lanes)[N], int, int) {
+        if (only_finite) unroll<N>([&](auto i) INLINED { left_out |= make_finite(lanes[i]); });
     }
 };
 
@@ -66,44 +68,48 @@ struct FinitePlane : Plane<PIECE_> {
 template <int PIECE_>
 struct GradPlane {
     static constexpr int PIECE = PIECE_;
+    static constexpr bool FROM_MASK = std::is_same<Saved, MaskByte>::value;
     const Scalar* dy;
     const Saved* saved;
     int rows, cols, saved_pitch;
 
     __device__ __forceinline__ GradPlane(const Scalar* dy_, const Saved* saved_, Index plane, const Conv2dShape& shape)
         : dy(dy_ + plane * shape.P * shape.Q), rows(shape.P), cols(shape.Q) {
-        saved_pitch = std::is_same<Saved, MaskByte>::value ? mask_row_bytes(shape) : shape.Q;
+        saved_pitch = FROM_MASK ? mask_row_bytes(shape) : shape.Q;
         saved = ACTIVATION == IDENTITY ? nullptr : saved_ + plane * rows * saved_pitch;
     }
 
     __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
         load<PIECE>(lanes, dy + Index(row) * cols + col);
-        if constexpr (ACTIVATION != IDENTITY) apply(lanes, saved + Index(row) * saved_pitch, col);
+        if constexpr (ACTIVATION != IDENTITY && !FROM_MASK) {
+            Lane y[PIECE / LANES];
+            load<PIECE>(y, reinterpret_cast<const Scalar*>(saved) + Index(row) * saved_pitch + col);
+            unroll<PIECE / LANES>([&](auto i) INLINED { lanes[i] = times_derivative(lanes[i], y[i]); });
+        }
     }
-    __device__ __forceinline__ void finish(Lane&) const {}
-    __device__ __forceinline__ void apply(Lane* lanes, const Scalar* y_row, int col) const {
-        Lane y[PIECE / LANES];
-        load<PIECE>(y, y_row + col);
-        unroll<PIECE / LANES>([&](auto i) INLINED { lanes[i] = times_derivative(lanes[i], y[i]); });
+    // A mask is read once for all N lanes, which begin at column `first`; some may lie outside the row.
+    template <int N>
+    __device__ __forceinline__ void finish(Lane (&lanes)[N], int row, int first) const {
+        if constexpr (FROM_MASK) {
+            constexpr int BYTES = (N * LANES + 7 + 7) / 8;
+            static_assert(BYTES <= 8, "the bits fit one word");
+            const MaskByte* bytes = reinterpret_cast<const MaskByte*>(saved) + Index(row) * saved_pitch;
+            unsigned long long bits = 0;
+            unroll<BYTES>([&](auto i) INLINED {
+                const int byte = (first >> 3) + i;
+                if (0 <= byte && byte < saved_pitch) bits |= (unsigned long long)bytes[byte] << (8 * i);
+            });
+            bits >>= first & 7;
+            unroll<N>([&](auto i) INLINED { keep(lanes[i], unsigned(bits >> (i * LANES))); });
+        }
     }
-    __device__ __forceinline__ void apply(Lane* lanes, const MaskByte* bits_row, int col) const {
-        unsigned bits = bits_row[col / 8] >> (col % 8);
-        if constexpr (LANES > 1)  // a GPU's aligned piece never leaves its byte
-            for (int byte = col / 8 + 1; byte <= (col + PIECE - 1) / 8; ++byte)
-                bits |= unsigned(bits_row[byte]) << (8 * byte - col);
-        unroll<PIECE / LANES>([&](auto i) INLINED { keep(lanes[i], bits >> (i * LANES)); });
-    }
-    // One element.
+    // One element; what a mask says of it is up to finish.
     __device__ __forceinline__ Acc at(int row, int col) const {
         const Acc grad = to_acc(dy[Index(row) * cols + col]);
-        if constexpr (ACTIVATION == IDENTITY) return grad;
-        return applied(grad, saved + Index(row) * saved_pitch, col);
-    }
-    __device__ __forceinline__ static Acc applied(Acc grad, const Scalar* y_row, int col) {
-        return times_derivative(grad, to_acc(y_row[col]));
-    }
-    __device__ __forceinline__ static Acc applied(Acc grad, const MaskByte* bits_row, int col) {
-        return bits_row[col / 8] >> (col % 8) & 1 ? grad : Acc(0);
+        if constexpr (ACTIVATION == IDENTITY || FROM_MASK)
+            return grad;
+        else
+            return times_derivative(grad, to_acc(saved[Index(row) * saved_pitch + col]));
     }
 };
 
@@ -135,11 +141,9 @@ struct Window {
                 unroll<PIECES<PIECE>>([&](auto i) INLINED {
                     read_at_edge(source, lanes + i * (PIECE / LANES), row, first - BEFORE + i * PIECE);
                 });
+            source.finish(lanes, row, first - BEFORE);
         }
-        unroll<N>([&](auto i) INLINED {
-            source.finish(lanes[i]);
-            settle(lanes[i]);
-        });
+        unroll<N>([&](auto i) INLINED { settle(lanes[i]); });
         return Shifts<TAPS, BEFORE, COLS, N>(lanes);
     }
 

@@ -21,6 +21,8 @@ class Mutation(NamedTuple):
         What is replaced, which stands in the file exactly once, and by what.
     what : str
         What is wrong then, in a few words.
+    shown_by : tuple of str
+        Of a variant that is compiled anew for each problem: the curated problem that shows the mistake.
     """
 
     variant: str
@@ -28,6 +30,7 @@ class Mutation(NamedTuple):
     old: str
     new: str
     what: str
+    shown_by: tuple[str, ...] = ()
 
 
 _STAGED = "__syncthreads();  // the tile is complete"
@@ -98,4 +101,117 @@ MUTATIONS = (
         "the last slice is dropped",
     ),
     Mutation("kernel_grad/tiled", "tiled.cu", "(c == 0)", "(c == 1)", "the bias is a tap of another channel"),
+    # -- forward/coalesced ---------------------------------------------------------------------------------------
+    Mutation(
+        "forward/coalesced",
+        "strip.cuh",
+        "if (col >= 0 && col + Source::PIECE",
+        "if (col + Source::PIECE",
+        "the halo's left columns are read from the row above",
+    ),
+    Mutation(
+        "forward/coalesced",
+        "strip.cuh",
+        "store_partial(row + first, *lanes, cols - first);",
+        ";",
+        "the tail of a row that a vector does not divide is skipped",
+    ),
+    Mutation(
+        "forward/coalesced",
+        "correlate.cuh",
+        "taps(Constant<FILTER_R - 1 - r>{}, s)",
+        "taps(r, s)",
+        "the filter's rows are upside down",
+    ),
+    Mutation("forward/coalesced", "correlate.cuh", "sum = acc[r + 1]", "sum = acc[r]", "the ring does not move on"),
+    Mutation("forward/coalesced", "correlate.cuh", "done >= strip", "done > strip", "the first row is not written"),
+    Mutation(
+        "forward/coalesced",
+        "correlate.cuh",
+        "__syncthreads();  // all taps are there",
+        "",
+        "taps in shared memory are read before they are there",
+        ("1,1,20,40,1,15,15,padding=same",),
+    ),
+    Mutation(
+        "forward/coalesced",
+        "correlate.cuh",
+        "        sums[p].end_run();\n        if",
+        "        if",
+        "the last run of a long sum is dropped",
+        ("1,700,2,3,2,1,1",),
+    ),
+    Mutation(
+        "forward/coalesced",
+        "coalesced.cu",
+        "if (Q - first_q < COLS) bits &= (1u << (Q - first_q)) - 1;",
+        "",
+        "the mask has bits beyond the row's end",
+    ),
+    # -- input_grad/coalesced ------------------------------------------------------------------------------------
+    Mutation("input_grad/coalesced", "coalesced.cu", "correlate<true>", "correlate<false>", "the filter is not turned"),
+    Mutation(
+        "input_grad/coalesced",
+        "strip.cuh",
+        "lanes[i] = times_derivative(lanes[i], y[i]);",
+        "lanes[i] = times_derivative(times_derivative(lanes[i], y[i]), y[i]);",
+        "phi' is applied twice",
+    ),
+    Mutation(
+        "input_grad/coalesced", "strip.cuh", "bits >>= first & 7;", "", "the mask's bits are those of other columns"
+    ),
+    # -- kernel_grad/coalesced -----------------------------------------------------------------------------------
+    Mutation(
+        "kernel_grad/coalesced",
+        "coalesced.cu",
+        "wrapped<TAP_ROWS>(phase + r)",
+        "wrapped<TAP_ROWS>(phase + (r + 1) % TAP_ROWS)",
+        "the ring's index is off by one",
+    ),
+    Mutation(
+        "kernel_grad/coalesced",
+        "coalesced.cu",
+        "add_products(sums[r * TAP_COLS + s]",
+        "add_products(sums[r * TAP_COLS + TAP_COLS - 1 - s]",
+        "the taps are mirrored",
+    ),
+    Mutation(
+        "kernel_grad/coalesced",
+        "kernel_grad_total.cuh",
+        "slice < slices;",
+        "slice < max(1, slices - 1);",
+        "the last block's partial sums are dropped",
+        ("1,1,256,257,1,3,3,padding=same",),
+    ),
+    Mutation(
+        "kernel_grad/coalesced",
+        "partial_sums.cuh",
+        "__syncthreads();  // every thread's column is there",
+        "",
+        "the threads' sums are read before they are there",
+    ),
+    Mutation(
+        "kernel_grad/coalesced",
+        "coalesced.cu",
+        "p - top + TAP_ROWS - 1, first",
+        "p - top + TAP_ROWS, first",
+        "rows of x enter the ring one row late",
+    ),
+    # -- backward/fused ------------------------------------------------------------------------------------------
+    Mutation(
+        "backward/fused",
+        "fused.cu",
+        "(FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - j",
+        "i * FILTER_S + j",
+        "the filter is not turned",
+    ),
+    Mutation(
+        "backward/fused",
+        "fused.cu",
+        "wrapped<FILTER_R>(phase + i)",
+        "wrapped<FILTER_R>(phase + (i + 1) % FILTER_R)",
+        "the ring's index is off by one",
+    ),
+    Mutation("backward/fused", "fused.cu", "unroll<CHAINS - 1>", "unroll<0>", "two of three sums of dx are dropped"),
+    Mutation("backward/fused", "fused.cu", "(phase + TOP)", "(phase)", "db adds up another row of g"),
 )

@@ -1,4 +1,4 @@
-"""What is special about variants that march down strips of columns: widths, addresses, rows, filters, what is left out."""
+"""What is special about variants that march down strips: widths, addresses, rows, filters, what is left out."""
 
 from __future__ import annotations
 
