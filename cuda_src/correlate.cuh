@@ -1,4 +1,5 @@
-// The sum that forward and input_grad share:  out[i,j] = start + sum_{a,r,s} source_a[i - top + r, j - left + s] * tap_a(r,s)
+// The sum that forward and input_grad share:
+//     out[i,j] = start + sum_{a,r,s} source_a[i - top + r, j - left + s] * tap_a(r,s)
 //
 // For forward the sources are the input's channels. For input_grad they are those of g, and the filter is turned by
 // 180 degrees: unit stride makes the gradient the same sum. Two ways to form it:

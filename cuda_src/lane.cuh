@@ -83,8 +83,8 @@ __device__ __forceinline__ bool make_finite(Lane& lane) {
 // A Lane whose total is value.
 __device__ __forceinline__ Lane lane_with_total(Acc value) { return value; }
 
-// Has a lane, or the address of shared memory, computed here and not again. Left alone, g++ moves sums into the branches
-// where they are used, and asks for an address each time by a call; either way all lanes go to memory.
+// Has a lane, or the address of shared memory, computed here and not again. Left alone, g++ moves sums into the
+// branches where they are used, and asks for an address each time by a call; either way all lanes go to memory.
 __device__ __forceinline__ void settle(Lane&) {}
 __device__ __forceinline__ const Acc* settled(const Acc* address) { return address; }
 
@@ -220,8 +220,8 @@ struct Shifts {
     __forceinline__ Lane lane(int s, int i) const { return shifted[s][i]; }
 };
 
-// Pieces at the ends of rows that a lane does not divide: zero outside the row. Elements that are numbered at run time
-// are in memory, so they are not the lane's own; and nothing here is a call, which would save all lanes to memory.
+// Pieces at the ends of rows that a lane does not divide: zero outside the row. Elements that are numbered at run
+// time are in memory, so they are not the lane's own; and nothing here is a call, which would save all lanes there.
 template <class Source>
 __forceinline__ Lane partial_lane(const Source& source, int row, int col) {
     Lane lane;

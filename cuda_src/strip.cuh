@@ -4,6 +4,8 @@
 // pieces of PIECE columns, each one load: on a GPU at most 16 bytes, at an aligned address (the constants X_VECTOR
 // and Y_VECTOR say how many columns that allows for images of x's and of y's width); on a CPU one Lane, anywhere.
 #pragma once
+#include <type_traits>
+
 #include "lane.cuh"
 
 static_assert(COLS % LANES == 0, "a strip is made of whole lanes");
@@ -44,8 +46,9 @@ struct Plane {
     __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
         load<PIECE>(lanes, data + Index(row) * cols + col);
     }
+    // What is left to do once N lanes of a row are read, from column `first` on.
     template <int N>
-    __device__ __forceinline__ void finish(Lane (&)[N], int, int) const {}  // nothing more to do with N lanes of a row
+    __device__ __forceinline__ void finish(Lane (&)[N], int row, int first) const {}
     __device__ __forceinline__ Acc at(int row, int col) const { return to_acc(data[Index(row) * cols + col]); }
 };
 
@@ -59,7 +62,7 @@ struct FinitePlane : Plane<PIECE_> {
         : Plane<PIECE_>(image, plane, rows, cols), only_finite(only_finite) {}
 
     template <int N>
-    __device__ __forceinline__ void finish(Lane (&lanes)[N], int, int) {
+    __device__ __forceinline__ void finish(Lane (&lanes)[N], int row, int first) {
         if (only_finite) unroll<N>([&](auto i) INLINED { left_out |= make_finite(lanes[i]); });
     }
 };
@@ -73,7 +76,8 @@ struct GradPlane {
     const Saved* saved;
     int rows, cols, saved_pitch;
 
-    __device__ __forceinline__ GradPlane(const Scalar* dy_, const Saved* saved_, Index plane, const Conv2dShape& shape)
+    __device__ __forceinline__ GradPlane(const Scalar* dy_, const Saved* saved_, Index plane,
+                                         const Conv2dShape& shape)
         : dy(dy_ + plane * shape.P * shape.Q), rows(shape.P), cols(shape.Q) {
         saved_pitch = FROM_MASK ? mask_row_bytes(shape) : shape.Q;
         saved = ACTIVATION == IDENTITY ? nullptr : saved_ + plane * rows * saved_pitch;
@@ -103,13 +107,16 @@ struct GradPlane {
             unroll<N>([&](auto i) INLINED { keep(lanes[i], unsigned(bits >> (i * LANES))); });
         }
     }
-    // One element; what a mask says of it is up to finish.
+    // One element.
     __device__ __forceinline__ Acc at(int row, int col) const {
         const Acc grad = to_acc(dy[Index(row) * cols + col]);
-        if constexpr (ACTIVATION == IDENTITY || FROM_MASK)
-            return grad;
-        else
-            return times_derivative(grad, to_acc(saved[Index(row) * saved_pitch + col]));
+        return ACTIVATION == IDENTITY ? grad : applied(grad, saved + Index(row) * saved_pitch, col);
+    }
+    __device__ __forceinline__ static Acc applied(Acc grad, const Scalar* y, int col) {
+        return times_derivative(grad, to_acc(y[col]));
+    }
+    __device__ __forceinline__ static Acc applied(Acc grad, const MaskByte* bits, int col) {
+        return bits[col / 8] >> (col % 8) & 1 ? grad : Acc(0);
     }
 };
 

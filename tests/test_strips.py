@@ -129,11 +129,12 @@ def test_error_of_a_large_image_is_far_below_the_bound(cpu, name, tunables):
 
 @each_variant
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
+@pytest.mark.parametrize("mask", [False, True])
 @each_set
-def test_infinite_inputs_beyond_what_they_meet(cpu, variant, tunables, value):
+def test_infinite_inputs_beyond_what_they_meet(cpu, variant, tunables, mask, value):
     """Every pixel of the border, and of the columns where a strip reaches beyond the row's end."""
-    problem = ConvProblem.parse("1,1,6,19,1,3,3,padding=same,bias=1")
-    valid = ConvProblem.parse("1,1,6,19,1,3,3,bias=1")
+    problem = ConvProblem.parse("1,1,6,19,1,3,3,padding=same,bias=1,activation=relu", mask=mask)
+    valid = ConvProblem.parse("1,1,6,19,1,3,3,bias=1,activation=relu", mask=mask)
     name = "dy" if variant.pass_name == "input_grad" else "x"
     for p in (problem, valid):
         if variant.refusal(p):

@@ -3,11 +3,11 @@
 // db[c]        = sum_{n,h,w_} g[n,c,h,w_]      with g = dy * phi'(s); one filter a channel, stride 1, 'same' padding
 //
 // All gradients in one pass over memory. dx and dw multiply the same R x S window of g: dx by the filter, dw by the
-// input pixel at the window's centre. So a thread owns a strip of COLS columns of x and dx, marches down a band of rows
-// and keeps R rows of g, with what its window reaches beyond the strip, in a ring of registers. dy, y and x are read
-// once and dx is written once: 16 bytes a pixel in float32, 12 with a bit mask in place of y, where separate passes
-// form g twice and move 24 and more. What is not wanted (NEED_...) is not compiled. The order of all sums is fixed: see
-// partial_sums.cuh. What limits it now: memory's bandwidth; with 7 x 7 the registers, which hold few warps.
+// input pixel at the window's centre. So a thread owns a strip of COLS columns of x and dx, marches down a band of
+// rows and keeps R rows of g, with what its window reaches beyond the strip, in a ring of registers. dy, y and x are
+// read once and dx is written once: 16 bytes a pixel in float32, 12 with a bit mask in place of y, where separate
+// passes form g twice and move 24. What is not wanted (NEED_...) is not compiled. The order of all sums is fixed:
+// see partial_sums.cuh. What limits it now: memory's bandwidth; with 7 x 7 the registers, which hold few warps.
 #include "partial_sums.cuh"
 
 static_assert(FILTER_R % 2 == 1 && FILTER_S % 2 == 1, "'same' padding lies evenly round an odd filter");
@@ -59,8 +59,8 @@ __device__ __forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc (&taps)[
         }
 }
 
-// Adds the products that march left out. Where windows reach beyond the image, g is 0, and 0 times an infinite x would
-// be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
+// Adds the products that march left out. Where windows reach beyond the image, g is 0, and 0 times an infinite x
+// would be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
 __device__ __forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const FinitePlane<X_VECTOR>& x,
                                              const GradPlane<Y_VECTOR>& g_plane, const Strip& strip) {
     for (int h = strip.first_row; h < strip.end_row; ++h)

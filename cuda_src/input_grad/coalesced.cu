@@ -1,4 +1,5 @@
-// dx[n,c,h,w_] = sum_{k,r,s} g[n, k, h + pad - r, w_ + pad - s] * w[k,c,r,s]   with g = dy * phi'(s), stride and dilation 1
+// dx[n,c,h,w_] = sum_{k,r,s} g[n, k, h + pad - r, w_ + pad - s] * w[k,c,r,s]
+//                with g = dy * phi'(s), stride and dilation 1
 //
 // One thread computes a strip of COLS columns down a band of rows, in registers. Substituting r by R - 1 - r shows
 // the forward pass's sum, over g in place of x and with the filter turned by 180 degrees, and it is formed by the
