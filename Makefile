@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench check test test-all test-pythons bench-suite lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench check test test-all test-pythons bench-suite gpu-report lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .ven
 
 bench-suite: $(ENV) ## the pytest-benchmark suite
 	@$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+gpu-report: $(ENV) ## the GPU's goals, measured: needs a GPU, PyCUDA and torch (ARGS=--dry-run needs none)
+	@$(PY) benchmarks/gpu_report.py $(ARGS)
 
 lint: $(ENV) ## ruff and mypy; changes nothing
 	@$(PY) -m ruff check .

@@ -78,16 +78,30 @@ def torch_calls(
     device_name : str
         "cpu", or "cuda:N", where both memory formats are given.
     """
-    torch = import_torch()
-    p = problem
     arrays = {name: array for name, array in given.items() if name in ("x", "w", "b")}
     if "dy" in given:
-        arrays["g"] = pre_activation_grad(p, given["dy"], given.get("saved")).astype(given["dy"].dtype)
+        arrays["g"] = pre_activation_grad(problem, given["dy"], given.get("saved")).astype(given["dy"].dtype)
     tensors = {name: tensor(array, device_name) for name, array in arrays.items()}
+    return calls_on(pass_name, problem, tensors, channels_last=device_name != "cpu")
+
+
+def calls_on(pass_name: str, problem: ConvProblem, tensors: Mapping[str, Any], channels_last: bool) -> dict[str, Call]:
+    """Return torch's ways to compute a pass on tensors that are there already.
+
+    Parameters
+    ----------
+    pass_name, problem
+        What to compute.
+    tensors : mapping of str to torch.Tensor
+        What the pass reads of x, w, b and g = dy * phi'(s).
+    channels_last : bool
+        Also give the way that works on tensors in this memory format.
+    """
+    torch = import_torch()
     formats = {"torch": torch.contiguous_format}
-    if device_name != "cpu":
+    if channels_last:
         formats["torch channels_last"] = torch.channels_last
-    return {name: _call(pass_name, p, tensors, memory_format) for name, memory_format in formats.items()}
+    return {name: _call(pass_name, problem, tensors, memory_format) for name, memory_format in formats.items()}
 
 
 def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_format: Any) -> Call:
@@ -106,15 +120,22 @@ def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_for
     def unpadded(dx: Any) -> Any:
         return dx if symmetric else dx[:, :, top : top + p.H, left : left + p.W].contiguous()
 
-    # torch asks for both of a convolution's arrays; of the one whose gradient is wanted it uses only the shape.
-    shape_only = like.new_zeros(x_shape if pass_name == "input_grad" else p.w_shape)
-    shape_only = shape_only.contiguous(memory_format=memory_format)
+    # torch asks for both of a convolution's arrays; of the one whose gradient alone is wanted it uses only the shape.
+    def shape_only(shape: tuple[int, ...]) -> Any:
+        return like.new_zeros(shape).contiguous(memory_format=memory_format)
 
-    def backward(x: Any, w: Any, wanted: list[bool]) -> Any:
+    some_x = shape_only(x_shape) if "x" not in t else None
+    some_w = shape_only(p.w_shape) if "w" not in t else None
+
+    def gradients(wanted: list[bool]) -> tuple[Any, ...]:
+        x = padded(t["x"]) if some_x is None else some_x
+        w = t["w"] if some_w is None else some_w
         bias_sizes = [p.K] if p.bias else None
-        return torch.ops.aten.convolution_backward(
+        dx, dw, db = torch.ops.aten.convolution_backward(
             t["g"], x, w, bias_sizes, p.stride, padding, p.dilation, False, [0, 0], p.groups, wanted
         )
+        results = (unpadded(dx) if wanted[0] else None, dw, db)
+        return tuple(result for result, want in zip(results, wanted, strict=True) if want)
 
     def forward() -> tuple[Any, ...]:
         y = functional.conv2d(padded(t["x"]), t["w"], t.get("b"), p.stride, padding, p.dilation, p.groups)
@@ -123,13 +144,16 @@ def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_for
         return ({"relu": torch.relu_, "logistic": torch.sigmoid_, "tanh": torch.tanh_}[p.activation](y),)
 
     def input_grad() -> tuple[Any, ...]:
-        return (unpadded(backward(shape_only, t["w"], [True, False, False])[0]),)
+        return gradients([True, False, False])
 
     def kernel_grad() -> tuple[Any, ...]:
-        _, dw, db = backward(padded(t["x"]), shape_only, [False, True, p.bias])
-        return (dw, db) if p.bias else (dw,)
+        return gradients([False, True, p.bias])
 
-    call = {"forward": forward, "input_grad": input_grad, "kernel_grad": kernel_grad}[pass_name]
+    def backward() -> tuple[Any, ...]:
+        return gradients([p.dx, p.dw, p.bias])
+
+    calls = {"forward": forward, "input_grad": input_grad, "kernel_grad": kernel_grad, "backward": backward}
+    call = calls[pass_name]
 
     def without_graph() -> Any:
         with torch.no_grad():

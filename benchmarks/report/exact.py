@@ -1,0 +1,98 @@
+"""The exact results of a problem at full size: float64 sums over filter taps, by torch, where the arrays lie.
+
+For one filter a channel, stride and dilation 1, as all goal problems are. No convolution of any library takes part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convbackprop.problem import ConvProblem
+from convbackprop.reference import error_bound
+
+Tensor = Any
+
+
+def pre_activation_grad(torch: Any, p: ConvProblem, t: Mapping[str, Tensor]) -> Tensor:
+    """Return g = dy * phi'(s), in dy's dtype: for a ReLU nothing is rounded."""
+    assert p.activation == "relu"
+    if p.mask:
+        bits = torch.arange(8, device=t["saved"].device, dtype=torch.uint8)
+        closed = ((t["saved"].unsqueeze(-1) >> bits) & 1).flatten(-2)[..., : p.Q] == 0
+    else:
+        closed = t["saved"] <= 0
+    return t["dy"].masked_fill(closed, 0)
+
+
+def packed_mask(torch: Any, y: Tensor) -> Tensor:
+    """Return the bits of y > 0, eight to a byte."""
+    is_open = torch.nn.functional.pad((~(y <= 0)).to(torch.uint8), (0, -y.shape[-1] % 8))
+    bits = torch.arange(8, device=y.device, dtype=torch.uint8)
+    return (is_open.unflatten(-1, (-1, 8)) << bits).sum(-1, dtype=torch.uint8)
+
+
+def exact(torch: Any, pass_name: str, p: ConvProblem, t: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each result with the sum of the magnitudes of its terms, as reference.answer does."""
+    assert p.C == p.K == p.groups and p.stride == p.dilation == (1, 1) and p.activation == "relu"
+    (top, bottom), (left, right) = p.padding
+    taps = [(r, s) for r in range(p.R) for s in range(p.S)]
+
+    def padded(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x.double(), (left, right, top, bottom))
+
+    def window(x: Tensor, r: int, s: int) -> Tensor:
+        return x[:, :, r : r + p.P, s : s + p.Q]
+
+    def both(compute: Any, *factors: Tensor) -> tuple[Tensor, Tensor]:
+        return compute(*factors), compute(*(factor.abs() for factor in factors))
+
+    w = t["w"].double().view(1, p.K, p.R, p.S) if "w" in t else None
+    if pass_name == "forward":
+
+        def total(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            sums = b.view(1, -1, 1, 1).expand(p.y_shape).clone()
+            for r, s in taps:
+                sums.addcmul_(window(x, r, s), w[:, :, r : r + 1, s : s + 1])
+            return sums
+
+        value, size = both(total, padded(t["x"]), w, t["b"].double())
+        return {"y": (value.clamp_(min=0), size)}
+
+    g = pre_activation_grad(torch, p, t).double()
+    results = {}
+    if pass_name in ("input_grad", "backward"):
+
+        def spread(g: Tensor, w: Tensor) -> Tensor:
+            image = g.new_zeros((p.N, p.C, p.H + top + bottom, p.W + left + right))
+            for r, s in taps:
+                window(image, r, s).addcmul_(g, w[:, :, r : r + 1, s : s + 1])
+            return image[:, :, top : top + p.H, left : left + p.W]
+
+        results["dx"] = both(spread, g, w)
+    if pass_name in ("kernel_grad", "backward"):
+
+        def products(x: Tensor, g: Tensor) -> Tensor:
+            sums = [(window(x, r, s) * g).sum((0, 2, 3)) for r, s in taps]
+            return torch.stack(sums, -1).view(p.w_shape)
+
+        results["dw"] = both(products, padded(t["x"]), g)
+        results["db"] = both(lambda g: g.sum((0, 2, 3)), g)
+    return results
+
+
+def share_of_bound(torch: Any, name: str, p: ConvProblem, got: Tensor, value: Tensor, magnitude: Tensor) -> float:
+    """Return the largest error as a share of reference.error_bound, which is linear in magnitude and |value|."""
+    zero, one = np.zeros(1), np.ones(1)
+    least = float(error_bound(name, p, zero, zero)[0])
+    by_magnitude, by_value = (
+        float(error_bound(name, p, value, magnitude)[0]) - least for value, magnitude in ((zero, one), (one, zero))
+    )
+    bound = by_magnitude * magnitude + by_value * value.abs() + least
+    if p.dtype == "float64":
+        bound *= 2  # the sums that it is held against are no more precise
+    worst = float(((got.double() - value).abs() / bound).nan_to_num(nan=math.inf).max())
+    return worst

@@ -1,0 +1,136 @@
+"""What is measured: one job a pass of a problem in a dtype, and a few of another kind; in the order of importance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from convbackprop.compiler import Source
+from convbackprop.plan import constants_of
+from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.variants import Variant, choose, of_pass
+
+HERE = Path(__file__).parents[1]
+
+#: The package's kernels are compiled with what they need; so are these.
+FFMA_THREADS, FFMA_CHAINS, FFMA_STEPS = 256, 8, 16
+FFMA = Source.of(
+    HERE / "ffma_peak.cu",
+    {"SCALAR": "float32", "THREADS": FFMA_THREADS, "CHAINS": FFMA_CHAINS, "STEPS": FFMA_STEPS},
+)
+SPIN = Source.of(HERE / "spin.cu", {"SCALAR": "float32"})
+
+#: The lower rungs run on this size only: they are slow, and their time is nobody's goal.
+LADDER_ON = "4096 5x5"
+LOWER_RUNGS = ("naive", "tiled")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one measurement is about.
+
+    Attributes
+    ----------
+    name : str
+        Such as "4096 5x5/float32/forward"; rows and goals refer to it.
+    kind : str
+        "pass"; "layer": forward and backward with a mask; "host": what a call costs; "ceilings".
+    problem : ConvProblem or None
+        With ReLU and bias.
+    variants : tuple of Variant
+        Of a pass; of a layer the forward and the backward one.
+    """
+
+    name: str
+    kind: str
+    pass_name: str = ""
+    problem: ConvProblem | None = None
+    variants: tuple[Variant, ...] = ()
+
+
+def shrunk(problem: ConvProblem) -> ConvProblem:
+    """Return a small problem that runs the same compiled kernels: the width keeps its factors of two."""
+    return problem.with_(N=min(problem.N, 2), H=min(problem.H, 101), W=min(problem.W, 96))
+
+
+def _pass(label: str, text: str, dtype: str, pass_name: str, mask: bool = False) -> Job:
+    problem = ConvProblem.parse(text, dtype=dtype, activation="relu", bias=True, mask=mask)
+    rungs = tuple(
+        rung
+        for rung in of_pass(pass_name)
+        if rung.refusal(problem) is None and (rung.name not in LOWER_RUNGS or (label == LADDER_ON and not mask))
+    )
+    return Job(f"{label}/{dtype}/{pass_name}{' mask' * mask}", "pass", pass_name, problem, rungs)
+
+
+def _layer(dtype: str) -> Job:
+    problem = ConvProblem.parse(
+        "1,1,4096,4096,1,3,3,padding=same", dtype=dtype, activation="relu", bias=True, mask=True
+    )
+    both = tuple(choose(pass_name, "auto", problem, "cuda") for pass_name in ("forward", "backward"))
+    return Job(f"4096 3x3/{dtype}/layer", "layer", "", problem, both)
+
+
+def _all() -> Iterator[Job]:
+    square = {size: f"1,1,4096,4096,1,{size},{size},padding=same" for size in (3, 5, 7, 15)}
+    depthwise = "32,32,112,112,32,3,3,groups=32,padding=1"
+    batch = "16,1,2048,2048,1,5,5,padding=same"
+
+    def passes(label: str, text: str, dtype: str) -> Iterator[Job]:
+        for pass_name in PASSES:
+            yield _pass(label, text, dtype, pass_name)
+
+    yield Job("ceilings", "ceilings")
+    for size in (3, 5, 7):
+        yield from passes(f"4096 {size}x{size}", square[size], "float32")
+        for pass_name in ("forward", "backward"):
+            yield _pass(f"4096 {size}x{size}", square[size], "float32", pass_name, mask=True)
+    yield _layer("float32")
+    small = ConvProblem.parse("1,1,28,28,1,3,3,padding=same", activation="relu", bias=True)
+    yield Job("28 3x3/float32/host", "host", "forward", small, (choose("forward", "auto", small, "cuda"),))
+    yield from passes("4096 15x15", square[15], "float32")
+    yield from passes("depthwise 112 3x3", depthwise, "float32")
+    yield from passes("16x2048 5x5", batch, "float32")
+    for size in (5, 3, 7):
+        yield from passes(f"4096 {size}x{size}", square[size], "float16")
+    yield _layer("float16")
+    yield from passes("depthwise 112 3x3", depthwise, "float16")
+    yield from passes("16x2048 5x5", batch, "float16")
+    for dtype in ("bfloat16", "float64"):
+        yield from passes("4096 5x5", square[5], dtype)
+
+
+def all_jobs() -> tuple[Job, ...]:
+    """Return every job that has something to run."""
+    return tuple(job for job in _all() if job.variants or job.kind == "ceilings")
+
+
+#: What the sanitizer looks at: odd widths, several bands and blocks, channels, stride, padding on one side.
+SANITIZER_PROBLEMS = (
+    "2,1,101,96,1,3,3,padding=same",
+    "1,1,37,33,1,5,5,padding=same",
+    "2,4,17,24,4,3,3,groups=4,padding=1",
+    "2,3,19,21,4,3,2,stride=2x1,padding=0:1x2:0",
+)
+SANITIZER_DTYPES = ("float32", "float16")
+
+
+def sanitizer_runs() -> Iterator[tuple[Variant, ConvProblem]]:
+    """Yield every variant on the problems that it computes; the gradients also with a mask."""
+    for dtype in SANITIZER_DTYPES:
+        for text in SANITIZER_PROBLEMS:
+            for pass_name in PASSES:
+                for mask in (False, True):
+                    problem = ConvProblem.parse(text, dtype=dtype, activation="relu", bias=True, mask=mask)
+                    yield from ((rung, problem) for rung in of_pass(pass_name) if rung.refusal(problem) is None)
+
+
+def sources(jobs: Iterable[Job], sanitizer: bool) -> list[Source]:
+    """Return every file, with its constants, that these jobs launch on a GPU."""
+    wanted = [(variant, job.problem) for job in jobs if job.problem for variant in job.variants]
+    wanted += [(variant, shrunk(problem)) for variant, problem in wanted]
+    if sanitizer:
+        wanted += sanitizer_runs()
+    found = {Source.of(variant.path, constants_of(variant, problem, "cuda")): None for variant, problem in wanted}
+    return [FFMA, SPIN, *found]

@@ -1,0 +1,1 @@
+"""What can be known of a kernel besides its time; `convbackprop profile` prints it."""

@@ -1,0 +1,141 @@
+"""What nvcc makes of the variants: registers, spills, shared memory and occupancy of each kernel, without a GPU."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from convbackprop.compiler import Source, cubin
+from convbackprop.errors import CompileError
+from convbackprop.plan import constants_of
+from convbackprop.problem import ConvProblem
+from convbackprop.profile import sass
+from convbackprop.profile.occupancy import LIMITS, Occupancy, occupancy
+from convbackprop.variants import Variant
+
+#: The heights (and widths) of the filter in the configurations that are published; a variant may refuse some.
+FILTERS = (3, 5, 7, 15)
+
+
+def problem_of(dtype: str, size: int) -> ConvProblem:
+    """Return the main job: a layer of one channel on 4096 x 4096 numbers, with a size x size filter."""
+    return ConvProblem.parse(f"1,1,4096,4096,1,{size},{size},padding=same,activation=relu,bias=1", dtype=dtype)
+
+
+class Usage(NamedTuple):
+    """What a thread (registers, bytes of stack and spills) and a block (bytes of shared memory) of a kernel use."""
+
+    registers: int
+    static_shared_bytes: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+
+
+def usage(log: str) -> dict[str, Usage]:
+    """Return what ptxas -v says of each entry point; functions that it calls count as a part of it."""
+    found = {}
+    for part in re.split(r"Compiling entry function '", log)[1:]:
+        name = part.partition("'")[0]
+        registers = re.search(r"Used (\d+) registers", part)
+        if registers is None:
+            raise CompileError(f"ptxas says nothing of the registers of {name}:\n{log}")
+        shared = re.search(r"(\d+)(?:\+\d+)? bytes smem", part)
+        sums = [
+            sum(map(int, re.findall(rf"(\d+) bytes {what}", part)))
+            for what in ("stack frame", "spill stores", "spill loads")
+        ]
+        found[name] = Usage(int(registers[1]), int(shared[1]) if shared else 0, *sums)
+    return found
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A variant, compiled for a problem and an architecture."""
+
+    variant: Variant
+    dtype: str
+    filter: int
+    architecture: str
+
+    @property
+    def problem(self) -> ConvProblem:
+        """The problem."""
+        return problem_of(self.dtype, self.filter)
+
+    @property
+    def refusal(self) -> str | None:
+        """The sentence on why the variant refuses it, or None."""
+        return self.variant.refusal(self.problem)
+
+    def __str__(self) -> str:
+        return f"{self.variant} {self.dtype} {self.filter}x{self.filter} {self.architecture}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What is known of a kernel of a configuration.
+
+    Attributes
+    ----------
+    entry : str
+        The name of the __global__ function.
+    threads : int
+        Of a block.
+    dynamic_shared_bytes : int
+        Of a block.
+    instructions : Instructions or None
+        None without cuobjdump.
+    """
+
+    configuration: Configuration
+    entry: str
+    threads: int
+    dynamic_shared_bytes: int
+    usage: Usage
+    occupancy: Occupancy
+    instructions: sass.Instructions | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the one that the variant launches first."""
+        return self.entry == self.configuration.variant.launches[0].entry
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block, static and dynamic."""
+        return self.usage.static_shared_bytes + self.dynamic_shared_bytes
+
+    @property
+    def spill_bytes(self) -> int:
+        """Stored and loaded by a thread because it has too few registers."""
+        return self.usage.spill_store_bytes + self.usage.spill_load_bytes
+
+
+def kernels(configuration: Configuration, cuobjdump: Path | None = None) -> Sequence[Kernel]:
+    """Compile a configuration and return what its kernels use, the main one first.
+
+    Raises
+    ------
+    CompilerNotFound, CompileError
+        Without nvcc; where nvcc rejects the file, with its messages.
+    EnvironmentProblem
+        cuobjdump fails.
+    """
+    variant, problem, architecture = configuration.variant, configuration.problem, configuration.architecture
+    path, log = cubin(Source.of(variant.path, constants_of(variant, problem, "cuda")), architecture)
+    constants = variant.constants("cuda", problem)
+    used = usage(log)
+    code = sass.instructions(cuobjdump, path) if cuobjdump else {}
+    found = []
+    for launch in variant.launches:
+        own = used[launch.entry]
+        threads = math.prod(launch.block(problem, constants))
+        dynamic = launch.shared_bytes(problem, constants)
+        fits = occupancy(LIMITS[architecture], threads, own.registers, own.static_shared_bytes + dynamic)
+        found.append(Kernel(configuration, launch.entry, threads, dynamic, own, fits, code.get(launch.entry)))
+    return found

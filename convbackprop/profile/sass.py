@@ -1,0 +1,246 @@
+"""What a kernel's instructions tell: how wide its loads and stores are, and what its hot loop consists of."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from convbackprop import cache
+from convbackprop.compiler import find_nvcc
+from convbackprop.errors import CompilerNotFound, EnvironmentProblem
+
+#: The widths of a load or store, in bits.
+WIDTHS = (128, 64, 32, 16, 8)
+
+_FUSED_MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA", "HFMA2")
+
+
+# -- getting the instructions ----------------------------------------------------------------------------------------
+def find_cuobjdump() -> Path:
+    """Return cuobjdump: CONVBACKPROP_CUOBJDUMP, PATH, beside nvcc, from NVIDIA's wheels, from triton's.
+
+    One without nvdisasm, which it calls, does not count.
+
+    Raises
+    ------
+    EnvironmentProblem
+        There is none; the message says what to install.
+    """
+    candidates = [os.environ.get("CONVBACKPROP_CUOBJDUMP"), "cuobjdump"]
+    try:
+        nvcc = find_nvcc()
+        candidates += [str(nvcc.with_name("cuobjdump")), str(nvcc.resolve().with_name("cuobjdump"))]
+    except CompilerNotFound:
+        pass
+    candidates += [str(found) for folder in sys.path for found in sorted(Path(folder).glob("nvidia/cu*/bin/cuobjdump"))]
+    triton = importlib.util.find_spec("triton")
+    for folder in (triton.submodule_search_locations or ()) if triton else ():
+        candidates.append(f"{folder}/backends/nvidia/bin/cuobjdump")
+    candidates += ["/usr/local/cuda/bin/cuobjdump"]
+    for name in candidates:
+        if name and (found := shutil.which(name)):
+            beside = Path(found).resolve().parent
+            if shutil.which("nvdisasm", path=os.pathsep.join([str(beside), os.environ.get("PATH", "")])):
+                return Path(found)
+    raise EnvironmentProblem(
+        "no cuobjdump with its nvdisasm was found; install the CUDA toolkit, or its wheels of 6 MB (pip install "
+        "'convbackprop[sass]'), or name a cuobjdump in CONVBACKPROP_CUOBJDUMP"
+    )
+
+
+def dump(cuobjdump: Path, cubin: Path) -> str:
+    """Return the listing of a cubin.
+
+    Raises
+    ------
+    EnvironmentProblem
+        cuobjdump fails; with its message.
+    """
+    command = [str(cuobjdump), "--dump-sass", str(cubin)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise EnvironmentProblem(f"{cuobjdump} cannot be run: {error.strerror}") from None
+    if done.returncode or "Function :" not in done.stdout:
+        said = (done.stderr + done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+        raise EnvironmentProblem(f"{cuobjdump} fails: {said[-1]}")
+    return done.stdout
+
+
+# -- reading them ----------------------------------------------------------------------------------------------------
+class _Instruction(NamedTuple):
+    address: int
+    guard: str
+    name: str  # such as LDG.E.128.CONSTANT
+    operands: str
+
+    @property
+    def base(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def width(self) -> int:
+        """Bits of a load or store."""
+        found = re.search(r"\.(?:[SU](8|16)|(64|128|256))\b", self.name)
+        return int(found[1] or found[2]) if found else 32
+
+    @property
+    def is_multiply_add(self) -> bool:
+        # HFMA2 R4, -RZ, RZ, 0, 0 is how a constant is moved into a register.
+        return self.base in _FUSED_MULTIPLY_ADDS and not re.search(r", -?RZ, -?RZ,", self.operands)
+
+
+_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+
+
+def functions(listing: str) -> dict[str, list[_Instruction]]:
+    """Return the instructions of each function of a listing."""
+    found: dict[str, list[_Instruction]] = {}
+    body: list[_Instruction] = []
+    for line in listing.splitlines():
+        if line.lstrip().startswith("Function :"):
+            body = found.setdefault(line.partition(":")[2].strip(), [])
+        elif match := _LINE.match(line):
+            body.append(_Instruction(int(match[1], 16), (match[2] or "").strip(), match[3], match[4]))
+    return found
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a stretch of code consists of: counts of instructions; of loads and stores, by their bits."""
+
+    instructions: int = 0
+    multiply_adds: int = 0
+    global_loads: dict[int, int] = field(default_factory=dict)
+    global_stores: dict[int, int] = field(default_factory=dict)
+    local_loads: int = 0
+    local_stores: int = 0
+
+    @classmethod
+    def of(cls, code: Sequence[_Instruction]) -> Mix:
+        """Count."""
+        bases = Counter(instruction.base for instruction in code)
+        loads, stores = (
+            Counter(instruction.width for instruction in code if instruction.base == base) for base in ("LDG", "STG")
+        )
+        multiply_adds = sum(instruction.is_multiply_add for instruction in code)
+        return cls(len(code), multiply_adds, dict(loads), dict(stores), bases["LDL"], bases["STL"])
+
+    @property
+    def share(self) -> float:
+        """Of the fused multiply-adds among all instructions."""
+        return self.multiply_adds / self.instructions if self.instructions else 0.0
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """A kernel as a whole, and its hot loop: the innermost loop that has the most multiply-adds; None without one."""
+
+    whole: Mix
+    loop: Mix | None
+
+    @classmethod
+    def of(cls, code: Sequence[_Instruction]) -> Instructions:
+        """Read a kernel."""
+        loops = [mix for mix in map(Mix.of, _loops(code)) if mix.multiply_adds]
+        return cls(Mix.of(code), max(loops, key=lambda mix: mix.multiply_adds, default=None))
+
+
+def _blocks(code: Sequence[_Instruction]) -> tuple[list[Sequence[_Instruction]], list[list[int]]]:
+    """Return the basic blocks of a function, and for each the numbers of those that may come next."""
+    place = {instruction.address: i for i, instruction in enumerate(code)}
+    targets: dict[int, int] = {}  # of the branches, by place
+    ends = set()  # the places after which another need not come next
+    for i, instruction in enumerate(code):
+        if instruction.base == "BRA":
+            *conditions, target = re.split(r"[\s,]+", instruction.operands)
+            targets[i] = place.get(int(target, 16), i) if target.startswith("0x") else i
+            if instruction.name == "BRA" and not instruction.guard and not conditions:
+                ends.add(i)
+        elif instruction.base in ("EXIT", "RET", "BRX") and not instruction.guard:
+            ends.add(i)
+    first = sorted({0, *targets.values(), *(i + 1 for i in {*targets, *ends} if i + 1 < len(code))})
+    number = {i: n for n, i in enumerate(first)}
+    after = []
+    for n, end in enumerate([*first[1:], len(code)]):
+        following = [number[targets[end - 1]]] if end - 1 in targets else []
+        if end - 1 not in ends and end < len(code):
+            following.append(n + 1)
+        after.append(following)
+    return [code[i:end] for i, end in zip(first, [*first[1:], len(code)], strict=True)], after
+
+
+def _loops(code: Sequence[_Instruction]) -> Iterator[list[_Instruction]]:
+    """Yield each loop's instructions, without those of the loops in it.
+
+    A loop is what can come back to a branch that leads up to a block through which every way to that branch leads: a
+    backward branch alone may be one from code that was moved out of the way.
+    """
+    if not code:
+        return
+    blocks, after = _blocks(code)
+    before: list[list[int]] = [[] for _ in blocks]
+    for n, following in enumerate(after):
+        for other in following:
+            before[other].append(n)
+    everywhere = (1 << len(blocks)) - 1
+    through = [everywhere] * len(blocks)  # as bits: the blocks through which every way to this one leads
+    through[0] = 1
+    changed = True
+    while changed:
+        changed = False
+        for n in range(1, len(blocks)):
+            ways = functools.reduce(lambda bits, other: bits & through[other], before[n], everywhere) | 1 << n
+            changed |= ways != through[n]
+            through[n] = ways
+    bodies: dict[int, set[int]] = {}
+    for n, following in enumerate(after):
+        for head in following:
+            if through[n] >> head & 1 and through[n] != everywhere:
+                body = bodies.setdefault(head, {head})
+                new = [n]
+                while new:
+                    block = new.pop()
+                    if block not in body:
+                        body.add(block)
+                        new += before[block]
+    for head, body in bodies.items():
+        inner = set().union(*(other for begin, other in bodies.items() if begin != head and begin in body))
+        yield [instruction for n in sorted(body - inner) for instruction in blocks[n]]
+
+
+# -- both ------------------------------------------------------------------------------------------------------------
+def instructions(cuobjdump: Path, cubin: Path) -> dict[str, Instructions]:
+    """Return what is to be known of the instructions of each kernel of a cubin; cached beside it."""
+
+    def find() -> str:
+        return json.dumps({
+            name: [asdict(found.whole), asdict(found.loop) if found.loop else None]
+            for name, found in (
+                (name, Instructions.of(code)) for name, code in functions(dump(cuobjdump, cubin)).items()
+            )
+        })  # fmt: skip
+
+    status = cuobjdump.resolve().stat()
+    recipe = Path(__file__).read_text(encoding="utf-8")
+    name = cache.digest("sass", recipe, cubin.name, str(cuobjdump.resolve()), status.st_size, status.st_mtime_ns)
+    known = json.loads(cache.remembered(name, find))
+    return {name: Instructions(_mix(whole), _mix(loop) if loop else None) for name, (whole, loop) in known.items()}
+
+
+def _mix(known: dict) -> Mix:
+    widths = {
+        name: {int(width): count for width, count in known[name].items()} for name in ("global_loads", "global_stores")
+    }
+    return Mix(**{**known, **widths})
