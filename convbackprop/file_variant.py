@@ -21,7 +21,7 @@ from pathlib import Path
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import PASSES, ConvProblem, known
 from convbackprop.sources import entry_points
-from convbackprop.variants import Constants, Launch, Tunable, Variant, ceil_div
+from convbackprop.variant import Constants, Launch, Tunable, Variant, ceil_div
 
 _LETTERS = ("N", "C", "H", "W", "K", "R", "S", "P", "Q", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h",
             "dilation_w", "groups")  # fmt: skip
@@ -79,7 +79,7 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
     path : Path
         The file; its ``//@`` lines say how it is launched.
     pass_name : str
-        forward, input_grad or kernel_grad.
+        forward, input_grad, kernel_grad or backward.
 
     Raises
     ------

@@ -17,10 +17,12 @@ from convbackprop import check as checking
 from convbackprop import cli, curated, peers, reference, timing
 from convbackprop.check import inputs
 from convbackprop.cli import check as check_command
-from convbackprop.cli import main
+from convbackprop.cli import goals, main
+from convbackprop.cli.new import passes_with_a_skeleton
 from convbackprop.devices.cpu import cpu_device
+from convbackprop.plan import constants_of
 from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, of_pass
+from convbackprop.variants import VARIANTS, choose, of_pass
 from tests import fake_driver
 
 SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"
@@ -118,8 +120,43 @@ def test_list(run):
     assert [p["name"] for p in found["passes"]] == list(PASSES)
     for variant in found["variants"]:
         assert Path(variant["file"]).is_file() and variant["summary"].endswith(".")
+        for tunable in variant["tunables"].values():
+            assert tunable["cpu"] in (None, *tunable["legal"]) and tunable["cuda"] in (None, *tunable["legal"])
     code, out, _ = run("list", "forward", "--json")
     assert {v["pass"] for v in json.loads(out)["variants"]} == {"forward"}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "text", ["1,1,28,28,1,5,5,padding=2", "2,3,9,8,4,3,2,stride=2", "1,1,28,28,1,3,3,dx=0,padding=1"]
+)
+def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
+    code, out, err = run("list", "--problem", text, "--device", kind, "--json")
+    found = json.loads(out)
+    documented("list", found)
+    assert code == 0 and not err and found["device"] == kind
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    assert found["problem"] == str(problem)
+    rows = {(row["pass"], row["variant"]): row for row in found["choices"]}
+    assert set(rows) == {(v.pass_name, v.name) for v in VARIANTS}
+    for variant in VARIANTS:
+        row = rows[variant.pass_name, variant.name]
+        assert row["auto"] == (row["why_not"] is None)
+        if refusal := variant.refusal(problem):
+            assert row["why_not"] == refusal
+    for pass_name in ("forward", "input_grad", "kernel_grad"):
+        (auto,) = (name for (of, name), row in rows.items() if of == pass_name and row["auto"])
+        assert auto == choose(pass_name, "auto", problem, kind).name
+    if problem.stride != (1, 1):
+        assert [name.split("/")[0] for name in found["conv2d_backward"]] == ["input_grad", "kernel_grad"]
+    else:
+        assert len(found["conv2d_backward"]) == 1
+
+    code, out, _ = run("list", "--problem", text, "--device", kind)
+    assert code == 0 and f"conv2d_backward runs {', then '.join(found['conv2d_backward'])}" in out
+    assert all(row["why_not"] in out for row in rows.values() if row["why_not"])
+    monkeypatch.setenv("CONVBACKPROP_DEVICE", "cpu")
+    assert json.loads(run("list", "forward", "--problem", text, "--json")[1])["device"] == "cpu"
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------
@@ -158,7 +195,13 @@ def test_list(run):
         ("bench --filter 3.5", 2, "--filter is '3.5'"),
         ("bench --seconds 0", 2, "--seconds is 0.0; it should be above 0"),
         ("bench --seconds much", 2, "invalid float value"),
-        ("bench --against jax", 2, "--against is 'jax'; it should be one of torch, none"),
+        ("bench --against jax", 2, "--against is 'jax'; it should be one of torch, opencv, none"),
+        ("bench kernel_grad --against opencv", 2, "--against opencv times forward, not kernel_grad"),
+        ("bench --goals --filter 3", 2, "--goals has a problem of its own; leave out --filter"),
+        ("bench --goals --against none", 2, "--goals compares the public functions with torch"),
+        ("list --device cpu", 2, "--device goes with --problem"),
+        ("list --problem 1,1,9,9,1,3,3 --device cuda:1", 2, "--device is 'cuda:1'; it should be one of cpu, cuda"),
+        ("list --problem 1,1,9", 2, "it should begin with seven integers"),
         ("bench --image nix.png", 2, "image nix.png cannot be read: No such file"),
         ("bench --image text.txt", 2, "image text.txt cannot be read: cannot identify"),
         ("bench --image folder.cu", 2, "image folder.cu cannot be read: Is a directory"),
@@ -167,6 +210,7 @@ def test_list(run):
         ("new forward", 2, "name is ''; it should be made of letters"),
         ("new forward/a-b", 2, "name is 'a-b'"),
         ("new nix/mine", 2, "pass is 'nix'"),
+        ("new backward/mine", 2, "no skeleton for backward, only for forward, input_grad, kernel_grad; a file of"),
         ("new forward/text --output text.txt", 2, "its name should end in .cu"),
         ("new forward/mine --output empty.cu", 2, "empty.cu exists and is left as it is"),
         ("new forward/mine --output nowhere/mine.cu", 2, "nowhere/mine.cu cannot be written: No such file"),
@@ -289,6 +333,45 @@ def test_check_covers_what_it_says():
             assert any((problem.problem(dtype=d, activation=activation), problem.data) in checked for d in DTYPES)
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_budget_of_compilations(variant):
+    problems = list(dict.fromkeys(task.problem for task in default_tasks()))
+    chosen = checking.within_budget(variant, problems, "cpu")
+    assert chosen == checking.within_budget(variant, reversed(problems), "cpu")
+    assert not any(variant.refusal(problem) for problem in chosen)
+
+    def sets(some):
+        return {tuple(constants_of(variant, problem, "cpu").items()) for problem in some}
+
+    computed = [problem for problem in problems if variant.refusal(problem) is None]
+    kinds = {(p.dtype, p.activation, p.mask) for p in computed}
+    if len(sets(computed)) <= len(kinds):
+        assert chosen == set(computed)
+    else:
+        assert len(sets(chosen)) == checking.BUDGET
+        left = [problem for problem in computed if problem not in chosen]
+        assert left and not sets(left) & sets(chosen)
+        assert {problem.dtype for problem in chosen} == set(DTYPES)
+        larger = checking.within_budget(variant, problems, "cpu", 2 * checking.BUDGET)
+        assert chosen < larger
+
+
+def test_check_says_what_the_budget_left_out(run, monkeypatch):
+    some = [c for c in curated.CURATED if c.text.startswith(("1,1,28,28", "2,1,33,65"))]
+    monkeypatch.setattr(check_command, "CURATED", some)
+    monkeypatch.setattr(check_command, "within_budget", lambda *a: checking.within_budget(*a, budget=1))
+    command = ("check", "input_grad", "--dtype", "float32", "--activation", "relu", "--device", "cpu")
+    found = json.loads(run(*command, "--json")[1])
+    documented("check", found)
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert [rows[f"input_grad/{name}"]["left_out"] for name in ("naive", "tiled")] == [0, 0]
+    assert found["left_out"] == rows["input_grad/coalesced"]["left_out"] == 3
+    code, out, _ = run(*command)
+    assert code == 0 and "3 left out: " in out
+    code, out, _ = run(*command, "--all")
+    assert code == 0 and "left out: " not in out
+
+
 def test_check_of_one_problem(run):
     code, out, err = run("check", "--problem", SMALL, "--dtype", "float32", "--device", "cpu", "--json")
     found = json.loads(out)
@@ -312,16 +395,18 @@ def test_check_options(run, option):
 
 
 def test_check_counts_what_is_refused(run, monkeypatch):
-    refusing = of_pass("forward")[0]
-    monkeypatch.setattr(type(refusing), "refusal", lambda self, problem: "no" if problem.mask else None)
+    ladder = [variant for variant in VARIANTS if variant.refusal(ConvProblem.parse(SMALL)) is None]
+    refusal = type(ladder[0]).refusal
+    monkeypatch.setattr(type(ladder[0]), "refusal", lambda self, p: "no" if p.mask else refusal(self, p))
     found = json.loads(run("check", "--problem", SMALL, "--dtype", "float32", "--device", "cpu", "--json")[1])
-    assert found["ok"] and found["refused"] == len(VARIANTS) and found["checks"] == 4 * len(VARIANTS)
+    assert found["ok"] and found["checks"] == 4 * len(ladder)
+    assert found["refused"] == len(ladder) + 5 * (len(VARIANTS) - len(ladder))
     code, out, _ = run("check", "--problem", f"{SMALL},mask=1", "--device", "cpu")
     assert code == 1 and "nothing was checked" in out  # exit 0 only when something is right
 
 
 # -- a file of one's own ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("pass_name", passes_with_a_skeleton())
 def test_new_then_check_then_bench(run, pass_name):
     code, out, err = run("new", f"{pass_name}/mine")
     assert code == 0 and not err
@@ -344,11 +429,26 @@ def test_new_then_check_then_bench(run, pass_name):
     assert all(row["median_ms"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("pass_name", passes_with_a_skeleton())
 def test_new_is_right_on_every_curated_problem(run, pass_name):
     run("new", f"{pass_name}/mine")
     code, out, err = run("check", "mine.cu", "--pass", pass_name, "--dtype", "bfloat16", "--device", "cpu")
     assert code == 0, out + err
+
+
+def test_a_file_of_one_s_own_for_backward(run):
+    """There is no skeleton for it; the two gradients' kernels in one file are one."""
+    for pass_name in ("input_grad", "kernel_grad"):
+        run("new", f"{pass_name}/{pass_name}_part")
+    parts = [Path(f"{pass_name}_part.cu").read_text() for pass_name in ("input_grad", "kernel_grad")]
+    Path("mine.cu").write_text("\n".join(parts))
+    command = ("mine.cu", "--pass", "backward", "--problem", "2,3,9,8,3,3,3,groups=3,padding=1")
+    code, out, err = run("check", *command, "--dtype", "float32", "--device", "cpu")
+    assert code == 0 and not err, out + err
+    code, out, err = run("bench", *command, "--against", "none", *QUICK, "--json")
+    rows = json.loads(out)["rows"]
+    assert code == 0 and [row["variant"] for row in rows] == ["backward/fused", "backward/mine.cu"]
+    assert all(row["median_ms"] > 0 for row in rows) and rows[0]["public_ms"] > 0
 
 
 WRONG = {
@@ -424,11 +524,14 @@ def test_bench(run):
     found = json.loads(out)
     documented("bench", found)
     assert code == 0 and not err and found["ok"]
-    assert len(found["rows"]) == 2 * len(VARIANTS)
+    assert len(found["rows"]) == 2 * len(VARIANTS) and found["goals"] == []
     assert found["choice"] == "device cpu: asked for" and found["environment"]["threads"] >= 1
     for row in found["rows"]:
         problem = ConvProblem.parse(row["problem"])
         assert problem.bias and problem.activation == "relu"
+        if row["refused"]:
+            assert row["variant"] == "backward/fused" and row["median_ms"] is None and row["ok"] is None
+            continue
         assert row["ok"] and 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert timing.LEAST <= row["repetitions"] <= timing.MOST and row["error"] <= 1
         assert row["least_bytes"] == PASSES[row["variant"].split("/")[0]].least_bytes(problem)
@@ -462,11 +565,48 @@ def test_bench_beside_torch(run):
     code, out, err = run(*command, "--json")
     found = json.loads(out)
     assert code == 0 and not err
-    assert all(row["ratio_to_torch"] == pytest.approx(row["torch_ms"] / row["median_ms"]) for row in found["rows"])
+    rows = [row for row in found["rows"] if not row["refused"]]
+    assert all(row["ratio_to_torch"] == pytest.approx(row["torch_ms"] / row["median_ms"]) for row in rows)
     environment = found["environment"]
     assert environment["torch_threads"] == environment["threads"] and environment["OMP_WAIT_POLICY"]
     code, out, _ = run(*command)
     assert code == 0 and re.search(r"\dx +\S+$", out, re.MULTILINE) and "ready-made" in out
+
+
+def test_the_goals(run, monkeypatch):
+    pytest.importorskip("torch", reason="torch, the peer, is not installed")
+    monkeypatch.setattr(goals, "SIZE", 40)
+    command = ("bench", "--goals", *QUICK)
+    code, out, err = run(*command, "--json")
+    found = json.loads(out)
+    documented("bench", found)
+    assert code == 0 and not err and found["rows"] == []
+    assert [row["pass"] for row in found["goals"]] == list(PASSES)
+    for row in found["goals"]:
+        assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
+        assert row["met"] == (row["ratio"] >= row["goal"])
+    code, out, err = run("bench", "kernel_grad", "--goals", *QUICK)
+    assert code == 0 and "goals: 40 x 40" in out and " met" in out and "conv2d_input_grad" not in out
+    code, out, err = run("bench", "forward/naive", "--problem", "1,1,40,40,1,3,3", *QUICK)  # part of the main job, too
+    assert code == 0 and "goals: 40 x 40" in out
+
+
+def test_the_goals_compare_the_same_job(monkeypatch):
+    torch = pytest.importorskip("torch", reason="torch, the peer, is not installed")
+    for ours, theirs in goals._calls(30).values():
+        results, others = ours(), theirs()
+        if torch.is_tensor(others):  # torch's functions give one gradient each; ours db, too
+            others = (others,)
+            results = (results,) if torch.is_tensor(results) else results[:1]
+        for result, other in zip(results, others, strict=True):
+            assert torch.allclose(result, other.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_goals_need_torch(run, monkeypatch):
+    monkeypatch.setattr(peers, "import_torch", lambda: __import__("torch"))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, err = run("bench", "--goals", *QUICK)
+    assert code == 1 and not out and "pip install 'convbackprop[torch]'" in err and len(err.splitlines()) == 1
 
 
 def test_bench_without_torch(run, monkeypatch):
@@ -485,15 +625,15 @@ def test_torch_does_the_same_job(pass_name, text):
     expected = reference.answer(pass_name, problem, given)
     results = peers.torch_calls(pass_name, problem, given)["torch"]()
     assert len(results) == len(expected)
-    for (value, magnitude), got in zip(expected.values(), results, strict=True):
+    for (name, (value, magnitude)), got in zip(expected.items(), results, strict=True):
         # g is rounded to float64 before torch gets it: one round-off more than the bound allows
         bound = reference.error_bound(name, problem, value, magnitude) + 2.0**-53 * magnitude
         assert (abs(got.numpy() - value) <= bound).all()
 
 
 def test_bench_refuses_and_says_so(run, monkeypatch):
-    first = VARIANTS[0]
-    monkeypatch.setattr(type(first), "refusal", lambda self, problem: "it is Sunday" if self is first else None)
+    first, refusal = VARIANTS[0], type(VARIANTS[0]).refusal
+    monkeypatch.setattr(type(first), "refusal", lambda self, p: "it is Sunday" if self is first else refusal(self, p))
     code, out, _ = run("bench", "--problem", SMALL, "--against", "none", *QUICK)
     assert code == 0 and f"{first} refuses {SMALL}: it is Sunday" in out
     code, out, _ = run("bench", str(first), "--problem", SMALL, "--against", "none", *QUICK)
@@ -559,7 +699,8 @@ def test_bench_on_a_stand_in_for_a_gpu(run, monkeypatch, tmp_path):
         found = json.loads(out)
         assert code == 0 and not err and found["device"] == "cuda:0"
         assert found["environment"]["machine"] == "stand-in"
-        assert all(row["median_ms"] == pytest.approx(2.5) and row["error"] <= 1 for row in found["rows"])
+        rows = [row for row in found["rows"] if not row["refused"]]
+        assert all(row["median_ms"] == pytest.approx(2.5) and row["error"] <= 1 for row in rows)
         assert done.count("flush") * 2 == done.count("record") and "copy" in done
         first = done.index("copy")
         assert done[first - 2 : first + 2] == ["flush", "record", "copy", "record"]

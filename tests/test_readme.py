@@ -24,6 +24,16 @@ def test_the_table_of_variants_is_the_registry(readme):
     assert tool["variants_table"]() in readme, "run 'make readme'"
 
 
+def test_every_variant_has_its_largest_error(readme):
+    """As measured when 'make readme ARGS=--errors' was run last."""
+    from convbackprop.variants import VARIANTS
+
+    for variant in VARIANTS:
+        (row,) = (line for line in readme.splitlines() if line.startswith(f"| [{variant}]("))
+        float32, every = map(float, re.fullmatch(r".*\| ([\d.]+) / ([\d.]+) \|", row).groups())
+        assert 0 <= float32 <= every <= 1, f"{variant}: run 'make readme ARGS=--errors'"
+
+
 def test_the_example_runs(readme):
     (code,) = re.findall(r"<!-- tested: example -->\n```python\n(.*?)```", readme, re.DOTALL)
     names: dict = {}

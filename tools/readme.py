@@ -1,6 +1,8 @@
 """Write the generated parts of README.md anew: the table of variants, and with --bench the picture of a run.
 
-    python tools/readme.py [--bench]
+    python tools/readme.py [--errors] [--bench]
+
+The table's errors stand in docs/errors.json; --errors measures them anew, on the cpu device.
 
 Each part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import re
@@ -26,16 +29,35 @@ from convbackprop.variants import of_pass
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "bench.svg"
+ERRORS = ROOT / "docs" / "errors.json"
 
 
 def variants_table() -> str:
     """Return the registry as a Markdown table."""
-    rows = ["| pass/variant | what it does |", "|---|---|"]
+    errors = json.loads(ERRORS.read_text())
+    rows = ["| pass/variant | what it does | largest error: float32 / any dtype |", "|---|---|---|"]
     for pass_name in PASSES:
         for variant in of_pass(pass_name):
             link = f"[{variant}](cuda_src/{pass_name}/{variant.name}.cu)"
-            rows.append(f"| {link} | {variant.summary} |")
+            rows.append(f"| {link} | {variant.summary} | {_largest(errors.get(str(variant), {}))} |")
     return "\n".join(rows)
+
+
+def _largest(errors: dict[str, float]) -> str:
+    """Return the largest errors of a variant, measured by dtype."""
+    return f"{errors['float32']:.2f} / {max(errors.values()):.2f}" if errors else "-"
+
+
+def measure_errors() -> None:
+    """Check every variant on the curated problems, and keep the largest error of each in each dtype."""
+    done = subprocess.run(
+        [sys.executable, "-m", "convbackprop", "check", "--device", "cpu", "--json"], stdout=subprocess.PIPE, check=True
+    )
+    errors: dict[str, dict[str, float]] = {}
+    for row in json.loads(done.stdout)["rows"]:
+        errors.setdefault(row["variant"], {})[row["dtype"]] = round(row["error"], 3)
+    ERRORS.parent.mkdir(exist_ok=True)
+    ERRORS.write_text(json.dumps(errors, indent=1) + "\n")
 
 
 def bench_picture() -> str:
@@ -72,7 +94,10 @@ def replace(text: str, name: str, part: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", action="store_true", help="run the benchmark, too, and draw its picture")
+    parser.add_argument("--errors", action="store_true", help="measure the largest errors, too: a minute or two")
     arguments = parser.parse_args()
+    if arguments.errors:
+        measure_errors()
     text = replace(README.read_text(), "variants", variants_table())
     if arguments.bench:
         text = replace(text, "bench", bench_picture())

@@ -1,4 +1,4 @@
-"""Time variants beside torch and beside a copy of memory, each checked against the float64 reference first."""
+"""Time variants beside torch (or OpenCV) and a copy of memory, each checked against the float64 reference first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 import convbackprop
 from convbackprop import ops, peers
 from convbackprop.check import check
+from convbackprop.cli import goals, opencv
 from convbackprop.cli.bench_rows import Case, Row, print_rows
 from convbackprop.cli.common import (
     Shielded,
     add_device,
     add_target,
     check_memory,
+    compile_ahead,
     console,
     distinct,
     is_file,
@@ -35,10 +37,10 @@ from convbackprop.cli.photograph import Photograph, read_image, save_pictures
 from convbackprop.compiler import compiler_version, find_cxx
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.devices.cpu import get_num_threads
-from convbackprop.errors import InvalidArgument
-from convbackprop.problem import DTYPES, ConvProblem, known
+from convbackprop.errors import EnvironmentProblem, InvalidArgument
+from convbackprop.problem import DTYPES, PASSES, ConvProblem, known
 from convbackprop.reference import answer, numpy_dtype
-from convbackprop.timing import alternate, host_clock, stage
+from convbackprop.timing import LEAST, Call, CpuStage, Timing, alternate, host_clock, stage
 from convbackprop.variants import Variant, of_pass
 
 HELP = "time variants beside torch"
@@ -53,22 +55,38 @@ Each row is checked before it is timed; a row that is wrong gets no time. A
 --problem has a bias and a ReLU unless its text says otherwise (bias=0,
 activation=identity).
 
+The main job ends with the goals (--goals: these alone): the public functions on
+torch tensors, 1024 x 1024 with filter 5, beside what torch's users call. A goal
+that is not met fails no run: it is of the machine that it was set on.
+
+--against opencv times forward beside filter2D, which has no bias and no ReLU.
+
 examples:
   convbackprop bench
+  convbackprop bench --goals
   convbackprop bench kernel_grad --filter 3 --dtype float16
   convbackprop bench forward/naive --problem 1,64,56,56,64,3,3,padding=1
+  convbackprop bench --problem 1,32,112,112,32,3,3,groups=32,padding=1
+  convbackprop bench --against opencv
   convbackprop bench --image photo.jpg --save pictures
   convbackprop bench mine.cu --pass forward
 
 JSON keys: device, choice, environment {...}, ok, notes, rows [variant,
 problem, label, ok, refused, faults, error, median_ms, p20_ms, p80_ms,
 repetitions, least_bytes, flops, gb_per_s, copy_gb_per_s, share_of_copy,
-torch_ms, ratio_to_torch, public_ms]; public_ms times the public function, from
-numpy arrays to new numpy arrays.
+torch_ms, ratio_to_torch, opencv_ms, ratio_to_opencv, public_ms], goals [pass,
+function, peer, goal, ratio, met, ours_ms, peer_ms]; public_ms times the public
+function, from numpy arrays to new numpy arrays.
 """
 
 #: The timings of all rows together take about this long (seconds), and one row no longer than the second number.
-_ALL_ROWS, _ONE_ROW = 75.0, 3.0
+_ALL_ROWS, _ONE_ROW = 30.0, 2.0
+
+#: Rows that take so many times as long as the fastest of their pass are timed after it, so that it gets more turns.
+_SLOWER = 5.0
+
+#: A round of calls that takes more than these seconds is repeated only so often, and one of slow rows not at all.
+_LONG_ROUND, _FEW = 1.0, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--image", metavar="FILE", help="the layer of one channel on this image, made grey")
     parser.add_argument("--filter", nargs="+", metavar="R", help="heights (and widths) of the filter; default: 3 5 7")
     parser.add_argument("--dtype", default="float32", metavar="D", help=", ".join(DTYPES) + "; default: float32")
-    parser.add_argument("--against", default="torch", metavar="PEER", help="torch (the default) or none")
+    parser.add_argument("--against", default="torch", metavar="PEER", help="torch (the default), opencv or none")
+    parser.add_argument("--goals", action="store_true", help="the goals alone: the public functions beside torch")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each row; default: so that all rows take "
                         f"about {_ALL_ROWS:.0f} s")  # fmt: skip
     parser.add_argument("--save", metavar="DIR", help="write the pictures of the layer there: input, sum, output and "
@@ -130,55 +149,94 @@ class Settings:
     """How rows are run."""
 
     device: Device
-    against_torch: bool
+    against: str
     seconds: float
     public: bool
     shield: Shielded
     notes: list[str]
 
 
-def time_pass(case: Case, variants: Sequence[Variant], known_arrays: dict[str, Any], how: Settings) -> list[Row]:
-    """Check the variants of one pass on one problem, then time the right ones in turn with a copy and with torch."""
+@dataclass
+class Known:
+    """What the passes of one problem share: the inputs and the reference's answers, by operand name."""
+
+    arrays: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, pass_name: str, problem: ConvProblem, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the reference's answer, which is computed once: backward's is that of the two gradients."""
+        wanted = [o.name for o in PASSES[pass_name].present(problem) if o.written and o.name != "mask"]
+        if not all(name in self.answers for name in wanted):
+            self.answers |= answer(pass_name, problem, given)
+        self.arrays |= {name: given[name] for name in "xwb" if name in given}
+        if pass_name == "forward" and not problem.mask:
+            self.arrays["saved"] = self.answers["y"][0].astype(numpy_dtype(problem.dtype))
+        return {name: self.answers[name] for name in wanted}
+
+
+def time_pass(case: Case, variants: Sequence[Variant], shared: Known, how: Settings) -> list[Row]:
+    """Check the variants of one pass on one problem, then time the right ones in turn with a copy and the peer."""
     pass_name = variants[0].pass_name
-    given = case.arrays(pass_name, known_arrays)
-    expected = answer(pass_name, case.problem, given)
-    if pass_name == "forward":
-        known_arrays.update(given)
-        if not case.problem.mask:
-            known_arrays["saved"] = expected["y"][0].astype(numpy_dtype(case.problem.dtype))
-    rows = []
-    for variant in variants:
-        row = Row(variant, case, variant.refusal(case.problem))
-        rows.append(row)
-        if row.refusal is None:
-            how.shield.doing(f"{title(variant)} on {case.problem}")
-            outcome = check(variant, case.problem, how.device, given=given, expected=expected)
-            row.error, row.faults = outcome.share, outcome.faults
-    right = [row for row in rows if row.refusal is None and not row.faults]
-    if not right:
+    rows = [Row(variant, case, variant.refusal(case.problem)) for variant in variants]
+    if all(row.refusal for row in rows):
         return rows
+    given = case.arrays(pass_name, shared.arrays)
+    expected = shared.answer(pass_name, case.problem, given)
+    for row in rows:
+        if row.refusal is None:
+            how.shield.doing(f"{title(row.variant)} on {case.problem}")
+            outcome = check(row.variant, case.problem, how.device, given=given, expected=expected)
+            row.error, row.faults = outcome.share, outcome.faults
+    if right := [row for row in rows if row.refusal is None and not row.faults]:
+        _time_rows(right, given, how)
+    return rows
+
+
+def _time_rows(right: Sequence[Row], given: Mapping[str, Any], how: Settings) -> None:
+    """Time rows of one pass on one problem; the slow ones after the fast ones, the copy and the peer."""
+    case, pass_name = right[0].case, right[0].variant.pass_name
     with stage(how.device, pass_name, case.problem, given) as place:
         calls = {title(row.variant): place.ours(row.variant) for row in right}
-        ours = tuple(calls)
-        calls["copy"] = place.copy()
-        torch_names: tuple[str, ...] = ()
-        if how.against_torch:
-            others = peers.torch_calls(pass_name, case.problem, place.arrays, how.device.name)
+        once = {name: place.clock(call) for name, call in calls.items()}
+        peer_names = []
+        for name, call in _peer_calls(pass_name, case, place, how).items():
             try:
-                for call in others.values():
-                    call()
-                calls.update(others)
-                torch_names = tuple(others)
+                once[name] = place.clock(call)
             except RuntimeError as error:
-                how.notes.append(f"torch cannot do {pass_name} on {case.label}: {str(error).splitlines()[0]}")
-        timings = alternate(calls, place.clock, how.seconds * len(right))
-        for row, name in zip(right, ours, strict=True):
-            row.ours, row.copy = timings[name], timings["copy"]
-            row.torch = min((timings[name] for name in torch_names), key=lambda timing: timing.median, default=None)
+                how.notes.append(f"{name} cannot do {pass_name} on {case.label}: {str(error).splitlines()[0]}")
+            else:
+                calls[name] = call
+                peer_names.append(name)
+        calls["copy"], once["copy"] = place.copy(), 0
+        limit = _SLOWER * min(once[title(row.variant)] for row in right)
+        slow = [title(row.variant) for row in right if once[title(row.variant)] > limit]
+        fast = [name for name in calls if name not in slow]
+        few = sum(once[name] for name in fast) > _LONG_ROUND
+        timings = alternate({name: calls[name] for name in fast}, place.clock, how.seconds * len(fast),
+                            least=_FEW if few else LEAST)  # fmt: skip
+        if sum(once[name] for name in slow) > _LONG_ROUND:
+            timings |= {name: Timing((once[name],)) for name in slow}
+        else:
+            timings |= alternate({name: calls[name] for name in slow}, place.clock, how.seconds * len(slow))
+        peer = min((timings[name] for name in peer_names), key=lambda timing: timing.median, default=None)
+        for row in right:
+            row.ours, row.copy = timings[title(row.variant)], timings["copy"]
+            row.torch, row.opencv = (peer if how.against == name else None for name in ("torch", "opencv"))
             if how.public and row.variant.file is None:
                 call = _public_call(row, place.arrays, how.device)
-                row.public = alternate({"": call}, host_clock, how.seconds / 4, most=20)[""]
-    return rows
+                row.public = alternate({"": call}, host_clock, how.seconds / 4, least=_FEW, most=20)[""]
+
+
+def _peer_calls(pass_name: str, case: Case, place: CpuStage, how: Settings) -> dict[str, Call]:
+    """Return the peer's ways to do the same job on the same arrays; a note says why OpenCV has none."""
+    if how.against == "opencv":
+        if reason := opencv.why_not(pass_name, case.problem):
+            how.notes.append(f"OpenCV is not timed on {case.label}: {reason}")
+            return {}
+        return {"opencv": opencv.filter_call(case.problem, place.arrays, np.empty_like(place.arrays["y"]))}
+    if how.against == "none":
+        return {}
+    return peers.torch_calls(pass_name, case.problem, place.arrays, how.device.name)
 
 
 def _public_call(row: Row, arrays: Mapping[str, Any], device: Device) -> Any:
@@ -193,6 +251,10 @@ def _public_call(row: Row, arrays: Mapping[str, Any], device: Device) -> Any:
     common["mask" if p.mask else "output"] = a.get("saved")
     if row.variant.pass_name == "input_grad":
         return lambda: ops.conv2d_input_grad(p.x_shape, a["w"], a["dy"], **common)
+    if row.variant.pass_name == "backward":
+        # Of x and w the one whose gradient is not wanted is not read, and has no array here.
+        x, w = (a.get(name, np.empty(shape, a["dy"].dtype)) for name, shape in (("x", p.x_shape), ("w", p.w_shape)))
+        return lambda: ops.conv2d_backward(a["dy"], x, w, needs=(p.dx, p.dw, p.bias), **common)
     return lambda: ops.conv2d_kernel_grad(a["x"], p.w_shape, a["dy"], with_bias=p.bias, **common)
 
 
@@ -200,57 +262,113 @@ def time_all(cases: Sequence[Case], variants: Sequence[Variant], how: Settings) 
     """Return a row for each variant on each problem."""
     rows: list[Row] = []
     with progress() as bar:
+        wanted = [(v, case.problem) for case in cases for v in variants if v.refusal(case.problem) is None]
+        compile_ahead(wanted, how.device, how.device.kind, bar)
         task = bar.add_task("timing", total=len(cases) * len(variants))
         for case in cases:
-            known_arrays: dict[str, Any] = {}
+            shared = Known()
             for pass_name in distinct(variant.pass_name for variant in variants):
                 bar.update(task, description=f"{pass_name} on {case.label}", refresh=True)
                 rungs = [variant for variant in variants if variant.pass_name == pass_name]
-                rows += time_pass(case, rungs, known_arrays, how)
+                rows += time_pass(case, rungs, shared, how)
                 bar.advance(task, len(rungs))
                 bar.refresh()
     return rows
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Check and time, print the table, and return 0 if every row is right."""
+def time_goals(passes: Sequence[str], seconds: float | None) -> list[goals.Result]:
+    """Return the goals of some passes with what was measured."""
+    with progress() as bar:
+        task = bar.add_task("goals", total=sum(goal.pass_name in passes for goal in goals.GOALS))
+        results = []
+        for result in goals.run_goals(passes, seconds):
+            results.append(result)
+            bar.update(task, advance=1, refresh=True)
+    return results
+
+
+def _has_goals(case: Case) -> bool:
+    p = case.problem
+    return (p.N, p.C, p.H, p.W, p.K, p.dtype) == (1, 1, goals.SIZE, goals.SIZE, 1, "float32") and case.image is None
+
+
+def _variants(arguments: argparse.Namespace) -> tuple[Variant, ...]:
+    """Return what the arguments ask for: of OpenCV's passes only, and a file beside the ladder."""
     variants = variants_of(arguments.target, arguments.pass_name)
-    if is_file(arguments.target):  # a file runs beside the ladder
-        variants = (*of_pass(variants[0].pass_name), *variants)
-    against = known(arguments.against, ("torch", "none"), "--against")
+    if arguments.against == "opencv":
+        variants = tuple(variant for variant in variants if variant.pass_name == "forward")
+        if not variants:
+            raise InvalidArgument(f"--against opencv times forward, not {arguments.target}")
+    return (*of_pass(variants[0].pass_name), *variants) if is_file(arguments.target) else variants
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    known(arguments.against, ("torch", "opencv", "none"), "--against")
     if arguments.seconds is not None and not 0 < arguments.seconds < 3600:
         raise InvalidArgument(f"--seconds is {arguments.seconds}; it should be above 0 and below 3600")
-    cases = cases_of(arguments)
-    save = Path(arguments.save) if arguments.save is not None else None
-    if save is not None and save.exists() and not save.is_dir():
-        raise InvalidArgument(f"--save is {save}, which exists and is no directory")
+    if arguments.goals and (arguments.against != "torch" or is_file(arguments.target)):
+        raise InvalidArgument(
+            "--goals compares the public functions with torch; it goes with no file and no other peer"
+        )
+    for option in ("problem", "image", "filter", "save"):
+        if arguments.goals and getattr(arguments, option) is not None:
+            raise InvalidArgument(f"--goals has a problem of its own; leave out --{option}")
+    if arguments.save is not None and Path(arguments.save).exists() and not Path(arguments.save).is_dir():
+        raise InvalidArgument(f"--save is {arguments.save}, which exists and is no directory")
+
+
+def _peer(against: str, device: Device, notes: list[str]) -> str:
+    """Make the peer ready and return its name, or "none"; a note says why torch is missing."""
+    if against == "opencv":
+        if device.kind != "cpu":
+            raise InvalidArgument(f"--against opencv compares with the cpu device, not {device.name}; add --device cpu")
+        opencv.use_threads(get_num_threads())
+    if against == "torch":
+        if why_not := peers.why_no_torch(device.kind):
+            notes.append(why_not)
+            return "none"
+        peers.use_threads(get_num_threads())
+    return against
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and time, print the table, and return 0 if every row is right."""
+    _check_options(arguments)
+    variants = _variants(arguments)
+    cases = () if arguments.goals else cases_of(arguments)
     for case in cases:
         check_memory(case.problem)
     shield = Shielded()
 
     def command() -> int:
         device, choice = choice_of_device(arguments.device)
-        why_not = peers.why_no_torch(device.kind) if against == "torch" else "not asked for"
-        if why_not is None:
-            peers.use_threads(get_num_threads())
-        seconds = arguments.seconds or min(_ONE_ROW, _ALL_ROWS / (len(cases) * len(variants)))
-        notes = [why_not] if why_not and against == "torch" else []
-        facts = environment(device, why_not is None)
+        notes: list[str] = []
+        against = _peer(arguments.against, device, notes)
+        if arguments.goals and (against != "torch" or device.kind != "cpu"):
+            raise EnvironmentProblem(notes[0] if notes else f"--goals are the cpu device's, not {device.name}'s")
+        seconds = arguments.seconds or min(_ONE_ROW, _ALL_ROWS / max(1, len(cases) * len(variants)))
+        facts = environment(device, against)
         out = console()
         if not arguments.json:
             say(out, choice, _one_line(facts))
-        how = Settings(device, why_not is None, seconds, arguments.json, shield, notes)
-        rows = time_all(cases, variants, how)
-        timed = any(row.ours for row in rows)
-        ok = timed and not any(row.faults for row in rows)
+        rows = time_all(cases, variants, Settings(device, against, seconds, arguments.json, shield, notes))
+        met: list[goals.Result] = []
+        if against == "torch" and device.kind == "cpu" and (arguments.goals or any(map(_has_goals, cases))):
+            met = time_goals(distinct(v.pass_name for v in variants if v.file is None), arguments.seconds)
+        ok = arguments.goals or (any(row.ours for row in rows) and not any(row.faults for row in rows))
         if arguments.json:
             print_json({"device": device.name, "choice": choice, "environment": facts, "ok": ok, "notes": notes,
-                        "rows": [row.as_json() for row in rows]})  # fmt: skip
+                        "rows": [row.as_json() for row in rows],
+                        "goals": [result.as_json() for result in met]})  # fmt: skip
         else:
-            print_rows(rows, out)
+            if rows:
+                print_rows(rows, out, arguments.against)
             say(out, *distinct(notes))
-        if save is not None:
-            pictures = save_pictures(save, cases[0].arrays("forward", {}), cases[0].problem, device)
+            if met:
+                goals.print_goals(met, out)
+        if arguments.save is not None:
+            given = cases[0].arrays("forward", {})
+            pictures = save_pictures(Path(arguments.save), given, cases[0].problem, device)
             if not arguments.json:
                 say(out, "", *pictures)
         return 0 if ok else 1
@@ -259,7 +377,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 # -- printing --------------------------------------------------------------------------------------------------------
-def environment(device: Device, with_torch: bool) -> dict[str, Any]:
+def environment(device: Device, against: str) -> dict[str, Any]:
     """Return what the timings depend on."""
     facts: dict[str, Any] = {
         "machine": processor() if device.kind == "cpu" else device.title,  # type: ignore[attr-defined]
@@ -270,7 +388,9 @@ def environment(device: Device, with_torch: bool) -> dict[str, Any]:
     }
     if device.kind == "cpu":
         facts["compiler"] = compiler_version(find_cxx()).splitlines()[0]
-    if with_torch:
+    if against == "opencv":
+        facts["opencv"] = opencv.import_opencv().__version__
+    if against == "torch":
         torch = peers.import_torch()
         facts["torch"] = torch.__version__
         facts["torch_threads"] = torch.get_num_threads()
@@ -282,6 +402,7 @@ def _one_line(facts: Mapping[str, Any]) -> str:
     text = f"{facts['machine']}, {facts['threads']} threads"
     text += f"; convbackprop {facts['convbackprop']}, python {facts['python']}, numpy {facts['numpy']}"
     text += f", {facts['compiler']}" if "compiler" in facts else ""
+    text += f"; OpenCV {facts['opencv']}" if "opencv" in facts else ""
     if "torch" in facts:
         text += f"; torch {facts['torch']}, {facts['torch_threads']} threads, "
         text += f"OMP_WAIT_POLICY={facts['OMP_WAIT_POLICY']}"

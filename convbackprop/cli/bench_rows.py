@@ -57,6 +57,7 @@ class Row:
     ours: Timing | None = None
     copy: Timing | None = None
     torch: Timing | None = None
+    opencv: Timing | None = None
     public: Timing | None = None
 
     @property
@@ -94,6 +95,8 @@ class Row:
             "share_of_copy": self.over(self.copy),
             "torch_ms": _ms(self.torch),
             "ratio_to_torch": self.over(self.torch),
+            "opencv_ms": _ms(self.opencv),
+            "ratio_to_opencv": self.over(self.opencv),
             "public_ms": _ms(self.public),
         }
 
@@ -102,14 +105,14 @@ def _ms(timing: Timing | None) -> float | None:
     return 1e3 * timing.median if timing else None
 
 
-def print_rows(rows: Sequence[Row], out: Any) -> None:
-    """Print the table, what is wrong, and what the columns mean."""
+def print_rows(rows: Sequence[Row], out: Any, against: str) -> None:
+    """Print the table, what is wrong, and what the columns mean; `against` is the peer that was asked for."""
     wide = out.width >= _WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
     table.add_column("pass/variant", no_wrap=True)
     if wide:
         table.add_column("problem", overflow="fold")
-    for name in ("ms", "20-80 %", "GB/s", "of copy", "vs torch", "error"):
+    for name in ("ms", "20-80 %", "GB/s", "of copy", "vs opencv" if against == "opencv" else "vs torch", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     label = None
     for row in rows:
@@ -135,10 +138,10 @@ def _cells(row: Row) -> list[Any]:
     if row.refusal or row.faults or not row.ours:
         return [Text("refused") if row.refusal else Text("WRONG", "red"), "", "", "", "", _digits(row.error)]
     low, high = row.ours.range
-    ratio = row.over(row.torch)
+    ratio = row.over(row.torch or row.opencv)
     return [
         _digits(1e3 * row.ours.median),
-        f"{_digits(1e3 * low)}-{_digits(1e3 * high)}",
+        f"{_digits(1e3 * low)}-{_digits(1e3 * high)}" if len(row.ours.seconds) > 1 else "once",
         _digits(row.rate(row.ours)),
         f"{_digits(100 * (row.over(row.copy) or 0))} %",
         f"{_digits(ratio)}x" if ratio else "-",
@@ -160,13 +163,20 @@ def _print_legend(rows: Sequence[Row], out: Any) -> None:
     say(
         out,
         f"\nms: median. GB/s: the bytes that the pass must move, over the median; of copy: its share of what a copy of "
-        f"as many bytes reaches, timed in turn with the row ({_digits(min(copies))} to {_digits(max(copies))} GB/s).",
+        f"as many bytes reaches, timed in turn with the pass's fastest rows ({_digits(min(copies))} to "
+        f"{_digits(max(copies))} GB/s).",
     )
     if any(row.torch for row in rows):
         say(
             out,
             "vs torch: how many times as long torch takes. It allocates its results, which ours do not; for the "
             "gradients it is given dy * phi'(s) ready-made, which ours form.",
+        )
+    if any(row.opencv for row in rows):
+        say(
+            out,
+            "vs opencv: how many times as long filter2D takes, with as many threads and into an array that is there; "
+            "it adds no bias and has no ReLU.",
         )
     say(out, "error: the largest, as a share of the bound that any order of summation obeys; 1 or less is right.")
     if any(row.case.image is not None and row.case.image.name == CAMERA for row in rows):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from convbackprop.check import DATA, Outcome, check, inputs
+from convbackprop.check import BUDGET, DATA, Outcome, check, inputs, within_budget
 from convbackprop.cli.common import (
     Shielded,
     add_device,
     add_target,
     check_memory,
+    compile_ahead,
     console,
     distinct,
     is_file,
@@ -28,11 +27,8 @@ from convbackprop.cli.common import (
     title,
     variants_of,
 )
-from convbackprop.compiler import Source, cubin, shared_object
 from convbackprop.curated import CURATED
 from convbackprop.devices import Device, choice_of_device
-from convbackprop.errors import CompileError
-from convbackprop.plan import constants_of
 from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem, activation_name, known
 from convbackprop.reference import answer
 from convbackprop.variants import Variant
@@ -42,7 +38,9 @@ EPILOG = """\
 Without --problem these are the curated problems: each with the activations
 identity and relu (also with the bit mask) in every dtype, and with logistic and
 tanh on a quarter of the problems, another quarter for each dtype; --activation
-all checks each activation on all.
+all checks each activation on all. A variant whose compile-time constants follow
+from the sizes is compiled for 10 sets of them, taken over all curated problems;
+the others are left out, unless there is --all.
 
 "error" is the largest error as a share of the bound that any order of summation
 obeys: at most 1 is right. Inputs lie between guard zones of NaN, and results
@@ -50,12 +48,14 @@ are NaN until they are written.
 
 examples:
   convbackprop check
+  convbackprop check forward/coalesced --all
   convbackprop check kernel_grad/naive --dtype float16 --activation all
   convbackprop check forward --problem 2,3,32,32,8,3,3,stride=2,padding=1
   convbackprop check mine.cu --pass forward
 
-JSON keys: device, ok, checks, refused, rows [variant, dtype, checks, refused,
-error, problem, ok], faults [variant, problem, data, sentences]
+JSON keys: device, ok, checks, refused, left_out, rows [variant, dtype, checks,
+refused, left_out, error, problem, ok], faults [variant, problem, data,
+sentences]
 """
 
 #: Faults that are printed for each row of the table; JSON has all.
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="KIND", help=f"{', '.join(DATA)}; default: each problem's own")
     parser.add_argument("--tunables", metavar="DEVICE", help="take the tunable constants of cpu or cuda; default: "
                         "those of the device")  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="every curated problem, however many compilations it takes")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -97,6 +98,7 @@ class _Row:
     dtype: str
     checks: int = 0
     refused: int = 0
+    left_out: int = 0
     error: float = 0.0
     problem: ConvProblem | None = None
     failed: list[Outcome] = field(default_factory=list)
@@ -111,8 +113,12 @@ class _Row:
     def as_json(self) -> dict[str, Any]:
         return {
             "variant": title(self.variant), "dtype": self.dtype, "checks": self.checks, "refused": self.refused,
-            "error": self.error, "problem": None if self.problem is None else str(self.problem), "ok": not self.failed,
+            "left_out": self.left_out, "error": self.error,
+            "problem": None if self.problem is None else str(self.problem), "ok": not self.failed,
         }  # fmt: skip
+
+
+_Pair = tuple[Variant, ConvProblem]
 
 
 # -- what is checked -------------------------------------------------------------------------------------------------
@@ -153,50 +159,22 @@ def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
-def compile_ahead(
-    variants: Sequence[Variant],
-    problems: Sequence[ConvProblem],
-    device: Device,
-    tunables: str,
-    done: Callable[[], None],
-) -> None:
-    """Compile all that will be needed, on every core; `done` is called once for each source.
-
-    A source that does not compile is left for its check to report.
-    """
-    sources = {
-        Source.of(variant.path, constants_of(variant, problem, tunables))
-        for variant in variants
-        for problem in problems
-        if variant.refusal(problem) is None
-    }
-
-    def build(source: Source) -> None:
-        try:
-            if device.kind == "cpu":
-                shared_object(source)
-            else:
-                cubin(source, device.architecture)  # type: ignore[attr-defined]
-        except CompileError:
-            pass
-
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for _ in pool.map(build, sources):
-            done()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _chosen(variants: Sequence[Variant], work: Sequence[_Task], tunables: str, whole: bool) -> set[_Pair]:
+    """Return what is to be run: all that is not refused, or of it what the budget of compilations allows."""
+    problems = distinct(task.problem for task in work)
+    if whole:
+        return {(v, problem) for v in variants for problem in problems if v.refusal(problem) is None}
+    return {(v, problem) for v in variants for problem in within_budget(v, problems, tunables)}
 
 
 def _check_all(
-    variants: Sequence[Variant], work: Sequence[_Task], device: Device, tunables: str | None, shield: Shielded
-) -> list[_Row]:
+    variants: Sequence[Variant], work: Sequence[_Task], device: Device, tunables: str | None, whole: bool,
+    shield: Shielded,
+) -> list[_Row]:  # fmt: skip
     rows = {(variant, task.problem.dtype): _Row(variant, task.problem.dtype) for variant in variants for task in work}
+    chosen = _chosen(variants, work, tunables or device.kind, whole)
     with progress() as bar:
-        compiling = bar.add_task("compiling", total=None)
-        problems = distinct(task.problem for task in work)
-        compile_ahead(variants, problems, device, tunables or device.kind, lambda: bar.advance(compiling))
-        bar.remove_task(compiling)
+        compile_ahead(chosen, device, tunables or device.kind, bar)
         checking = bar.add_task("checking", total=len(variants) * len(work))
         for task in work:
             check_memory(task.problem)
@@ -207,6 +185,8 @@ def _check_all(
                     shield.doing(f"{title(variant)} on {task.problem}")
                     if variant.refusal(task.problem):
                         row.refused += 1
+                    elif (variant, task.problem) not in chosen:
+                        row.left_out += 1
                     else:
                         given = given or inputs(pass_name, task.problem, task.data)
                         expected = expected or answer(pass_name, task.problem, given)
@@ -227,7 +207,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     def command() -> int:
         device, choice = choice_of_device(arguments.device)
-        rows = _check_all(variants, work, device, arguments.tunables, shield)
+        whole = arguments.all or bool(arguments.problem) or is_file(arguments.target)
+        rows = _check_all(variants, work, device, arguments.tunables, whole, shield)
         (_print_json if arguments.json else _print_table)(rows, device, choice)
         return int(any(row.failed for row in rows) or not any(row.checks for row in rows))
 
@@ -241,6 +222,7 @@ def _print_json(rows: Sequence[_Row], device: Device, choice: str) -> None:
         "ok": not any(row.failed for row in rows) and any(row.checks for row in rows),
         "checks": sum(row.checks for row in rows),
         "refused": sum(row.refused for row in rows),
+        "left_out": sum(row.left_out for row in rows),
         "rows": [row.as_json() for row in rows],
         "faults": [
             {"variant": title(row.variant), "problem": str(o.problem), "data": o.data, "sentences": o.faults}
@@ -254,13 +236,13 @@ def _print_table(rows: Sequence[_Row], device: Device, choice: str) -> None:
     out = console()
     say(out, choice)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("pass/variant", "dtype", "checks", "refused", "error"):
+    for name in ("pass/variant", "dtype", "checks", "refused", "left out", "error"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("pass/variant", "dtype") else "right")
     table.add_column("on problem", overflow="fold")
     table.add_column("")
     for row in rows:
         verdict = Text("FAILED", "red") if row.failed else Text("ok", "green") if row.checks else Text("refused")
-        table.add_row(title(row.variant), row.dtype, f"{row.checks:,}", f"{row.refused:,}",
+        table.add_row(title(row.variant), row.dtype, f"{row.checks:,}", f"{row.refused:,}", f"{row.left_out:,}",
                       f"{row.error:.2f}" if row.checks else "-", str(row.problem or "-"), verdict)  # fmt: skip
     out.print(table)
     for row in rows:
@@ -270,10 +252,13 @@ def _print_table(rows: Sequence[_Row], device: Device, choice: str) -> None:
                 say(out, f"  {fault}")
         if len(row.failed) > _SHOWN:
             out.print(f"  ... and {len(row.failed) - _SHOWN} more problems of {row.dtype}")
-    checks, failed, refused = (
-        sum(counts) for counts in zip(*((r.checks, len(r.failed), r.refused) for r in rows), strict=True)
+    checks, failed, refused, left_out = (
+        sum(counts) for counts in zip(*((r.checks, len(r.failed), r.refused, r.left_out) for r in rows), strict=True)
     )
     out.print(f"\n{checks:,} checks, {failed:,} failed, {refused:,} refused by the variant")
+    if left_out:
+        say(out, f"{left_out:,} left out: variants that are compiled for the problem's sizes are checked with {BUDGET} "
+            "sets of constants each; --all checks everything")  # fmt: skip
     if not checks:
         say(out, "nothing was checked: " + "; ".join(distinct(_reasons(rows))))
 

@@ -13,6 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from convbackprop.arrays import free_host_bytes
-from convbackprop.errors import InvalidArgument, ProblemTooLarge
+from convbackprop.compiler import Source, cubin, shared_object
+from convbackprop.devices import Device
+from convbackprop.errors import CompileError, InvalidArgument, ProblemTooLarge
+from convbackprop.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, Variant, select
 
@@ -130,6 +134,34 @@ def check_memory(problem: ConvProblem) -> None:
         raise ProblemTooLarge(
             f"problem {problem} needs about {needed:,} bytes with its float64 reference; {free:,} are free"
         )
+
+
+# -- compiling ahead -------------------------------------------------------------------------------------------------
+def compile_ahead(wanted: Iterable[tuple[Variant, ConvProblem]], device: Device, tunables: str, bar: Progress) -> None:
+    """Compile all that variants need for problems that they do not refuse, on every core, with a progress bar.
+
+    A source that does not compile is left for its first use to report.
+    """
+    sources = distinct(Source.of(v.path, constants_of(v, problem, tunables)) for v, problem in wanted)
+
+    def build(source: Source) -> None:
+        try:
+            if device.kind == "cpu":
+                shared_object(source)
+            else:
+                cubin(source, device.architecture)  # type: ignore[attr-defined]
+        except CompileError:
+            pass
+
+    task = bar.add_task("compiling", total=len(sources))
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for done in as_completed([pool.submit(build, source) for source in sources]):
+            done.result()
+            bar.update(task, advance=1, refresh=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    bar.remove_task(task)
 
 
 # -- a kernel that crashes -------------------------------------------------------------------------------------------

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
+from convbackprop import ops
 from convbackprop.cli.common import console, print_json, say
 from convbackprop.curated import CURATED
-from convbackprop.devices import usable_devices, why_not_cuda
-from convbackprop.problem import PASSES
+from convbackprop.devices import choice_of_device, usable_devices, why_not_cuda
+from convbackprop.errors import InvalidArgument
+from convbackprop.problem import PASSES, ConvProblem, known
 from convbackprop.sources import source_root
-from convbackprop.variants import VARIANTS, Variant, of_pass, select
+from convbackprop.variant import Choice
+from convbackprop.variants import VARIANTS, Variant, of_pass, select, why_not
 
 HELP = "the passes and their variants"
 EPILOG = """\
+With --problem it tells which variant "auto" stands for, and why not the others:
+on this machine's device, or on the kind that --device names, which need not be
+here. A --problem has a bias and a ReLU unless its text says otherwise (bias=0,
+activation=identity); conv2d_backward computes all its gradients, or without
+dx (dx=0), or without dw (dw=0).
+
 examples:
   convbackprop list
   convbackprop list kernel_grad
+  convbackprop list --problem 1,64,56,56,64,3,3,padding=1 --device cuda
   convbackprop list --json
 
 JSON keys: devices [name], no_cuda, passes [name, gloss, reads, writes],
 variants [pass, name, summary, refuses, file, tunables {NAME: {legal, cuda,
-cpu}}]
+cpu}}] (null: a rule chooses it for each problem); with --problem: problem,
+device, choices [pass, variant, auto, why_not], conv2d_backward [variant]
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("target", nargs="?", metavar="PASS[/VARIANT]", help="default: all")
+    parser.add_argument("--problem", metavar="TEXT", help="N,C,H,W,K,R,S and options, such as "
+                        "1,64,56,56,64,3,3,padding=1,dtype=float16: what computes it?")  # fmt: skip
+    parser.add_argument("--device", metavar="KIND", help="with --problem: cpu or cuda; default: this machine's device")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -37,7 +52,7 @@ def refusals(variant: Variant) -> tuple[str, ...]:
     """Return what a variant refuses: in its requirements' own words, or as it refuses the curated problems."""
     words = [" ".join((requirement.__doc__ or "").split()) for requirement in variant.requires]
     if all(words):
-        return tuple(words)
+        return tuple(word.rstrip(".") for word in words)
     problems = [
         curated.problem(activation=activation, dtype=dtype)
         for curated in CURATED
@@ -47,10 +62,17 @@ def refusals(variant: Variant) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentence for problem in problems if (sentence := variant.refusal(problem))))
 
 
+def _value(choice: Choice) -> int | None:
+    """Return a tunable's value, None where a rule chooses it for each problem."""
+    return choice if isinstance(choice, int) else None
+
+
 def _tunables(variant: Variant) -> str:
-    return ", ".join(
-        f"{name} {t.cuda}" + (f" (cpu {t.cpu})" if t.cpu != t.cuda else "") for name, t in variant.tunables.items()
-    )
+    words = []
+    for name, tunable in variant.tunables.items():
+        cuda, cpu = ("by rule" if (v := _value(c)) is None else str(v) for c in (tunable.cuda, tunable.cpu))
+        words.append(f"{name} {cuda}" + (f" (cpu {cpu})" if cpu != cuda else ""))
+    return ", ".join(words)
 
 
 def _operands(pass_name: str, written: bool) -> tuple[str, ...]:
@@ -72,16 +94,74 @@ def _json(chosen: tuple[Variant, ...]) -> dict[str, Any]:
                 "summary": v.summary,
                 "refuses": refusals(v),
                 "file": str(v.path),
-                "tunables": {name: {"legal": t.legal, "cuda": t.cuda, "cpu": t.cpu} for name, t in v.tunables.items()},
+                "tunables": {
+                    name: {"legal": t.legal, "cuda": _value(t.cuda), "cpu": _value(t.cpu)}
+                    for name, t in v.tunables.items()
+                },
             }
             for v in chosen
         ],
     }
 
 
+# -- what computes a problem -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Choice:
+    """A variant, and why "auto" does not stand for it; None: it does."""
+
+    variant: Variant
+    why_not: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        v = self.variant
+        return {"pass": v.pass_name, "variant": v.name, "auto": self.why_not is None, "why_not": self.why_not}
+
+
+def _choices(chosen: tuple[Variant, ...], problem: ConvProblem, device_kind: str) -> list[_Choice]:
+    return [
+        _Choice(variant, reason)
+        for pass_name in PASSES
+        for variant, reason in why_not(pass_name, problem, device_kind).items()
+        if variant in chosen
+    ]
+
+
+def _run_problem(arguments: argparse.Namespace, chosen: tuple[Variant, ...]) -> int:
+    """Print what computes a problem, and return 0."""
+    problem = ConvProblem.parse(arguments.problem, bias=True, activation="relu")
+    if arguments.device is None:
+        device, why = choice_of_device(None)
+        kind = device.kind
+    else:
+        kind = known(arguments.device, ("cpu", "cuda"), "--device")
+        why = f"device {kind}: asked for, as a kind"
+    choices = _choices(chosen, problem, kind)
+    backward = [str(variant) for variant, _ in ops._passes_of_backward("auto", problem, kind)]
+    if arguments.json:
+        print_json({"problem": str(problem), "device": kind, "choices": [choice.as_json() for choice in choices],
+                    "conv2d_backward": backward})  # fmt: skip
+        return 0
+    out = console()
+    say(out, f"problem {problem}", why)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("pass/variant", no_wrap=True)
+    table.add_column("auto", no_wrap=True)
+    table.add_column("why not", overflow="fold")
+    for choice in choices:
+        table.add_row(str(choice.variant), "auto" if choice.why_not is None else "", choice.why_not or "")
+    out.print(table)
+    if any(variant.pass_name in ("input_grad", "kernel_grad", "backward") for variant in chosen):
+        say(out, f"conv2d_backward runs {', then '.join(backward) or 'nothing'}")
+    return 0
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Print the registry."""
+    """Print the registry, or what of it computes a problem."""
     chosen = select(arguments.target)
+    if arguments.problem is not None:
+        return _run_problem(arguments, chosen)
+    if arguments.device is not None:
+        raise InvalidArgument("--device goes with --problem: what computes it there?")
     if arguments.json:
         print_json(_json(chosen))
         return 0

@@ -6,6 +6,7 @@ import argparse
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from convbackprop.cli.common import console, say
 from convbackprop.errors import InvalidArgument
@@ -20,10 +21,21 @@ examples:
 """
 
 
+def _template(pass_name: str) -> Any:
+    return files("convbackprop") / "templates" / f"{pass_name}.cu"
+
+
+def passes_with_a_skeleton() -> tuple[str, ...]:
+    """Return the passes that there is a skeleton for."""
+    return tuple(pass_name for pass_name in PASSES if _template(pass_name).is_file())
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "target", metavar="PASS/NAME", help=f"the pass ({', '.join(PASSES)}) and a name for the variant"
+        "target",
+        metavar="PASS/NAME",
+        help=f"the pass ({', '.join(passes_with_a_skeleton())}) and a name for the variant",
     )
     parser.add_argument("--output", metavar="FILE", help="where to write; default: NAME.cu in this directory")
 
@@ -32,6 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file and print what to do with it."""
     pass_name, slash, name = arguments.target.partition("/")
     known(pass_name, tuple(PASSES), "pass")
+    if pass_name not in passes_with_a_skeleton():
+        raise InvalidArgument(
+            f"there is no skeleton for {pass_name}, only for {', '.join(passes_with_a_skeleton())}; a file of your own "
+            f"is checked and timed with --pass {pass_name} nonetheless"
+        )
     if not slash or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise InvalidArgument(f"name is {name!r}; it should be made of letters, digits and _, as in {pass_name}/mine")
     if name in (variant.name for variant in of_pass(pass_name)):
@@ -39,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.output or f"{name}.cu")
     if path.suffix != ".cu":
         raise InvalidArgument(f"--output is {path}; its name should end in .cu")
-    text = (files("convbackprop") / "templates" / f"{pass_name}.cu").read_text(encoding="utf-8")
+    text = _template(pass_name).read_text(encoding="utf-8")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
