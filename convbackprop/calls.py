@@ -23,7 +23,7 @@ from convbackprop import arrays
 from convbackprop.devices import Device
 from convbackprop.plan import Plan, alignment_of, plan
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variant import WIDEST, Alignment, Variant
+from convbackprop.variant import ALIGNED, WIDEST, Variant
 
 #: The operand that an argument is for the kernels; of output and mask at most one is given.
 OPERANDS = {
@@ -124,7 +124,7 @@ class Checked:
 
     def _plan(self, variant: Variant, problem: ConvProblem, at: Mapping[str, int], staged: bool) -> Plan:
         own = {operand.name: at.get(operand.name, 0) for operand in PASSES[variant.pass_name].operands}
-        return plan(variant, problem, self.device, None, Alignment() if staged else alignment_of(own, problem.mask))
+        return plan(variant, problem, self.device, None, ALIGNED if staged else alignment_of(own, problem.mask))
 
     def _run_staged(
         self, plans: Sequence[Plan], at: Mapping[str, int], everything: Mapping[str, Any], targets: Mapping[str, Any]

@@ -13,7 +13,7 @@ from convbackprop.compiler import Source
 from convbackprop.devices import Device, Kernel
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from convbackprop.sources import source_root
-from convbackprop.variant import WIDEST, Alignment, Variant
+from convbackprop.variant import ALIGNED, WIDEST, Alignment, Variant
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def pack_shape(problem: ConvProblem) -> bytes:
 
 
 def constants_of(
-    variant: Variant, problem: ConvProblem, tunables: str, alignment: Alignment = Alignment()
+    variant: Variant, problem: ConvProblem, tunables: str, alignment: Alignment = ALIGNED
 ) -> dict[str, object]:
     """Return what is known at compile time, by the name under which the .cu file knows it.
 
@@ -100,7 +100,7 @@ def plan(
     problem: ConvProblem,
     device: Device,
     tunables: str | None = None,
-    alignment: Alignment = Alignment(),
+    alignment: Alignment = ALIGNED,
 ) -> Plan:
     """Return the plan, compiled and loaded on first use.
 

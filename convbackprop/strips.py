@@ -60,8 +60,6 @@ def _vectors(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     }
 
 
-
-
 # -- forward and input_grad ------------------------------------------------------------------------------------------
 def correlation_constants(is_forward: bool) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
     """Return the rule for the constants of correlate.cuh."""

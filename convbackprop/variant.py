@@ -21,8 +21,12 @@ WIDEST = 16
 class Alignment(NamedTuple):
     """Bytes, at most `WIDEST`, to which all arrays of x's shape (x, dx) and of y's shape (y, dy) are aligned."""
 
-    x: int = WIDEST
-    y: int = WIDEST
+    x: int
+    y: int
+
+
+#: What arrays are aligned to that a library has made.
+ALIGNED = Alignment(WIDEST, WIDEST)
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,7 @@ class Variant:
         """Return the sentence on why this variant does not compute `problem`, or None if it does."""
         return next(filter(None, (requirement(problem) for requirement in self.requires)), None)
 
-    def constants(
-        self, device_kind: str, problem: ConvProblem, alignment: Alignment = Alignment()
-    ) -> dict[str, int]:
+    def constants(self, device_kind: str, problem: ConvProblem, alignment: Alignment = ALIGNED) -> dict[str, int]:
         """Return the tunables for a kind of device, "cpu" or "cuda", and what follows from problem and alignment."""
         chosen = {name: tunable.value(device_kind, problem) for name, tunable in self.tunables.items()}
         return {**chosen, **self.specialise(problem, alignment, chosen)}

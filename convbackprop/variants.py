@@ -189,7 +189,9 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str)
         reasons = why_not(pass_name, problem, device_kind)
         chosen = next((rung for rung, reason in reasons.items() if reason is None), None)
         if chosen is None:
-            raise UnsupportedProblem(f"no variant of {pass_name} computes this problem: {'; '.join(reasons.values())}")
+            raise UnsupportedProblem(
+                f"no variant of {pass_name} computes this problem: {'; '.join(filter(None, reasons.values()))}"
+            )
         return chosen
     chosen = next(rung for rung in of_pass(pass_name) if rung.name == variant)
     if sentence := chosen.refusal(problem):
