@@ -33,9 +33,14 @@ def close(got, want, terms):
     return bool(((got - want).abs() <= terms * U * (1 + want.abs().max())).all())
 
 
+#: What the public functions do is the same for every rung; "auto" is compiled anew for most problems.
+SOME_RUNG = pytest.mark.parametrize("variant", ["naive", pytest.param("auto", marks=pytest.mark.slow)])
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_against_autograd(place, activation):
+@SOME_RUNG
+def test_against_autograd(place, activation, variant):
     for seed, entry in enumerate(WITH_IMAGES):
         p = entry.problem().with_(bias=True)
         x, w, b, dy = (
@@ -48,8 +53,8 @@ def test_against_autograd(place, activation):
         expected.backward(dy)
         geometry = (p.stride, p.padding, p.dilation, p.groups)
         with torch.no_grad():
-            y = conv2d(x, w, b, *geometry, activation=activation)
-            dx, dw, db = conv2d_backward(dy, x, w, *geometry, output=y, activation=activation)
+            y = conv2d(x, w, b, *geometry, activation=activation, variant=variant)
+            dx, dw, db = conv2d_backward(dy, x, w, *geometry, output=y, activation=activation, variant=variant)
         forward_terms = 40 * (p.w_shape[1] * p.R * p.S + 2) ** 0.5 * 8
         assert close(y, expected.detach(), forward_terms), f"y of {p}"
         n = max(p.K // p.groups * p.R * p.S, p.N * p.P * p.Q)
@@ -64,7 +69,7 @@ def test_against_autograd(place, activation):
 def test_padding_is_torchs(padding, size, dilation):
     x, w, b = make((2, 2, 11, 12), 0), make((3, 2, *size), 1), make((3,), 2)
     expected = functional.conv2d(x, w, b, 1, padding, dilation)
-    y = conv2d(x, w, b, 1, padding, dilation)
+    y = conv2d(x, w, b, 1, padding, dilation, variant="naive")
     assert y.shape == expected.shape
     assert close(y, expected, 500)
 
@@ -186,7 +191,8 @@ def test_fewer_axes_and_empty_batch():
     assert torch.equal(db, torch.zeros(4, dtype=torch.float64))
 
 
-def test_nan_spreads_as_in_torch():
+@SOME_RUNG
+def test_nan_spreads_as_in_torch(variant):
     """A NaN or an infinity in the image reaches the same outputs, and a closed ReLU blocks a NaN gradient."""
     for seed, entry in enumerate(WITH_IMAGES):
         p = entry.problem().with_(bias=False)
@@ -198,13 +204,14 @@ def test_nan_spreads_as_in_torch():
             padded = functional.pad(special, (left, right, top, bottom))
             expected = functional.conv2d(padded, w, None, p.stride, 0, p.dilation, p.groups)
             for activation in ("identity", "relu"):
-                y = conv2d(special, w, None, p.stride, p.padding, p.dilation, p.groups, activation=activation)
+                y = conv2d(special, w, None, p.stride, p.padding, p.dilation, p.groups, activation=activation,
+                           variant=variant)  # fmt: skip
                 want = PHI[activation](expected)
                 assert torch.equal(y.isnan(), want.isnan()), f"{activation} of {p}"
                 assert torch.equal(y == float("inf"), want == float("inf"))
-            y = conv2d(x, w, None, p.stride, p.padding, p.dilation, p.groups, activation="relu")
+            y = conv2d(x, w, None, p.stride, p.padding, p.dilation, p.groups, activation="relu", variant=variant)
             dx = conv2d_input_grad(
                 p.x_shape, w, torch.where(y > 0, dy, value), p.stride, p.padding, p.dilation, p.groups,
-                output=y, activation="relu",
+                output=y, activation="relu", variant=variant,
             )  # fmt: skip
             assert dx.isfinite().all()

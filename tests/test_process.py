@@ -72,11 +72,15 @@ def test_import_is_quick():
 # -- threads and forks -----------------------------------------------------------------------------------------------
 def test_eight_threads(device):
     """Mixed problems from eight threads at once: the same bits as one after another."""
-    work = [
-        (variant, entry.problem(activation=activation), entry.data)
-        for variant in variants.VARIANTS
+    problems = {
+        entry.problem(activation=activation): entry.data
         for entry in CURATED[:24]
         for activation in ("identity", "relu")
+    }
+    work = [
+        (variant, problem, problems[problem])
+        for variant in variants.VARIANTS
+        for problem in sorted(check.within_budget(variant, problems, device.kind, 3), key=str)
     ] * 3
 
     def bits(item):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, devices
+from convbackprop.problem import ConvProblem
 from convbackprop.variants import VARIANTS
-from tests.conftest import compile_ahead
-from tests.problems import CURATED, problems
+from tests.problems import problems
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis, which is not installed: random problems")
 from hypothesis import strategies as st  # noqa: E402
@@ -22,35 +22,86 @@ KINDS = (
     {"dtype": "bfloat16", "activation": "logistic"},
 )
 
-#: Examples of all variants together, so that the time does not grow with their number.
-EXAMPLES = 6000
+#: What variants that are compiled anew for other sizes know at compile time, too: filter height, width, padding, and
+#: whether each channel has filters of its own.
+FILTERS = (
+    (3, 3, ((1, 1), (1, 1)), True),
+    (5, 5, ((2, 2), (2, 2)), True),
+    (1, 3, ((0, 0), (1, 1)), True),
+    (7, 5, ((3, 3), (2, 2)), True),
+    (3, 2, ((2, 0), (0, 5)), False),
+    (9, 9, ((4, 4), (4, 4)), False),
+    (7, 7, ((3, 3), (3, 3)), True),
+    (5, 3, ((2, 2), (1, 1)), True),
+    (15, 15, ((7, 7), (7, 7)), True),
+    (1, 1, ((0, 0), (0, 0)), False),
+    (4, 6, ((0, 9), (1, 2)), True),
+    (2, 33, ((1, 0), (16, 16)), False),
+)
+
+#: Examples of all variants together, so that the time does not grow with their number; in the slow tests, of each one.
+EXAMPLES, EXAMPLES_EACH = 6000, 2000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(request):
-    problem = CURATED[0].problem()
-    compile_ahead(request, [(variant, problem.with_(**kind)) for variant in VARIANTS for kind in KINDS])
+def strategy_for(variant, filters):
+    """Return a strategy for the problems that a variant computes."""
+    if not variant.specialised:
+        return st.builds(lambda problem, kind: problem.with_(**kind), problems(), st.sampled_from(KINDS))
+    pairs = [(known, kind) for known in filters for kind in KINDS]
+    if len(filters) < len(FILTERS):
+        pairs = [(known, KINDS[i % len(KINDS)]) for i, known in enumerate(filters)]
+    size, small = st.integers(1, 80), st.integers(1, 5)
+
+    @st.composite
+    def strategy(draw):
+        (r, s, padding, depthwise), kind = draw(st.sampled_from(pairs))
+        channels = draw(small)
+        return ConvProblem(
+            N=draw(st.integers(0, 3)),
+            C=channels,
+            H=max(draw(size), r - sum(padding[0])),
+            W=max(draw(size), s - sum(padding[1])),
+            K=channels if depthwise else draw(small),
+            R=r,
+            S=s,
+            padding=padding,
+            groups=channels if depthwise else 1,
+            bias=draw(st.booleans()),
+            **kind,
+        )
+
+    return strategy()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("where", devices.usable_devices())
-def test_any_problem(where, variant):
+def hold(variant, where, filters, examples):
     device = devices.get_device(where)
 
     @hypothesis.settings(
-        max_examples=max(100, EXAMPLES // len(VARIANTS)),
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(problems(), st.sampled_from(KINDS), st.sampled_from(check.DATA), st.integers(0, 2**16))
-    def holds(problem, kind, data, seed):
-        problem = problem.with_(**kind)
+    @hypothesis.given(strategy_for(variant, filters), st.sampled_from(check.DATA), st.integers(0, 2**16))
+    def holds(problem, data, seed):
         hypothesis.assume(variant.refusal(problem) is None)
         assert check.check(variant, problem, device, data, seed).faults == []
 
     holds()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("where", devices.usable_devices())
+def test_any_problem(where, variant):
+    hold(variant, where, FILTERS[:6], max(100, EXAMPLES // len(VARIANTS)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("where", devices.usable_devices())
+def test_any_problem_at_length(where, variant):
+    hold(variant, where, FILTERS, EXAMPLES_EACH)
 
 
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
