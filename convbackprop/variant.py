@@ -76,10 +76,6 @@ class Launch:
 Requirement = Callable[[ConvProblem], "str | None"]
 
 
-def _no_more(p: ConvProblem, a: Alignment, t: Constants) -> Constants:
-    return {}
-
-
 @dataclass(frozen=True)
 class Variant:
     """One way to compute a pass.
@@ -108,7 +104,7 @@ class Variant:
     name: str
     launches: tuple[Launch, ...]
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
-    specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = _no_more
+    specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = lambda p, a, t: {}
     partial_sums: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     requires: tuple[Requirement, ...] = ()
     auto_on: tuple[str, ...] = ("cuda", "cpu")
@@ -124,7 +120,8 @@ class Variant:
     @property
     def specialised(self) -> bool:
         """Whether it is compiled anew for problems of other sizes."""
-        return self.specialise is not _no_more
+        small, large = (ConvProblem.parse(f"1,1,9,9,1,{size},{size},padding=same") for size in (3, 5))
+        return self.constants("cuda", small) != self.constants("cuda", large)
 
     @property
     def path(self) -> Path:

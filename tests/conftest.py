@@ -40,14 +40,16 @@ def workers() -> Iterable[None]:
     set_num_threads(before)
 
 
-def compile_ahead(request: pytest.FixtureRequest, wanted: Iterable[tuple[Variant, ConvProblem]]) -> None:
+def compile_ahead(
+    request: pytest.FixtureRequest, wanted: Iterable[tuple[Variant, ConvProblem]], tunables: str = "cpu"
+) -> None:
     """Compile kernels for the cpu device, several at once; a cold cache is then half as slow on two cores.
 
     Not for a few tests: each compiles what it needs.
     """
     if len(request.session.items) < 40:
         return
-    sources = {Source.of(variant.path, constants_of(variant, problem, "cpu")) for variant, problem in wanted}
+    sources = {Source.of(variant.path, constants_of(variant, problem, tunables)) for variant, problem in wanted}
     compiler.cpu_runtime()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compiler.shared_object, sources))

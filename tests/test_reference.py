@@ -48,6 +48,8 @@ SLOPE = {
 
 def loops(pass_name, p, given):
     """Return what `reference.answer` should, by Python's own arithmetic, one product at a time."""
+    if pass_name == "backward":
+        return {**loops("input_grad", p, given), **loops("kernel_grad", p, given)}
     if pass_name == "forward":
         x, w = given["x"], given["w"]
         terms = [[] for _ in range(math.prod(p.y_shape))]

@@ -28,7 +28,7 @@ def faults(variant, device, text, tunables, offset=0, data="normal", **changes):
 
 @each_variant
 @each_set
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_every_width(cpu, variant, tunables, dtype):
     """A strip and its neighbours, one column more and less, rows whose pitch breaks every alignment."""
     found = []
@@ -85,10 +85,10 @@ def test_every_filter(cpu, variant, tunables, size):
     [
         "1,1,20,40,1,15,15,padding=same",
         "1,1,40,50,1,17,19,padding=3x4",  # too large to be known at compile time
-        "1,1,4,300,1,1,70,padding=same",
-        "1,3,8,50,2,4,33,padding=1",
         "2,6,9,18,4,3,5,padding=2:0x1:7,groups=2",
-        "1,1,5,9,1,3,3,padding=6x9",
+        pytest.param("1,1,4,300,1,1,70,padding=same", marks=pytest.mark.slow),
+        pytest.param("1,3,8,50,2,4,33,padding=1", marks=pytest.mark.slow),
+        pytest.param("1,1,5,9,1,3,3,padding=6x9", marks=pytest.mark.slow),
     ],
 )
 def test_large_filters_and_many_channels(cpu, variant, tunables, text):

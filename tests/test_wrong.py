@@ -123,7 +123,11 @@ def tried(variant, shown_by=()):
 
 def is_rejected(variant, device, entries, changes, every_set=("cpu", "cuda")):
     """Return whether some problem finds a fault, or cannot be launched."""
-    for entry, change, tunables in product(entries, changes, every_set):
+    # In the order that compiles least until the mistake shows.
+    order = [(change, tunables, entry) for change, tunables, entry in product(changes, every_set, entries)]
+    if variant.specialised:
+        order.sort(key=lambda each: entries.index(each[2]))
+    for change, tunables, entry in order:
         problem = entry.problem(**change)
         if variant.refusal(problem):
             continue
