@@ -37,12 +37,30 @@ def _registers(p: ConvProblem, accumulators: int) -> int:
     return accumulators * _accumulator_bytes(p) // 4
 
 
+def _cpu_columns(vectors: int) -> Callable[[ConvProblem], int]:
+    """Return the rule for the columns of a strip on a CPU: at most so many of its vectors.
+
+    The more, the longer the runs of memory that it reads, and the fewer columns that neighbours share. But the last
+    strip of a row should not compute for nothing, and a CPU before AVX-512 has too few registers for more than one.
+    """
+
+    def columns(p: ConvProblem) -> int:
+        vector = max(8, _cpu_vector_bytes() // _accumulator_bytes(p))
+        width = min(p.Q, p.W)
+        for cols in (4 * vector, 2 * vector):
+            if cols <= vectors * vector and _cpu_vector_bytes() == 64 and 7 * cols * ceil_div(width, cols) <= 8 * width:
+                return cols
+        return vector
+
+    return columns
+
+
 #: THREADS: of a block. VECTOR_BYTES: what one instruction of a CUDA thread works on; a GPU's works on one number, as
-#: a CPU's vectors do on many. COLS: of a strip; on a CPU one vector. ROWS: of a band.
+#: a CPU's vectors do on many. COLS: of a strip. ROWS: of a band.
 TUNABLES = {
     "THREADS": Tunable(legal=(32, 64, 128, 256), cuda=128, cpu=32),
     "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: _cpu_vector_bytes()),
-    "COLS": Tunable(legal=(8, 16), cuda=8, cpu=lambda p: max(8, _cpu_vector_bytes() // _accumulator_bytes(p))),
+    "COLS": Tunable(legal=(8, 16, 32, 64), cuda=8, cpu=_cpu_columns(4)),
     "ROWS": Tunable(legal=(8, 16, 32), cuda=32, cpu=32),
 }
 
@@ -154,7 +172,7 @@ def _fused_columns(p: ConvProblem) -> int:
 FUSED_TUNABLES = {
     **TUNABLES,
     "THREADS": Tunable(legal=TUNABLES["THREADS"].legal, cuda=64, cpu=TUNABLES["THREADS"].cpu),
-    "COLS": Tunable(legal=(4, 8, 16), cuda=_fused_columns, cpu=TUNABLES["COLS"].cpu),
+    "COLS": Tunable(legal=(4, 8, 16, 32), cuda=_fused_columns, cpu=_cpu_columns(2)),
 }
 
 

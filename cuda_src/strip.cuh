@@ -91,21 +91,30 @@ struct GradPlane {
             unroll<PIECE / LANES>([&](auto i) INLINED { lanes[i] = times_derivative(lanes[i], y[i]); });
         }
     }
-    // A mask is read once for all N lanes, which begin at column `first`; some may lie outside the row.
+    // A mask is read once for all N lanes, which begin at column `first`, 48 columns at a time; some may lie outside
+    // the row.
     template <int N>
     __device__ __forceinline__ void finish(Lane (&lanes)[N], int row, int first) const {
         if constexpr (FROM_MASK) {
-            constexpr int BYTES = (N * LANES + 7 + 7) / 8;
-            static_assert(BYTES <= 8, "the bits fit one word");
-            const MaskByte* bytes = reinterpret_cast<const MaskByte*>(saved) + Index(row) * saved_pitch;
-            unsigned long long bits = 0;
-            unroll<BYTES>([&](auto i) INLINED {
-                const int byte = (first >> 3) + i;
-                if (0 <= byte && byte < saved_pitch) bits |= (unsigned long long)bytes[byte] << (8 * i);
+            constexpr int AT_ONCE = 48 / LANES;
+            unroll<(N + AT_ONCE - 1) / AT_ONCE>([&](auto group) INLINED {
+                constexpr int begin = group * AT_ONCE, count = N - begin < AT_ONCE ? N - begin : AT_ONCE;
+                const unsigned long long bits = mask_bits<count * LANES>(row, first + begin * LANES);
+                unroll<count>([&](auto i) INLINED { keep(lanes[begin + i], unsigned(bits >> (i * LANES))); });
             });
-            bits >>= first & 7;
-            unroll<N>([&](auto i) INLINED { keep(lanes[i], unsigned(bits >> (i * LANES))); });
         }
+    }
+    template <int COUNT>
+    __device__ __forceinline__ unsigned long long mask_bits(int row, int first) const {
+        constexpr int BYTES = (COUNT + 7 + 7) / 8;
+        static_assert(BYTES <= 8, "the bits fit one word");
+        const MaskByte* bytes = reinterpret_cast<const MaskByte*>(saved) + Index(row) * saved_pitch;
+        unsigned long long bits = 0;
+        unroll<BYTES>([&](auto i) INLINED {
+            const int byte = (first >> 3) + i;
+            if (0 <= byte && byte < saved_pitch) bits |= (unsigned long long)bytes[byte] << (8 * i);
+        });
+        return bits >> (first & 7);
     }
     // One element.
     __device__ __forceinline__ Acc at(int row, int col) const {

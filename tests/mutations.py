@@ -144,7 +144,7 @@ MUTATIONS = (
     Mutation(
         "forward/coalesced",
         "coalesced.cu",
-        "if (Q - first_q < COLS) bits &= (1u << (Q - first_q)) - 1;",
+        "if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;",
         "",
         "the mask has bits beyond the row's end",
     ),
@@ -158,7 +158,11 @@ MUTATIONS = (
         "phi' is applied twice",
     ),
     Mutation(
-        "input_grad/coalesced", "strip.cuh", "bits >>= first & 7;", "", "the mask's bits are those of other columns"
+        "input_grad/coalesced",
+        "strip.cuh",
+        "return bits >> (first & 7);",
+        "return bits;",
+        "the mask's bits are those of other columns",
     ),
     # -- kernel_grad/coalesced -----------------------------------------------------------------------------------
     Mutation(

@@ -32,7 +32,7 @@ def faults(variant, device, text, tunables, offset=0, data="normal", **changes):
 def test_every_width(cpu, variant, tunables, dtype):
     """A strip and its neighbours, one column more and less, rows whose pitch breaks every alignment."""
     found = []
-    for width in range(1, 41):
+    for width in (*range(1, 41), 63, 64, 65, 127, 128, 129, 150):
         found += faults(variant, cpu, f"2,2,5,{width},2,3,3,padding=same,groups=2", tunables, dtype=dtype)
     assert found == []
 
@@ -204,3 +204,10 @@ def test_lanes_follow_the_cpu():
         other = dataclasses.replace(variant, tunables={**variant.tunables, "VECTOR_BYTES": tunable})
         constants = other.constants("cpu", ConvProblem.parse("1,1,9,64,1,3,3,padding=same"))
         assert constants["LANES"] == min(constants["COLS"], wide // 4)
+
+
+@pytest.mark.parametrize("variant", STRIPS, ids=str)
+def test_no_strip_works_mostly_for_nothing(variant):
+    for width in range(1, 300):
+        cols = variant.constants("cpu", ConvProblem.parse(f"1,1,9,{width},1,3,3,padding=same"))["COLS"]
+        assert cols <= 16 or -(-width // cols) * cols <= width * 8 / 7

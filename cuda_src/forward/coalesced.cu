@@ -8,13 +8,15 @@
 // filters up to about 7 x 7; the arithmetic for larger ones. With many channels each filter reads all of them anew.
 #include "correlate.cuh"
 
-static_assert(COLS % 8 == 0, "a strip writes whole bytes of the mask");
+static_assert(COLS % 8 == 0 && COLS <= 64, "a strip writes whole bytes of the mask, from one word");
 
 // mask[n, k, p, first_q / 8 ...] = bits of y > 0 (or NaN), 0 beyond the row's end
 __device__ __forceinline__ void write_mask(MaskByte* mask_row, int first_q, int Q, const Cols& y) {
-    unsigned bits = 0;
-    unroll<COLS / LANES>([&](auto i) INLINED { bits |= open_bits(rounded(y.lanes[i])) << (i * LANES); });
-    if (Q - first_q < COLS) bits &= (1u << (Q - first_q)) - 1;
+    unsigned long long bits = 0;
+    unroll<COLS / LANES>([&](auto i) INLINED {
+        bits |= (unsigned long long)open_bits(rounded(y.lanes[i])) << (i * LANES);
+    });
+    if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;
     unroll<COLS / 8>([&](auto i) INLINED {
         if (first_q + 8 * i < Q) mask_row[first_q / 8 + i] = bits >> (8 * i) & 0xff;
     });
