@@ -515,7 +515,7 @@ def _check_backward(given: _Given, outs: _Given, device: Any, options: _Options,
     }
     results = {name: result for (name, result), need in zip(possible.items(), needs, strict=True) if need}
     call.check_outs(outs, results)
-    passes = _passes_of_backward(options[5], problem, call.device.kind)
+    passes = passes_of_backward(options[5], problem, call.device.kind)
     if any(variant.pass_name == "kernel_grad" for variant, _ in passes):
         results = {**results, "dw": possible["dw"]}  # that pass computes it, needed or not
     return call.checked(results, *passes)
@@ -524,7 +524,7 @@ def _check_backward(given: _Given, outs: _Given, device: Any, options: _Options,
 _BACKWARD = Function(_check_backward, ("grad_output", "input", "weight", "output", "mask"), ("dx", "dw", "db"))
 
 
-def _passes_of_backward(variant: str, problem: ConvProblem, device_kind: str) -> list[tuple[Variant, ConvProblem]]:
+def passes_of_backward(variant: str, problem: ConvProblem, device_kind: str) -> list[tuple[Variant, ConvProblem]]:
     """Return what computes the gradients that `problem` wants: one pass, or one for dx and one for dw and db."""
     separate = problem.with_(dx=True, dw=True)
     parts = []

@@ -209,7 +209,7 @@ def why_not(pass_name: str, problem: ConvProblem, device_kind: str) -> dict[Vari
     for rung in reversed(of_pass(pass_name)):
         reason = rung.refusal(problem)
         if reason is None and device_kind not in rung.auto_on:
-            reason = f"on {device_kind} a lower rung is faster"
+            reason = f"it is made for {' and '.join(rung.auto_on)}, not for {device_kind}"
         if reason is None and chosen is not None:
             reason = f"{chosen.name} is a higher rung"
         if reason is None:

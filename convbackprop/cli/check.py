@@ -171,13 +171,14 @@ def _check_all(
     variants: Sequence[Variant], work: Sequence[_Task], device: Device, tunables: str | None, whole: bool,
     shield: Shielded,
 ) -> list[_Row]:  # fmt: skip
+    for task in work:
+        check_memory(task.problem)
     rows = {(variant, task.problem.dtype): _Row(variant, task.problem.dtype) for variant in variants for task in work}
     chosen = _chosen(variants, work, tunables or device.kind, whole)
     with progress() as bar:
         compile_ahead(chosen, device, tunables or device.kind, bar)
         checking = bar.add_task("checking", total=len(variants) * len(work))
         for task in work:
-            check_memory(task.problem)
             for pass_name in distinct(variant.pass_name for variant in variants):
                 given = expected = None  # the same for all variants of the pass
                 for variant in (v for v in variants if v.pass_name == pass_name):

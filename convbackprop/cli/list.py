@@ -136,7 +136,7 @@ def _run_problem(arguments: argparse.Namespace, chosen: tuple[Variant, ...]) -> 
         kind = known(arguments.device, ("cpu", "cuda"), "--device")
         why = f"device {kind}: asked for, as a kind"
     choices = _choices(chosen, problem, kind)
-    backward = [str(variant) for variant, _ in ops._passes_of_backward("auto", problem, kind)]
+    backward = [str(variant) for variant, _ in ops.passes_of_backward("auto", problem, kind)]
     if arguments.json:
         print_json({"problem": str(problem), "device": kind, "choices": [choice.as_json() for choice in choices],
                     "conv2d_backward": backward})  # fmt: skip
