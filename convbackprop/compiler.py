@@ -28,7 +28,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 SHARED_BYTES = 227 * 1024
 
 _CPU_FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-g1", "-fno-math-errno", "-fno-strict-aliasing",
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-strict-aliasing",
     "-ffp-contract=fast", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-ignored-qualifiers",
     # A shared array inside a template must not be merged with its namesake in another module.
     "-fno-gnu-unique",

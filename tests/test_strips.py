@@ -129,7 +129,7 @@ def test_error_of_a_large_image_is_far_below_the_bound(cpu, name, tunables):
 
 @each_variant
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("mask", [True, pytest.param(False, marks=pytest.mark.slow)])
 @each_set
 def test_infinite_inputs_beyond_what_they_meet(cpu, variant, tunables, mask, value):
     """Every pixel of the border, and of the columns where a strip reaches beyond the row's end."""

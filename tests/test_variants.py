@@ -26,6 +26,24 @@ KINDS = [
     for dtype, (activation, mask) in product(DTYPES, ACTIVATION_KINDS)
 ]
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+
+def with_dtypes(variants, dtypes=DTYPES):
+    """Parametrise over variants and dtypes; two dtypes of what is compiled anew for each problem are slow tests."""
+    return pytest.mark.parametrize(
+        ("variant", "dtype"),
+        [
+            pytest.param(
+                variant,
+                dtype,
+                id=f"{variant}-{dtype}",
+                marks=pytest.mark.slow if variant.specialised and dtype in ("float64", "bfloat16") else (),
+            )
+            for variant, dtype in product(variants, dtypes)
+        ],
+    )
+
+
 each_kind = pytest.mark.parametrize(("dtype", "activation", "mask"), KINDS)
 
 
@@ -37,10 +55,14 @@ EVERYTHING = tuple(
 )
 
 
+#: Sets of compile-time constants that a variant is compiled for.
+BUDGETS = {"cpu": check.BUDGET, "cuda": 6}
+
+
 @functools.cache
-def chosen(variant, tunables, budget=check.BUDGET):
+def chosen(variant, tunables):
     """Return the problems on which a variant is checked."""
-    return check.within_budget(variant, EVERYTHING, tunables, budget)
+    return check.within_budget(variant, EVERYTHING, tunables, BUDGETS[tunables])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -213,8 +235,7 @@ def test_infinite_taps(device, variant, text):
         assert np.array_equal(~np.isfinite(got)[seen], touched[seen])
 
 
-@pytest.mark.parametrize("variant", GRADIENTS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@with_dtypes(GRADIENTS)
 @pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
 def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
     problem = special(variant, dtype=dtype, activation="relu", mask=mask)
@@ -279,8 +300,7 @@ def result(variant, problem, given, device):
     return check.launch(variant, problem, given, device)[name].array
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", DTYPES)
+@with_dtypes(VARIANTS)
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
 def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     """Compensated addition forms inf - inf, which must not reach the result."""
@@ -293,8 +313,7 @@ def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     assert result(variant, problem, given, device) == np.inf
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", DTYPES)
+@with_dtypes(VARIANTS)
 @pytest.mark.parametrize("count", [2, 40, 64, 100, 128, 1000])
 def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
     """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
@@ -308,8 +327,7 @@ def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
         assert got == sign * np.inf, f"{count} terms of {sign * term:.3g} give {got.item()}"
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", DTYPES)
+@with_dtypes(VARIANTS)
 def test_subnormal_results_are_kept(device, variant, dtype):
     """Integers times a power of two so small that their sums of products are subnormal, and exact."""
     problem = ConvProblem.parse("1,1,3,4,1,2,2", dtype=dtype)
@@ -328,8 +346,7 @@ def test_subnormal_results_are_kept(device, variant, dtype):
     assert ((value != 0) & (abs(value) < normal)).any(), "the test's data gives no subnormal result"
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@with_dtypes(VARIANTS, ["float16", "bfloat16"])
 def test_half_results_are_rounded_once(device, variant, dtype):
     """Integer sums that float32 holds and the half type does not: the nearest half number, to the last bit."""
     problem = ConvProblem.parse("2,30,9,8,30,3,3,padding=1", dtype=dtype, bias=True)
