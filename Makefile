@@ -40,7 +40,7 @@ check: $(ENV) ## compare every variant with the float64 reference
 
 test: $(ENV) ## the tests, without the slow ones
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses=auto) $(ARGS)
 
 test-all: $(ENV) ## the tests, slow ones included
 	@$(MAKE) --no-print-directory test ARGS='-m "" $(ARGS)'

@@ -14,8 +14,9 @@ from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import Variant
 
-# Tests choose their devices themselves.
+# Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(params=devices.usable_devices())
