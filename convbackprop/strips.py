@@ -128,7 +128,7 @@ def unit_dilation(p: ConvProblem) -> str | None:
 
 # -- kernel_grad -----------------------------------------------------------------------------------------------------
 #: What the sums and the ring of rows may take of a thread's 255 registers, by bytes of an accumulator.
-_RING_REGISTERS = {4: 205, 8: 190}
+_RING_REGISTERS = {4: 205, 8: 170}
 
 
 def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
