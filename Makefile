@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench check test test-all test-pythons bench-suite gpu-report lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench bench-layers check test test-all test-pythons bench-suite gpu-report lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-all: $(ENV) ## the tests, slow ones included
 
 test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .venvs, without PyTorch
 	@MAKE="$(MAKE)" tools/test_pythons.sh $(ARGS)
+
+bench-layers: $(ENV) ## time layers of real networks, with many channels
+	@$(PY) -m convbackprop bench --layers $(ARGS)
 
 bench-suite: $(ENV) ## the pytest-benchmark suite
 	@$(PY) -m pytest benchmarks --benchmark-only $(ARGS)

@@ -135,7 +135,7 @@ def report(arguments: argparse.Namespace, out: Any) -> int:
     failures = [f"step {step.name}: {step.detail}" for step in done if step.status == FAILED]
     failures += [f"{row.job}, {row.who}: {row.failed}" for row in gathered.rows if row.failed]
     print_rows(gathered, out)
-    print_goals([v for v in verdicts if not arguments.only or any(v.job == job.name for job in jobs)], out)
+    print_goals([v for v in verdicts if not arguments.only or any(job.name.startswith(v.job) for job in jobs)], out)
     path = arguments.out or (None if dry else default_path(device.title))
     if path:
         found = {

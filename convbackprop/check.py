@@ -224,9 +224,9 @@ def within_budget(
 ) -> frozenset[ConvProblem]:
     """Choose problems for whose sake a variant is compiled at most `budget` times.
 
-    Each set of compile-time constants is one compilation, of seconds. A variant that knows only dtype, activation and
-    what is saved at compile time keeps all problems; of one whose constants follow from the sizes, too, the sets are
-    taken in an order that looks random and is the same in every run.
+    Each set of compile-time constants is one compilation, of seconds. A variant that knows only dtype, activation, what
+    is saved and which of two tiles to use at compile time keeps all problems; of one whose constants follow from the
+    sizes, too, the sets are taken in an order that looks random and is the same in every run.
 
     Parameters
     ----------
@@ -249,7 +249,8 @@ def within_budget(
         if variant.refusal(problem) is None:
             sets.setdefault(tuple(constants_of(variant, problem, tunables).items()), []).append(problem)
     kinds = {(p.dtype, p.activation, p.mask) for alike in sets.values() for p in alike}
-    count = len(sets) if len(sets) <= len(kinds) else budget
+    few = len(kinds) if variant.specialised else 2 * len(kinds)
+    count = len(sets) if len(sets) <= few else budget
     return frozenset(problem for alike in list(sets.values())[:count] for problem in alike)
 
 

@@ -45,6 +45,14 @@ CURATED = (
     Curated("2,17,6,5,9,1,1", "1 x 1: a matrix product of the channels"),
     Curated("2,3,6,5,4,3,3,padding=1,bias=0", "no bias"),
     Curated("4,20,1,1,11,1,1", "a dense layer: 1 x 1 on images of one pixel"),
+    Curated("2,3,7,7,63,3,3,padding=1", "an image of 7 x 7; one filter less than a tile of 64"),
+    Curated(
+        "1,17,9,8,65,3,3,padding=1", "17 channels, whose 153 products no tile divides; one filter more than a tile"
+    ),
+    Curated("2,65,6,5,129,1,1", "one channel and one filter more than tiles of 64 and 128"),
+    Curated("2,130,7,7,10,3,3,groups=2,padding=1", "two groups, of more channels and fewer filters than a tile"),
+    Curated("1,33,13,13,66,3,3,stride=2,padding=1", "many channels, a stride of 2 and odd sizes"),
+    Curated("1,63,14,12,34,3,2,stride=2,padding=1", "many channels, a stride of 2 and even sizes"),
     Curated("1,1,1,300,1,1,9,padding=same", "a single row: 1-D convolution"),
     Curated("1,1,300,1,1,9,1,padding=same", "a single column"),
     Curated("1,1,20,40,1,15,15,padding=same", "a large filter"),

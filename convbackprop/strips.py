@@ -21,7 +21,7 @@ _TAP_COLUMNS = 8
 
 
 @functools.cache
-def _cpu_vector_bytes() -> int:
+def cpu_vector_bytes() -> int:
     """Return how wide the CPU's vector registers are."""
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
@@ -45,10 +45,10 @@ def _cpu_columns(vectors: int) -> Callable[[ConvProblem], int]:
     """
 
     def columns(p: ConvProblem) -> int:
-        vector = max(8, _cpu_vector_bytes() // _accumulator_bytes(p))
+        vector = max(8, cpu_vector_bytes() // _accumulator_bytes(p))
         width = min(p.Q, p.W)
         for cols in (4 * vector, 2 * vector):
-            if cols <= vectors * vector and _cpu_vector_bytes() == 64 and 7 * cols * ceil_div(width, cols) <= 8 * width:
+            if cols <= vectors * vector and cpu_vector_bytes() == 64 and 7 * cols * ceil_div(width, cols) <= 8 * width:
                 return cols
         return vector
 
@@ -59,7 +59,7 @@ def _cpu_columns(vectors: int) -> Callable[[ConvProblem], int]:
 #: a CPU's vectors do on many. COLS: of a strip. ROWS: of a band.
 TUNABLES = {
     "THREADS": Tunable(legal=(32, 64, 128, 256), cuda=128, cpu=32),
-    "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: _cpu_vector_bytes()),
+    "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: cpu_vector_bytes()),
     "COLS": Tunable(legal=(8, 16, 32, 64), cuda=8, cpu=_cpu_columns(4)),
     "ROWS": Tunable(legal=(8, 16, 32), cuda=32, cpu=32),
 }

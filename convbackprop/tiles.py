@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping
 
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
 from convbackprop.variant import Constants, Geometry, Requirement, Tunable, ceil_div
+from convbackprop.workspace import most_slices
 
 #: CUDA's limit on the second and third extent of a grid.
 _MAX_GRID_YZ = 65535
 
 #: The shared memory that every GPU gives a block that does not ask for more.
 _SHARED_BYTES = 48 * 1024
-
-#: Partial sums of kernel_grad at most (64 MiB of float32).
-_PARTIAL_SUMS = 2**24
 
 #: Of outputs; a thread computes one.
 FORWARD = {
@@ -124,7 +122,7 @@ def kernel_grad_slices(p: ConvProblem, t: Constants) -> int:
     tiles = p.N * ceil_div(p.P, t["TILE_P"]) * ceil_div(p.Q, t["TILE_Q"])
     pairs = p.K * (p.C // p.groups)
     sums = math.prod(p.w_shape) + p.K
-    return max(1, min(tiles, ceil_div(t["BLOCKS"], pairs), _PARTIAL_SUMS // sums))
+    return max(1, min(tiles, ceil_div(t["BLOCKS"], pairs), most_slices(p, sums)))
 
 
 def kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:

@@ -96,6 +96,8 @@ class Variant:
         Each looks at a problem and returns None, or one sentence on why it is refused.
     auto_on : tuple of str
         The kinds of device on which `variant="auto"` may choose it.
+    auto_not : callable
+        (problem, device kind) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
     path : Path
         The .cu file.
     """
@@ -108,6 +110,7 @@ class Variant:
     partial_sums: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     requires: tuple[Requirement, ...] = ()
     auto_on: tuple[str, ...] = ("cuda", "cpu")
+    auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
     file: Path | None = None
 
     def __str__(self) -> str:

@@ -10,10 +10,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from convbackprop import strips, tiles
+from convbackprop import gemms, strips, tiles
 from convbackprop.errors import UnsupportedProblem
 from convbackprop.problem import PASSES, ConvProblem, known
 from convbackprop.variant import Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.workspace import most_slices
 
 __all__ = ["VARIANTS", "Alignment", "Launch", "Tunable", "Variant", "choose", "of_pass", "select", "why_not"]
 
@@ -37,17 +38,22 @@ def _taps(p: ConvProblem) -> int:
 
 
 def _slices(p: ConvProblem) -> int:
-    """Into how many slices the rows of all images go: one a row, while 2**24 partial sums (64 MiB) hold them."""
-    return max(1, min(p.N * p.P, MAX_GRID_YZ, 2**24 // _taps(p)))
+    """Into how many slices the rows of all images go: one a row, while the partial sums fit in the workspace."""
+    return max(1, min(p.N * p.P, MAX_GRID_YZ, most_slices(p, _taps(p))))
 
 
-#: One group a warp: many where many warps hide the latency of memory, one where threads take turns.
-_SLICE_GROUPS = Tunable(legal=(1, 4, 16, 32), cuda=32, cpu=1)
+#: Of kernel_grad_total.cuh. One group a warp: many where many warps hide the latency of memory, one where threads take
+#: turns; these then take many taps each.
+_TOTAL = {
+    "SLICE_GROUPS": Tunable(legal=(1, 4, 16, 32), cuda=32, cpu=1),
+    "TAPS_EACH": Tunable(legal=(1, 64), cuda=1, cpu=64),
+}
 
 
 def _total(slices: Callable[[ConvProblem, Constants], int]) -> Launch:
     """Return the launch of kernel_grad_total.cuh, which adds up the slices of partial sums."""
-    return Launch("kernel_grad_total", ("partial", "dw", "db"), lambda p, t: (ceil_div(_taps(p), 32),),
+    return Launch("kernel_grad_total", ("partial", "dw", "db"),
+                  lambda p, t: (ceil_div(_taps(p), 32 * t["TAPS_EACH"]),),
                   lambda p, t: (32, t["SLICE_GROUPS"]), integers=lambda p, t: (slices(p, t),))  # fmt: skip
 
 
@@ -86,6 +92,22 @@ VARIANTS: tuple[Variant, ...] = (
         requires=(strips.unit_stride, strips.unit_dilation),
     ),
     Variant(
+        "forward",
+        "implicit_gemm",
+        launches=(
+            Launch("pack", ("w", "partial"), gemms.pack_grid("forward"), _threads, integers=gemms.slices("forward")),
+            Launch("forward", ("x", "partial", "b", "y"), gemms.grid("forward"), _threads,
+                   integers=gemms.slices("forward"), shared_bytes=gemms.shared_bytes("forward")),
+            Launch("pack_mask", ("y", "mask"), _one_thread_each(lambda p: math.prod(p.mask_shape)), _threads,
+                   when=lambda p: p.mask),
+        ),
+        tunables=gemms.TUNABLES["forward"],
+        specialise=gemms.constants("forward"),
+        partial_sums=gemms.packed_elements("forward"),
+        requires=gemms.requires("forward"),
+        auto_not=gemms.enough_rows("forward"),
+    ),
+    Variant(
         "input_grad",
         "naive",
         launches=(
@@ -114,6 +136,21 @@ VARIANTS: tuple[Variant, ...] = (
         requires=(strips.unit_stride, strips.unit_dilation),
     ),
     Variant(
+        "input_grad",
+        "implicit_gemm",
+        launches=(
+            Launch("pack", ("w", "partial"), gemms.pack_grid("input_grad"), _threads,
+                   integers=gemms.slices("input_grad")),
+            Launch("input_grad", ("dy", "saved", "partial", "dx"), gemms.grid("input_grad"), _threads,
+                   integers=gemms.slices("input_grad"), shared_bytes=gemms.shared_bytes("input_grad")),
+        ),
+        tunables=gemms.TUNABLES["input_grad"],
+        specialise=gemms.constants("input_grad"),
+        partial_sums=gemms.packed_elements("input_grad"),
+        requires=gemms.requires("input_grad"),
+        auto_not=gemms.enough_rows("input_grad"),
+    ),
+    Variant(
         "kernel_grad",
         "naive",
         launches=(
@@ -121,7 +158,7 @@ VARIANTS: tuple[Variant, ...] = (
                    lambda p, t: (ceil_div(_taps(p), t["THREADS"]), _slices(p)), _threads),
             _total(lambda p, t: _slices(p)),
         ),
-        tunables={"THREADS": _WHOLE_WARPS, "SLICE_GROUPS": _SLICE_GROUPS},
+        tunables={"THREADS": _WHOLE_WARPS, **_TOTAL},
         partial_sums=lambda p, t: _slices(p) * _taps(p),
     ),
     Variant(
@@ -132,7 +169,7 @@ VARIANTS: tuple[Variant, ...] = (
                    shared_bytes=tiles.kernel_grad_bytes),
             _total(tiles.kernel_grad_slices),
         ),
-        tunables={**tiles.KERNEL_GRAD, "SLICE_GROUPS": _SLICE_GROUPS},
+        tunables={**tiles.KERNEL_GRAD, **_TOTAL},
         partial_sums=lambda p, t: tiles.kernel_grad_slices(p, t) * _taps(p),
         requires=(tiles.kernel_grad_fits,),
         auto_on=("cuda",),  # on a CPU a barrier costs more than the loads that it saves
@@ -145,10 +182,24 @@ VARIANTS: tuple[Variant, ...] = (
                    integers=lambda p, t: (strips.kernel_grad_blocks(p, t),)),
             _total(strips.kernel_grad_blocks),
         ),
-        tunables={**strips.TUNABLES, "SLICE_GROUPS": _SLICE_GROUPS},
+        tunables={**strips.TUNABLES, **_TOTAL},
         specialise=strips.kernel_grad_constants,
         partial_sums=lambda p, t: strips.kernel_grad_blocks(p, t) * _taps(p),
         requires=(strips.unit_stride, strips.unit_dilation),
+    ),
+    Variant(
+        "kernel_grad",
+        "implicit_gemm",
+        launches=(
+            Launch("kernel_grad", ("dy", "saved", "x", "partial"), gemms.kernel_grad_grid, _threads,
+                   integers=gemms.kernel_grad_integers, shared_bytes=gemms.kernel_grad_bytes),
+            _total(gemms.kernel_grad_splits),
+        ),
+        tunables={**gemms.TUNABLES["kernel_grad"], **_TOTAL},
+        specialise=gemms.constants("kernel_grad"),
+        partial_sums=lambda p, t: gemms.kernel_grad_splits(p, t) * _taps(p),
+        requires=gemms.requires("kernel_grad"),
+        auto_not=gemms.enough_rows("kernel_grad"),
     ),
     Variant(
         "backward",
@@ -159,7 +210,7 @@ VARIANTS: tuple[Variant, ...] = (
                    integers=lambda p, t: (strips.backward_blocks(p, t),)),
             dataclasses.replace(_total(strips.backward_blocks), when=lambda p: p.dw or p.bias),
         ),
-        tunables={**strips.FUSED_TUNABLES, "SLICE_GROUPS": _SLICE_GROUPS},
+        tunables={**strips.FUSED_TUNABLES, **_TOTAL},
         specialise=strips.backward_constants,
         partial_sums=lambda p, t: strips.backward_blocks(p, t) * _taps(p) * (p.dw or p.bias),
         requires=(strips.unit_stride, strips.unit_dilation, strips.depthwise, strips.small_odd_filter,
@@ -202,7 +253,8 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str)
 def why_not(pass_name: str, problem: ConvProblem, device_kind: str) -> dict[Variant, str | None]:
     """Return each variant of a pass with the reason why "auto" does not choose it, None for the one that it chooses.
 
-    The rule: the highest rung of the ladder that computes the problem, of those that are meant for the device.
+    The rule: the highest rung of the ladder that computes the problem, of those that are meant for the device and do
+    not themselves leave such a problem to a lower one.
     """
     reasons: dict[Variant, str | None] = {}
     chosen: Variant | None = None
@@ -210,6 +262,8 @@ def why_not(pass_name: str, problem: ConvProblem, device_kind: str) -> dict[Vari
         reason = rung.refusal(problem)
         if reason is None and device_kind not in rung.auto_on:
             reason = f"it is made for {' and '.join(rung.auto_on)}, not for {device_kind}"
+        if reason is None:
+            reason = rung.auto_not(problem, device_kind)
         if reason is None and chosen is not None:
             reason = f"{chosen.name} is a higher rung"
         if reason is None:

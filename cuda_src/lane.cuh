@@ -83,10 +83,46 @@ __device__ __forceinline__ bool make_finite(Lane& lane) {
 // A Lane whose total is value.
 __device__ __forceinline__ Lane lane_with_total(Acc value) { return value; }
 
-// Has a lane, or the address of shared memory, computed here and not again. Left alone, g++ moves sums into the
-// branches where they are used, and asks for an address each time by a call; either way all lanes go to memory.
+// As many ints, and what a comparison of them gives; the lanes' indices; and one of a vector's elements.
+using Ints = int;
+using IntsTrue = bool;
+__device__ __forceinline__ Ints lane_indices() { return 0; }
+__device__ __forceinline__ bool any_lane(IntsTrue is_true) { return is_true; }
+template <class Vector>
+__device__ __forceinline__ Vector element(Vector lane, int) {
+    return lane;
+}
+
+__device__ __forceinline__ IntsTrue is_index(Ints index, int size) { return unsigned(index) < unsigned(size); }
+
+// Whether the address is aligned to one store of N elements.
+template <int N>
+__device__ __forceinline__ bool can_store(const Scalar* to) {
+    return reinterpret_cast<size_t>(to) % (N * sizeof(Scalar)) == 0;
+}
+
+__device__ __forceinline__ Lane lane_where(IntsTrue is_true, Lane lane) { return is_true ? lane : Acc(0); }
+
+// A global address as a number in a register. Left alone, nvcc forms it anew for each load, from all its parts.
+__device__ __forceinline__ const Scalar* formed(const Scalar* address) {
+#ifdef __CUDA_ARCH__
+    asm("" : "+l"(address));
+#endif
+    return address;
+}
+
+// plane[at + offset] where that lies inside, else 0; first is plane + at for the first lane.
+__device__ __forceinline__ Lane gather(const Scalar* first, const Scalar*, Ints, int offset, IntsTrue inside) {
+    return inside ? to_acc(__ldg(first + offset)) : Acc(0);
+}
+
+// Has a lane, or an address, computed here and not again. Left alone, g++ moves sums into the branches where they are
+// used, and asks for an address in shared memory each time by a call; either way all lanes go to memory.
 __device__ __forceinline__ void settle(Lane&) {}
-__device__ __forceinline__ const Acc* settled(const Acc* address) { return address; }
+template <class T>
+__device__ __forceinline__ T* settled(T* address) {
+    return address;
+}
 
 // As it will be read again after it was stored.
 __device__ __forceinline__ Lane rounded(Lane lane) { return to_acc(from_acc(lane)); }
@@ -178,12 +214,46 @@ __forceinline__ bool make_finite(Lane& lane) {
 
 __forceinline__ Lane lane_with_total(Acc value) { return Lane{value}; }
 
+typedef int Ints __attribute__((vector_size(LANES * sizeof(int))));
+using IntsTrue = Ints;
+__forceinline__ Ints lane_indices() { return __builtin_convertvector(lane_numbers(), Ints); }
+__forceinline__ bool any_lane(IntsTrue is_true) {
+    int found = 0;
+    for (int i = 0; i < LANES; ++i) found |= is_true[i];
+    return found;
+}
+template <class Vector>
+__forceinline__ auto element(const Vector& lane, int i) {
+    return lane[i];
+}
+
+__forceinline__ IntsTrue is_index(Ints index, int size) { return (index >= 0) & (index < size); }
+
+template <int N>
+__forceinline__ bool can_store(const Scalar*) {
+    return true;
+}
+
+__forceinline__ Lane lane_where(IntsTrue is_true, Lane lane) {
+    return __builtin_convertvector(is_true, LaneBits) != 0 ? lane : Lane{};
+}
+
+__forceinline__ const Scalar* formed(const Scalar* address) { return address; }
+
+__forceinline__ Lane gather(const Scalar*, const Scalar* plane, Ints at, int offset, IntsTrue inside) {
+    const Ints safe = inside ? at + offset : Ints{};
+    Lane lane = {};
+    unroll<LANES>([&](auto i) INLINED { lane[int(i)] = to_acc(plane[safe[int(i)]]); });
+    return lane_where(inside, lane);
+}
+
 #ifdef __aarch64__
 __forceinline__ void settle(Lane& lane) { __asm__("" : "+w"(lane)); }
 #else
 __forceinline__ void settle(Lane& lane) { __asm__("" : "+v"(lane)); }
 #endif
-__forceinline__ const Acc* settled(const Acc* address) {
+template <class T>
+__forceinline__ T* settled(T* address) {
     __asm__("" : "+r"(address));
     return address;
 }

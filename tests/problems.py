@@ -17,6 +17,7 @@ MORE = (
     Curated("5,1,4,4,129,1,1", "more output channels than a block has threads"),
     Curated("1,130,4,4,1,3,3,padding=1", "sums of more than a thousand terms, with a remainder"),
     Curated("1,1,5,5,1,2,2,dilation=4", "a dilated filter as large as the image"),
+    Curated("1,1,4,23,3,4,9,stride=1x2,padding=1:6x0:2,dilation=1x3", "g is narrower than a phase of the pixels"),
     Curated("1,2,4,5,2,3,3,padding=0:6x6:0", "padding on two sides only, twice the filter"),
     Curated("7,1,2,2,1,2,2", "many images of one output pixel: the batch is the only long axis"),
 )

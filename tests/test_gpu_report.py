@@ -23,7 +23,7 @@ pytest.importorskip("torch", reason="needs torch, which is not installed: the GP
 
 from benchmarks import gpu_report
 from benchmarks.report import exact, jobs, measure, steps, worker
-from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, floor_us
+from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def test_the_cost_of_a_call():
 def test_every_goal_is_of_a_job_that_is_run():
     by_name = {job.name: job for job in jobs.all_jobs()}
     assert {goal.job for goal in GOALS} <= set(by_name)
-    assert {goal.number for goal in GOALS} == {"1", "2", "3", "3 stretch", "4", "5", "10"}
+    assert {goal.number for goal in GOALS} == {"1", "2", "3", "3 stretch", "4", "5", "9", "10"}
     assert len(by_name) == len(jobs.all_jobs())
     assert all(goal.wanted for goal in GOALS)
     assert all(verdict.met is None for verdict in evaluate_all([], {}))
@@ -134,8 +134,8 @@ def test_small_problems_run_the_kernels_that_are_timed():
     for job in jobs.all_jobs():
         for variant in job.variants:
             assert variant.refusal(jobs.shrunk(job.problem)) is None
-            large, small = (constants_of(variant, p, "cuda") for p in (job.problem, jobs.shrunk(job.problem)))
-            assert large == small, (job.name, str(variant))
+            small = constants_of(jobs.as_for(variant, job.problem), jobs.shrunk(job.problem), "cuda")
+            assert constants_of(variant, job.problem, "cuda") == small, (job.name, str(variant))
 
 
 def test_the_full_size_check_agrees_with_the_reference():
@@ -379,7 +379,7 @@ def test_dry_run(tmp_path):
     assert all(kernel["registers"] and not kernel["spill_bytes"] for kernel in kernels)
     assert {"ffma_peak.cu", "spin.cu"} <= {kernel["file"].split("/")[1] for kernel in kernels}
     assert set(found["ceilings"]) >= {"copy_bytes_per_s", "ffma_flops_per_s", "empty_us"}
-    assert len(found["goals"]) == len(GOALS)
+    assert len(found["goals"]) == len(GOALS) + 1  # and DeepBench's
     for row in found["rows"]:
         assert row["failed"] is None and (row["cold"] or row["host"])
     documented = set(re.findall(r"\w+", gpu_report.__doc__))
@@ -406,3 +406,38 @@ def test_ffma_peak_is_made_of_ffma(tmp_path):
     subprocess.run([*command, str(jobs.FFMA.path)], cwd=ROOT, check=True)
     multiply_adds = ptx.read_text().count("fma.rn.f32")
     assert multiply_adds >= jobs.FFMA_CHAINS * jobs.FFMA_STEPS
+
+
+# -- DeepBench -------------------------------------------------------------------------------------------------------
+def deep_rows(ratios):
+    """Return rows of layers whose times have these ratios to torch; the first has one input channel."""
+    rows = []
+    for i, ratio in enumerate(ratios):
+        job = f"{jobs.DEEPBENCH_LABEL} {i:02} x/float32/forward"
+        problem = f"1,{1 if i == 0 else 64},9,9,64,3,3"
+        times = {"forward/implicit_gemm": 10.0, "torch": 10.0 * ratio, "torch channels_last": 30.0 * ratio}
+        for who, us in times.items():
+            rows.append(Row(job, who, ours=who.startswith("forward"), problem=problem, cold={"median": us}))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("ratios", "met", "why"),
+    [
+        ([8, 2, 1], True, ""),
+        ([4, 2, 3], False, "1 of 3 below: DeepBench 00 x/float32/forward 4.00x"),
+        ([8, 2, 0.9], False, "1 of 3 below: DeepBench 02 x/float32/forward 0.90x"),
+        ([5, 1, 0.95, 0.95], False, "mean 1.46x"),
+    ],
+)
+def test_deepbench(ratios, met, why):
+    verdict = evaluate_deepbench(deep_rows(ratios))
+    assert (verdict.met, verdict.why) == (met, why)
+    assert verdict.times_torch == pytest.approx(np.prod(ratios) ** (1 / len(ratios)))
+
+
+def test_deepbench_without_torch_is_not_met():
+    rows = deep_rows([8, 2, 2])
+    verdict = evaluate_deepbench([row for row in rows if row.ours or "00" in row.job])
+    assert verdict.met is None and verdict.why == "2 not timed"
+    assert "no layer" in evaluate_deepbench([]).why

@@ -105,6 +105,24 @@ def test_input_grad(cpu, variant, mask):
     assert (expected != 0).any()
 
 
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_many_images(cpu, pass_name):
+    """implicit_gemm counts the elements of neighbouring images in 32 bits, but not those of the batch."""
+    variant = next(v for v in of_pass(pass_name) if v.name == "implicit_gemm")
+    problem = ConvProblem.parse("700,8,1000,1000,8,1,1,dtype=float16")
+    assert variant.refusal(problem) is None
+    arrays = arrays_of(pass_name, problem)
+    source, result = ("x", "y") if pass_name == "forward" else ("dy", "dx")
+    assert min(arrays[source].size, arrays[result].size) > LIMIT
+    rng = np.random.default_rng(0)
+    fill_corner(arrays[source], 1, 100, rng)
+    arrays["w"][...] = rng.integers(-3, 4, problem.w_shape)
+    run_last_blocks(variant, problem, cpu, arrays, 8)
+    w = arrays["w"][:, :, 0, 0] if pass_name == "forward" else arrays["w"][:, :, 0, 0].T
+    expected = w @ arrays[source][-1, :, -1, -100:]
+    assert np.array_equal(arrays[result][-1, :, -1, -100:], expected) and (expected != 0).any()
+
+
 @pytest.mark.parametrize("variant", of_pass("kernel_grad"), ids=str)
 def test_kernel_grad_of_a_large_image(cpu, variant):
     """Two output pixels that lie far apart, in each of many channels: the whole grid is run, all of dw is checked."""

@@ -40,7 +40,7 @@ FILTERS = (
 )
 
 #: Examples of all variants together, so that the time does not grow with their number; in the slow tests, of each one.
-EXAMPLES, EXAMPLES_EACH = 6000, 2000
+EXAMPLES, EXAMPLES_EACH = 4000, 2000
 
 
 def strategy_for(variant, filters):

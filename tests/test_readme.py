@@ -6,6 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,9 @@ def test_the_example_runs(readme):
     assert names["dx"].shape == names["x"].shape
     assert names["dw"].shape == names["w"].shape
     assert names["db"].shape == names["b"].shape
+    (code,) = re.findall(r"<!-- tested: dense -->\n```python\n(.*?)```", readme, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), names)
+    assert np.allclose(names["scores"], names["features"] @ names["weights"].T, atol=1e-3)
 
 
 def test_its_commands_exist(readme):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -28,8 +29,13 @@ KINDS = [
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 
+def is_costly(variant):
+    """Return whether a variant takes long to compile, or is compiled anew for each problem."""
+    return variant.specialised or variant.name == "implicit_gemm"
+
+
 def with_dtypes(variants, dtypes=DTYPES):
-    """Parametrise over variants and dtypes; two dtypes of what is compiled anew for each problem are slow tests."""
+    """Parametrise over variants and dtypes; two dtypes of what is costly are slow tests."""
     return pytest.mark.parametrize(
         ("variant", "dtype"),
         [
@@ -37,7 +43,7 @@ def with_dtypes(variants, dtypes=DTYPES):
                 variant,
                 dtype,
                 id=f"{variant}-{dtype}",
-                marks=pytest.mark.slow if variant.specialised and dtype in ("float64", "bfloat16") else (),
+                marks=pytest.mark.slow if is_costly(variant) and dtype in ("float64", "bfloat16") else (),
             )
             for variant, dtype in product(variants, dtypes)
         ],
@@ -59,10 +65,21 @@ EVERYTHING = tuple(
 BUDGETS = {"cpu": check.BUDGET, "cuda": 6}
 
 
+#: Of what takes long to compile: all kinds in float32, and each of the others with some other dtype.
+FEWER_KINDS = {
+    *product(["float32"], ACTIVATION_KINDS),
+    ("float64", ("identity", False)), ("float16", ("relu", False)), ("float16", ("logistic", False)),
+    ("bfloat16", ("tanh", False)), ("bfloat16", ("relu", True)),
+}  # fmt: skip
+
+
 @functools.cache
 def chosen(variant, tunables):
     """Return the problems on which a variant is checked."""
-    return check.within_budget(variant, EVERYTHING, tunables, BUDGETS[tunables])
+    some = EVERYTHING
+    if is_costly(variant) and not variant.specialised:
+        some = [p for p in EVERYTHING if (p.dtype, (p.activation, p.mask)) in FEWER_KINDS]
+    return check.within_budget(variant, some, tunables, BUDGETS[tunables])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,7 +101,7 @@ def faults_of(variant, device, problems, tunables=None, among=None, **changes):
         found += [f"{problem} ({entry.reason}): {fault}" for fault in outcome.faults]
         computed += 1
     if not computed:
-        assert variant.specialised, "no problem was computed"
+        assert is_costly(variant), "no problem was computed"
         pytest.skip(f"none of the few problems for which {variant} is compiled is of this kind")
     return found
 
@@ -121,6 +138,9 @@ def test_every_legal_value(cpu, variant, name, value):
     other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
     relu = [p for p in EVERYTHING if p.dtype == "float32" and p.activation == "relu" and not variant.refusal(p)]
     among = check.within_budget(other, relu, "cpu", 1) if other.specialised else relu
+    if is_costly(other) and not other.specialised:  # of its tiles, the one for most problems
+        tile = Counter(other.constants("cpu", p)["TILE_M"] for p in relu).most_common(1)[0][0]
+        among = [p for p in relu if other.constants("cpu", p)["TILE_M"] == tile]
     assert faults_of(other, cpu, PROBLEMS, "cpu", among, activation="relu") == []
 
 
@@ -189,11 +209,11 @@ def check_given(variant, problem, device, given):
         assert outcome.faults == []
 
 
-#: Every kind, and of what is compiled for each problem anew only a few.
+#: Every kind, and of what is costly only a few.
 VARIANTS_AND_KINDS = [
     pytest.param(variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}")
     for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
-    if not variant.specialised or (dtype, activation) in (("float32", "relu"), ("float16", "logistic"))
+    if not is_costly(variant) or (dtype, activation) in (("float32", "relu"), ("float16", "logistic"))
 ]
 
 
@@ -226,12 +246,12 @@ def test_infinite_taps(device, variant, text):
         if variant.pass_name == "forward":
             check_given(variant, problem, device, given)
             continue
-        # An input pixel at the border meets not every tap. Strips multiply the zeros round g by all of them, which is
-        # the same as over padding; they are held to the pixels that meet every tap.
+        # An input pixel at the border meets not every tap. Higher rungs multiply the zeros round g by all of them, as
+        # over padding; they are held to the pixels that meet every tap.
         got = check.launch(variant, problem, given, device)["dx"].array
         touched = np.zeros(problem.x_shape, bool)
         touched[:, 2 if problem.groups == 1 else 1, 0 : problem.P, 2 : 2 + problem.Q] = True
-        seen = np.s_[:, :, 2:-2, 2:-2] if variant.specialised else np.s_[...]
+        seen = np.s_[...] if variant.name in ("naive", "tiled") else np.s_[:, :, 2:-2, 2:-2]
         assert np.array_equal(~np.isfinite(got)[seen], touched[seen])
 
 

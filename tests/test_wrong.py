@@ -41,6 +41,7 @@ LAUNCHES = {
 //@ partial = slices * taps
 //@ launch kernel_grad(dy, saved, x, partial) grid=[ceil_div(taps, THREADS), slices] block=[THREADS]
 //@ constant SLICE_GROUPS = 4
+//@ constant TAPS_EACH = 1
 //@ launch kernel_grad_total(partial, dw, db; slices) grid=[ceil_div(taps, 32)] block=[32, SLICE_GROUPS]
 """,
 }

@@ -1,6 +1,6 @@
 """The exact results of a problem at full size: float64 sums over filter taps, by torch, where the arrays lie.
 
-For one filter a channel, stride and dilation 1, as all goal problems are. No convolution of any library takes part.
+Each tap is a matrix product of the channels. No convolution of any library takes part.
 """
 
 from __future__ import annotations
@@ -37,50 +37,55 @@ def packed_mask(torch: Any, y: Tensor) -> Tensor:
 
 def exact(torch: Any, pass_name: str, p: ConvProblem, t: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each result with the sum of the magnitudes of its terms, as reference.answer does."""
-    assert p.C == p.K == p.groups and p.stride == p.dilation == (1, 1) and p.activation == "relu"
+    assert p.activation == "relu"
     (top, bottom), (left, right) = p.padding
+    groups, channels, filters = p.groups, p.C // p.groups, p.K // p.groups
     taps = [(r, s) for r in range(p.R) for s in range(p.S)]
 
     def padded(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x.double(), (left, right, top, bottom))
+        image = torch.nn.functional.pad(x.double(), (left, right, top, bottom))
+        return image.view(p.N, groups, channels, *image.shape[2:])
 
     def window(x: Tensor, r: int, s: int) -> Tensor:
-        return x[:, :, r : r + p.P, s : s + p.Q]
+        """Return what tap (r, s) of every output reads."""
+        h, w_ = r * p.dilation_h, s * p.dilation_w
+        rows = slice(h, h + (p.P - 1) * p.stride_h + 1, p.stride_h)
+        return x[..., rows, slice(w_, w_ + (p.Q - 1) * p.stride_w + 1, p.stride_w)]
 
     def both(compute: Any, *factors: Tensor) -> tuple[Tensor, Tensor]:
         return compute(*factors), compute(*(factor.abs() for factor in factors))
 
-    w = t["w"].double().view(1, p.K, p.R, p.S) if "w" in t else None
+    w = t["w"].double().view(groups, filters, channels, p.R, p.S) if "w" in t else None
     if pass_name == "forward":
 
         def total(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-            sums = b.view(1, -1, 1, 1).expand(p.y_shape).clone()
+            sums = b.view(1, groups, filters, 1, 1).expand(p.N, groups, filters, p.P, p.Q).clone()
             for r, s in taps:
-                sums.addcmul_(window(x, r, s), w[:, :, r : r + 1, s : s + 1])
-            return sums
+                sums += torch.einsum("gkc,ngcpq->ngkpq", w[..., r, s], window(x, r, s))
+            return sums.view(p.y_shape)
 
         value, size = both(total, padded(t["x"]), w, t["b"].double())
         return {"y": (value.clamp_(min=0), size)}
 
-    g = pre_activation_grad(torch, p, t).double()
+    g = pre_activation_grad(torch, p, t).double().view(p.N, groups, filters, p.P, p.Q)
     results = {}
     if pass_name in ("input_grad", "backward"):
 
         def spread(g: Tensor, w: Tensor) -> Tensor:
-            image = g.new_zeros((p.N, p.C, p.H + top + bottom, p.W + left + right))
+            image = g.new_zeros((p.N, groups, channels, p.H + top + bottom, p.W + left + right))
             for r, s in taps:
-                window(image, r, s).addcmul_(g, w[:, :, r : r + 1, s : s + 1])
-            return image[:, :, top : top + p.H, left : left + p.W]
+                window(image, r, s).add_(torch.einsum("gkc,ngkpq->ngcpq", w[..., r, s], g))
+            return image[..., top : top + p.H, left : left + p.W].reshape(p.x_shape)
 
         results["dx"] = both(spread, g, w)
     if pass_name in ("kernel_grad", "backward"):
 
         def products(x: Tensor, g: Tensor) -> Tensor:
-            sums = [(window(x, r, s) * g).sum((0, 2, 3)) for r, s in taps]
+            sums = [torch.einsum("ngkpq,ngcpq->gkc", g, window(x, r, s)) for r, s in taps]
             return torch.stack(sums, -1).view(p.w_shape)
 
         results["dw"] = both(products, padded(t["x"]), g)
-        results["db"] = both(lambda g: g.sum((0, 2, 3)), g)
+        results["db"] = both(lambda g: g.sum((0, 3, 4)).view(p.K), g)
     return results
 
 

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.report.jobs import DEEPBENCH_LABEL, THREE_PASSES, WHOLE_LAYER
 from benchmarks.report.rows import Row
+from convbackprop.layers import WHOLE
+from convbackprop.problem import DTYPES, PASSES, ConvProblem
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ def _single(size: int, pass_name: str) -> str:
     return f"4096 {size}x{size}/float32/{pass_name}"
 
 
+#: 60 TFLOP/s on the whole layer, in microseconds.
+_WHOLE_US = 1e6 * PASSES["forward"].flops(WHOLE.problem()) / 60e12
+
 _BARE = "PyCUDA's bare prepared launch"
 _HOST = "28 3x3/float32/host"
 
@@ -83,6 +89,10 @@ GOALS = (
     *(Goal("3 stretch", f"backward {k}x{k}, mask", _single(k, "backward mask"), 1.11) for k in (3, 5)),
     Goal("4", "layer 3x3, mask", _single(3, "layer"), None, 15, microseconds=90, copies=3),
     *(Goal("5", f"{name} 15x15", _single(15, name), 1.1, 9) for name in ("forward", "input_grad", "kernel_grad")),
+    *(
+        Goal("9", f"{name} 64->128", f"{WHOLE_LAYER}/float32/{name}", None, 1.5, microseconds=_WHOLE_US)
+        for name in THREE_PASSES
+    ),
     Goal("10", "28x28 call, out given", _HOST, None, 10, microseconds=3, host=("conv2d, out given", _BARE)),
     Goal("10", "28x28 call, new result", _HOST, None, 10, microseconds=3, host=("conv2d, new result", _BARE)),
 )
@@ -129,8 +139,6 @@ def _best(rows: Sequence[Row], ours: bool, tf32: bool = False) -> Row | None:
 
 def _image_bytes(row: Row) -> int:
     """Return the bytes of one array of the problem's image."""
-    from convbackprop.problem import DTYPES, ConvProblem
-
     problem = ConvProblem.parse(row.problem)
     return math.prod(problem.x_shape) * DTYPES[problem.dtype]
 
@@ -211,6 +219,41 @@ def _conclude(goal: Goal, verdict: Verdict, rows: Sequence[Row], tests: list[tup
     return verdict
 
 
+#: DeepBench: the geometric mean of the ratios to torch, the least of them, and the least with one input channel.
+_MEAN, _LEAST, _LEAST_SINGLE = 1.5, 0.95, 5.0
+
+
+def evaluate_deepbench(rows: Sequence[Row]) -> Verdict:
+    """Return what the rows say of DeepBench's layers together: torch's time over ours, of every pass of every layer."""
+    wanted = f"mean >= {_MEAN:g}x torch, none < {_LEAST:g}x, C=1 >= {_LEAST_SINGLE:g}x"
+    verdict = Verdict("11", "DeepBench's layers", DEEPBENCH_LABEL, wanted)
+    by_job: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.job.startswith(DEEPBENCH_LABEL):
+            by_job.setdefault(row.job, []).append(row)
+    ratios: dict[str, float] = {}
+    single = set()
+    for job, own in by_job.items():
+        ours, torch = _best(own, ours=True), _best(own, ours=False)
+        if ours and torch and ours.cold and torch.cold:
+            ratios[job] = torch.cold["median"] / ours.cold["median"]
+            if ConvProblem.parse(ours.problem).C == 1:
+                single.add(job)
+    if not ratios:
+        verdict.why = "not measured: no layer was timed beside torch"
+        return verdict
+    verdict.times_torch = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    slow = [f"{job} {ratio:.2f}x" for job, ratio in ratios.items()
+            if ratio < (_LEAST_SINGLE if job in single else _LEAST)]  # fmt: skip
+    missed = [f"mean {verdict.times_torch:.2f}x"] if verdict.times_torch < _MEAN else []
+    if slow:
+        missed.append(f"{len(slow)} of {len(ratios)} below: {', '.join(slow[:3])}{' ...' if len(slow) > 3 else ''}")
+    absent = len(by_job) - len(ratios)
+    verdict.met = False if missed else None if absent else True
+    verdict.why = "; ".join([*missed, *([f"{absent} not timed"] if absent else [])])
+    return verdict
+
+
 def evaluate_all(rows: Sequence[Row], facts: Mapping[str, Any], goals: Sequence[Goal] = GOALS) -> list[Verdict]:
-    """Return the verdict on every goal."""
-    return [evaluate(goal, rows, facts) for goal in goals]
+    """Return the verdict on every goal, DeepBench's last."""
+    return [*(evaluate(goal, rows, facts) for goal in goals), evaluate_deepbench(rows)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from convbackprop.compiler import Source
+from convbackprop.layers import DEEPBENCH, WHOLE, Layer
 from convbackprop.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import Variant, choose, of_pass
+from convbackprop.variants import Tunable, Variant, choose, of_pass
 
 HERE = Path(__file__).parents[1]
 
@@ -24,6 +27,10 @@ SPIN = Source.of(HERE / "spin.cu", {"SCALAR": "float32"})
 #: The lower rungs run on this size only: they are slow, and their time is nobody's goal.
 LADDER_ON = "4096 5x5"
 LOWER_RUNGS = ("naive", "tiled")
+
+#: Of layers of many channels.
+THREE_PASSES = ("forward", "input_grad", "kernel_grad")
+WHOLE_LAYER, DEEPBENCH_LABEL = "64->128 112 3x3", "DeepBench"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Job:
         With ReLU and bias.
     variants : tuple of Variant
         Of a pass; of a layer the forward and the backward one.
+    brief : bool
+        One of many: timed cold only, for a quarter of the time, and torch in full float32 only.
     """
 
     name: str
@@ -47,11 +56,23 @@ class Job:
     pass_name: str = ""
     problem: ConvProblem | None = None
     variants: tuple[Variant, ...] = ()
+    brief: bool = False
 
 
 def shrunk(problem: ConvProblem) -> ConvProblem:
-    """Return a small problem that runs the same compiled kernels: the width keeps its factors of two."""
-    return problem.with_(N=min(problem.N, 2), H=min(problem.H, 101), W=min(problem.W, 96))
+    """Return a small problem that runs the same compiled kernels (`as_for`): the width keeps its factors of two."""
+    small = problem.with_(N=min(problem.N, 2), H=min(problem.H, 101), W=min(problem.W, 96))
+    if problem.groups == problem.C:
+        return small
+    return small.with_(C=min(problem.C, 36), K=min(problem.K, 72), H=min(problem.H, 21), W=min(problem.W, 24))
+
+
+@functools.cache
+def as_for(variant: Variant, problem: ConvProblem) -> Variant:
+    """Return the variant with the tunable constants that a GPU takes for this problem, for smaller ones too."""
+    values = {name: tunable.value("cuda", problem) for name, tunable in variant.tunables.items()}
+    fixed = {name: Tunable((value,), value, value) for name, value in values.items()}
+    return dataclasses.replace(variant, tunables=fixed)
 
 
 def _pass(label: str, text: str, dtype: str, pass_name: str, mask: bool = False) -> Job:
@@ -62,6 +83,13 @@ def _pass(label: str, text: str, dtype: str, pass_name: str, mask: bool = False)
         if rung.refusal(problem) is None and (rung.name not in LOWER_RUNGS or (label == LADDER_ON and not mask))
     )
     return Job(f"{label}/{dtype}/{pass_name}{' mask' * mask}", "pass", pass_name, problem, rungs)
+
+
+def _deep(label: str, layer: Layer, dtype: str, pass_name: str) -> Job:
+    """Return the job of a layer of many channels, which only the variant that "auto" chooses does."""
+    problem = layer.problem(dtype=dtype)
+    return Job(f"{label}/{dtype}/{pass_name}", "pass", pass_name, problem,
+               (choose(pass_name, "auto", problem, "cuda"),), brief=layer != WHOLE)  # fmt: skip
 
 
 def _layer(dtype: str) -> Job:
@@ -97,8 +125,17 @@ def _all() -> Iterator[Job]:
     yield _layer("float16")
     yield from passes("depthwise 112 3x3", depthwise, "float16")
     yield from passes("16x2048 5x5", batch, "float16")
+    for pass_name in THREE_PASSES:
+        yield _deep(WHOLE_LAYER, WHOLE, "float32", pass_name)
     for dtype in ("bfloat16", "float64"):
         yield from passes("4096 5x5", square[5], dtype)
+    for pass_name in THREE_PASSES:
+        yield _deep(WHOLE_LAYER, WHOLE, "float16", pass_name)
+    for i, layer in enumerate(DEEPBENCH):
+        for pass_name in THREE_PASSES:
+            p = layer.problem()
+            sizes = f"{p.C}x{p.H}x{p.W}->{p.K} {p.R}x{p.S}{f' s{p.stride_h}' if p.stride_h > 1 else ''}"
+            yield _deep(f"{DEEPBENCH_LABEL} {i + 1:02} {sizes}", layer, "float32", pass_name)
 
 
 def all_jobs() -> tuple[Job, ...]:
@@ -129,7 +166,7 @@ def sanitizer_runs() -> Iterator[tuple[Variant, ConvProblem]]:
 def sources(jobs: Iterable[Job], sanitizer: bool) -> list[Source]:
     """Return every file, with its constants, that these jobs launch on a GPU."""
     wanted = [(variant, job.problem) for job in jobs if job.problem for variant in job.variants]
-    wanted += [(variant, shrunk(problem)) for variant, problem in wanted]
+    wanted += [(as_for(variant, problem), shrunk(problem)) for variant, problem in wanted]
     if sanitizer:
         wanted += sanitizer_runs()
     found = {Source.of(variant.path, constants_of(variant, problem, "cuda")): None for variant, problem in wanted}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.report import exact
-from benchmarks.report.jobs import FFMA, FFMA_CHAINS, FFMA_STEPS, FFMA_THREADS, SPIN, Job, shrunk
+from benchmarks.report.jobs import FFMA, FFMA_CHAINS, FFMA_STEPS, FFMA_THREADS, SPIN, Job, as_for, shrunk
 from benchmarks.report.rows import Row, spread
 from convbackprop import compiler, conv2d, peers
 from convbackprop.check import check
@@ -93,11 +93,11 @@ class Place:
         self._stop.synchronize()
         return float(self._stop.time_since(self._start)) * 1e-3
 
-    def time(self, calls: Mapping[str, Call], cold: bool, least: int = 5) -> dict[str, Timing]:
-        """Time calls in turn."""
+    def time(self, calls: Mapping[str, Call], cold: bool, least: int = 5, share: float = 1) -> dict[str, Timing]:
+        """Time calls in turn, for a share of the seconds of a job."""
         scale = self.scale
         clock = functools.partial(self.clock, cold=cold)
-        return alternate(calls, clock, scale.seconds, least=min(least, scale.most), most=scale.most)
+        return alternate(calls, clock, share * scale.seconds, least=min(least, scale.most), most=scale.most)
 
     # -- tensors and calls on them -----------------------------------------------------------------------------
     def tensors(self, pass_name: str, problem: ConvProblem, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ def results_of(pass_name: str, problem: ConvProblem) -> list[str]:
 # -- checks ----------------------------------------------------------------------------------------------------------
 def check_small(row: Row, variant: Variant, problem: ConvProblem, place: Place) -> None:
     """Hold a variant against the float64 reference on the small problem of the same kind."""
-    outcome = check(variant, shrunk(problem), place.device)
+    outcome = check(as_for(variant, problem), shrunk(problem), place.device)
     row.small_share = max(outcome.share, row.small_share or 0.0)
     if not outcome.ok:
         raise ArithmeticError(f"wrong on {shrunk(problem)}: {outcome.faults[0]}")
@@ -189,11 +189,12 @@ def tried(row: Row, prepare: Callable[[], None]) -> bool:
     return True
 
 
-def time_rows(rows: Mapping[str, tuple[Row, Call]], place: Place) -> None:
-    """Time all rows' calls in turn, cold and warm; TF32 rows cold only. If that fails, the rows say so."""
+def time_rows(rows: Mapping[str, tuple[Row, Call]], place: Place, brief: bool = False) -> None:
+    """Time all rows' calls in turn, cold, and warm what is not brief or TF32. If that fails, the rows say so."""
     try:
-        cold = place.time({name: call for name, (_, call) in rows.items()}, cold=True)
-        warm = place.time({name: call for name, (_, call) in rows.items() if "TF32" not in name}, cold=False, least=3)
+        cold = place.time({name: call for name, (_, call) in rows.items()}, cold=True, share=0.25 if brief else 1)
+        again = {name: call for name, (_, call) in rows.items() if "TF32" not in name and not brief}
+        warm = place.time(again, cold=False, least=3) if again else {}
     except Exception as error:
         for row, _ in rows.values():
             row.failed = f"timing ended with {type(error).__name__}: {error}"
@@ -233,7 +234,7 @@ def torch_rows(
 
     assert job.problem is not None
     ways = dict(calls)
-    if job.problem.dtype == "float32":
+    if job.problem.dtype == "float32" and not job.brief:
         ways |= {f"{name} TF32": with_tf32(call) for name, call in calls.items()}
     found = {}
     for name, call in ways.items():
@@ -279,7 +280,7 @@ def measure_pass(job: Job, place: Place) -> Outcome:
     for row in rows:
         row.problem, row.least_bytes, row.flops = str(problem), least_bytes, PASSES[name].flops(problem)
     try:
-        time_rows(timed, place)
+        time_rows(timed, place, job.brief)
     finally:
         for allocation in keep:
             allocation.free()

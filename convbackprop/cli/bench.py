@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import convbackprop
 from convbackprop import ops, peers
 from convbackprop.check import check
-from convbackprop.cli import goals, opencv
+from convbackprop.cli import goals, layer_rows, opencv
 from convbackprop.cli.bench_rows import Case, Row, print_rows
 from convbackprop.cli.common import (
     Shielded,
@@ -59,11 +60,15 @@ The main job ends with the goals (--goals: these alone): the public functions on
 torch tensors, 1024 x 1024 with filter 5, beside what torch's users call. A goal
 that is not met fails no run: it is of the machine that it was set on.
 
+--layers are layers of many channels, from real networks: one image, and what
+"auto" chooses beside torch, and beside a single run of naive. It takes minutes.
+
 --against opencv times forward beside filter2D, which has no bias and no ReLU.
 
 examples:
   convbackprop bench
   convbackprop bench --goals
+  convbackprop bench --layers
   convbackprop bench kernel_grad --filter 3 --dtype float16
   convbackprop bench forward/naive --problem 1,64,56,56,64,3,3,padding=1
   convbackprop bench --problem 1,32,112,112,32,3,3,groups=32,padding=1
@@ -75,8 +80,9 @@ JSON keys: device, choice, environment {...}, ok, notes, rows [variant,
 problem, label, ok, refused, faults, error, median_ms, p20_ms, p80_ms,
 repetitions, least_bytes, flops, gb_per_s, copy_gb_per_s, share_of_copy,
 torch_ms, ratio_to_torch, opencv_ms, ratio_to_opencv, public_ms], goals [pass,
-function, peer, goal, ratio, met, ours_ms, peer_ms]; public_ms times the public
-function, from numpy arrays to new numpy arrays.
+function, peer, goal, ratio, met, ours_ms, peer_ms], layers [layer, problem,
+variant, gflop_per_s, times_torch, times_naive, misses]; public_ms times the
+public function, from numpy arrays to new numpy arrays.
 """
 
 #: The timings of all rows together take about this long (seconds), and one row no longer than the second number.
@@ -95,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--problem", action="append", metavar="TEXT", help="N,C,H,W,K,R,S and options, such as "
                       "1,64,56,56,64,3,3,padding=1,stride=2; may be given several times")  # fmt: skip
+    what.add_argument("--layers", action="store_true", help="layers of real networks, with many channels")
     what.add_argument("--image", metavar="FILE", help="the layer of one channel on this image, made grey")
     parser.add_argument("--filter", nargs="+", metavar="R", help="heights (and widths) of the filter; default: 3 5 7")
     parser.add_argument("--dtype", default="float32", metavar="D", help=", ".join(DTYPES) + "; default: float32")
@@ -128,6 +135,10 @@ def cases_of(arguments: argparse.Namespace) -> tuple[Case, ...]:
         if empty := [problem for problem in problems if problem.N == 0]:
             raise InvalidArgument(f"problem is {empty[0]}; it has no image, so there is nothing to time")
         return distinct(Case(text, problem) for text, problem in zip(arguments.problem, problems, strict=True))
+    if arguments.layers:
+        if arguments.filter is not None or arguments.save is not None:
+            raise InvalidArgument("--layers has problems of its own; leave out --filter and --save")
+        return layer_rows.cases()
     images: list[Photograph | None] = [read_image(arguments.image)]
     if arguments.image is None:
         images.append(None)
@@ -190,6 +201,17 @@ def time_pass(case: Case, variants: Sequence[Variant], shared: Known, how: Setti
     if right := [row for row in rows if row.refusal is None and not row.faults]:
         _time_rows(right, given, how)
     return rows
+
+
+def time_beside_naive(case: Case, variants: Sequence[Variant], shared: Known, how: Settings) -> list[Row]:
+    """Time a variant as `time_pass` does, and naive, the first of them, by one run: of a layer it may take seconds."""
+    naive, others = variants[0], variants[1:]
+    rows = time_pass(case, others, shared, how)
+    row = Row(naive, case)
+    given = case.arrays(naive.pass_name, shared.arrays)
+    with stage(how.device, naive.pass_name, case.problem, given) as place:
+        row.ours = Timing((place.clock(place.ours(naive)),))
+    return [row, *rows]
 
 
 def _time_rows(right: Sequence[Row], given: Mapping[str, Any], how: Settings) -> None:
@@ -258,19 +280,20 @@ def _public_call(row: Row, arrays: Mapping[str, Any], device: Device) -> Any:
     return lambda: ops.conv2d_kernel_grad(a["x"], p.w_shape, a["dy"], with_bias=p.bias, **common)
 
 
-def time_all(cases: Sequence[Case], variants: Sequence[Variant], how: Settings) -> list[Row]:
-    """Return a row for each variant on each problem."""
+def time_all(work: Sequence[tuple[Case, Sequence[Variant]]], how: Settings) -> list[Row]:
+    """Return a row for each variant on each of its problems."""
     rows: list[Row] = []
     with progress() as bar:
-        wanted = [(v, case.problem) for case in cases for v in variants if v.refusal(case.problem) is None]
+        wanted = [(v, case.problem) for case, variants in work for v in variants if v.refusal(case.problem) is None]
         compile_ahead(wanted, how.device, how.device.kind, bar)
-        task = bar.add_task("timing", total=len(cases) * len(variants))
-        for case in cases:
+        task = bar.add_task("timing", total=sum(len(variants) for _, variants in work))
+        for case, variants in work:
             shared = Known()
             for pass_name in distinct(variant.pass_name for variant in variants):
                 bar.update(task, description=f"{pass_name} on {case.label}", refresh=True)
                 rungs = [variant for variant in variants if variant.pass_name == pass_name]
-                rows += time_pass(case, rungs, shared, how)
+                how_to = time_beside_naive if isinstance(case, layer_rows.LayerCase) else time_pass
+                rows += how_to(case, rungs, shared, how)
                 bar.advance(task, len(rungs))
                 bar.refresh()
     return rows
@@ -285,6 +308,26 @@ def time_goals(passes: Sequence[str], seconds: float | None) -> list[goals.Resul
             results.append(result)
             bar.update(task, advance=1, refresh=True)
     return results
+
+
+def _work(arguments: argparse.Namespace, cases: Sequence[Case], variants: Sequence[Variant], device: Device,
+          notes: list[str]) -> list[tuple[Case, Sequence[Variant]]]:  # fmt: skip
+    """Return each case with what is timed on it.
+
+    Of layers, that is only naive and what "auto" chooses; of the main job, only what does not refuse it, unless it was
+    asked for by name. A note says what is left out.
+    """
+    if not arguments.layers:
+        if arguments.problem or "/" in (arguments.target or "") or is_file(arguments.target):
+            return [(case, variants) for case in cases]
+        refused: dict[str, list[str]] = {}
+        for variant, case in itertools.product(variants, cases):
+            if sentence := variant.refusal(case.problem):
+                refused.setdefault(sentence, []).append(str(variant))
+        notes += [f"Not timed: {', '.join(distinct(names))}: {sentence}" for sentence, names in refused.items()]
+        return [(case, [v for v in variants if v.refusal(case.problem) is None]) for case in cases]
+    passes = [p for p in distinct(variant.pass_name for variant in variants) if p != "backward"]
+    return [(case, [v for p in passes for v in layer_rows.variants_on(case, p, device.kind)]) for case in cases]
 
 
 def _has_goals(case: Case) -> bool:
@@ -346,22 +389,27 @@ def run(arguments: argparse.Namespace) -> int:
         against = _peer(arguments.against, device, notes)
         if arguments.goals and (against != "torch" or device.kind != "cpu"):
             raise EnvironmentProblem(notes[0] if notes else f"--goals are the cpu device's, not {device.name}'s")
-        seconds = arguments.seconds or min(_ONE_ROW, _ALL_ROWS / max(1, len(cases) * len(variants)))
+        work = _work(arguments, cases, variants, device, notes)
+        seconds = arguments.seconds or min(_ONE_ROW, _ALL_ROWS / max(1, sum(len(rungs) for _, rungs in work)))
         facts = environment(device, against)
         out = console()
         if not arguments.json:
             say(out, choice, _one_line(facts))
-        rows = time_all(cases, variants, Settings(device, against, seconds, arguments.json, shield, notes))
+        rows = time_all(work, Settings(device, against, seconds, arguments.json, shield, notes))
         met: list[goals.Result] = []
         if against == "torch" and device.kind == "cpu" and (arguments.goals or any(map(_has_goals, cases))):
             met = time_goals(distinct(v.pass_name for v in variants if v.file is None), arguments.seconds)
+        layers = layer_rows.results_of(rows) if arguments.layers else []
         ok = arguments.goals or (any(row.ours for row in rows) and not any(row.faults for row in rows))
         if arguments.json:
             print_json({"device": device.name, "choice": choice, "environment": facts, "ok": ok, "notes": notes,
                         "rows": [row.as_json() for row in rows],
-                        "goals": [result.as_json() for result in met]})  # fmt: skip
+                        "goals": [result.as_json() for result in met],
+                        "layers": [result.as_json() for result in layers]})  # fmt: skip
         else:
-            if rows:
+            if layers:
+                layer_rows.print_results(layers, out)
+            elif rows:
                 print_rows(rows, out, arguments.against)
             say(out, *distinct(notes))
             if met:

@@ -32,7 +32,8 @@ from convbackprop.profile.sass import WIDTHS, Mix, find_cuobjdump
 HELP = "registers, spills, occupancy and instructions of each kernel"
 EPILOG = """\
 --machine-code compiles each variant with nvcc for a layer of one channel on
-4096 x 4096 numbers (ReLU, bias, padding that keeps the size), in each dtype and
+4096 x 4096 numbers (or, if it refuses that, of 64 channels to 128 on 112 x 112
+and 32 images; with ReLU, bias, padding that keeps the size), in each dtype and
 filter size and for each architecture, and prints what ptxas says of its main
 kernel, and how many of its blocks a multiprocessor can hold. A spill, a number
 that finds no register and goes through memory, is red and makes the exit code

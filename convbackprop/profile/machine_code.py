@@ -26,6 +26,11 @@ def problem_of(dtype: str, size: int) -> ConvProblem:
     return ConvProblem.parse(f"1,1,4096,4096,1,{size},{size},padding=same,activation=relu,bias=1", dtype=dtype)
 
 
+def whole_layer(dtype: str, size: int) -> ConvProblem:
+    """Return the job of those who refuse one channel: 32 images, 64 channels to 128 at 112 x 112."""
+    return ConvProblem.parse(f"32,64,112,112,128,{size},{size},padding=same,activation=relu,bias=1", dtype=dtype)
+
+
 class Usage(NamedTuple):
     """What a thread (registers, bytes of stack and spills) and a block (bytes of shared memory) of a kernel use."""
 
@@ -64,8 +69,9 @@ class Configuration:
 
     @property
     def problem(self) -> ConvProblem:
-        """The problem."""
-        return problem_of(self.dtype, self.filter)
+        """The problem: of one channel, if the variant computes that."""
+        single, whole = problem_of(self.dtype, self.filter), whole_layer(self.dtype, self.filter)
+        return whole if self.variant.refusal(single) and not self.variant.refusal(whole) else single
 
     @property
     def refusal(self) -> str | None:
@@ -102,8 +108,10 @@ class Kernel:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the one that the variant launches first."""
-        return self.entry == self.configuration.variant.launches[0].entry
+        """Whether it is the one that does the work: named as the pass, or the one that is launched first."""
+        variant = self.configuration.variant
+        entries = [launch.entry for launch in variant.launches]
+        return self.entry == (variant.pass_name if variant.pass_name in entries else entries[0])
 
     @property
     def shared_bytes(self) -> int:
@@ -117,7 +125,7 @@ class Kernel:
 
 
 def kernels(configuration: Configuration, cuobjdump: Path | None = None) -> Sequence[Kernel]:
-    """Compile a configuration and return what its kernels use, the main one first.
+    """Compile a configuration and return what its kernels use, in the order of the launches.
 
     Raises
     ------

@@ -1,0 +1,68 @@
+"""Layers of real networks: those that training is measured on.
+
+DeepBench's are its convolutions for training (https://github.com/baidu-research/DeepBench), by the networks that they
+were taken from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convbackprop.problem import ConvProblem
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer: the network it is from, its batch, and the problem of one image as text."""
+
+    network: str
+    batch: int
+    text: str
+
+    def problem(self, batch: int | None = None, **changes: object) -> ConvProblem:
+        """Return the problem for its own batch or another one, with a bias and a ReLU."""
+        text = f"{batch or self.batch},{self.text}"
+        return ConvProblem.parse(text, **{"bias": True, "activation": "relu", **changes})
+
+
+def _square(network: str, batch: int, *layers: tuple[int, int, int, int, int, int]) -> tuple[Layer, ...]:
+    """Return layers given as (size of the image, C, K, size of the filter, padding, stride)."""
+    return tuple(
+        Layer(network, batch, f"{channels},{size},{size},{filters},{taps},{taps},padding={pad},stride={stride}")
+        for size, channels, filters, taps, pad, stride in layers
+    )
+
+
+#: A layer of 64 channels to 128 at 112 x 112, the example of a whole layer.
+WHOLE = Layer("whole layer", 32, "64,112,112,128,3,3,padding=1")
+
+RESNET_3X3 = _square(
+    "ResNet", 16, (56, 64, 64, 3, 1, 1), (28, 128, 128, 3, 1, 1), (14, 256, 256, 3, 1, 1), (7, 512, 512, 3, 1, 1)
+)
+
+DEEPBENCH = (
+    Layer("DeepSpeech", 4, "1,161,700,32,5,20,stride=2"),
+    Layer("DeepSpeech", 4, "32,79,341,32,5,10,stride=2"),
+    Layer("OCR", 16, "1,48,480,16,3,3,padding=1"),
+    Layer("OCR", 16, "16,24,240,32,3,3,padding=1"),
+    Layer("OCR", 16, "32,12,120,64,3,3,padding=1"),
+    Layer("OCR", 16, "64,6,60,128,3,3,padding=1"),
+    *_square("Face", 8, (108, 3, 64, 3, 1, 2), (54, 64, 64, 3, 1, 1), (27, 128, 128, 3, 1, 1),
+             (14, 128, 256, 3, 1, 1), (7, 256, 512, 3, 1, 1)),
+    *_square("VGG", 8, (224, 3, 64, 3, 1, 1), (112, 64, 128, 3, 1, 1), (56, 128, 256, 3, 1, 1),
+             (28, 256, 512, 3, 1, 1), (14, 512, 512, 3, 1, 1), (7, 512, 512, 3, 1, 1)),
+    *_square("GoogLeNet", 16, (224, 3, 64, 7, 3, 2), (28, 192, 32, 5, 2, 1), (28, 192, 64, 1, 0, 1),
+             (14, 512, 48, 5, 2, 1), (14, 512, 192, 1, 0, 1), (7, 832, 256, 1, 0, 1), (7, 832, 128, 5, 2, 1)),
+    *RESNET_3X3,
+    *_square("ResNet", 16, (56, 64, 256, 1, 0, 1), (56, 64, 256, 1, 0, 2), (56, 256, 64, 1, 0, 1),
+             (28, 128, 512, 1, 0, 1), (28, 512, 128, 1, 0, 1), (28, 512, 256, 1, 0, 2), (14, 256, 1024, 1, 0, 1),
+             (14, 1024, 256, 1, 0, 1), (14, 1024, 512, 1, 0, 2), (7, 512, 2048, 1, 0, 1), (7, 2048, 512, 1, 0, 1)),
+    Layer("Speaker", 16, "1,161,700,64,5,5,stride=2"),
+    Layer("Speaker", 16, "64,80,350,64,3,3,padding=1"),
+    Layer("Speaker", 16, "64,80,350,128,5,5,stride=2"),
+    Layer("Speaker", 16, "128,40,175,128,3,3,padding=1"),
+    Layer("Speaker", 16, "128,40,175,256,5,5,stride=2"),
+    Layer("Speaker", 16, "256,20,84,256,3,3,padding=1"),
+    Layer("Speaker", 16, "256,20,84,512,5,5,stride=2"),
+    Layer("Speaker", 16, "512,10,42,512,3,3,padding=1"),
+)  # fmt: skip
