@@ -219,14 +219,26 @@ def check(
 BUDGET = 10
 
 
+def compiled_alike(variant: Variant, problems: Iterable[ConvProblem], tunables: str) -> list[list[ConvProblem]]:
+    """Return those of the problems that a variant computes, in lists of one set of compile-time constants each.
+
+    Lists and problems come in an order that looks random and is the same in every run.
+    """
+    sets: dict[tuple[tuple[str, object], ...], list[ConvProblem]] = {}
+    for problem in sorted(problems, key=lambda problem: hashlib.sha256(str(problem).encode()).digest()):
+        if variant.refusal(problem) is None:
+            sets.setdefault(tuple(constants_of(variant, problem, tunables).items()), []).append(problem)
+    return list(sets.values())
+
+
 def within_budget(
     variant: Variant, problems: Iterable[ConvProblem], tunables: str, budget: int = BUDGET
 ) -> frozenset[ConvProblem]:
-    """Choose problems for whose sake a variant is compiled at most `budget` times.
+    """Choose problems for whose sake a variant is compiled not too often.
 
-    Each set of compile-time constants is one compilation, of seconds. A variant that knows only dtype, activation, what
-    is saved and which of two tiles to use at compile time keeps all problems; of one whose constants follow from the
-    sizes, too, the sets are taken in an order that looks random and is the same in every run.
+    Each set of compile-time constants is one compilation, of seconds. A variant that chooses among a few of them is
+    compiled for the usual one of each kind (dtype, activation and what is saved), and for all of one kind. One that is
+    compiled anew for other sizes is compiled at most `budget` times.
 
     Parameters
     ----------
@@ -244,14 +256,16 @@ def within_budget(
     frozenset of ConvProblem
         Those that can be checked with so many compilations.
     """
-    sets: dict[tuple[tuple[str, object], ...], list[ConvProblem]] = {}
-    for problem in sorted(problems, key=lambda problem: hashlib.sha256(str(problem).encode()).digest()):
-        if variant.refusal(problem) is None:
-            sets.setdefault(tuple(constants_of(variant, problem, tunables).items()), []).append(problem)
-    kinds = {(p.dtype, p.activation, p.mask) for alike in sets.values() for p in alike}
-    few = len(kinds) if variant.specialised else 2 * len(kinds)
-    count = len(sets) if len(sets) <= few else budget
-    return frozenset(problem for alike in list(sets.values())[:count] for problem in alike)
+    sets = compiled_alike(variant, problems, tunables)
+    kinds: dict[tuple[str, str, bool], list[list[ConvProblem]]] = {}
+    for alike in sets:
+        kinds.setdefault((alike[0].dtype, alike[0].activation, alike[0].mask), []).append(alike)
+    if not variant.specialised:
+        usual = [max(same_kind, key=len) for same_kind in kinds.values()]
+        sets = usual + max(kinds.values(), key=lambda same_kind: sum(map(len, same_kind)), default=[])
+    elif len(sets) > len(kinds):
+        sets = sets[:budget]
+    return frozenset(problem for alike in sets for problem in alike)
 
 
 def _describe(name: str, got: Array, value: Array, shares: Array) -> list[str]:

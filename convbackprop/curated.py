@@ -51,6 +51,8 @@ CURATED = (
     ),
     Curated("2,65,6,5,129,1,1", "one channel and one filter more than tiles of 64 and 128"),
     Curated("2,130,7,7,10,3,3,groups=2,padding=1", "two groups, of more channels and fewer filters than a tile"),
+    Curated("1,64,5,6,128,3,3,padding=1", "channels and filters that whole tiles hold"),
+    Curated("2,64,4,6,64,1,1", "the same, 1 x 1, with planes of whole vectors; a vector spans two rows"),
     Curated("1,33,13,13,66,3,3,stride=2,padding=1", "many channels, a stride of 2 and odd sizes"),
     Curated("1,63,14,12,34,3,2,stride=2,padding=1", "many channels, a stride of 2 and even sizes"),
     Curated("1,1,1,300,1,1,9,padding=same", "a single row: 1-D convolution"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
 from convbackprop.strips import cpu_vector_bytes, unit_dilation, unit_stride
-from convbackprop.variant import Alignment, Constants, Geometry, Requirement, Tunable, ceil_div
+from convbackprop.variant import WIDEST, Alignment, Constants, Geometry, Requirement, Tunable, ceil_div
 from convbackprop.workspace import most_slices
 
 #: Additions before a sum starts anew: of n terms none passes through more than these and one for each run. Of 20,800,
@@ -46,7 +46,7 @@ def _product(pass_name: str, p: ConvProblem) -> tuple[int, int, int, int]:
     if pass_name == "input_grad":
         pixels = p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w)
         return channels, pixels, filters * _taps_of_phase(p), p.groups * _phases(pass_name, p)
-    return filters, channels * p.R * p.S + p.bias, p.N * p.P * p.Q, p.groups
+    return filters, channels * p.R * p.S, p.N * p.P * p.Q, p.groups
 
 
 def _tile(pass_name: str) -> Callable[[ConvProblem], int]:
@@ -92,15 +92,10 @@ _REG_M = Tunable(legal=(4, 8), cuda=lambda p: 32 // _accumulator_bytes(p), cpu=_
 _REG_N = Tunable(legal=(2, 4, 8), cuda=8, cpu=_cpu_sums(4, 2))
 
 
-def _depth(pass_name: str) -> Tunable:
-    """Return the rule for DEPTH: what comes with a slice is shared by 16 steps, if registers hold what they stage."""
-
-    def steps(p: ConvProblem) -> int:
-        fits = _accumulator_bytes(p) == 4 and (pass_name == "forward" or _tile(pass_name)(p) == 128)
-        return 16 if fits else 8
-
-    return Tunable(legal=(8, 16, 32, 64), cuda=steps, cpu=lambda p: 256 // _accumulator_bytes(p))
-
+#: What comes with a slice is shared by its steps; of float64, registers hold half as many on their way.
+_DEPTH = Tunable(
+    legal=(8, 16, 32, 64), cuda=lambda p: 64 // _accumulator_bytes(p), cpu=lambda p: 256 // _accumulator_bytes(p)
+)
 
 #: TILE_M x TILE_N: what a block computes. REG_M x REG_N: a thread's sums, REG_N of them being vectors of a CPU.
 #: DEPTH: steps of the sum that are staged at once. VECTOR_BYTES: see strips.py.
@@ -108,17 +103,16 @@ _FILTERS = {
     "TILE_N": Tunable(legal=(64, 128), cuda=64, cpu=64),
     "REG_M": _REG_M,
     "REG_N": _REG_N,
+    "DEPTH": _DEPTH,
     "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: cpu_vector_bytes()),
 }
 TUNABLES = {
     "forward": {
         "TILE_M": Tunable(legal=(64, 128), cuda=_tile("forward"), cpu=_cpu_rows("forward")),
-        "DEPTH": _depth("forward"),
         **_FILTERS,
     },
     "input_grad": {
         "TILE_M": Tunable(legal=(64, 128), cuda=_tile("input_grad"), cpu=_cpu_rows("input_grad")),
-        "DEPTH": _depth("input_grad"),
         **_FILTERS,
     },
     "kernel_grad": {
@@ -132,19 +126,44 @@ TUNABLES = {
 }
 
 
+def _pointwise(p: ConvProblem) -> bool:
+    """Return whether a pixel sees itself and nothing else, in planes of one size."""
+    return p.R == p.S == 1 and unit_stride(p) is None and not any(map(sum, p.padding))
+
+
+def _pixels_at_once(p: ConvProblem, plane: int, alignment: int) -> int:
+    """Return how many pixels a GPU's thread reads at once: 16 bytes, if these never lie in two planes, or one."""
+    most = WIDEST // DTYPES[p.dtype]
+    return most if plane % most == 0 and alignment >= WIDEST else 1
+
+
+def _one_tap(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return whether planes are so many that what is staged together is planes at one tap, and nothing is missing."""
+    channels, filters = p.C // p.groups, p.K // p.groups
+    if pass_name == "kernel_grad":
+        return int(channels % t["TILE_N"] == 0 and filters % t["TILE_M"] == 0)
+    return int((channels if pass_name == "forward" else filters) % t["DEPTH"] == 0)
+
+
 def constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
     """Return the rule for what follows from the tunables."""
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, int]:
         vector = max(1, t["VECTOR_BYTES"] // _accumulator_bytes(p))
+        widths = {"ONE_TAP": _one_tap(pass_name, p, t)}
+        if pass_name != "input_grad":
+            widths["X_PIXELS"] = _pixels_at_once(p, p.H * p.W, alignment.x) if vector == 1 and _pointwise(p) else 1
+        if pass_name != "forward":
+            is_one = vector == 1 and (_pointwise(p) or pass_name == "kernel_grad")
+            widths["G_PIXELS"] = _pixels_at_once(p, p.P * p.Q, alignment.y) if is_one else 1
         if pass_name == "kernel_grad":
             # Two matrices are staged element by element, which wait in registers.
             threads = _threads(p, t, t["REG_N"], 256)
             each = t["DEPTH"] / threads["THREADS"]  # a thread has one step, of the fewer rows or taps at least one
             lanes = int(max(1, 4 * each, min(vector, t["DEPTH"], each * min(t["TILE_M"], t["TILE_N"]))))
-            return {"RUN_STEPS": _RUN * lanes, "LANES": lanes, **threads}
+            return {"RUN_STEPS": _RUN * lanes, "LANES": lanes, **threads, **widths}
         lanes = min(vector, t["TILE_N"] // t["REG_N"])
-        return {"RUN_STEPS": _RUN, "LANES": lanes, **_threads(p, t, t["REG_N"] * lanes, _RESIDENT_THREADS)}
+        return {"RUN_STEPS": _RUN, "LANES": lanes, **_threads(p, t, t["REG_N"] * lanes, _RESIDENT_THREADS), **widths}
 
     return rule
 
@@ -225,8 +244,8 @@ def kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
 
 
 def kernel_grad_integers(p: ConvProblem, t: Constants) -> tuple[int, ...]:
-    """Return the taps of a filter, with the bias's, and the slices of a split."""
-    return _product("kernel_grad", p)[1], ceil_div(_slices("kernel_grad", p, t), kernel_grad_splits(p, t))
+    """Return whether a bias is wanted, and the slices of a split."""
+    return int(p.bias), ceil_div(_slices("kernel_grad", p, t), kernel_grad_splits(p, t))
 
 
 def kernel_grad_bytes(p: ConvProblem, t: Constants) -> int:

@@ -42,14 +42,23 @@ struct PackedFilter {
     }
 };
 
-// Where step d of a phase's sum lies in the filter, d = (plane * down + i) * across + j: the plane, and the i-th and
-// j-th of the phase's rows and columns of taps.
+// Where a step of a phase's sum lies in the filter: the plane, and the i-th and j-th of the phase's rows and columns
+// of taps. With ONE_TAP a slice is DEPTH planes at one tap, and only its first step needs looking up; else the planes
+// come one after the other.
 struct Tap {
     int plane, i, j;
 
-    __device__ __forceinline__ Tap(int d, int down, int across)
-        : plane(d / across / down), i(d / across % down), j(d % across) {}
+    __device__ __forceinline__ Tap(int slice, int down, int across) {
+        const int first = ONE_TAP ? slice : slice * DEPTH;
+        plane = first / across / down * (ONE_TAP ? DEPTH : 1);
+        i = first / across % down;
+        j = first % across;
+    }
     __device__ __forceinline__ void advance(int down, int across) {
+        if (ONE_TAP) {
+            ++plane;
+            return;
+        }
         if (++j < across) return;
         j = 0;
         if (++i < down) return;
@@ -75,7 +84,7 @@ __device__ __forceinline__ void pack_filter(const PackedFilter& packed, int grou
     const bool exists = tile * TILE_M + m < group_rows, describes = group == 0 && tile == 0 && m == 0;
     Acc* const row = packed.rows + slice_number * DEPTH * TILE_M + m;
     Step* const steps = packed.steps + (Index(number) * packed.slices + slice) * DEPTH;
-    Tap tap(slice * DEPTH, max(phase.down, 1), max(phase.across, 1));
+    Tap tap(slice, max(phase.down, 1), max(phase.across, 1));
     for (int d = 0; d < DEPTH; ++d) {
         const bool inside = slice * DEPTH + d < phase.depth;
         row[d * TILE_M] = exists && inside ? phase.value(group, tile * TILE_M + m, tap) : Acc(0);
@@ -88,7 +97,7 @@ __device__ __forceinline__ void pack_filter(const PackedFilter& packed, int grou
 template <class Source>
 struct Loader {
     static constexpr int PIECES = DEPTH * TILE_M / PIECE<Acc>, OWN_PIECES = PIECES / THREADS;
-    static constexpr int COLUMNS = TILE_N / LANES, AT_ONCE = THREADS / COLUMNS, OWN_STEPS = DEPTH / AT_ONCE;
+    static constexpr int COLUMNS = TILE_N / (LANES * PIXELS), AT_ONCE = THREADS / COLUMNS, OWN_STEPS = DEPTH / AT_ONCE;
     static_assert(PIECES % THREADS == 0, "the threads share a slice of the filter evenly");
     static_assert(THREADS % COLUMNS == 0 && DEPTH % AT_ONCE == 0, "a thread has one column and several steps");
 
@@ -97,25 +106,31 @@ struct Loader {
     Source source;
     Corners corners;
     Piece<Acc> pieces[OWN_PIECES];
-    Lane elements[OWN_STEPS];
+    Lane elements[OWN_STEPS][PIXELS];
 
     // Pixels are consecutive in threadIdx.x. For corner_of see find_corners.
     template <class CornerOf>
     __device__ __forceinline__ Loader(const PackedFilter& packed, const Source& source_, const Place& place,
-                                      int planes, int first_plane, const PixelGrid& grid, CornerOf&& corner_of)
+                                      const PixelGrid& grid, CornerOf&& corner_of)
         : filter(packed.tile(place) + threadIdx.x), steps(packed.steps_of(place.phase) + threadIdx.x / COLUMNS),
           source(source_) {
-        const Pixels pixels(place.first_pixel + int(threadIdx.x) % COLUMNS * LANES, grid);
-        find_corners(corners, source, planes, first_plane, pixels, grid, corner_of);
+        const Pixels pixels(place.first_pixel + int(threadIdx.x) % COLUMNS * (LANES * PIXELS), grid);
+        find_corners(corners, source, pixels, grid, corner_of);
     }
 
     __device__ __forceinline__ void fetch(int slice) {
 #pragma unroll
         for (int i = 0; i < OWN_PIECES; ++i) pieces[i] = filter[Index(slice) * PIECES + i * THREADS];
+        Step step;
+        IntsTrue inside;
 #pragma unroll
         for (int i = 0; i < OWN_STEPS; ++i) {
-            const int4 step = steps[slice * DEPTH + i * AT_ONCE];
-            elements[i] = gather<true>(source, corners, Step{step.x, step.y, step.z, step.w});
+            if (i == 0 || !ONE_TAP) {
+                const int4 words = steps[slice * DEPTH + i * AT_ONCE];
+                step = {words.x, words.y, words.z, words.w};
+                inside = look_at<true>(source, corners, step);
+            }
+            source.template read<PIXELS>(elements[i], corners, step, ONE_TAP ? i * AT_ONCE : 0, inside);
         }
     }
     __device__ __forceinline__ void put(Product::Slice& slice) const {
@@ -125,7 +140,7 @@ struct Loader {
 #pragma unroll
         for (int i = 0; i < OWN_STEPS; ++i) {
             Piece<Lane>* const step = slice.b[threadIdx.x / COLUMNS + i * AT_ONCE];
-            reinterpret_cast<Lane*>(step)[threadIdx.x % COLUMNS] = elements[i];
+            put_side_by_side(reinterpret_cast<Lane*>(step) + threadIdx.x % COLUMNS * PIXELS, elements[i]);
         }
     }
 };

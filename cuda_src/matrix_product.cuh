@@ -25,6 +25,20 @@ struct alignas(sizeof(T) * PIECE<T>) Piece {
     T elements[PIECE<T>];
 };
 
+// Neighbouring elements, as few stores.
+template <int N>
+__device__ __forceinline__ void put_side_by_side(Lane* to, const Lane (&lanes)[N]) {
+    constexpr int P = N < PIECE<Lane> ? 1 : PIECE<Lane>;
+    struct alignas(sizeof(Lane) * P) Group {
+        Lane elements[P];
+    };
+    unroll<N / P>([&](auto i) INLINED {
+        Group group;
+        unroll<P>([&](auto e) INLINED { group.elements[e] = lanes[i * P + e]; });
+        reinterpret_cast<Group*>(to)[i] = group;
+    });
+}
+
 // A and B are what the slices hold: numbers, or Lanes. COLUMNS and REG_COLUMNS count elements of B. PADDING pieces
 // after each step's rows keep a loader that writes steps side by side free of bank conflicts.
 template <class A, class B, int STEPS_, int COLUMNS, int REG_COLUMNS, int PADDING>
@@ -90,21 +104,22 @@ struct MatrixProduct {
         clear();
     }
 
-    // Adds up slices first to end - 1.
-    template <class Loader>
-    __device__ __forceinline__ void run(Loader& loader, int first, int end) {
+    // Adds up slices first to end - 1. also(slice) is called with each.
+    template <class Loader, class Also>
+    __device__ __forceinline__ void run(Loader& loader, int first, int end, Also&& also) {
         if (first >= end) return;
         const bool has_totals = end - first > RUN_SLICES;
         if (has_totals) for_each_piece([&](B*, Piece<B>& total) INLINED { total = Piece<B>{}; });
         loader.fetch(first);
-        loader.put(slices[first % 2]);
+        loader.put(slices[first & 1]);
         __syncthreads();  // the first slice is there
         for (int slice = first; slice < end;) {
             for (const int run_end = min(slice + RUN_SLICES, end); slice < run_end; ++slice) {
                 const bool is_last = slice + 1 == end;
                 if (!is_last) loader.fetch(slice + 1);
-                add(slices[slice % 2]);
-                if (!is_last) loader.put(slices[(slice + 1) % 2]);
+                add(slices[slice & 1]);
+                also(slices[slice & 1]);
+                if (!is_last) loader.put(slices[slice + 1 & 1]);
                 __syncthreads();  // the next slice is there, and nobody reads this one any more
             }
             if (has_totals) end_run();

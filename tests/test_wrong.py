@@ -118,8 +118,8 @@ REVEALING = ("2,1,33,65,1,5,5,padding=same", "2,5,9,8,5,3,3,groups=5,padding=1")
 
 def tried(variant, shown_by=()):
     """Return the problems that a copied variant is tried on."""
-    texts = shown_by or REVEALING
-    return [entry for entry in CURATED if not variant.specialised or entry.text in texts]
+    texts = shown_by or (REVEALING if variant.specialised else ())
+    return [entry for entry in CURATED if not texts or entry.text in texts]
 
 
 def is_rejected(variant, device, entries, changes, every_set=("cpu", "cuda")):

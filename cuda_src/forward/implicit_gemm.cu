@@ -5,6 +5,7 @@
 // its elements are looked up as slices of it are brought to shared memory. The rungs below read all channels anew for
 // each filter; here what is read serves a tile of filters, and in a thread's registers each number serves REG_M or
 // REG_N multiply-adds. What limits it: the arithmetic units, if the tiles fill the GPU; with few channels, staging.
+constexpr int PIXELS = X_PIXELS;  // that a thread reads at once
 #include "filter_product.cuh"
 #include "pack_mask.cuh"
 
@@ -43,13 +44,13 @@ forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* _
     const Place place = filter.place_of_block(grid.count());
     const int first_k = place.group * shape.group_filters(), first_c = place.group * shape.group_channels();
 
-    Loader<Image> loader(filter, Image(x, Index(shape.N) * shape.C, shape.H, shape.W), place, shape.C, first_c, grid,
+    Loader<Image> loader(filter, Image(x, shape.N, shape.C, first_c, shape.H, shape.W), place, grid,
                          [&](const Pixels& at, Ints& row, Ints& col) INLINED {
                              row = at.p * shape.stride_h - shape.pad_top;
                              col = at.q * shape.stride_w - shape.pad_left;
                          });
     Product product;
-    product.run(loader, 0, slices);
+    product.run(loader, 0, slices, [](const Product::Slice&) INLINED {});
 
     write_product(
         product, place, grid, y, shape.group_filters(), Index(shape.P) * shape.Q,

@@ -7,6 +7,7 @@
 // they all meet the same taps, those pixels lie side by side in g, and their gradient is a convolution of unit stride
 // with a part of the filter. No product with an inserted zero is formed. g is formed as it is staged, once for a tile
 // of channels. What limits it: the arithmetic units, if the tiles fill the GPU; with few filters, staging.
+constexpr int PIXELS = G_PIXELS;  // that a thread reads at once
 #include "filter_product.cuh"
 
 __device__ __forceinline__ int greatest_common_divisor(int a, int b) {
@@ -78,15 +79,15 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* 
     const Place place = filter.place_of_block(Phase(0, nullptr, shape).grid.count());  // no phase has more pixels
     const Phase phase(place.phase, nullptr, shape);
     if (place.first_pixel >= phase.grid.count()) return;  // the whole block
-    const int first_k = place.group * shape.group_filters(), first_c = place.group * shape.group_channels();
+    const int first_c = place.group * shape.group_channels();
 
-    Loader<GradImage> loader(filter, GradImage(dy, saved, shape), place, shape.K, first_k, phase.grid,
+    Loader<GradImage> loader(filter, GradImage(dy, saved, shape, place.group), place, phase.grid,
                              [&](const Pixels& at, Ints& row, Ints& col) INLINED {
                                  row = at.p;
                                  col = at.q;
                              });
     Product product;
-    product.run(loader, 0, (phase.depth + DEPTH - 1) / DEPTH);
+    product.run(loader, 0, (phase.depth + DEPTH - 1) / DEPTH, [](const Product::Slice&) INLINED {});
 
     write_product(
         product, place, phase.grid, dx, shape.group_channels(), Index(shape.H) * shape.W,
