@@ -92,10 +92,15 @@ _REG_M = Tunable(legal=(4, 8), cuda=lambda p: 32 // _accumulator_bytes(p), cpu=_
 _REG_N = Tunable(legal=(2, 4, 8), cuda=8, cpu=_cpu_sums(4, 2))
 
 
-#: What comes with a slice is shared by its steps; of float64, registers hold half as many on their way.
-_DEPTH = Tunable(
-    legal=(8, 16, 32, 64), cuda=lambda p: 64 // _accumulator_bytes(p), cpu=lambda p: 256 // _accumulator_bytes(p)
-)
+def _depth(pass_name: str) -> Tunable:
+    """Return the rule for DEPTH: what comes with a slice is shared by 16 steps, if registers hold what they stage."""
+
+    def steps(p: ConvProblem) -> int:
+        fits = _accumulator_bytes(p) == 4 and (pass_name == "forward" or _tile(pass_name)(p) == 128)
+        return 16 if fits else 8
+
+    return Tunable(legal=(8, 16, 32, 64), cuda=steps, cpu=lambda p: 256 // _accumulator_bytes(p))
+
 
 #: TILE_M x TILE_N: what a block computes. REG_M x REG_N: a thread's sums, REG_N of them being vectors of a CPU.
 #: DEPTH: steps of the sum that are staged at once. VECTOR_BYTES: see strips.py.
@@ -103,16 +108,17 @@ _FILTERS = {
     "TILE_N": Tunable(legal=(64, 128), cuda=64, cpu=64),
     "REG_M": _REG_M,
     "REG_N": _REG_N,
-    "DEPTH": _DEPTH,
     "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: cpu_vector_bytes()),
 }
 TUNABLES = {
     "forward": {
         "TILE_M": Tunable(legal=(64, 128), cuda=_tile("forward"), cpu=_cpu_rows("forward")),
+        "DEPTH": _depth("forward"),
         **_FILTERS,
     },
     "input_grad": {
         "TILE_M": Tunable(legal=(64, 128), cuda=_tile("input_grad"), cpu=_cpu_rows("input_grad")),
+        "DEPTH": _depth("input_grad"),
         **_FILTERS,
     },
     "kernel_grad": {
@@ -132,9 +138,9 @@ def _pointwise(p: ConvProblem) -> bool:
 
 
 def _pixels_at_once(p: ConvProblem, plane: int, alignment: int) -> int:
-    """Return how many pixels a GPU's thread reads at once: 16 bytes, if these never lie in two planes, or one."""
-    most = WIDEST // DTYPES[p.dtype]
-    return most if plane % most == 0 and alignment >= WIDEST else 1
+    """Return how many pixels a GPU's thread reads at once: 16 bytes of accumulators, if these never lie in two planes."""
+    most = WIDEST // _accumulator_bytes(p)
+    return most if plane % most == 0 and alignment >= most * DTYPES[p.dtype] else 1
 
 
 def _one_tap(pass_name: str, p: ConvProblem, t: Constants) -> int:

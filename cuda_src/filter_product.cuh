@@ -106,7 +106,9 @@ struct Loader {
     Source source;
     Corners corners;
     Piece<Acc> pieces[OWN_PIECES];
-    Lane elements[OWN_STEPS][PIXELS];
+    struct alignas(sizeof(Lane) * PIXELS) Elements {
+        Lane lanes[PIXELS];
+    } elements[OWN_STEPS];
 
     // Pixels are consecutive in threadIdx.x. For corner_of see find_corners.
     template <class CornerOf>
@@ -130,7 +132,7 @@ struct Loader {
                 step = {words.x, words.y, words.z, words.w};
                 inside = look_at<true>(source, corners, step);
             }
-            source.template read<PIXELS>(elements[i], corners, step, ONE_TAP ? i * AT_ONCE : 0, inside);
+            source.template read<PIXELS>(elements[i].lanes, corners, step, ONE_TAP ? i * AT_ONCE : 0, inside);
         }
     }
     __device__ __forceinline__ void put(Product::Slice& slice) const {
@@ -140,7 +142,7 @@ struct Loader {
 #pragma unroll
         for (int i = 0; i < OWN_STEPS; ++i) {
             Piece<Lane>* const step = slice.b[threadIdx.x / COLUMNS + i * AT_ONCE];
-            put_side_by_side(reinterpret_cast<Lane*>(step) + threadIdx.x % COLUMNS * PIXELS, elements[i]);
+            reinterpret_cast<Elements*>(step)[threadIdx.x % COLUMNS] = elements[i];
         }
     }
 };

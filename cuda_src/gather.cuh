@@ -38,9 +38,10 @@ struct Pixels {
     __device__ __forceinline__ Pixels(int first, const PixelGrid& grid)
         : n(Ints{} + first / (grid.P * grid.Q)), p(Ints{} + first / grid.Q % grid.P),
           q(lane_indices() + first % grid.Q) {
-        if (LANES == 1) return;
-        while (any_lane(q >= grid.Q)) p += next(q, grid.Q);
-        while (any_lane(p >= grid.P)) n += next(p, grid.P);
+        if constexpr (LANES > 1) {
+            while (any_lane(q >= grid.Q)) p += next(q, grid.Q);
+            while (any_lane(p >= grid.P)) n += next(p, grid.P);
+        }
     }
     // To pixels `count` further on.
     __device__ __forceinline__ void advance(int count, const PixelGrid& grid) {

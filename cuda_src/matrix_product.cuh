@@ -25,20 +25,6 @@ struct alignas(sizeof(T) * PIECE<T>) Piece {
     T elements[PIECE<T>];
 };
 
-// Neighbouring elements, as few stores.
-template <int N>
-__device__ __forceinline__ void put_side_by_side(Lane* to, const Lane (&lanes)[N]) {
-    constexpr int P = N < PIECE<Lane> ? 1 : PIECE<Lane>;
-    struct alignas(sizeof(Lane) * P) Group {
-        Lane elements[P];
-    };
-    unroll<N / P>([&](auto i) INLINED {
-        Group group;
-        unroll<P>([&](auto e) INLINED { group.elements[e] = lanes[i * P + e]; });
-        reinterpret_cast<Group*>(to)[i] = group;
-    });
-}
-
 // A and B are what the slices hold: numbers, or Lanes. COLUMNS and REG_COLUMNS count elements of B. PADDING pieces
 // after each step's rows keep a loader that writes steps side by side free of bank conflicts.
 template <class A, class B, int STEPS_, int COLUMNS, int REG_COLUMNS, int PADDING>

@@ -43,7 +43,7 @@ def test_bench_beside_opencv(capfd):
     assert not err and found["environment"]["opencv"] and "torch" not in found["environment"]
     for row in found["rows"]:
         assert row["variant"].startswith("forward/") and row["torch_ms"] is None
-        if row["label"] == one:
+        if row["label"] == one and not row["refused"]:
             assert row["ratio_to_opencv"] == pytest.approx(row["opencv_ms"] / row["median_ms"])
         else:
             assert row["ratio_to_opencv"] is None
