@@ -16,7 +16,7 @@ import numpy as np
 
 from convbackprop import reference
 from convbackprop.devices import Device
-from convbackprop.plan import alignment_of, constants_of, plan
+from convbackprop.plan import Plan, alignment_of, constants_of, plan
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import Variant
 
@@ -82,22 +82,24 @@ class Guarded:
         return bool((ends.view(np.uint8) == 0xFF).all())
 
 
-def launch(
+def stage(
     variant: Variant,
     problem: ConvProblem,
     given: Mapping[str, Array],
     device: Device,
     tunables: str | None = None,
     offset: int = 0,
-) -> dict[str, Guarded]:
-    """Run a variant on guarded copies of the given arrays.
+) -> tuple[Plan, dict[str, Guarded]]:
+    """Make ready to run a variant on guarded copies of the given arrays.
 
     The arrays begin `offset` elements after an address that suits the widest loads.
 
     Returns
     -------
+    Plan
+        What is to be run.
     dict of str to Guarded
-        Every operand that the problem has, after the launch, and the scratch memory "partial".
+        Every operand that the problem has, and the scratch memory "partial".
     """
     blocks = {
         operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset)
@@ -109,6 +111,19 @@ def launch(
     ready = plan(variant, problem, device, tunables, alignment_of(starts, problem.mask))
     accumulator = ACCUMULATORS[problem.dtype]
     blocks["partial"] = Guarded((ready.partial_bytes // DTYPES[accumulator],), np.dtype(accumulator))
+    return ready, blocks
+
+
+def launch(
+    variant: Variant,
+    problem: ConvProblem,
+    given: Mapping[str, Array],
+    device: Device,
+    tunables: str | None = None,
+    offset: int = 0,
+) -> dict[str, Guarded]:
+    """Run a variant on guarded copies of the given arrays, and return these (see `stage`) after the launch."""
+    ready, blocks = stage(variant, problem, given, device, tunables, offset)
     if device.kind == "cpu":
         ready.run({name: block.array.ctypes.data for name, block in blocks.items()})
         return blocks
@@ -185,9 +200,20 @@ def check(
     Outcome
         With the largest error and what is wrong.
     """
+    given = inputs(variant.pass_name, problem, data, seed) if given is None else given
+    return judge(variant, problem, given, launch(variant, problem, given, device, tunables, offset), data, expected)
+
+
+def judge(
+    variant: Variant,
+    problem: ConvProblem,
+    given: Mapping[str, Array],
+    blocks: Mapping[str, Guarded],
+    data: str = "normal",
+    expected: Mapping[str, tuple[Array, Array]] | None = None,
+) -> Outcome:
+    """Hold what a launch has left in `blocks` against the reference; see `check`."""
     pass_name = variant.pass_name
-    given = inputs(pass_name, problem, data, seed) if given is None else given
-    blocks = launch(variant, problem, given, device, tunables, offset)
     outcome = Outcome(str(variant), problem, data)
     for name, array in given.items():
         if blocks[name].array.tobytes() != array.tobytes():

@@ -136,12 +136,14 @@ class CheckedDevice(CpuDevice):
         runtime = self.runtime
         runtime.convbackprop_checks_add_array.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         runtime.convbackprop_checks_set_order.argtypes = (ctypes.c_ulonglong,)
+        runtime.convbackprop_checks_notes_bytes.restype = ctypes.c_size_t
         runtime.convbackprop_checks_take_findings.argtypes = (ctypes.POINTER(RawFinding), ctypes.c_int)
 
     def _load_runtime(self) -> ctypes.CDLL:
         return ctypes.CDLL(str(compiler.cpu_runtime(checked=True)), mode=self._mode)
 
-    def _compile(self, source: Source) -> Path:
+    def compile(self, source: Source) -> Path:
+        """Compile a file for this device, where that has not been done yet."""
         return compiler.checked_object(source)
 
     def _workers(self) -> int:
@@ -176,6 +178,10 @@ class CheckedDevice(CpuDevice):
         finally:
             self.runtime.convbackprop_checks_keep_arrays(0)
             self._global = ()
+
+    def notes_bytes(self) -> int:
+        """Return the memory in which the checks keep what they know of each byte."""
+        return int(self.runtime.convbackprop_checks_notes_bytes())
 
     def begin(self, kernel: CheckedKernel, own_memory: Sequence[tuple[int, int]]) -> None:
         """Announce what belongs to a kernel alone."""

@@ -164,12 +164,13 @@ class CpuDevice:
     def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
              shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CpuKernel:  # fmt: skip
         """Compile the file where needed, load it, and prepare a launch of an entry point."""
-        library = self._module(self._compile(source))
+        library = self._module(self.compile(source))
         launch = _Launch(grid=grid, block=block, shared_bytes=shared_bytes, first_block=0, end_block=0, workers=1)
         self._check_parameters(library, source, entry, pointers, shape, integers)
         return self._kernel(self, library, entry, launch, pointers, shape, integers)
 
-    def _compile(self, source: Source) -> Path:
+    def compile(self, source: Source) -> Path:
+        """Compile a file for this device, where that has not been done yet."""
         return compiler.shared_object(source)
 
     def _module(self, path: Path) -> ctypes.CDLL:

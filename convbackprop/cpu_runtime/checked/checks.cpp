@@ -356,6 +356,13 @@ void convbackprop_checks_keep_arrays(int count) {
 
 void convbackprop_checks_set_order(unsigned long long wanted) { checks::start_order = wanted; }
 
+size_t convbackprop_checks_notes_bytes(void) {
+    size_t bytes = 0;
+    for (const checks::Array& array : checks::arrays)
+        bytes += array.granules.size() * sizeof(checks::Granule) + array.initialised.size();
+    return bytes;
+}
+
 int convbackprop_checks_take_findings(ConvbackpropFinding* to, int most) {
     int count = 0;
     for (const auto& [key, finding] : checks::findings)

@@ -75,6 +75,8 @@ void convbackprop_checks_keep_arrays(int count);  // and forget the later ones
 // threads of a block are started 0: in order, 1: last to first, more: shuffled by this seed
 void convbackprop_checks_set_order(unsigned long long order);
 
+size_t convbackprop_checks_notes_bytes(void);  // of memory, for what is known of each byte of the arrays
+
 // How many there are since the last call; of these, at most so many are copied.
 int convbackprop_checks_take_findings(ConvbackpropFinding* to, int most);
 
