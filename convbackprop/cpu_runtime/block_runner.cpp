@@ -59,7 +59,9 @@ void BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool
     block_index_variable_ = &convbackprop_blockIdx;
     convbackprop_blockDim = {launch.block[0], launch.block[1], launch.block[2]};
     convbackprop_gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
-    TELL(begin_launch(launch, stacks_, MAX_THREADS * STACK_BYTES));
+    TELL(begin_launch(launch));
+    TELL(add_own_memory(stacks_, MAX_THREADS * STACK_BYTES));
+    TELL(add_own_memory(this, sizeof *this));
 }
 
 // ------------------------------------------------------------------------------------------------- one block

@@ -45,7 +45,7 @@ size_t dynamic_bytes;
 struct Module {
     Address begin = 0, end = 0, base = 0, tls_begin = 0, tls_end = 0;
 } module;
-Address stacks_begin, stacks_end;
+std::vector<std::pair<Address, Address>> own_memory;
 
 extern "C" void* __tls_get_addr(size_t*);
 
@@ -208,13 +208,13 @@ void check(const Touch& touch) {
     }
 }
 
+// The runtime's memory (a thread's stack, the records of a warp operation, the built-in variables), or constants of the
+// kernel's object.
 bool is_own(Address address) {
-    const auto in = [address](Address begin, Address end) { return begin <= address && address < end; };
-    // A thread's stack, the built-in variables, constants of the kernel's object.
-    return in(stacks_begin, stacks_end) || in(Address(&convbackprop_threadIdx), Address(&convbackprop_threadIdx + 1)) ||
-           in(Address(&convbackprop_blockIdx), Address(&convbackprop_blockIdx + 1)) ||
-           in(Address(&convbackprop_blockDim), Address(&convbackprop_blockDim + 1)) ||
-           in(Address(&convbackprop_gridDim), Address(&convbackprop_gridDim + 1)) || in(module.begin, module.end);
+    if (module.begin <= address && address < module.end) return true;
+    for (const auto& [begin, end] : own_memory)
+        if (begin <= address && address < end) return true;
+    return false;
 }
 
 }  // namespace
@@ -267,10 +267,15 @@ void note_basic_block(const void* site) {
 
 static Site barrier_site;
 
-void begin_launch(const ConvbackpropLaunch& launch, const char* stacks, size_t stack_bytes) {
+void add_own_memory(const void* begin, size_t bytes) { own_memory.push_back({Address(begin), Address(begin) + bytes}); }
+
+void begin_launch(const ConvbackpropLaunch& launch) {
     dl_iterate_phdr(find_module, reinterpret_cast<void*>(launch.entry));
-    stacks_begin = Address(stacks);
-    stacks_end = stacks_begin + stack_bytes;
+    own_memory.clear();
+    add_own_memory(&convbackprop_threadIdx, sizeof convbackprop_threadIdx);
+    add_own_memory(&convbackprop_blockIdx, sizeof convbackprop_blockIdx);
+    add_own_memory(&convbackprop_blockDim, sizeof convbackprop_blockDim);
+    add_own_memory(&convbackprop_gridDim, sizeof convbackprop_gridDim);
     dynamic_bytes = launch.shared_bytes;
     last_array = nullptr;
     // A launch begins when the one before has ended: its accesses come before these.

@@ -15,7 +15,8 @@
 namespace checks {
 
 // -------------------------------------------------------------------------------------- from the runtime
-void begin_launch(const ConvbackpropLaunch& launch, const char* stacks, size_t stack_bytes);
+void begin_launch(const ConvbackpropLaunch& launch);
+void add_own_memory(const void* begin, size_t bytes);  // the runtime's, which a kernel's accesses may touch
 void begin_block(uint64_t number, int threads);
 void end_block();
 void run_as(int thread);  // which one goes on now
