@@ -25,6 +25,9 @@ Array = Any
 #: Elements of a guard zone, on each side of an array.
 GUARD = 1024
 
+#: Of memory that cudaMalloc returns, in bytes.
+_ALIGNMENT = 256
+
 #: What data a problem can be filled with.
 DATA = ("normal", "integers", "constant", "positive")
 
@@ -72,7 +75,10 @@ class Guarded:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> None:
         size = math.prod(shape)
         self.first = GUARD + offset
-        self.whole = np.empty(self.first + size + GUARD, dtype)
+        # As aligned as what a GPU's allocator returns.
+        memory = np.empty((self.first + size + GUARD) * dtype.itemsize + _ALIGNMENT, np.uint8)
+        begin = -memory.ctypes.data % _ALIGNMENT
+        self.whole = memory[begin : memory.size - _ALIGNMENT + begin].view(dtype)
         self.whole.view(np.uint8)[...] = 0xFF  # NaN in every floating-point type
         self.array = self.whole[self.first : self.first + size].reshape(shape)
 

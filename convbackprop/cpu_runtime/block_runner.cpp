@@ -249,7 +249,9 @@ inline bool BlockRunner::is_complete(const Warp& warp, const WarpOperation& op) 
 inline void BlockRunner::complete(Warp& warp, int pending, Fiber* last) {
     const WarpOperation op = warp.pending[pending];
     warp.pending[pending] = warp.pending[--warp.pending_count];
+    TELL(run_as(-1));  // it works for all lanes, and for none of them
     op.operation(op.arrived, warp.records);
+    TELL(run_as(last ? last->thread : -1));
     // Of the operations only __syncwarp, to which nobody brings a record, orders accesses to memory.
     TELL(complete_warp_operation(int(&warp - warps_), op.mask, op.arrived, !warp.records[__builtin_ctz(op.arrived)],
                                  call_site));

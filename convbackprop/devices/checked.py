@@ -105,9 +105,9 @@ class CheckedKernel(CpuKernel):
         """The extents of the grid and of a block."""
         return tuple(self._launch.grid), tuple(self._launch.block)
 
-    def run_only(self, blocks: int) -> None:
-        """Let launches run the first blocks only."""
-        self._launch.end_block = blocks
+    def run_only(self, first: int, end: int) -> None:
+        """Let launches run the blocks first to end - 1 only."""
+        self._launch.first_block, self._launch.end_block = first, end
 
     def launch(self, pointers: Sequence[int], stream: object = None) -> None:
         """Run the grid; what is found is kept in the device's `launched`."""

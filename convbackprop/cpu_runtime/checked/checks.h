@@ -81,7 +81,24 @@ size_t convbackprop_checks_notes_bytes(void);  // of memory, for what is known o
 // How many there are since the last call; of these, at most so many are copied.
 int convbackprop_checks_take_findings(ConvbackpropFinding* to, int most);
 
-// Whether the addresses of each warp are recorded, in place of the checks.
+// In place of the checks, the addresses of each warp's threads are recorded and counted: see traffic.cpp. Switching
+// forgets what was counted.
 void convbackprop_checks_record_traffic(int on);
+
+struct ConvbackpropSiteTraffic {  // of an instruction
+    unsigned site;
+    int shared, kind;  // kind: 0 load, 1 store, 2 atomic
+    unsigned bytes;    // of a lane
+    long long requests, lanes;
+    long long sectors, least_sectors;  // of global memory
+    long long passes, least_passes;    // over the banks of shared memory
+};
+int convbackprop_checks_site_traffic(ConvbackpropSiteTraffic* to, int most);
+
+struct ConvbackpropArrayTraffic {  // bytes that lanes ask for; distinct sectors of a block, summed over the blocks
+    int array;
+    long long loaded_bytes, stored_bytes, loaded_sectors, stored_sectors;
+};
+int convbackprop_checks_array_traffic(ConvbackpropArrayTraffic* to, int most);
 }
 #pragma GCC visibility pop

@@ -9,6 +9,5 @@ bool recording();
 void note_access(int thread, uint32_t site, int array, bool shared, int kind, unsigned bytes, uintptr_t address);
 void note_basic_block(int thread, uint32_t site);
 void end_part(int threads, bool is_end_of_block);  // at a barrier, and at the block's end
-void clear();
 
 }  // namespace checks::traffic
