@@ -38,8 +38,8 @@ _CPU_FLAGS = (
 #: A kernel that calls a hook before each access to memory (cpu_runtime/checked/hooks.cpp). Little optimisation, so
 #: that each access is still there, at the line where it is written.
 _CHECKED_FLAGS = (
-    "-O1", "-g", "-gdwarf-4", "-fno-reorder-blocks", "-fno-thread-jumps", "-fno-tree-sra", "-fsanitize=thread", "-fsanitize=bounds",
-    "-DCONVBACKPROP_CHECKED",
+    "-O1", "-g", "-gdwarf-4", "-fno-reorder-blocks", "-fno-thread-jumps", "-fno-tree-sra", "-fsanitize=thread",
+    "-fsanitize=bounds", "-DCONVBACKPROP_CHECKED",
 )  # fmt: skip
 _NVCC_FLAGS = ("-std=c++17", "-lineinfo", "-Xptxas=-v")
 

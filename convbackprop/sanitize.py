@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from convbackprop import check, reference
-from convbackprop.devices.checked import FindingKind, GlobalArray, Launched, RawFinding, SharedArray, checked_device, places
+from convbackprop.devices.checked import (
+    Extents,
+    FindingKind,
+    GlobalArray,
+    Launched,
+    RawFinding,
+    SharedArray,
+    checked_device,
+    places,
+)
 from convbackprop.errors import LaunchFailed
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.variants import Variant
@@ -25,8 +34,8 @@ ORDERS = {"as numbered": 0, "last to first": 1, "shuffled": 2}
 
 #: What the checks do not see, or see wrongly.
 LIMITS = (
-    "Blocks, or warps of a block, that order themselves by __threadfence and a counter are reported as a race, although "
-    "they may be right.",
+    "Blocks, or warps of a block, that order themselves by __threadfence and a counter are reported as a race, "
+    "although they may be right.",
     "An access that runs from one array into the next is found where it lies beside every array, or beyond an extent "
     "that the source declares; not where it meets another array.",
 )
@@ -151,7 +160,7 @@ def sanitize(
             outcome.seconds += time.perf_counter() - began
             outcome.notes_bytes = max(outcome.notes_bytes, device.notes_bytes())
         shapes = {operand.name: operand.shape(problem) for operand in PASSES[variant.pass_name].present(problem)}
-        outcome.findings = [finding for each in launched for finding in _findings(each, shapes, failed)]
+        outcome.findings = [finding for each in launched for finding in _findings(each, variant.path, shapes, failed)]
         if not failed and not outcome.findings:
             judged = check.judge(variant, problem, given, blocks, data, expected)
             with_order = "" if ORDERS[name] == 0 else f", where a block's threads start {name}"
@@ -170,10 +179,12 @@ def _arrays(blocks: Mapping[str, check.Guarded], given: Mapping[str, Any]) -> li
 
 
 # -- from the machine's words to sentences ---------------------------------------------------------------------------
-def _findings(launched: Launched, shapes: Mapping[str, tuple[int, ...]], failed: LaunchFailed | None) -> list[Finding]:
+def _findings(
+    launched: Launched, source: Path, shapes: Mapping[str, tuple[int, ...]], failed: LaunchFailed | None
+) -> list[Finding]:
     """Return what a launch found; what differs only in the instruction, not in the line, is one finding."""
     kernel = launched.kernel
-    where = places(kernel.object, [site for raw in launched.found for site in (raw.site, raw.other_site)])
+    where = places(kernel.path, [site for raw in launched.found for site in (raw.site, raw.other_site)], source)
     found: dict[tuple[object, ...], Finding] = {}
     for raw in launched.found:
         kind = FindingKind(raw.kind)
@@ -188,10 +199,9 @@ def _findings(launched: Launched, shapes: Mapping[str, tuple[int, ...]], failed:
             before = found[key]
             found[key] = Finding(**{**vars(before), "count": before.count + raw.count})
             continue
-        found[key] = Finding(
-            KINDS[kind][0], _sentence(kind, raw, array, shapes, kernel.geometry, failed), kernel.entry, lines, other_lines,
-            _xyz(raw.thread, kernel.geometry[1]), _xyz(raw.block, kernel.geometry[0]), raw.count,
-        )  # fmt: skip
+        sentence = str(failed) if kind is FindingKind.STOPPED else _sentence(kind, raw, array, shapes, kernel.geometry)
+        who = _xyz(raw.thread, kernel.geometry[1]), _xyz(raw.block, kernel.geometry[0])
+        found[key] = Finding(KINDS[kind][0], sentence, kernel.entry, lines, other_lines, *who, raw.count)
     return list(found.values())
 
 
@@ -202,8 +212,7 @@ def _xyz(number: int, extents: Sequence[int]) -> tuple[int, int, int]:
 
 def _sentence(
     kind: FindingKind, raw: RawFinding, array: GlobalArray | SharedArray | None,
-    shapes: Mapping[str, tuple[int, ...]], geometry: tuple[tuple[int, ...], tuple[int, ...]],
-    failed: LaunchFailed | None,
+    shapes: Mapping[str, tuple[int, ...]], geometry: tuple[Extents, Extents],
 ) -> str:  # fmt: skip
     does = "writes" if raw.is_write else "reads"
     did = "wrote" if raw.other_is_write else "read"
@@ -227,10 +236,15 @@ def _sentence(
     if kind is FindingKind.DIVERGENT_BARRIER:
         return "waits at a __syncthreads while other threads of the block wait at another one"
     if kind is FindingKind.BARRIER_WITHOUT_THREADS:
-        return f"waits at a __syncthreads that {raw.other_thread:,} of the block's threads, which have returned, never reach"
+        return (
+            f"waits at a __syncthreads that {raw.other_thread:,} threads of the block do not reach: they have returned"
+        )
     if kind is FindingKind.MASK_OF_MISSING_LANES:
-        return f"a warp operation's mask names lanes that have returned or do not exist: 0x{raw.other_thread & 0xFFFFFFFF:08x}"
-    return str(failed)
+        missing = raw.other_thread & 0xFFFFFFFF
+        return (
+            f"takes part in a warp operation whose mask names lanes that have returned or do not exist: 0x{missing:08x}"
+        )
+    raise AssertionError(kind)
 
 
 def _bytes(count: int) -> str:

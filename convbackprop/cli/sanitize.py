@@ -38,8 +38,12 @@ EPILOG = f"""\
 The kernel runs on the CPU with a GPU's tunable constants, and each access to
 memory is looked at, as compute-sanitizer does on a GPU. What is found:
 
-{chr(10).join(f"  {tool:10} {', '.join(name for name, owner in KINDS.values() if owner == tool)}"
-              for tool in distinct(owner for _, owner in KINDS.values()))}
+{
+    chr(10).join(
+        f"  {tool:10} {', '.join(name for name, owner in KINDS.values() if owner == tool)}"
+        for tool in distinct(owner for _, owner in KINDS.values())
+    )
+}
 
 Then it runs twice more, the threads of each block started in other orders: a
 result that is wrong there misses a barrier.
@@ -106,7 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidArgument("nothing is left to run: " + "; ".join(
             distinct(f"{title(v)} refuses {p}: {v.refusal(p)}" for v in variants for p, _ in work[:1])))  # fmt: skip
     chosen = {
-        v: some if whole else [(p, d) for p, d in some if p in within_budget(v, [q for q, _ in some], arguments.tunables)]
+        v: some
+        if whole
+        else [(p, d) for p, d in some if p in within_budget(v, [q for q, _ in some], arguments.tunables)]
         for v, some in computed.items()
     }
     left_out = sum(map(len, computed.values())) - sum(map(len, chosen.values()))

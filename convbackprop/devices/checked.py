@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -21,7 +21,11 @@ from convbackprop import compiler
 from convbackprop.compiler import Source
 from convbackprop.devices.cpu import CpuDevice, CpuKernel
 from convbackprop.errors import CompileError
+from convbackprop.sources import files_with_includes
 
+Extents = tuple[int, int, int]
+
+#: Of one launch that are kept.
 _MOST_FINDINGS = 4096
 
 
@@ -96,14 +100,15 @@ class CheckedKernel(CpuKernel):
         return self._entry
 
     @property
-    def object(self) -> Path:
-        """Its shared object."""
+    def path(self) -> Path:
+        """The shared object that it is a part of."""
         return Path(self._library._name)
 
     @property
-    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def geometry(self) -> tuple[Extents, Extents]:
         """The extents of the grid and of a block."""
-        return tuple(self._launch.grid), tuple(self._launch.block)
+        (gx, gy, gz), (bx, by, bz) = self._launch.grid, self._launch.block
+        return (gx, gy, gz), (bx, by, bz)
 
     def run_only(self, first: int, end: int) -> None:
         """Let launches run the blocks first to end - 1 only."""
@@ -188,9 +193,9 @@ class CheckedDevice(CpuDevice):
         add = self.runtime.convbackprop_checks_add_array
         self.runtime.convbackprop_checks_keep_arrays(len(self._global))
         self._arrays = list(self._global)
-        for array in shared_arrays(kernel.object):
+        for array in shared_arrays(kernel.path):
             kind = ArrayKind.DYNAMIC_SHARED if array.is_dynamic else ArrayKind.SHARED
-            add(kind, array.offset, array.bytes, smallest_access(kernel.object))
+            add(kind, array.offset, array.bytes, smallest_access(kernel.path))
             self._arrays.append(array)
         for address, size in own_memory:
             add(ArrayKind.SILENT, address, size, 1)
@@ -237,13 +242,24 @@ def shared_arrays(path: Path) -> tuple[SharedArray, ...]:
 def smallest_access(path: Path) -> int:
     """Return the bytes of the smallest access that an object's code makes, 4 at most: what races are looked for in."""
     hooks = {
-        int(size) for line in _symbols(path) for size in re.findall(r" __tsan_(?:volatile_)?(?:read|write)(\d+)\b", line)
+        int(size)
+        for line in _symbols(path)
+        for size in re.findall(r" __tsan_(?:volatile_)?(?:read|write)(\d+)\b", line)
     }
     return min(hooks | {4})
 
 
-def places(path: Path, sites: Sequence[int]) -> dict[int, tuple[tuple[Path, int], ...]]:
+def places(path: Path, sites: Sequence[int], source: Path) -> dict[int, tuple[tuple[Path, int], ...]]:
     """Return where in the source the instructions before these offsets come from.
+
+    Parameters
+    ----------
+    path : Path
+        The shared object. The same text at another place may have been compiled to it.
+    sites : sequence of int
+        Offsets in it.
+    source : Path
+        The .cu file.
 
     Returns
     -------
@@ -256,9 +272,11 @@ def places(path: Path, sites: Sequence[int]) -> dict[int, tuple[tuple[Path, int]
     command = ["addr2line", "-a", "-i", "-e", str(path), *(hex(site - 1) for site in distinct)]
     found: dict[int, list[tuple[Path, int]]] = {}
     current: list[tuple[Path, int]] = []
+    files = {Path(name).name: file for name, file in files_with_includes(source).items()}
     for line in _tool(*command).splitlines():
         if line.startswith("0x"):
             current = found.setdefault(int(line, 16) + 1, [])
         elif match := re.match(r"(.*):(\d+)", line):
-            current.append((Path(match[1]), int(match[2])))
+            file = Path(match[1])
+            current.append((files.get(file.name, file), int(match[2])))
     return {site: tuple(chain) for site, chain in found.items()}

@@ -67,7 +67,7 @@ class LineTraffic:
 
 @dataclass(frozen=True)
 class ArrayTraffic:
-    """What the blocks ask of one array: bytes by lanes, and distinct 32-byte sectors of a block, summed over the blocks."""
+    """What the blocks ask of an array: bytes by lanes, and distinct 32-byte sectors of a block, summed over all."""
 
     name: str
     loaded_bytes: int
@@ -116,6 +116,7 @@ class _RecordingDevice(CheckedDevice):
         super().__init__()
         self.most_blocks = 0
         self.main = ""
+        self.source = Path()
         self.recorded: list[KernelTraffic] = []
 
     def compile(self, source: Source) -> Path:
@@ -123,7 +124,7 @@ class _RecordingDevice(CheckedDevice):
         return compiler.checked_object(source, ("-fsanitize-coverage=trace-pc", "-fno-sanitize=bounds"))
 
     def begin(self, kernel: CheckedKernel, own_memory: Sequence[tuple[int, int]]) -> None:
-        """Choose the blocks; what prepares the main kernel's scratch memory, which it reads addresses from, runs whole."""
+        """Choose the blocks. What comes before the main kernel runs whole: it may prepare the addresses."""
         super().begin(kernel, own_memory)
         total = math.prod(kernel.geometry[0])
         is_main_or_later = kernel.entry == self.main or any(each.entry == self.main for each in self.recorded)
@@ -143,7 +144,7 @@ class _RecordingDevice(CheckedDevice):
         self.runtime.convbackprop_checks_record_traffic(0)
         grid, block = kernel.geometry
         self.recorded.append(KernelTraffic(
-            kernel.entry, grid, block, self._blocks, _lines(kernel.object, found),
+            kernel.entry, grid, block, self._blocks, _lines(kernel.path, found, self.source),
             tuple(ArrayTraffic(names[a.array].name, a.loaded_bytes, a.stored_bytes, a.loaded_sectors, a.stored_sectors)
                   for a in asked),
         ))  # fmt: skip
@@ -154,9 +155,9 @@ def _device() -> _RecordingDevice:
     return _RecordingDevice()
 
 
-def _lines(path: Path, sites: Sequence[Any]) -> tuple[LineTraffic, ...]:
+def _lines(path: Path, sites: Sequence[Any], source: Path) -> tuple[LineTraffic, ...]:
     """Return the traffic by line of source."""
-    where = places(path, [site.site for site in sites])
+    where = places(path, [site.site for site in sites], source)
     lines: dict[tuple[Path, int, bool, int], list[int]] = {}
     for site in sites:
         chain = where.get(site.site, ())
@@ -192,6 +193,7 @@ def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[K
     entries = [launch.entry for launch in variant.launches]
     device.most_blocks = blocks
     device.main = variant.pass_name if variant.pass_name in entries else entries[0]
+    device.source = variant.path
     device.recorded = []
     given = {  # no address follows from a value
         operand.name: np.zeros(operand.shape(problem), numpy_dtype(operand.dtype(problem)))
