@@ -16,7 +16,7 @@ import numpy as np
 
 from convbackprop import reference
 from convbackprop.devices import Device
-from convbackprop.plan import alignment_of, constants_of, plan
+from convbackprop.plan import Plan, alignment_of, constants_of, plan
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import Variant
 
@@ -24,6 +24,9 @@ Array = Any
 
 #: Elements of a guard zone, on each side of an array.
 GUARD = 1024
+
+#: Of memory that cudaMalloc returns, in bytes.
+_ALIGNMENT = 256
 
 #: What data a problem can be filled with.
 DATA = ("normal", "integers", "constant", "positive")
@@ -72,7 +75,10 @@ class Guarded:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> None:
         size = math.prod(shape)
         self.first = GUARD + offset
-        self.whole = np.empty(self.first + size + GUARD, dtype)
+        # As aligned as what a GPU's allocator returns.
+        memory = np.empty((self.first + size + GUARD) * dtype.itemsize + _ALIGNMENT, np.uint8)
+        begin = -memory.ctypes.data % _ALIGNMENT
+        self.whole = memory[begin : memory.size - _ALIGNMENT + begin].view(dtype)
         self.whole.view(np.uint8)[...] = 0xFF  # NaN in every floating-point type
         self.array = self.whole[self.first : self.first + size].reshape(shape)
 
@@ -82,22 +88,24 @@ class Guarded:
         return bool((ends.view(np.uint8) == 0xFF).all())
 
 
-def launch(
+def stage(
     variant: Variant,
     problem: ConvProblem,
     given: Mapping[str, Array],
     device: Device,
     tunables: str | None = None,
     offset: int = 0,
-) -> dict[str, Guarded]:
-    """Run a variant on guarded copies of the given arrays.
+) -> tuple[Plan, dict[str, Guarded]]:
+    """Make ready to run a variant on guarded copies of the given arrays.
 
     The arrays begin `offset` elements after an address that suits the widest loads.
 
     Returns
     -------
+    Plan
+        What is to be run.
     dict of str to Guarded
-        Every operand that the problem has, after the launch, and the scratch memory "partial".
+        Every operand that the problem has, and the scratch memory "partial".
     """
     blocks = {
         operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset)
@@ -109,6 +117,19 @@ def launch(
     ready = plan(variant, problem, device, tunables, alignment_of(starts, problem.mask))
     accumulator = ACCUMULATORS[problem.dtype]
     blocks["partial"] = Guarded((ready.partial_bytes // DTYPES[accumulator],), np.dtype(accumulator))
+    return ready, blocks
+
+
+def launch(
+    variant: Variant,
+    problem: ConvProblem,
+    given: Mapping[str, Array],
+    device: Device,
+    tunables: str | None = None,
+    offset: int = 0,
+) -> dict[str, Guarded]:
+    """Run a variant on guarded copies of the given arrays, and return these (see `stage`) after the launch."""
+    ready, blocks = stage(variant, problem, given, device, tunables, offset)
     if device.kind == "cpu":
         ready.run({name: block.array.ctypes.data for name, block in blocks.items()})
         return blocks
@@ -185,9 +206,20 @@ def check(
     Outcome
         With the largest error and what is wrong.
     """
+    given = inputs(variant.pass_name, problem, data, seed) if given is None else given
+    return judge(variant, problem, given, launch(variant, problem, given, device, tunables, offset), data, expected)
+
+
+def judge(
+    variant: Variant,
+    problem: ConvProblem,
+    given: Mapping[str, Array],
+    blocks: Mapping[str, Guarded],
+    data: str = "normal",
+    expected: Mapping[str, tuple[Array, Array]] | None = None,
+) -> Outcome:
+    """Hold what a launch has left in `blocks` against the reference; see `check`."""
     pass_name = variant.pass_name
-    given = inputs(pass_name, problem, data, seed) if given is None else given
-    blocks = launch(variant, problem, given, device, tunables, offset)
     outcome = Outcome(str(variant), problem, data)
     for name, array in given.items():
         if blocks[name].array.tobytes() != array.tobytes():

@@ -35,6 +35,12 @@ _CPU_FLAGS = (
     # A CUDA thread's stack is small here, as it is on a GPU: see block_runner.cpp.
     "-Werror=frame-larger-than=49152",
 )  # fmt: skip
+#: A kernel that calls a hook before each access to memory (cpu_runtime/checked/hooks.cpp). Little optimisation, so
+#: that each access is still there, at the line where it is written.
+_CHECKED_FLAGS = (
+    "-O1", "-g", "-gdwarf-4", "-fno-reorder-blocks", "-fno-thread-jumps", "-fno-tree-sra", "-fsanitize=thread",
+    "-fsanitize=bounds", "-DCONVBACKPROP_CHECKED",
+)  # fmt: skip
 _NVCC_FLAGS = ("-std=c++17", "-lineinfo", "-Xptxas=-v")
 
 
@@ -185,12 +191,16 @@ def cubin(source: Source, architecture: str) -> tuple[Path, str]:
     return path, known["log"]
 
 
-def cpu_runtime(flags: tuple[str, ...] = ()) -> Path:
-    """Compile the library that runs a grid on the CPU; see cpu_runtime/runtime.cpp."""
+def cpu_runtime(flags: tuple[str, ...] = (), checked: bool = False) -> Path:
+    """Compile the library that runs a grid on the CPU; see cpu_runtime/runtime.cpp. `checked`: with the checks."""
     compiler = find_cxx()
     sources = sorted(RUNTIME.glob("*.cpp"))
     texts = {file.name: file.read_text() for file in sorted(RUNTIME.rglob("*.[ch]*")) if file.suffix in (".h", ".cpp")}
     options = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread", "-Wall", *flags]
+    if checked:
+        sources += sorted(RUNTIME.glob("checked/*.cpp"))
+        # Its names are those of the plain runtime, which may be in the same process.
+        options += ["-DCONVBACKPROP_CHECKED", "-Wl,-Bsymbolic"]
     name = _key(compiler, options, texts, cpu_features())
 
     def build(path: Path) -> dict[str, str]:
@@ -200,7 +210,12 @@ def cpu_runtime(flags: tuple[str, ...] = ()) -> Path:
     return cache.entry(name, ".so", build)[0]
 
 
-def shared_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
+def checked_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
+    """Compile a .cu file for the checked runtime, as `shared_object` does for the plain one."""
+    return shared_object(source, (*_CHECKED_FLAGS, *flags), cpu_runtime(checked=True))
+
+
+def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | None = None) -> Path:
     """Compile a .cu file for this machine's CPU.
 
     Parameters
@@ -209,6 +224,8 @@ def shared_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
         The file and its constants.
     flags : tuple of str
         More flags for the C++ compiler.
+    runtime : Path, optional
+        The library that it takes the runtime's names from; else these are looked up in the process.
 
     Returns
     -------
@@ -224,7 +241,8 @@ def shared_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
     options = [*_CPU_FLAGS, _native(), *flags, *source.defines]
     words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
     texts = text_with_includes(source.path)
-    name = _key(compiler, options, words, texts, source.path.name, cpu_features())
+    libraries = [str(runtime)] if runtime else []
+    name = _key(compiler, options, libraries, words, texts, source.path.name, cpu_features())
 
     def build(path: Path) -> dict[str, str]:
         wrapper = path.with_name("wrapper.cpp")
@@ -238,7 +256,7 @@ def shared_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
         objects = [str(compiled)]
         if any(re.search(r"extern\s+__shared__", text) for text in texts.values()):
             objects.append(str(_dynamic_shared_memory(compiler, compiled)))
-        _run([str(compiler), "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(path)])
+        _run([str(compiler), "-shared", "-Wl,-Bsymbolic", *objects, *libraries, "-o", str(path)])
         return {"source": str(source.path)}
 
     return cache.entry(name, ".so", build)[0]

@@ -138,7 +138,7 @@ def _pointwise(p: ConvProblem) -> bool:
 
 
 def _pixels_at_once(p: ConvProblem, plane: int, alignment: int) -> int:
-    """Return how many pixels a GPU's thread reads at once: 16 bytes of accumulators, if these never lie in two planes."""
+    """Return how many pixels a GPU's thread reads at once: 16 bytes of accumulators, if all lie in one plane."""
     most = WIDEST // _accumulator_bytes(p)
     return most if plane % most == 0 and alignment >= most * DTYPES[p.dtype] else 1
 

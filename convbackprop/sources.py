@@ -19,22 +19,27 @@ def source_root() -> Path:
         return Path(__file__).parent.parent / "cuda_src"
 
 
-def text_with_includes(path: Path) -> dict[str, str]:
-    """Return the text of a source file and of all that it includes by "...", each by its name."""
-    texts: dict[str, str] = {}
+def files_with_includes(path: Path) -> dict[str, Path]:
+    """Return a source file and all that it includes by "...", each by its name."""
+    files: dict[str, Path] = {}
 
-    def read(file: Path, name: str) -> None:
-        if name in texts:
+    def find(file: Path, name: str) -> None:
+        if name in files:
             return
-        texts[name] = file.read_text(encoding="utf-8")
-        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[name], flags=re.MULTILINE):
+        files[name] = file
+        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text("utf-8"), flags=re.MULTILINE):
             for folder in (file.parent, source_root()):
                 if (folder / included).is_file():
-                    read(folder / included, included)
+                    find(folder / included, included)
                     break
 
-    read(path, path.name)
-    return texts
+    find(path, path.name)
+    return files
+
+
+def text_with_includes(path: Path) -> dict[str, str]:
+    """Return the text of a source file and of all that it includes by "...", each by its name."""
+    return {name: file.read_text(encoding="utf-8") for name, file in files_with_includes(path).items()}
 
 
 def head_comment(path: Path) -> list[str]:

@@ -171,7 +171,10 @@ def _fused_columns(p: ConvProblem) -> int:
 
 FUSED_TUNABLES = {
     **TUNABLES,
-    "THREADS": Tunable(legal=TUNABLES["THREADS"].legal, cuda=64, cpu=TUNABLES["THREADS"].cpu),
+    # As many columns a block, whether its strips are narrow or wide: at its two sides g is read twice.
+    "THREADS": Tunable(
+        legal=TUNABLES["THREADS"].legal, cuda=lambda p: 512 // _fused_columns(p), cpu=TUNABLES["THREADS"].cpu
+    ),
     "COLS": Tunable(legal=(4, 8, 16, 32), cuda=_fused_columns, cpu=_cpu_columns(2)),
 }
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from convbackprop.arrays import free_host_bytes
-from convbackprop.compiler import Source, cubin, shared_object
+from convbackprop.compiler import Source, cubin
 from convbackprop.devices import Device
 from convbackprop.errors import CompileError, InvalidArgument, ProblemTooLarge
 from convbackprop.plan import constants_of
@@ -147,7 +147,7 @@ def compile_ahead(wanted: Iterable[tuple[Variant, ConvProblem]], device: Device,
     def build(source: Source) -> None:
         try:
             if device.kind == "cpu":
-                shared_object(source)
+                device.compile(source)  # type: ignore[attr-defined]
             else:
                 cubin(source, device.architecture)  # type: ignore[attr-defined]
         except CompileError:

@@ -7,6 +7,18 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
+#ifdef CONVBACKPROP_CHECKED
+#include "checked/checks.h"
+// What the checks are told; the plain runtime tells nobody.
+#define TELL(...) checks::__VA_ARGS__
+// Where in the kernel a call came from.
+static const void* call_site;
+#define NOTE_CALL_SITE() call_site = __builtin_return_address(0)
+#else
+#define TELL(...) (void)0
+#define NOTE_CALL_SITE() (void)0
+#endif
+
 extern "C" {
 __thread Index3 convbackprop_threadIdx, convbackprop_blockIdx, convbackprop_blockDim, convbackprop_gridDim;
 }
@@ -47,6 +59,9 @@ void BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool
     block_index_variable_ = &convbackprop_blockIdx;
     convbackprop_blockDim = {launch.block[0], launch.block[1], launch.block[2]};
     convbackprop_gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
+    TELL(begin_launch(launch));
+    TELL(add_own_memory(stacks_, MAX_THREADS * STACK_BYTES));
+    TELL(add_own_memory(this, sizeof *this));
 }
 
 // ------------------------------------------------------------------------------------------------- one block
@@ -67,6 +82,7 @@ BlockOutcome BlockRunner::run(uint64_t block_number) {
         warps_[first / LANES].alive = lanes < LANES ? (1u << lanes) - 1 : ~0u;
         warps_[first / LANES].pending_count = 0;
     }
+    TELL(begin_block(block_number, thread_count_));
     current_ = next_fiber();
     return resume();
 }
@@ -75,6 +91,7 @@ BlockOutcome BlockRunner::resume() {
     outcome_ = BlockOutcome::FINISHED;
     switch_context(&outside_, &current_->context);
     if (outcome_ == BlockOutcome::STOPPED || outcome_ == BlockOutcome::FAILED) forget_fibers();
+    if (outcome_ != BlockOutcome::PAUSED) TELL(end_block());
     return outcome_;
 }
 
@@ -109,8 +126,18 @@ void BlockRunner::run_threads_forever(Fiber* me) {
     }
 }
 
+inline void BlockRunner::become_current(const Fiber* me) {
+    *thread_index_ = me->thread_index;
+    TELL(run_as(me->thread));
+}
+
 inline void BlockRunner::run_thread(Fiber* me) {
     poll();
+#ifdef CONVBACKPROP_CHECKED
+    me->thread = checks::thread_at(started_++, thread_count_);
+    const unsigned row = me->thread / launch_->block[0];
+    me->thread_index = {me->thread % launch_->block[0], row % launch_->block[1], row / launch_->block[1]};
+#else
     me->thread = started_++;
     me->thread_index = next_thread_index_;
     if (++next_thread_index_.x == launch_->block[0]) {
@@ -120,8 +147,11 @@ inline void BlockRunner::run_thread(Fiber* me) {
             ++next_thread_index_.z;
         }
     }
+#endif
     become_current(me);
     launch_->entry(launch_->args);
+
+    TELL(run_as(-1));
 
     // It has returned: whoever waits for it no longer does.
     --alive_;
@@ -167,6 +197,7 @@ inline int BlockRunner::wait_at_barrier(ConvbackpropBarrier kind, bool predicate
     if (at_barrier_count_ == 0) barrier_kind_ = kind;
     if (barrier_kind_ != kind) fail("its threads call different kinds of __syncthreads at one barrier");
     predicate_count_ += predicate;
+    TELL(arrive_at_barrier(current_->thread, call_site));
     at_barrier_[at_barrier_count_++] = current_;
     if (at_barrier_count_ == alive_)
         release_barrier(current_);
@@ -179,6 +210,7 @@ void BlockRunner::release_barrier(Fiber* last) {
     barrier_result_ = barrier_kind_ == BARRIER_COUNT ? predicate_count_
                       : barrier_kind_ == BARRIER_AND ? predicate_count_ == at_barrier_count_
                                                      : predicate_count_ > 0;
+    TELL(release_barrier(at_barrier_count_));
     for (int i = 0; i < at_barrier_count_; ++i)
         if (at_barrier_[i] != last) make_ready(at_barrier_[i]);
     at_barrier_count_ = predicate_count_ = 0;
@@ -217,7 +249,12 @@ inline bool BlockRunner::is_complete(const Warp& warp, const WarpOperation& op) 
 inline void BlockRunner::complete(Warp& warp, int pending, Fiber* last) {
     const WarpOperation op = warp.pending[pending];
     warp.pending[pending] = warp.pending[--warp.pending_count];
+    TELL(run_as(-1));  // it works for all lanes, and for none of them
     op.operation(op.arrived, warp.records);
+    TELL(run_as(last ? last->thread : -1));
+    // Of the operations only __syncwarp, to which nobody brings a record, orders accesses to memory.
+    TELL(complete_warp_operation(int(&warp - warps_), op.mask, op.arrived, !warp.records[__builtin_ctz(op.arrived)],
+                                 call_site));
     for (unsigned rest = op.arrived; rest; rest &= rest - 1) {
         Fiber* fiber = warp.fibers[__builtin_ctz(rest)];
         if (fiber != last) make_ready(fiber);
@@ -253,6 +290,7 @@ void BlockRunner::fail(const char* format, ...) {
     va_start(values, format);
     vsnprintf(failure_, sizeof failure_, format, values);
     va_end(values);
+    TELL(stop_at(call_site));
     leave(BlockOutcome::FAILED);
     __builtin_unreachable();
 }
@@ -266,13 +304,22 @@ void BlockRunner::fail_with_deadlock() {
 
 extern "C" {
 
-void convbackprop_syncthreads(void) { this_runner->wait_at_barrier(BARRIER_PLAIN, false); }
+void convbackprop_syncthreads(void) {
+    NOTE_CALL_SITE();
+    this_runner->wait_at_barrier(BARRIER_PLAIN, false);
+}
 
 int convbackprop_syncthreads_reduce(ConvbackpropBarrier kind, int predicate) {
+    NOTE_CALL_SITE();
     return this_runner->wait_at_barrier(kind, predicate != 0);
 }
 
 void convbackprop_warp_operation(unsigned mask, void* record, ConvbackpropWarpOperation operation) {
+    NOTE_CALL_SITE();
     this_runner->wait_for_warp(mask, record, operation);
 }
 }
+
+#ifdef CONVBACKPROP_CHECKED
+void checks::stop_launch(const char* why) { this_runner->stop(why); }
+#endif

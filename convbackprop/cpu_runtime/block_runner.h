@@ -71,6 +71,7 @@ class BlockRunner {
     // What device_calls.h declares, for the CUDA thread that is running.
     int wait_at_barrier(ConvbackpropBarrier kind, bool predicate);
     void wait_for_warp(unsigned mask, void* record, ConvbackpropWarpOperation operation);
+    [[noreturn]] void stop(const char* why) { fail("%s", why); }
 
   private:
     struct Fiber {
@@ -97,7 +98,7 @@ class BlockRunner {
     static void fiber_main();
     [[noreturn]] void run_threads_forever(Fiber* me);
     void run_thread(Fiber* me);
-    void become_current(const Fiber* me) { *thread_index_ = me->thread_index; }
+    void become_current(const Fiber* me);
 
     Fiber* next_fiber();
     void wait();

@@ -485,3 +485,20 @@ inline const unsigned* parameter_sizes(void (*)(Parameters...)) {
     extern "C" __attribute__((visibility("default"))) const unsigned* kernel##_parameter_sizes(void) {       \
         return convbackprop::parameter_sizes(&kernel);                                                       \
     }
+
+// A checked kernel tells what it copies: g++ puts no hook into these.
+#ifdef CONVBACKPROP_CHECKED
+extern "C" void convbackprop_note_copy(void* to, const void* from, size_t bytes);
+namespace convbackprop {
+static __forceinline__ void* noted_memcpy(void* to, const void* from, size_t bytes) {
+    convbackprop_note_copy(to, from, bytes);
+    return memcpy(to, from, bytes);
+}
+static __forceinline__ void* noted_memset(void* to, int value, size_t bytes) {
+    convbackprop_note_copy(to, nullptr, bytes);
+    return memset(to, value, bytes);
+}
+}  // namespace convbackprop
+#define memcpy convbackprop::noted_memcpy
+#define memset convbackprop::noted_memset
+#endif

@@ -90,6 +90,7 @@ class CpuKernel:
         launch.args = ctypes.addressof(self._arguments)
         self._launch = launch
         self._library = library  # keeps the code loaded
+        self._entry = entry
 
     def launch(self, pointers: Sequence[int], stream: object = None) -> None:
         """Run the grid on arrays at these addresses and return when it has ended.
@@ -110,17 +111,22 @@ class CpuDevice:
 
     name = "cpu"
     kind = "cpu"
+    _kernel = CpuKernel
+    _mode = ctypes.DEFAULT_MODE
 
     def __init__(self) -> None:
         get_num_threads()  # a bad CONVBACKPROP_NUM_THREADS is found before the first launch
         self.lock = threading.Lock()
         self._modules: dict[Path, ctypes.CDLL] = {}
-        # The kernels' objects find threadIdx, the barriers and the rest here.
-        self.runtime = ctypes.CDLL(str(compiler.cpu_runtime()), mode=ctypes.RTLD_GLOBAL)
+        self.runtime = self._load_runtime()
         self._start = self.runtime.convbackprop_launch
         self._start.argtypes = [ctypes.POINTER(_Launch), ctypes.c_int]
         self.runtime.convbackprop_error.restype = ctypes.c_char_p
         os.register_at_fork(after_in_child=self._after_fork)
+
+    def _load_runtime(self) -> ctypes.CDLL:
+        # The kernels' objects find threadIdx, the barriers and the rest here.
+        return ctypes.CDLL(str(compiler.cpu_runtime()), mode=ctypes.RTLD_GLOBAL)
 
     def _after_fork(self) -> None:
         self.lock = threading.Lock()
@@ -128,7 +134,7 @@ class CpuDevice:
 
     def run(self, launch: _Launch) -> None:
         """Run a grid to its end; the caller holds the lock."""
-        launch.workers = _num_threads
+        launch.workers = self._workers()
         try:
             status = self._start(launch, _TIME_SLICE_MS)
             while status == _RUNNING:  # each return to Python lets a KeyboardInterrupt be raised
@@ -138,6 +144,9 @@ class CpuDevice:
             raise
         if status == _FAILED:
             raise LaunchFailed(self.runtime.convbackprop_error().decode())
+
+    def _workers(self) -> int:
+        return _num_threads
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy `size` bytes between two addresses, on as many threads as a kernel: what timings are compared with."""
@@ -155,13 +164,19 @@ class CpuDevice:
     def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
              shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CpuKernel:  # fmt: skip
         """Compile the file where needed, load it, and prepare a launch of an entry point."""
-        path = compiler.shared_object(source)
-        if path not in self._modules:
-            self._modules[path] = ctypes.CDLL(str(path))
-        library = self._modules[path]
+        library = self._module(self.compile(source))
         launch = _Launch(grid=grid, block=block, shared_bytes=shared_bytes, first_block=0, end_block=0, workers=1)
         self._check_parameters(library, source, entry, pointers, shape, integers)
-        return CpuKernel(self, library, entry, launch, pointers, shape, integers)
+        return self._kernel(self, library, entry, launch, pointers, shape, integers)
+
+    def compile(self, source: Source) -> Path:
+        """Compile a file for this device, where that has not been done yet."""
+        return compiler.shared_object(source)
+
+    def _module(self, path: Path) -> ctypes.CDLL:
+        if path not in self._modules:
+            self._modules[path] = ctypes.CDLL(str(path), mode=self._mode)
+        return self._modules[path]
 
     def _check_parameters(self, library: ctypes.CDLL, source: Source, entry: str, pointers: int, shape: bytes,
                           integers: Sequence[int]) -> None:  # fmt: skip

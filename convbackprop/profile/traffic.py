@@ -1,0 +1,211 @@
+"""What a kernel asks of memory, counted on the CPU from the addresses of each thread: sectors, and bank conflicts.
+
+How it is counted is told in ``cpu_runtime/checked/traffic.cpp``. These are facts of the access pattern, exact for the
+instructions that g++ makes of the source; they are no times.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convbackprop import check, compiler
+from convbackprop.compiler import Source
+from convbackprop.devices.checked import CheckedDevice, CheckedKernel, GlobalArray, places
+from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.reference import numpy_dtype
+from convbackprop.variants import Variant
+
+#: Files whose lines only spell an access out: it is counted for the line that calls them.
+_WORDS = ("cuda_on_cpu.h", "lane.cuh", "scalar.cuh")
+
+_KINDS = ("load", "store", "atomic")
+_MOST = 4096
+
+
+@dataclass(frozen=True)
+class LineTraffic:
+    """What one line of source asks of memory, over all replayed blocks.
+
+    Attributes
+    ----------
+    file, line : Path, int
+        Where it stands.
+    space : str
+        "global" or "shared".
+    kind : str
+        "load", "store" or "atomic".
+    bytes : int
+        Of one lane's access, the widest.
+    requests, lanes : int
+        Requests of a warp, and active lanes, summed over these.
+    sectors, least_sectors : int
+        Of global memory: 32-byte sectors, summed over the requests; and those that the bytes asked for would fill.
+    wavefronts, least_wavefronts : int
+        Of shared memory: passes over the banks, summed over the requests; and without bank conflicts.
+    """
+
+    file: Path
+    line: int
+    space: str
+    kind: str
+    bytes: int
+    requests: int
+    lanes: int
+    sectors: int
+    least_sectors: int
+    wavefronts: int
+    least_wavefronts: int
+
+
+@dataclass(frozen=True)
+class ArrayTraffic:
+    """What the blocks ask of an array: bytes by lanes, and distinct 32-byte sectors of a block, summed over all."""
+
+    name: str
+    loaded_bytes: int
+    stored_bytes: int
+    loaded_sectors: int
+    stored_sectors: int
+
+
+@dataclass(frozen=True)
+class KernelTraffic:
+    """One launch of a variant, of which so many blocks were replayed, in the middle of the grid."""
+
+    entry: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    blocks: int
+    lines: tuple[LineTraffic, ...]
+    arrays: tuple[ArrayTraffic, ...]
+
+
+class _Site(ctypes.Structure):
+    """ConvbackpropSiteTraffic of cpu_runtime/checked/checks.h."""
+
+    _fields_ = (
+        ("site", ctypes.c_uint), ("shared", ctypes.c_int), ("kind", ctypes.c_int), ("bytes", ctypes.c_uint),
+        ("requests", ctypes.c_longlong), ("lanes", ctypes.c_longlong), ("sectors", ctypes.c_longlong),
+        ("least_sectors", ctypes.c_longlong), ("passes", ctypes.c_longlong), ("least_passes", ctypes.c_longlong),
+    )  # fmt: skip
+
+
+class _Array(ctypes.Structure):
+    """ConvbackpropArrayTraffic of cpu_runtime/checked/checks.h."""
+
+    _fields_ = (
+        ("array", ctypes.c_int), ("loaded_bytes", ctypes.c_longlong), ("stored_bytes", ctypes.c_longlong),
+        ("loaded_sectors", ctypes.c_longlong), ("stored_sectors", ctypes.c_longlong),
+    )  # fmt: skip
+
+
+class _RecordingDevice(CheckedDevice):
+    """A checked device whose kernels also tell which basic blocks they run, and which records in place of checking."""
+
+    name = "cpu (recording)"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most_blocks = 0
+        self.main = ""
+        self.source = Path()
+        self.recorded: list[KernelTraffic] = []
+
+    def compile(self, source: Source) -> Path:
+        """Compile a file for this device, where that has not been done yet."""
+        return compiler.checked_object(source, ("-fsanitize-coverage=trace-pc", "-fno-sanitize=bounds"))
+
+    def begin(self, kernel: CheckedKernel, own_memory: Sequence[tuple[int, int]]) -> None:
+        """Choose the blocks. What comes before the main kernel runs whole: it may prepare the addresses."""
+        super().begin(kernel, own_memory)
+        total = math.prod(kernel.geometry[0])
+        is_main_or_later = kernel.entry == self.main or any(each.entry == self.main for each in self.recorded)
+        blocks = min(total, self.most_blocks) if is_main_or_later else total
+        first = (total - blocks) // 2
+        kernel.run_only(first, first + blocks)
+        self._blocks = blocks
+        self.runtime.convbackprop_checks_record_traffic(1)
+
+    def end(self, kernel: CheckedKernel) -> None:
+        """Keep what was counted."""
+        sites, arrays = (_Site * _MOST)(), (_Array * _MOST)()
+        found = sites[: self.runtime.convbackprop_checks_site_traffic(sites, _MOST)]
+        asked = arrays[: self.runtime.convbackprop_checks_array_traffic(arrays, _MOST)]
+        names = self._arrays
+        super().end(kernel)
+        self.runtime.convbackprop_checks_record_traffic(0)
+        grid, block = kernel.geometry
+        self.recorded.append(KernelTraffic(
+            kernel.entry, grid, block, self._blocks, _lines(kernel.path, found, self.source),
+            tuple(ArrayTraffic(names[a.array].name, a.loaded_bytes, a.stored_bytes, a.loaded_sectors, a.stored_sectors)
+                  for a in asked),
+        ))  # fmt: skip
+
+
+@functools.cache
+def _device() -> _RecordingDevice:
+    return _RecordingDevice()
+
+
+def _lines(path: Path, sites: Sequence[Any], source: Path) -> tuple[LineTraffic, ...]:
+    """Return the traffic by line of source."""
+    where = places(path, [site.site for site in sites], source)
+    lines: dict[tuple[Path, int, bool, int], list[int]] = {}
+    for site in sites:
+        chain = where.get(site.site, ())
+        file, line = next((place for place in chain if place[0].name not in _WORDS), chain[-1] if chain else (path, 0))
+        counts = lines.setdefault((file, line, bool(site.shared), site.kind), [0] * 7)
+        counts[0] = max(counts[0], site.bytes)
+        for i, name in enumerate(("requests", "lanes", "sectors", "least_sectors", "passes", "least_passes"), 1):
+            counts[i] += getattr(site, name)
+    return tuple(
+        LineTraffic(file, line, "shared" if shared else "global", _KINDS[kind], *counts)
+        for (file, line, shared, kind), counts in sorted(lines.items())
+    )
+
+
+def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[KernelTraffic, ...]:
+    """Replay blocks of each launch of a variant on the cpu device, with a GPU's tunable constants.
+
+    Parameters
+    ----------
+    variant : Variant
+        What to run.
+    problem : ConvProblem
+        On what; its arrays are made.
+    blocks : int
+        How many blocks of a launch at most, from the middle of the grid.
+
+    Returns
+    -------
+    tuple of KernelTraffic
+        One for each launch.
+    """
+    device = _device()
+    entries = [launch.entry for launch in variant.launches]
+    device.most_blocks = blocks
+    device.main = variant.pass_name if variant.pass_name in entries else entries[0]
+    device.source = variant.path
+    device.recorded = []
+    given = {  # no address follows from a value
+        operand.name: np.zeros(operand.shape(problem), numpy_dtype(operand.dtype(problem)))
+        for operand in PASSES[variant.pass_name].present(problem)
+        if not operand.written
+    }
+    ready, staged = check.stage(variant, problem, given, device, "cuda")
+    arrays = [
+        GlobalArray(name, block.array.ctypes.data, block.array.nbytes, block.array.itemsize, name in given)
+        for name, block in staged.items()
+        if block.array.nbytes
+    ]
+    with device.checking(arrays):
+        ready.run({name: block.array.ctypes.data for name, block in staged.items()})
+    return tuple(device.recorded)
