@@ -23,7 +23,8 @@ from convbackprop.errors import CompilerNotFound, EnvironmentProblem
 #: The widths of a load or store, in bits.
 WIDTHS = (128, 64, 32, 16, 8)
 
-_FUSED_MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA", "HFMA2")
+#: The names of fused multiply-adds; those that end in 2 do two at once.
+FUSED_MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA", "HFMA2")
 
 
 # -- getting the instructions ----------------------------------------------------------------------------------------
@@ -79,7 +80,9 @@ def dump(cuobjdump: Path, cubin: Path) -> str:
 
 
 # -- reading them ----------------------------------------------------------------------------------------------------
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """An instruction as cuobjdump prints it."""
+
     address: int
     guard: str
     name: str  # such as LDG.E.128.CONSTANT
@@ -87,6 +90,7 @@ class _Instruction(NamedTuple):
 
     @property
     def base(self) -> str:
+        """Its name without what is behind the first point."""
         return self.name.partition(".")[0]
 
     @property
@@ -97,22 +101,23 @@ class _Instruction(NamedTuple):
 
     @property
     def is_multiply_add(self) -> bool:
+        """Whether it is a fused multiply-add that computes something."""
         # HFMA2 R4, -RZ, RZ, 0, 0 is how a constant is moved into a register.
-        return self.base in _FUSED_MULTIPLY_ADDS and not re.search(r", -?RZ, -?RZ,", self.operands)
+        return self.base in FUSED_MULTIPLY_ADDS and not re.search(r", -?RZ, -?RZ,", self.operands)
 
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 
 
-def functions(listing: str) -> dict[str, list[_Instruction]]:
+def functions(listing: str) -> dict[str, list[Instruction]]:
     """Return the instructions of each function of a listing."""
-    found: dict[str, list[_Instruction]] = {}
-    body: list[_Instruction] = []
+    found: dict[str, list[Instruction]] = {}
+    body: list[Instruction] = []
     for line in listing.splitlines():
         if line.lstrip().startswith("Function :"):
             body = found.setdefault(line.partition(":")[2].strip(), [])
         elif match := _LINE.match(line):
-            body.append(_Instruction(int(match[1], 16), (match[2] or "").strip(), match[3], match[4]))
+            body.append(Instruction(int(match[1], 16), (match[2] or "").strip(), match[3], match[4]))
     return found
 
 
@@ -128,7 +133,7 @@ class Mix:
     local_stores: int = 0
 
     @classmethod
-    def of(cls, code: Sequence[_Instruction]) -> Mix:
+    def of(cls, code: Sequence[Instruction]) -> Mix:
         """Count."""
         bases = Counter(instruction.base for instruction in code)
         loads, stores = (
@@ -151,13 +156,22 @@ class Instructions:
     loop: Mix | None
 
     @classmethod
-    def of(cls, code: Sequence[_Instruction]) -> Instructions:
+    def of(cls, code: Sequence[Instruction]) -> Instructions:
         """Read a kernel."""
-        loops = [mix for mix in map(Mix.of, _loops(code)) if mix.multiply_adds]
-        return cls(Mix.of(code), max(loops, key=lambda mix: mix.multiply_adds, default=None))
+        loop = hot_loop(code)
+        return cls(Mix.of(code), Mix.of(loop) if loop else None)
 
 
-def _blocks(code: Sequence[_Instruction]) -> tuple[list[Sequence[_Instruction]], list[list[int]]]:
+def hot_loop(code: Sequence[Instruction]) -> Sequence[Instruction] | None:
+    """Return the innermost loop that has the most multiply-adds, or None if no loop has any."""
+
+    def multiply_adds(loop: Sequence[Instruction]) -> int:
+        return sum(instruction.is_multiply_add for instruction in loop)
+
+    return max(filter(multiply_adds, _loops(code)), key=multiply_adds, default=None)
+
+
+def _blocks(code: Sequence[Instruction]) -> tuple[list[Sequence[Instruction]], list[list[int]]]:
     """Return the basic blocks of a function, and for each the numbers of those that may come next."""
     place = {instruction.address: i for i, instruction in enumerate(code)}
     targets: dict[int, int] = {}  # of the branches, by place
@@ -181,7 +195,7 @@ def _blocks(code: Sequence[_Instruction]) -> tuple[list[Sequence[_Instruction]],
     return [code[i:end] for i, end in zip(first, [*first[1:], len(code)], strict=True)], after
 
 
-def _loops(code: Sequence[_Instruction]) -> Iterator[list[_Instruction]]:
+def _loops(code: Sequence[Instruction]) -> Iterator[list[Instruction]]:
     """Yield each loop's instructions, without those of the loops in it.
 
     A loop is what can come back to a branch that leads up to a block through which every way to that branch leads: a
