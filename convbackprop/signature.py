@@ -18,8 +18,8 @@ _SCALARS = {"float": "float32", "double": "float64", "__half": "float16", "half"
             "__nv_bfloat16": "bfloat16", "nv_bfloat16": "bfloat16"}  # fmt: skip
 _BYTES = ("MaskByte", "unsigned char", "uint8_t")
 _INTEGERS = ("int", "unsigned", "unsigned int", "char", "signed char", "short", "unsigned short", "long",
-             "unsigned long",
-             "long long", "unsigned long long", "int32_t", "uint32_t", "int64_t", "uint64_t", "size_t", "bool")  # fmt: skip
+             "unsigned long", "long long", "unsigned long long", "int32_t", "uint32_t", "int64_t", "uint64_t", "size_t",
+             "bool")  # fmt: skip
 _KNOWN = frozenset(("Scalar", "Acc", "Saved", "Conv2dShape", *_SCALARS, *_BYTES, *_INTEGERS))
 
 

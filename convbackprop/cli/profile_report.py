@@ -51,11 +51,16 @@ _SIZE, _FILTER = 4096, 5
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the report knows besides --machine-code."""
+def add_problem(parser: argparse.ArgumentParser) -> None:
+    """Add --problem."""
     parser.add_argument("--problem", metavar="TEXT", help="N,C,H,W,K,R,S and options, such as "
                         f"1,64,56,56,64,3,3,padding=1; default: a layer of one channel on {_SIZE} x {_SIZE} numbers, "
                         f"filter {_FILTER}")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the report knows besides --machine-code."""
+    add_problem(parser)
     parser.add_argument("--gpu", metavar="NAME", help=f"{', '.join(each.name for each in GPUS)}; default: the GPU of "
                         f"--device, else {GPUS[0].name}")  # fmt: skip
     parser.add_argument("--annotate", action="store_true", help="the source with its figures beside each line")
@@ -243,8 +248,8 @@ def _print_report(of: Report, out: Console, with_source: bool) -> None:
         out.print(_table(heads, cells, ("limited by",)))
     if hot := of.main.hot:
         out.print()
-        rows_of_mix = [[kind, f"{count:,}", share] for kind, count, share, _ in mix_rows(hot)]
-        out.print(_table(("instructions", "count", "share"), rows_of_mix))
+        heads, cells = mix_rows(hot)
+        out.print(_table(heads, cells))
         sentences = [cache_sentence(hot, of.gpu)]
         if hot.multiply_adds:
             sentences.append(share_sentence(hot, of.gpu, of.problem.dtype))
@@ -260,8 +265,8 @@ def _print_report(of: Report, out: Console, with_source: bool) -> None:
     say(out, "", *of.missing, of.verdict.sentence(name, of.gpu))
     if of.measured:
         low, high = of.measured.range
-        say(out, f"Measured: {duration(of.measured.median)} ({duration(low)} to {duration(high)}), {of.ratio:.2f} times "
-            "the prediction.")  # fmt: skip
+        between = f"({duration(low)} to {duration(high)})"
+        say(out, f"Measured: {duration(of.measured.median)} {between}, {of.ratio:.2f} times the prediction.")
     out.print()
 
 

@@ -19,7 +19,7 @@ from convbackprop.cli.common import (
     title,
     variants_of,
 )
-from convbackprop.cli.profile_report import problem_of
+from convbackprop.cli.profile_report import add_problem, problem_of
 from convbackprop.devices import choice_of_device
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
 from convbackprop.problem import DTYPES, PASSES
@@ -43,12 +43,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_target(parser)
-    parser.add_argument("--problem", metavar="TEXT", help="N,C,H,W,K,R,S and options, such as "
-                        "1,64,56,56,64,3,3,padding=1; default: a layer of one channel on 4096 x 4096 numbers, filter 5")  # fmt: skip
+    add_problem(parser)
     parser.add_argument("--dtype", nargs=1, metavar="D", help=f"{', '.join(DTYPES)}; default: float32")
-    parser.add_argument(
-        "--filter", nargs=1, metavar="R", help="height (and width) of the filter of the default problem"
-    )
+    parser.add_argument("--filter", nargs=1, metavar="R", help="height (and width) of the default problem's filter")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="how often it is launched; default: 1")
     add_device(parser)
 
@@ -93,10 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
             for each in launches_of(variant, problem, device.kind)
         )
         times = "once" if arguments.repeat == 1 else f"{arguments.repeat:,} times"
-        say(
-            console(),
-            f"{title(variant)} on {problem}: launched {times} on {device.name} (blocks x threads: {launches})",
-        )
+        where = f"launched {times} on {device.name} (blocks x threads: {launches})"
+        say(console(), f"{title(variant)} on {problem}: {where}")
         return 0
 
     return shield.run(command) if is_file(arguments.target) else command()

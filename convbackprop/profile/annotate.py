@@ -151,7 +151,7 @@ def costliest(files: Sequence[Source], most: int) -> list[tuple[Source, Line, Ac
 
 
 #: The heading of the margin that `margin` fills.
-HEADING = f"{'instr':>5} {'FMA':>5}  {'access':<18} {'each':>5} {'least':>5} {'cost':>5}"
+HEADING = f"{'loop':>5} {'FMA':>5}  {'access':<18} {'each':>5} {'least':>5} {'cost':>5}"
 
 
 def margin(line: Line, total: float) -> list[str]:

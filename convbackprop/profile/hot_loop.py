@@ -83,6 +83,9 @@ class HotLoop:
         False: the kernel has no loop with multiply-adds, and this is all of its code.
     kinds : dict of str to int
         How many instructions there are of each kind, the most frequent first.
+    leanest : dict of str to int
+        The same of the way round it with the fewest instructions for each multiply-add, which no thread beats; the
+        rest may be for an image's border alone.
     bytes : int
         Of its instructions.
     loaded_bytes : int
@@ -93,35 +96,37 @@ class HotLoop:
 
     is_loop: bool
     kinds: Mapping[str, int]
+    leanest: Mapping[str, int]
     bytes: int
     loaded_bytes: int
     lines: tuple[LineCode, ...] = ()
 
     @property
     def instructions(self) -> int:
-        """How many there are."""
-        return sum(self.kinds.values())
+        """How many there are on the leanest way."""
+        return sum(self.leanest.values())
 
     @property
     def multiply_adds(self) -> int:
-        """What a thread multiplies and adds in one turn; HFMA2 and FFMA2 do two at once."""
-        return sum(count * (2 if name.endswith("2") else 1) for name, count in self.kinds.items() if _fused(name))
+        """What a thread multiplies and adds on the leanest way; HFMA2 and FFMA2 do two at once."""
+        return sum(count * (2 if name.endswith("2") else 1) for name, count in self.leanest.items() if _fused(name))
 
     @property
     def share(self) -> float:
-        """Of the multiply-add instructions among all."""
-        fused = sum(count for name, count in self.kinds.items() if _fused(name))
+        """Of the multiply-adds among the instructions of the leanest way."""
+        fused = sum(count for name, count in self.leanest.items() if _fused(name))
         return fused / self.instructions if self.instructions else 0.0
 
     @classmethod
     def of(cls, code: Sequence[Instruction], places: Mapping[int, tuple[str, int]]) -> HotLoop:
         """Read a kernel; `places` are the file and line of an instruction by its address."""
         loop = sass.hot_loop(code)
-        body = code if loop is None else loop
-        if loop is None:  # without the padding behind the last instruction
+        if loop is None:  # all of it, without the padding behind the last instruction
             end = next((i for i in range(len(code), 0, -1) if code[i - 1].base not in ("NOP", "BRA")), len(code))
-            body = code[:end]
-        kinds = Counter(map(kind, body))
+            loop, is_loop = sass.Loop(list(code[:end]), list(code[:end])), False
+        else:
+            is_loop = True
+        body = loop.instructions
         by_place: dict[tuple[str, int], list[int]] = {}
         for instruction in body:
             if place := places.get(instruction.address):
@@ -129,8 +134,9 @@ class HotLoop:
                 counts[0] += 1
                 counts[1] += instruction.is_multiply_add
         return cls(
-            loop is not None,
-            dict(kinds.most_common()),
+            is_loop,
+            dict(Counter(map(kind, body)).most_common()),
+            dict(Counter(map(kind, loop.leanest)).most_common()),
             len(body) * INSTRUCTION_BYTES,
             sum(instruction.width // 8 for instruction in body if instruction.base in ("LDG", "LDGSTS")),
             tuple(LineCode(*place, *counts) for place, counts in sorted(by_place.items())),
@@ -190,7 +196,7 @@ def hot_loops(cuobjdump: Path, cubin: Path) -> dict[str, HotLoop]:
         code = sass.functions(sass.dump(cuobjdump, cubin))
         loops = {name: HotLoop.of(body, where.get(name, {})) for name, body in code.items()}
         return json.dumps({
-            name: [loop.is_loop, loop.kinds, loop.bytes, loop.loaded_bytes,
+            name: [loop.is_loop, loop.kinds, loop.leanest, loop.bytes, loop.loaded_bytes,
                    [[each.file, each.line, each.instructions, each.multiply_adds] for each in loop.lines]]
             for name, loop in loops.items()
         })  # fmt: skip
@@ -199,6 +205,6 @@ def hot_loops(cuobjdump: Path, cubin: Path) -> dict[str, HotLoop]:
     recipe = [Path(file).read_text(encoding="utf-8") for file in (__file__, sass.__file__)]
     name = cache.digest("hot loop", recipe, cubin.name, str(cuobjdump.resolve()), status.st_size, status.st_mtime_ns)
     return {
-        name: HotLoop(is_loop, kinds, size, loaded, tuple(LineCode(*line) for line in lines))
-        for name, (is_loop, kinds, size, loaded, lines) in json.loads(cache.remembered(name, find)).items()
+        name: HotLoop(is_loop, kinds, leanest, size, loaded, tuple(LineCode(*line) for line in lines))
+        for name, (is_loop, kinds, leanest, size, loaded, lines) in json.loads(cache.remembered(name, find)).items()
     }

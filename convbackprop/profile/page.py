@@ -11,16 +11,27 @@ from convbackprop.profile.gpus import GPUS
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.report import Report
 from convbackprop.profile.roofline import SECTOR, LaunchFacts, amount, duration, percent
-from convbackprop.profile.tables import array_rows, bound_rows, cache_sentence, kernel_rows, mix_rows, score_sentence
+from convbackprop.profile.tables import (
+    array_rows,
+    bound_rows,
+    cache_sentence,
+    kernel_rows,
+    mix_rows,
+    score_sentence,
+    share_sentence,
+)
 
 #: Rows of the table of lines.
 _LINES = 12
+
+#: Columns of words.
+_WORDS = ("limited by", "line", "access", "of")
 
 _STYLE = """
 :root { --ink: #1c2126; --soft: #5b6670; --rule: #d5dbe0; --shade: #f4f6f8; --accent: #b3261e; --good: #1a6b3c;
         --blue: #1f5fa8; }
 * { box-sizing: border-box; }
-body { margin: 2rem auto; max-width: 62rem; padding: 0 1.25rem; color: var(--ink); background: #fff;
+body { margin: 2rem auto; max-width: 76rem; padding: 0 1.25rem; color: var(--ink); background: #fff;
        font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.75rem 0 .4rem; }
@@ -31,8 +42,9 @@ code, pre, .source { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Conso
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-th.left, td.left { text-align: left; } td.bad { color: var(--accent); font-weight: 600; }
+th { color: var(--soft); font-weight: 600; }
+th, td { white-space: nowrap; } td.wide { white-space: normal; text-align: left; }
+th.left, td.left, th.wide { text-align: left; } td.bad { color: var(--accent); font-weight: 600; }
 tr.binding td { font-weight: 600; background: #fdf3e7; }
 .bar { display: inline-block; height: .7em; background: var(--blue); vertical-align: baseline; min-width: 1px; }
 tr.binding .bar { background: #c77700; }
@@ -45,7 +57,7 @@ svg .measured { fill: var(--good); stroke: #fff; }
 .source { border-collapse: collapse; font-size: 11px; line-height: 1.35; width: 100%; }
 .source th, .source td { padding: 0 .45rem; border: 0; white-space: nowrap; }
 .source th { position: sticky; top: 0; background: #fff; border-bottom: 1px solid var(--rule); font-size: 10px; }
-.source td.text { white-space: pre; text-align: left; width: 100%; }
+.source td.text { white-space: pre-wrap; overflow-wrap: anywhere; text-align: left; width: 100%; }
 .source td.number { color: var(--soft); }
 .source tr.figures { background: var(--shade); } .source tr.costly { background: #fdf3e7; }
 .source tr.gap td { color: var(--soft); text-align: left; }
@@ -57,7 +69,6 @@ svg .measured { fill: var(--good); stroke: #fff; }
   .verdict, svg.roofline, table:not(.source), tr { break-inside: avoid; }
   .scroll { overflow: visible; }
   .source { font-size: 6.5pt; } .source th { position: static; font-size: 6pt; }
-  .source td.text { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
 """
 
@@ -95,12 +106,12 @@ def page(reports: Sequence[Report], notes: Sequence[str] = ()) -> str:
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, binding: int | None = None) -> str:
-    """Return a table; the first `left` columns, and the last one if its head is empty or "why", stand at the left."""
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], binding: int | None = None) -> str:
+    """Return a table; the first column, and those of words, stand at the left."""
 
     def cell(tag: str, i: int, text: str) -> str:
-        is_left = i < left or heads[i] in ("", "what", "limited by", "line")
-        return f"<{tag}{' class=left' if is_left else ''}>{text}</{tag}>"
+        name = "wide" if heads[i] in ("", "what") else "left" if i == 0 or heads[i] in _WORDS else ""
+        return f"<{tag}{f' class={name}' if name else ''}>{text}</{tag}>"
 
     head = "".join(cell("th", i, escape(name)) for i, name in enumerate(heads))
     body = "".join(
@@ -157,11 +168,15 @@ def _section(report: Report, with_heading: bool, first: bool) -> list[str]:
     if compiled:
         heads, cells = kernel_rows(report)
         parts += ["<h3>Launches</h3>", _table(heads, [[escape(cell) for cell in row] for row in cells])]
-    if report.main.hot:
-        rows = [[escape(kind), f"{count:,}", share, _bar(float(number))] for kind, count, share, number in
-                mix_rows(report.main.hot)]  # fmt: skip
-        parts += ["<h3>Hot loop</h3>", f"<p>{escape(cache_sentence(report.main.hot, report.gpu))}</p>",
-                  _table(["instructions", "count", "share", ""], rows)]  # fmt: skip
+    if hot := report.main.hot:
+        heads, cells = mix_rows(hot)
+        rows = [
+            [*map(escape, row), _bar(hot.leanest.get(row[0], 0) / hot.instructions)] for row in cells
+        ]  # fmt: skip
+        sentences = [cache_sentence(hot, report.gpu)]
+        if hot.multiply_adds:
+            sentences.append(share_sentence(hot, report.gpu, report.problem.dtype))
+        parts += ["<h3>Hot loop</h3>", f"<p>{escape(' '.join(sentences))}</p>", _table([*heads, ""], rows)]
     if report.own_bytes is not None:
         heads, cells = array_rows(report)
         parts += ["<h3>Arrays</h3>", _table(heads, [[escape(cell) for cell in row] for row in cells]),
@@ -211,7 +226,7 @@ def _source(source: annotate.Source, total: float, whole: bool) -> str:
                     + "".join(f"<td>{escape(cell)}</td>" for cell in [*code, *cells])
                     + f'<td class="number">{line.number if i == 0 else ""}</td><td class="text">{text}</td></tr>'
                 )
-    heads = "".join(f"<th>{name}</th>" for name in ("instr", "FMA", "access", "each", "least", "cost", ""))
+    heads = "".join(f"<th>{name}</th>" for name in ("loop", "FMA", "access", "each", "least", "cost", ""))
     return (
         f'<p><code>{escape(source.name)}</code></p>\n<div class="scroll"><table class="source">\n<tr>{heads}'
         f'<th class="left">line</th></tr>\n' + "\n".join(rows) + "\n</table></div>"
@@ -225,7 +240,7 @@ def _about(report: Report) -> str:
         f"<h3>How to read this</h3><p class=soft>Each limit is a lower bound on the time; the greatest is the "
         f"prediction. The {escape(str(gpu))} counts as {gpu.sms} multiprocessors ({gpu.architecture}, "
         f"{LIMITS[gpu.architecture].warps} warps each) at {gpu.clock / 1e9:.2f} GHz, with {amount(gpu.memory, 'B/s')} "
-        f"of memory bandwidth, {kind}. instr, FMA: instructions of the hot loop that a line became, and multiply-adds "
+        f"of memory bandwidth, {kind}. loop, FMA: instructions of the hot loop that a line became, and multiply-adds "
         "among them. each, least: sectors (global) or wavefronts (shared) a request of a warp, and how many would do. "
         f"Known GPUs: {', '.join(escape(each.name) for each in GPUS)}.</p>"
     )

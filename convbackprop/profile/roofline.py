@@ -121,11 +121,11 @@ def duration(seconds: float) -> str:
     return f"{_three_digits(seconds)} s"
 
 
-def amount(number: float, unit: str) -> str:
-    """Return a number with three digits and a decimal prefix, as in "134 MB" or "4.30 TB/s"."""
+def amount(number: float, unit: str, apart: bool = False) -> str:
+    """Return a number with three digits and a decimal prefix, as in "134 MB" or, apart, "28.3 M requests"."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
-            return f"{_three_digits(number / size)} {prefix}{unit}"
+            return f"{_three_digits(number / size)} {prefix}{' ' if apart else ''}{unit}"
     return f"{number:.0f} {unit}"
 
 
@@ -133,6 +133,10 @@ def percent(share: float) -> str:
     """Return a share in percent, with a digit behind the point below 10; less than all is never 100 %."""
     whole = 100 * share
     return f"{whole:.1f} %" if whole < 9.95 else f"{min(whole, 99.0) if 99 < whole < 100 else whole:.0f} %"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def _three_digits(number: float) -> str:
@@ -192,9 +196,10 @@ def _of_hot_loop(gpu: Gpu, pass_name: str, problem: ConvProblem, launch: LaunchF
     if not hot.is_loop or not hot.multiply_adds:
         return []
     found = []
-    # Of warps, if every multiply-add of the problem comes with its part of the loop.
+    # Of warps, if every multiply-add of the problem comes with its part of the leanest way round the loop.
     instructions = PASSES[pass_name].flops(problem) / 2 / hot.multiply_adds * hot.instructions / _WARP
-    why = f"{hot.instructions:,} instructions for {hot.multiply_adds:,} multiply-adds in the hot loop"
+    counted = _counted(hot.multiply_adds, "multiply-add")
+    why = f"at best {hot.instructions:,} instructions for {counted} in the hot loop"
     seconds = instructions / gpu.issue * _uneven(gpu, launch.blocks)
     found.append(Bound("instruction issue", seconds, why + _idle(gpu, launch.blocks)))
     if hot.loaded_bytes and launch.kernel:
@@ -236,7 +241,7 @@ def _of_addresses(gpu: Gpu, launches: Sequence[LaunchFacts]) -> list[Bound]:
                     work += launch.scale * (line.sectors if space == "global" else line.wavefronts)
                     requests += launch.scale * line.requests
         if requests:
-            why = f"{amount(requests, 'requests')} of {work / requests:.1f} {what}"
+            why = f"{amount(requests, 'requests', apart=True)} of {work / requests:.1f} {what}"
             found.append(Bound(limit, seconds, why))
     return found
 
@@ -283,19 +288,19 @@ def _fewer_bytes(pass_name: str, problem: ConvProblem) -> str:
 def _fewer_instructions(hot: HotLoop | None) -> str:
     """Name what the hot loop has most of besides multiply-adds."""
     kinds: dict[str, int] = {}
-    for name, count in hot.kinds.items() if hot else ():
+    for name, count in hot.leanest.items() if hot else ():
         if not name.startswith(("FFMA", "DFMA", "HFMA2")):
             kinds[name.partition(".")[0]] = kinds.get(name.partition(".")[0], 0) + count
     name = max(kinds, key=lambda kind: kinds[kind], default="integer")
-    count = f"{kinds.get(name, 0):,} {name} instructions in the hot loop"
+    there = f"{kinds.get(name, 0):,} {name} instructions in the hot loop"
     return {
-        "integer": f"the index arithmetic ({count}): offsets formed once, outside the loop",
-        "control": f"the branches ({count}): loops of known length, unrolled",
-        "move": f"the moves ({count}): unroll, so that values stay in their registers",
-        "float": f"the arithmetic beside the multiply-adds ({count}): sums in several parts, conversions done once",
-        "LDS": f"the loads from shared memory ({count}): a tile of results a thread, so that each is used again",
-        "LDG": f"the loads ({count}): wider ones, each used for several results",
-    }.get(name, f"the {count}")
+        "integer": f"the index arithmetic ({there}): offsets formed once, outside the loop",
+        "control": f"the branches ({there}): loops of known length, unrolled",
+        "move": f"the moves ({there}): unroll, so that values stay in their registers",
+        "float": f"the arithmetic beside the multiply-adds ({there}): sums in several parts, conversions done once",
+        "LDS": f"the loads from shared memory ({there}): a tile of results a thread, so that each is used again",
+        "LDG": f"the loads ({there}): wider ones, each used for several results",
+    }.get(name, f"the {there}")
 
 
 def _more_under_way(kernel: Kernel | None) -> str:

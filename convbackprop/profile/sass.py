@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -159,16 +160,38 @@ class Instructions:
     def of(cls, code: Sequence[Instruction]) -> Instructions:
         """Read a kernel."""
         loop = hot_loop(code)
-        return cls(Mix.of(code), Mix.of(loop) if loop else None)
+        return cls(Mix.of(code), Mix.of(loop.instructions) if loop else None)
 
 
-def hot_loop(code: Sequence[Instruction]) -> Sequence[Instruction] | None:
+class Loop(NamedTuple):
+    """A loop, without the loops in it.
+
+    Attributes
+    ----------
+    instructions : list of Instruction
+        All of it, also what few threads come by, such as the code for an image's border.
+    leanest : list of Instruction
+        Of the ways round it the one with the fewest instructions for each multiply-add: what a loop in it takes is not
+        counted, so no way round does better.
+    """
+
+    instructions: list[Instruction]
+    leanest: list[Instruction]
+
+    @property
+    def multiply_adds(self) -> int:
+        """How many of its instructions are such."""
+        return sum(instruction.is_multiply_add for instruction in self.instructions)
+
+
+def hot_loop(code: Sequence[Instruction]) -> Loop | None:
     """Return the innermost loop that has the most multiply-adds, or None if no loop has any."""
+    return max(multiplying_loops(code), key=lambda loop: loop.multiply_adds, default=None)
 
-    def multiply_adds(loop: Sequence[Instruction]) -> int:
-        return sum(instruction.is_multiply_add for instruction in loop)
 
-    return max(filter(multiply_adds, _loops(code)), key=multiply_adds, default=None)
+def multiplying_loops(code: Sequence[Instruction]) -> list[Loop]:
+    """Return the loops that have multiply-adds."""
+    return [loop for loop in _loops(code) if loop.multiply_adds]
 
 
 def _blocks(code: Sequence[Instruction]) -> tuple[list[Sequence[Instruction]], list[list[int]]]:
@@ -195,8 +218,8 @@ def _blocks(code: Sequence[Instruction]) -> tuple[list[Sequence[Instruction]], l
     return [code[i:end] for i, end in zip(first, [*first[1:], len(code)], strict=True)], after
 
 
-def _loops(code: Sequence[Instruction]) -> Iterator[list[Instruction]]:
-    """Yield each loop's instructions, without those of the loops in it.
+def _loops(code: Sequence[Instruction]) -> Iterator[Loop]:
+    """Yield each loop.
 
     A loop is what can come back to a branch that leads up to a block through which every way to that branch leads: a
     backward branch alone may be one from code that was moved out of the way.
@@ -231,7 +254,38 @@ def _loops(code: Sequence[Instruction]) -> Iterator[list[Instruction]]:
                         new += before[block]
     for head, body in bodies.items():
         inner = set().union(*(other for begin, other in bodies.items() if begin != head and begin in body))
-        yield [instruction for n in sorted(body - inner) for instruction in blocks[n]]
+        own = {n: blocks[n] if n not in inner else () for n in body}
+        yield Loop([instruction for n in sorted(own) for instruction in own[n]], _leanest(head, own, before))
+
+
+def _leanest(
+    head: int, body: Mapping[int, Sequence[Instruction]], before: Sequence[Sequence[int]]
+) -> list[Instruction]:
+    """Return the way round a loop with the fewest instructions for each multiply-add.
+
+    Found by Dinkelbach's method ("On nonlinear fractional programming", 1967): the best way if each multiply-add is
+    worth 1 and each instruction costs the ratio of the best way so far, until that is the best one.
+    """
+    ratio, best = 0.0, [head]
+    while True:
+        worth = {n: sum(i.is_multiply_add for i in own) - ratio * len(own) for n, own in body.items()}
+        # Towards every block from the head, one more block at a time; loops within are worth nothing.
+        found, came_from = {head: worth[head]}, {}
+        for _ in body:
+            for n in body:
+                for other in before[n]:
+                    if n != head and other in found and found[other] + worth[n] > found.get(n, -math.inf) + 1e-9:
+                        found[n], came_from[n] = found[other] + worth[n], other
+        n = max((other for other in before[head] if other in found), key=lambda other: found[other])
+        way = [n]
+        while n != head:
+            n = came_from[n]
+            way.append(n)
+        code = [instruction for n in reversed(way) for instruction in body[n]]
+        new = sum(instruction.is_multiply_add for instruction in code) / max(1, len(code))
+        if new <= ratio:
+            return [instruction for n in reversed(best) for instruction in body[n]]
+        ratio, best = new, way
 
 
 # -- both ------------------------------------------------------------------------------------------------------------

@@ -47,10 +47,14 @@ def _trimmed(extents: Sequence[int]) -> Sequence[int]:
     return extents
 
 
-def mix_rows(hot: HotLoop) -> list[tuple[str, int, str, float]]:
-    """Return of each kind of instruction its name, count, share as text and as a number."""
-    return [(name, count, f"{100 * count / hot.instructions:.0f} %", count / hot.instructions)
-            for name, count in hot.kinds.items()]  # fmt: skip
+def mix_rows(hot: HotLoop) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of the hot loop's instructions by kind: all, and on the leanest way round it."""
+    heads = ["instructions", "loop" if hot.is_loop else "all", "leanest way", "share"]
+    rows = []
+    for name, count in hot.kinds.items():
+        lean = hot.leanest.get(name, 0)
+        rows.append([name, f"{count:,}", *([f"{lean:,}", percent(lean / hot.instructions)] if lean else ["-", "-"])])
+    return heads, rows
 
 
 def cache_sentence(hot: HotLoop, gpu: Gpu) -> str:
@@ -64,7 +68,7 @@ def cache_sentence(hot: HotLoop, gpu: Gpu) -> str:
         else f"fits neither the L0 instruction cache ({l0 >> 10} KiB) nor the next one ({l1 >> 10} KiB"
     )  # fmt: skip
     measured = "" if gpu.architecture == "sm_75" else ", estimated from Volta's"
-    return f"{what} is {hot.instructions:,} instructions in {hot.bytes:,} bytes, which {fits}{measured})."
+    return f"{what} is {sum(hot.kinds.values()):,} instructions in {hot.bytes:,} bytes, which {fits}{measured})."
 
 
 def share_sentence(hot: HotLoop, gpu: Gpu, dtype: str) -> str:
@@ -72,8 +76,8 @@ def share_sentence(hot: HotLoop, gpu: Gpu, dtype: str) -> str:
     units, schedulers = gpu.multiprocessor.multiply_adds[ACCUMULATORS[dtype]], 128
     reach = min(1.0, hot.share * schedulers / units)
     return (
-        f"{percent(hot.share)} of its instructions are multiply-adds: at most {percent(reach)} of the {gpu}'s arithmetic "
-        f"({units} multiply-adds a clock, of {schedulers} threads whose instructions are issued)."
+        f"Of the leanest way round it {percent(hot.share)} are multiply-adds: at most {percent(reach)} of the {gpu}'s "
+        f"arithmetic ({units} multiply-adds a clock, of {schedulers} threads whose instructions are issued)."
     )
 
 
@@ -97,7 +101,7 @@ def array_rows(report: Report) -> tuple[list[str], list[list[str]]]:
         own = least.get(name)
         rows.append([name, _bytes(loaded), _bytes(stored), _bytes(SECTOR * loaded_sectors),
                      _bytes(SECTOR * stored_sectors), amount(own, "B") if own else "-",
-                     f"{sectors / own:.2f}" if own else "-"])  # fmt: skip
+                     f"{sectors / own:,.2f}" if own else "-"])  # fmt: skip
     total, everything = report.own_bytes or 0.0, sum(least.values())
     sums = [sum(figures) for figures in zip(*asked.values(), strict=True)] if asked else [0.0] * 4
     rows.append(["all", _bytes(sums[0]), _bytes(sums[1]), _bytes(SECTOR * sums[2]), _bytes(SECTOR * sums[3]),
