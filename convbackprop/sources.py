@@ -106,6 +106,7 @@ def parameters(path: Path) -> dict[str, tuple[Parameter, ...]]:
 
 
 def _parameter(text: str) -> Parameter:
-    words = re.findall(r"\w+", re.sub(r"\b(const|volatile|__restrict__|__restrict|__grid_constant__)\b", " ", text))
+    plain = re.sub(r"\[[^\]]*\]|\b(const|volatile|__restrict__|__restrict|__grid_constant__)\b", " ", text)
+    words = re.findall(r"\w+", plain)
     name = words.pop() if len(words) > 1 else ""
     return Parameter(" ".join(words), "*" in text or "[" in text, name)

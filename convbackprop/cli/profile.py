@@ -72,7 +72,7 @@ JSON keys of a report: ok, gpu, problem, notes, reports [variant, flops,
 least_bytes, own_bytes, floor_us, predicted_us, limited_by, share, advice,
 verdict, bounds [limit, us, what], launches [kernel, main, grid, block, code
 {registers...}, hot_loop {is_loop, instructions, multiply_adds, share, bytes,
-kinds}, traffic {blocks, arrays, lines}], missing, measured_us, ratio, and with
+kinds}, traffic {blocks, arrays, lines}], remarks, measured_us, ratio, and with
 --annotate source [file, line, instructions, multiply_adds, accesses]]. code,
 hot_loop, traffic, own_bytes, measured_us and ratio are null where not known.
 

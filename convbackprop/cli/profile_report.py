@@ -262,7 +262,7 @@ def _print_report(of: Report, out: Console, with_source: bool) -> None:
     if with_source:
         for line in annotate.text(of):
             out.print(Text(line), soft_wrap=True)
-    say(out, "", *of.missing, of.verdict.sentence(name, of.gpu))
+    say(out, "", *of.remarks, of.verdict.sentence(name, of.gpu))
     if of.measured:
         low, high = of.measured.range
         between = f"({duration(low)} to {duration(high)})"
@@ -317,7 +317,7 @@ def _as_json(of: Report, with_source: bool) -> dict[str, Any]:
         "verdict": of.verdict.sentence(title(of.variant), of.gpu),
         "bounds": [{"limit": bound.limit, "us": bound.seconds * 1e6, "what": bound.why} for bound in of.bounds],
         "launches": [_launch_as_json(launch) for launch in of.launches],
-        "missing": list(of.missing),
+        "remarks": list(of.remarks),
         "measured_us": of.measured.median * 1e6 if of.measured else None,
         "ratio": of.ratio,
     }

@@ -38,7 +38,7 @@ h3 { font-size: 1rem; margin: 1.75rem 0 .4rem; }
 p { margin: .4rem 0; } .soft, caption { color: var(--soft); } .strong { font-weight: 600; }
 code, pre, .source { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 .verdict { border-left: 4px solid var(--blue); background: var(--shade); padding: .7rem 1rem; margin: .8rem 0; }
-.missing { border-left: 4px solid var(--accent); padding: .2rem 1rem; }
+.remark { border-left: 4px solid var(--accent); padding: .2rem 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid var(--rule); vertical-align: top; }
@@ -154,7 +154,7 @@ def _section(report: Report, with_heading: bool, first: bool) -> list[str]:
             f"<p>Measured: <span class=strong>{duration(report.measured.median)}</span> ({duration(low)} to "
             f"{duration(high)}), {report.ratio:.2f} times the prediction.</p>"
         )
-    parts += [f'<p class="missing">{escape(sentence)}</p>' for sentence in report.missing]
+    parts += [f'<p class="remark">{escape(sentence)}</p>' for sentence in report.remarks]
     if report.flops and report.least_bytes:
         parts += ["<h3>Roofline</h3>", plot.roofline(report)]
     slowest = report.predicted

@@ -21,6 +21,9 @@ from convbackprop.profile.traffic import KernelTraffic, traffic
 from convbackprop.timing import Timing
 from convbackprop.variants import Variant
 
+#: Seconds below which the launch is most of what a user waits for.
+_SHORT = 2e-6
+
 
 @dataclass(frozen=True)
 class Report:
@@ -32,8 +35,8 @@ class Report:
         Those that the problem needs, in their order.
     bounds : tuple of Bound
         Each limit, and the least time that it allows.
-    missing : tuple of str
-        A sentence for each thing that could not be found out.
+    remarks : tuple of str
+        Sentences on what could not be found out, and on what the figures do not tell.
     measured : Timing or None
         On a GPU: how long it took.
     """
@@ -44,7 +47,7 @@ class Report:
     launches: tuple[LaunchFacts, ...]
     bounds: tuple[Bound, ...]
     verdict: Verdict
-    missing: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     measured: Timing | None = None
 
     @property
@@ -120,22 +123,26 @@ def report(variant: Variant, problem: ConvProblem, gpu: Gpu, blocks: int = 64) -
     """
     if sentence := variant.refusal(problem):
         raise UnsupportedProblem(f"{variant} does not compute this problem: {sentence}")
-    missing: list[str] = []
-    launches = _with_code(launches_of(variant, problem), variant, problem, gpu, missing)
-    launches = _with_traffic(launches, variant, problem, blocks, missing)
+    remarks: list[str] = []
+    launches = _with_code(launches_of(variant, problem), variant, problem, gpu, remarks)
+    launches = _with_traffic(launches, variant, problem, blocks, remarks)
     found = roofline.bounds(gpu, variant.pass_name, problem, launches)
     verdict = roofline.verdict(gpu, variant.pass_name, problem, launches, found)
-    return Report(variant, problem, gpu, launches, found, verdict, tuple(missing))
+    if verdict.binding.seconds < _SHORT:
+        remarks.append(
+            "A launch takes microseconds by itself; so small a problem does not show what a kernel is worth."
+        )
+    return Report(variant, problem, gpu, launches, found, verdict, tuple(remarks))
 
 
 def _with_code(
-    launches: Sequence[LaunchFacts], variant: Variant, problem: ConvProblem, gpu: Gpu, missing: list[str]
+    launches: Sequence[LaunchFacts], variant: Variant, problem: ConvProblem, gpu: Gpu, remarks: list[str]
 ) -> tuple[LaunchFacts, ...]:
     """Add what nvcc and cuobjdump tell, where there are such."""
     try:
         find_nvcc()
     except EnvironmentProblem as error:
-        missing.append(f"Machine code is left out: {error}.")
+        remarks.append(f"Machine code is left out: {error}.")
         return tuple(launches)
     compiled = {kernel.entry: kernel for kernel in kernels(Configuration.of(variant, problem, gpu.architecture))}
     loops = {}
@@ -146,12 +153,12 @@ def _with_code(
     except CompileError:
         raise
     except EnvironmentProblem as error:
-        missing.append(f"The instructions are left out: {error}.")
+        remarks.append(f"The instructions are left out: {error}.")
     return tuple(replace(launch, kernel=compiled[launch.entry], hot=loops.get(launch.entry)) for launch in launches)
 
 
 def _with_traffic(
-    launches: Sequence[LaunchFacts], variant: Variant, problem: ConvProblem, blocks: int, missing: list[str]
+    launches: Sequence[LaunchFacts], variant: Variant, problem: ConvProblem, blocks: int, remarks: list[str]
 ) -> tuple[LaunchFacts, ...]:
     """Add what the replay tells: it has the launches in the same order."""
     try:
@@ -159,7 +166,7 @@ def _with_traffic(
     except CompileError:
         raise
     except EnvironmentProblem as error:
-        missing.append(f"The addresses are left out: {error}.")
+        remarks.append(f"The addresses are left out: {error}.")
         return tuple(launches)
     waiting = list(replayed)
     found = []
