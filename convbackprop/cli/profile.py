@@ -35,12 +35,13 @@ HELP = "what limits a kernel, and what to change first"
 EPILOG = """\
 The report is of one variant, or each of a pass, on one problem and one GPU: the
 problem's floor (its bytes at the speed of memory, its operations at that of the
-arithmetic), and the limits that follow from the kernel itself. With nvcc (and
-cuobjdump) these are its registers, spills, occupancy and the instructions of
-its hot loop; from its addresses, which are replayed on the cpu device: the
-sectors that blocks ask for, sectors and wavefronts a request of each line of
-source, and bank conflicts. The greatest limit is the prediction, a least time.
-On a GPU the kernel is also checked and timed, and the prediction scored.
+arithmetic), and the limits that follow from the kernel itself. Two things tell
+of them: with nvcc (and cuobjdump) its registers, spills, occupancy and the
+instructions of its hot loop; and its addresses, which are replayed on the cpu
+device: the sectors that blocks ask for, the sectors or wavefronts a request of
+each line of source, and bank conflicts. Each limit is a least time; the
+greatest is the prediction. On a GPU the kernel is also checked and timed, and
+the prediction scored.
 
 --machine-code compiles each variant with nvcc for a layer of one channel on
 4096 x 4096 numbers (or, if it refuses that, of 64 channels to 128 on 112 x 112
@@ -59,7 +60,7 @@ threads skip it.
 
 examples:
   convbackprop profile forward/coalesced
-  convbackprop profile forward --problem 32,64,112,112,128,3,3,padding=1 --gpu A100
+  convbackprop profile forward --problem 32,64,56,56,64,3,3,padding=1 --gpu A100
   convbackprop profile mine.cu --pass forward --annotate
   convbackprop profile forward/tiled --html tiled.html
   convbackprop profile forward/tiled --emit sass -o tiled.sass
@@ -76,13 +77,14 @@ kinds}, traffic {blocks, arrays, lines}], remarks, measured_us, ratio, and with
 --annotate source [file, line, instructions, multiply_adds, accesses]]. code,
 hot_loop, traffic, own_bytes, measured_us and ratio are null where not known.
 
-JSON keys of --machine-code: ok, nvcc, cuobjdump, configurations, spilling [configuration],
-refused [variant, dtype, filter, reason], rows [variant, kernel, main, dtype,
-filter, arch, threads, registers, static_shared_bytes, dynamic_shared_bytes,
-stack_bytes, spill_store_bytes, spill_load_bytes, blocks_per_sm, warps_per_sm,
-max_warps_per_sm, limited_by [name], whole, loop]. A row is a kernel; main: the
-one in the tables. whole and loop, null without cuobjdump, are {instructions,
-multiply_adds, share, global_loads {bits: count}, global_stores {bits: count},
+JSON keys of --machine-code: ok, nvcc, cuobjdump, configurations, spilling
+[configuration], refused [variant, dtype, filter, reason], rows [variant,
+kernel, main, dtype, filter, arch, threads, registers, static_shared_bytes,
+dynamic_shared_bytes, stack_bytes, spill_store_bytes, spill_load_bytes,
+blocks_per_sm, warps_per_sm, max_warps_per_sm, limited_by [name], whole, loop].
+A row is a kernel; main: the one in the tables. whole and loop, null without
+cuobjdump, are {instructions, multiply_adds, share, global_loads {bits: count},
+global_stores {bits: count},
 local_loads, local_stores}.
 """
 

@@ -29,14 +29,15 @@ from convbackprop.variants import Variant
 
 HELP = "launch a variant and nothing else, for ncu and nsys"
 EPILOG = """\
-The arrays hold random numbers; nothing is checked and nothing is timed. On a GPU
-the code is compiled with -lineinfo, so that a profiler shows the .cu files' lines.
+The arrays hold random numbers; nothing is checked and nothing is timed. On a
+GPU the code is compiled with -lineinfo, so that a profiler shows the lines of
+the .cu files.
 
 examples:
   convbackprop run forward/coalesced
-  convbackprop run kernel_grad/tiled --problem 32,64,56,56,64,3,3,padding=1 --repeat 10
-  ncu --set full convbackprop run forward/coalesced --device cuda
-  nsys profile convbackprop run mine.cu --pass forward --device cuda --repeat 100
+  convbackprop run kernel_grad/tiled --problem 32,64,56,56,64,3,3 --repeat 10
+  ncu --set full convbackprop run forward/coalesced
+  nsys profile convbackprop run mine.cu --pass forward --repeat 100
 """
 
 
