@@ -294,6 +294,13 @@ def test_each_variant_of_a_pass(run, by_hand, no_nvcc):
     assert {key for each in found["reports"] for line in each["source"] for key in line} <= words
 
 
+def test_a_file_of_one_s_own(run, by_hand, no_nvcc):
+    assert run("new", "forward/mine")[0] == 0
+    code, out, err = run("profile", "mine.cu", "--pass", "forward", "--problem", PROBLEM, "--annotate")
+    assert code == 0 and not err and "forward/mine.cu is limited by shared memory" in out
+    assert all(line in out for line in Path("mine.cu").read_text().splitlines())
+
+
 # -- machine code ----------------------------------------------------------------------------------------------------
 @needs_nvcc
 @needs_cuobjdump
@@ -381,6 +388,9 @@ def test_without_a_gpu_nothing_is_measured(run, on_a_gpu, monkeypatch):
     asked, _ = on_a_gpu
     out = run("profile", "forward/tiled", "--problem", PROBLEM, "--device", "cpu")[1]
     monkeypatch.setattr(profile_report, "why_not_cuda", lambda: "there is none")
+    out += run("profile", "forward/tiled", "--problem", PROBLEM)[1]
+    monkeypatch.setattr(profile_report, "why_not_cuda", lambda: None)
+    monkeypatch.setenv("CONVBACKPROP_DEVICE", "cpu")
     out += run("profile", "forward/tiled", "--problem", PROBLEM)[1]
     assert asked == [] and "easured" not in out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convbackprop.check import check, inputs
-from convbackprop.cli.common import console, print_json, progress, say, title, variants_of
+from convbackprop.cli.common import Shielded, console, is_file, print_json, progress, say, title, variants_of
 from convbackprop.compiler import Source, cubin, ptx
 from convbackprop.devices import Device, get_device, why_not_cuda
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
@@ -96,11 +97,10 @@ def _one(words: Sequence[str] | None, option: str) -> str | None:
 
 def device_and_gpu(arguments: argparse.Namespace) -> tuple[Device | None, Gpu, str]:
     """Return the GPU that is looked at, the device if it is one that can time it, and a sentence if it is not."""
-    if arguments.device in (None, "cpu") and (arguments.device == "cpu" or why_not_cuda() is not None):
+    name = arguments.device or os.environ.get("CONVBACKPROP_DEVICE")
+    if name == "cpu" or (name is None and why_not_cuda() is not None):
         return None, gpu(arguments.gpu or GPUS[0].name), ""
-    device: Any = get_device(arguments.device or "cuda")
-    if device.kind != "cuda":
-        return None, gpu(arguments.gpu or GPUS[0].name), ""
+    device: Any = get_device(name or "cuda")
     own = gpu_titled(device.title)
     wanted = gpu(arguments.gpu) if arguments.gpu else own
     if wanted is None:
@@ -112,7 +112,7 @@ def device_and_gpu(arguments: argparse.Namespace) -> tuple[Device | None, Gpu, s
 
 # -- the command -----------------------------------------------------------------------------------------------------
 def run(arguments: argparse.Namespace) -> int:
-    """Gather, print and write; return 0 if nothing is wrong with what was looked at."""
+    """Look at what was named, in a child process if it is a file of one's own, and return the exit code."""
     if arguments.target is None:
         raise InvalidArgument(
             "say what to look at: a pass, a variant or a FILE.cu, as in 'convbackprop profile forward/coalesced'; or "
@@ -129,8 +129,18 @@ def run(arguments: argparse.Namespace) -> int:
         return _emit(arguments, variants, problem)
     if arguments.arch is not None:
         raise InvalidArgument("--arch goes with --machine-code and --emit; --gpu names what a report is of")
+    shield = Shielded()
+
+    def command() -> int:
+        return _profile(arguments, variants, problem, shield)
+
+    return shield.run(command) if is_file(arguments.target) else command()
+
+
+def _profile(arguments: argparse.Namespace, variants: Sequence[Variant], problem: ConvProblem, shield: Shielded) -> int:
+    """Gather, print and write; return 0 if every variant that was run on a GPU is right."""
     device, chosen, note = device_and_gpu(arguments)
-    reports, refused = _reports(variants, problem, chosen, arguments.blocks)
+    reports, refused = _reports(variants, problem, chosen, arguments.blocks, shield)
     wrong: list[str] = []
     if device is not None:
         reports = [_timed(each, device, wrong) for each in reports]
@@ -158,8 +168,9 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(wrong))
 
 
-def _reports(variants: Sequence[Variant], problem: ConvProblem, chosen: Gpu, blocks: int
-             ) -> tuple[list[Report], list[tuple[Variant, str]]]:  # fmt: skip
+def _reports(
+    variants: Sequence[Variant], problem: ConvProblem, chosen: Gpu, blocks: int, shield: Shielded
+) -> tuple[list[Report], list[tuple[Variant, str]]]:
     """Return the reports, and the variants that refuse the problem with their sentences."""
     found, refused = [], []
     with progress() as bar:
@@ -169,6 +180,7 @@ def _reports(variants: Sequence[Variant], problem: ConvProblem, chosen: Gpu, blo
             if sentence := variant.refusal(problem):
                 refused.append((variant, sentence))
             else:
+                shield.doing(f"{title(variant)} on {problem}")
                 found.append(report(variant, problem, chosen, blocks))
             bar.update(task, advance=1, refresh=True)
     if not found:

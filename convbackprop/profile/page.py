@@ -124,7 +124,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], binding: int | N
 
 
 def _bar(share: float, most: float = 12.0) -> str:
-    return f'<span class="bar" style="width:{most * min(1.0, share):.2f}em"></span>'
+    return "" if not share else f'<span class="bar" style="width:{most * min(1.0, share):.2f}em"></span>'
 
 
 def _overview(reports: Sequence[Report]) -> str:

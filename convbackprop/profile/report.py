@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convbackprop.compiler import Source, cubin, find_nvcc
-from convbackprop.errors import CompileError, EnvironmentProblem, UnsupportedProblem
+from convbackprop.errors import CompileError, EnvironmentProblem, ProblemTooLarge, UnsupportedProblem
 from convbackprop.plan import constants_of, three
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.profile import roofline
@@ -165,7 +165,7 @@ def _with_traffic(
         replayed: Sequence[KernelTraffic] = traffic(variant, problem, blocks)
     except CompileError:
         raise
-    except EnvironmentProblem as error:
+    except (EnvironmentProblem, ProblemTooLarge) as error:
         remarks.append(f"The addresses are left out: {error}.")
         return tuple(launches)
     waiting = list(replayed)
