@@ -481,6 +481,8 @@ def test_the_picture_is_to_scale():
             name: float(y) for name, y in re.findall(r'<circle class="(\w+)" cx="[\d.]+" cy="([\d.]+)" r="5"><t', text)
         }
         assert places["floor"] < places["point"] < places["measured"]
+        (height,) = re.findall(r'<line class="binding" [^>]*y1="([\d.]+)"', text)
+        assert float(height) == places["point"]  # the limit that binds goes through it
         heights[seconds] = (places["measured"] - places["point"]) / (places["measured"] - places["floor"])
     assert heights[1e-4] == pytest.approx(3 / 4, abs=0.01)  # of 5e-5, 1e-4 ... 8e-4
     assert heights[2e-4] == pytest.approx(2 / 4, abs=0.01) and heights[4e-4] == pytest.approx(1 / 4, abs=0.01)

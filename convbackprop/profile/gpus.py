@@ -115,16 +115,6 @@ class Gpu:
         return min(64 * self.sms, self.l2_bytes_per_clock or 64 * self.sms) * self.clock
 
     @property
-    def l1(self) -> float:
-        """Bytes a second from the first-level caches at most."""
-        return self.sms * self.multiprocessor.l1_bytes * self.clock
-
-    @property
-    def wavefronts(self) -> float:
-        """Passes over the banks of shared memory a second: one a clock."""
-        return self.sms * self.clock
-
-    @property
     def issue(self) -> float:
         """Instructions of warps that are issued a second."""
         return SCHEDULERS * self.sms * self.clock
