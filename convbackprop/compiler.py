@@ -177,18 +177,33 @@ def cubin(source: Source, architecture: str) -> tuple[Path, str]:
     CompilerNotFound, CompileError
         Without nvcc; where nvcc rejects the file, with its messages.
     """
+    path, known = _nvcc(source, architecture, architecture, "cubin")
+    return path, known["log"]
+
+
+def ptx(source: Source, architecture: str) -> Path:
+    """Compile a .cu file to PTX, the assembler's language between C++ and machine code, in the cache.
+
+    Raises
+    ------
+    CompilerNotFound, CompileError
+        Without nvcc; where nvcc rejects the file, with its messages.
+    """
+    return _nvcc(source, architecture, architecture.replace("sm", "compute"), "ptx")[0]
+
+
+def _nvcc(source: Source, architecture: str, code: str, kind: str) -> tuple[Path, dict[str, str]]:
+    """Compile to a cubin or to PTX; return the file and what is known of it."""
     nvcc = find_nvcc()
-    flags = [*_NVCC_FLAGS, f"-gencode=arch={architecture.replace('sm', 'compute')},code={architecture}"]
-    flags += source.defines
-    name = _key(nvcc, flags, text_with_includes(source.path), source.path.name)
+    flags = [*_NVCC_FLAGS, f"-gencode=arch={architecture.replace('sm', 'compute')},code={code}", *source.defines]
+    name = _key(nvcc, kind, flags, text_with_includes(source.path), source.path.name)
 
     def build(path: Path) -> dict[str, str]:
         include = ["-I", str(source_root())]
-        log = _run([str(nvcc), *flags, *include, "-cubin", "-o", str(path), str(source.path)])
+        log = _run([str(nvcc), *flags, *include, f"-{kind}", "-o", str(path), str(source.path)])
         return {"source": str(source.path), "log": log}
 
-    path, known = cache.entry(name, ".cubin", build)
-    return path, known["log"]
+    return cache.entry(name, f".{kind}", build)
 
 
 def cpu_runtime(flags: tuple[str, ...] = (), checked: bool = False) -> Path:

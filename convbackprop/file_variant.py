@@ -20,8 +20,9 @@ from pathlib import Path
 
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import PASSES, ConvProblem, known
-from convbackprop.sources import entry_points
-from convbackprop.variant import Constants, Launch, Tunable, Variant, ceil_div
+from convbackprop.signature import pass_signature, requirements, writes_all
+from convbackprop.sources import entry_points, parameters
+from convbackprop.variant import Constants, Launch, Requirement, Tunable, Variant, ceil_div
 
 _LETTERS = ("N", "C", "H", "W", "K", "R", "S", "P", "Q", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h",
             "dilation_w", "groups")  # fmt: skip
@@ -84,10 +85,13 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
     Raises
     ------
     InvalidArgument
-        The file cannot be read, has no CUDA kernel, or a ``//@`` line is not understood; the message names the line.
+        The file cannot be read, has no CUDA kernel, a ``//@`` line is not understood, or a CUDA kernel takes other
+        parameters than its launch gives it; the message names the line and what is expected.
     """
     known(pass_name, tuple(PASSES), "pass")
-    entries = entry_points(path)
+    entries = entry_points(path, pass_signature(pass_name))
+    declared = parameters(path)
+    requires: list[Requirement] = []
     tunables: dict[str, Tunable] = {}
     lets: dict[str, _Expression] = {}
     partial: list[_Expression] = []
@@ -134,6 +138,8 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
                     first(shared or "0", where),
                 )
             )
+            count = len(_split(integers or ""))
+            requires += requirements(where, pass_name, launches[-1], count, declared[entry])
         else:
             raise InvalidArgument(
                 f"{where}: {line!r} is not understood; it should be one of '//@ constant NAME = 1', "
@@ -144,18 +150,12 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
             f"{path} does not say how it is launched; add a line such as "
             f"'//@ launch {entries[0]}({', '.join(o.name for o in PASSES[pass_name].operands)}) grid=[N] block=[32]'"
         )
-    written = {name for launch in launches for name in launch.operands}
-
-    def needs_no_mask(problem: ConvProblem) -> str | None:
-        """It writes no mask."""
-        return "it writes no mask" if pass_name == "forward" and problem.mask and "mask" not in written else None
-
     return Variant(
         pass_name,
         path.stem,
         tuple(launches),
         tunables,
         partial_sums=lambda p, t: sum(expression(names(p, t)) for expression in partial),
-        requires=(needs_no_mask,),
+        requires=(writes_all(path, pass_name, launches), *requires),
         file=path,
     )

@@ -45,7 +45,8 @@ def constants_of(
     }
 
 
-def _three(extents: tuple[int, ...]) -> tuple[int, int, int]:
+def three(extents: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return one to three extents as x, y and z."""
     x, y, z = (*extents, 1, 1)[:3]
     return x, y, z
 
@@ -71,13 +72,13 @@ class Plan:
         self.partial_bytes = variant.partial_sums(problem, constants) * DTYPES[ACCUMULATORS[problem.dtype]]
         self.steps: list[tuple[tuple[str, ...], Kernel]] = []
         for launch in variant.launches:
-            grid = _three(launch.grid(problem, constants))
+            grid = three(launch.grid(problem, constants))
             if launch.when(problem) and (all(grid) or problem.N):  # an empty batch may leave nothing to compute
                 kernel = device.load(
                     source,
                     launch.entry,
                     grid,
-                    _three(launch.block(problem, constants)),
+                    three(launch.block(problem, constants)),
                     launch.shared_bytes(problem, constants),
                     len(launch.operands),
                     shape,

@@ -6,6 +6,7 @@ import functools
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from convbackprop.errors import InvalidArgument
 
@@ -20,20 +21,21 @@ def source_root() -> Path:
 
 
 def files_with_includes(path: Path) -> dict[str, Path]:
-    """Return a source file and all that it includes by "...", each by its name."""
+    """Return a source file and all that it includes by "...", each by the name by which it is included."""
     files: dict[str, Path] = {}
 
-    def find(file: Path, name: str) -> None:
+    def follow(file: Path, name: str) -> None:
         if name in files:
             return
         files[name] = file
-        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text("utf-8"), flags=re.MULTILINE):
+        text = file.read_text(encoding="utf-8")
+        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, flags=re.MULTILINE):
             for folder in (file.parent, source_root()):
                 if (folder / included).is_file():
-                    find(folder / included, included)
+                    follow(folder / included, included)
                     break
 
-    find(path, path.name)
+    follow(path, path.name)
     return files
 
 
@@ -53,22 +55,58 @@ def head_comment(path: Path) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", "\n".join(lines).strip()) if part]
 
 
-def entry_points(path: Path) -> tuple[str, ...]:
+_ENTRY = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(([^)]*)\)'
+)
+
+
+def _code(path: Path) -> str:
+    """Return a .cu file and what it includes as one text without comments."""
+    try:
+        text = "\n".join(text_with_includes(path).values())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path} cannot be read: {error}") from None
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+def entry_points(path: Path, expected: str = "") -> tuple[str, ...]:
     """Return the names of the extern "C" __global__ functions of a .cu file and of what it includes.
 
     Raises
     ------
     InvalidArgument
-        The file cannot be read, or has none.
+        The file cannot be read, or has none; then the message says what is `expected`.
     """
-    try:
-        text = "\n".join(text_with_includes(path).values())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}") from None
-    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
-    names = re.findall(
-        r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(', code
-    )
+    names = [match[1] for match in _ENTRY.finditer(_code(path))]
     if not names:
-        raise InvalidArgument(f'{path} has no CUDA kernel: it should define an extern "C" __global__ void function')
+        such_as = f", such as {expected}" if expected else ""
+        raise InvalidArgument(
+            f'{path} has no CUDA kernel: it should define an extern "C" __global__ void function{such_as}'
+        )
     return tuple(names)
+
+
+class Parameter(NamedTuple):
+    """A parameter of a CUDA kernel: the type that it is or points to, without const, and its name."""
+
+    type: str
+    is_pointer: bool
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.type}{'*' if self.is_pointer else ''} {self.name}".strip()
+
+
+def parameters(path: Path) -> dict[str, tuple[Parameter, ...]]:
+    """Return the parameters of each entry point of a .cu file, as they are written."""
+    found = {}
+    for match in _ENTRY.finditer(_code(path)):
+        found[match[1]] = tuple(_parameter(text) for text in match[2].split(",") if text.strip())
+    return found
+
+
+def _parameter(text: str) -> Parameter:
+    plain = re.sub(r"\[[^\]]*\]|\b(const|volatile|__restrict__|__restrict|__grid_constant__)\b", " ", text)
+    words = re.findall(r"\w+", plain)
+    name = words.pop() if len(words) > 1 else ""
+    return Parameter(" ".join(words), "*" in text or "[" in text, name)

@@ -7,6 +7,7 @@ measure it, and what the last repetition left in the L2 cache is overwritten fir
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -140,6 +141,9 @@ class CpuStage:
         """Return how many seconds a call takes on the device."""
         return host_clock(call)
 
+    def wait(self) -> None:
+        """Return when all that was called has ended."""
+
 
 class CudaStage(CpuStage):
     """The same on a GPU, while its context is active; everything is queued on the default stream, torch's too."""
@@ -148,10 +152,15 @@ class CudaStage(CpuStage):
         super().__init__(device, pass_name, problem, given)
         driver = self.device.driver
         self._start, self._stop = driver.Event(), driver.Event()
+
+    @functools.cached_property
+    def _flushed(self) -> tuple[int, int]:
+        """Address and size of what is overwritten before a call is timed."""
+        driver = self.device.driver
         l2_bytes = driver.Device(self.device.ordinal).get_attribute(driver.device_attribute.L2_CACHE_SIZE)
         # Several times the cache: its overwriting also keeps the GPU busy while the call is being queued.
-        self._flush_bytes = max(4 * l2_bytes, 64 << 20)
-        self._flush_address = self._reserve(self._flush_bytes)
+        size = max(4 * l2_bytes, 64 << 20)
+        return self._reserve(size), size
 
     def _place(self, array: Array) -> int:
         self._memory.append(self.device.upload(array.ctypes.data, array.nbytes))
@@ -163,12 +172,17 @@ class CudaStage(CpuStage):
         return int(self._memory[-1])
 
     def clock(self, call: Call) -> float:  # noqa: D102
-        self.device.driver.memset_d8_async(self._flush_address, 0x3C, self._flush_bytes)
+        address, size = self._flushed
+        self.device.driver.memset_d8_async(address, 0x3C, size)
         self._start.record()
         call()
         self._stop.record()
         self._stop.synchronize()
         return float(self._stop.time_since(self._start)) * 1e-3
+
+    def wait(self) -> None:  # noqa: D102
+        self._stop.record()
+        self._stop.synchronize()
 
     def free(self) -> None:
         """Give the memory back to the GPU."""

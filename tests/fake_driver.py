@@ -73,8 +73,19 @@ class FakeDriver(types.ModuleType):
                 driver.require_context()
                 self.handle = 0x5EED
 
+        class Event:
+            def __init__(self) -> None:
+                driver.require_context()
+
+            def record(self) -> None:
+                driver.require_context()
+
+            def synchronize(self) -> None:
+                driver.require_context()
+
         self.Device = Device
         self.Stream = Stream
+        self.Event = Event
         self.function_attribute = types.SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
 
     def init(self) -> None:
@@ -98,6 +109,10 @@ class FakeDriver(types.ModuleType):
     def mem_get_info(self) -> tuple[int, int]:
         self.require_context()
         return self.free, 2**30
+
+    def memset_d8(self, target: int, value: int, size: int) -> None:
+        self.require_context()
+        ctypes.memset(target, value, size)
 
     def memcpy_htod(self, target: DeviceAllocation, source: object) -> None:
         self.require_context()

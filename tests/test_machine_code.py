@@ -322,7 +322,6 @@ def run(capfd, monkeypatch, tmp_path):
     ("command", "words"),
     [
         ("", "as in 'convbackprop profile --machine-code'"),
-        ("forward", "as in 'convbackprop profile forward --machine-code'"),
         ("--machine-code nix", "target is 'nix'"),
         ("--machine-code --arch sm_1", "--arch is 'sm_1'; it should be one of sm_75, sm_80"),
         ("--machine-code --dtype int8", "--dtype is 'int8'; it should be one of float32"),

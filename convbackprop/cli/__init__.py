@@ -14,7 +14,7 @@ import convbackprop
 from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType
 
 #: Each is a module of this package with `add_arguments(parser)`, `run(arguments)`, HELP and EPILOG.
-COMMANDS = ("doctor", "list", "check", "sanitize", "bench", "profile", "new")
+COMMANDS = ("doctor", "list", "check", "sanitize", "bench", "profile", "run", "new")
 
 _EXAMPLES = """\
 examples:
@@ -22,7 +22,9 @@ examples:
   convbackprop list                            every pass and variant
   convbackprop check forward                   hold the forward variants against the float64 reference
   convbackprop bench                           time every variant beside torch
+  convbackprop profile forward/coalesced       what limits a kernel, and what to change first, without a GPU
   convbackprop profile --machine-code          registers, spills and occupancy of every kernel, without a GPU
+  convbackprop run forward/coalesced           launch it and nothing else, for ncu and nsys
   convbackprop new forward/mine                a CUDA kernel of your own: writes mine.cu
   convbackprop bench mine.cu --pass forward    ... checked and timed beside the others
 

@@ -1,4 +1,4 @@
-"""Look into kernels: what nvcc makes of them. No GPU is needed."""
+"""Look into kernels: what limits them, by their machine code and their addresses. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from convbackprop.cli import profile_report
 from convbackprop.cli.common import (
+    add_device,
     add_target,
     console,
     distinct,
@@ -29,8 +31,18 @@ from convbackprop.profile.machine_code import FILTERS, Configuration, Kernel, ke
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.sass import WIDTHS, Mix, find_cuobjdump
 
-HELP = "registers, spills, occupancy and instructions of each kernel"
+HELP = "what limits a kernel, and what to change first"
 EPILOG = """\
+The report is of one variant, or each of a pass, on one problem and one GPU: the
+problem's floor (its bytes at the speed of memory, its operations at that of the
+arithmetic), and the limits that follow from the kernel itself. Two things tell
+of them: with nvcc (and cuobjdump) its registers, spills, occupancy and the
+instructions of its hot loop; and its addresses, which are replayed on the cpu
+device: the sectors that blocks ask for, the sectors or wavefronts a request of
+each line of source, and bank conflicts. Each limit is a least time; the
+greatest is the prediction. On a GPU the kernel is also checked and timed, and
+the prediction scored.
+
 --machine-code compiles each variant with nvcc for a layer of one channel on
 4096 x 4096 numbers (or, if it refuses that, of 64 channels to 128 on 112 x 112
 and 32 images; with ReLU, bias, padding that keeps the size), in each dtype and
@@ -47,18 +59,32 @@ can reach of the GPU's peak. Code for an image's border counts, too, though most
 threads skip it.
 
 examples:
+  convbackprop profile forward/coalesced
+  convbackprop profile forward --problem 32,64,56,56,64,3,3,padding=1 --gpu A100
+  convbackprop profile mine.cu --pass forward --annotate
+  convbackprop profile forward/tiled --html tiled.html
+  convbackprop profile forward/tiled --emit sass -o tiled.sass
   convbackprop profile --machine-code
   convbackprop profile forward/coalesced --machine-code --filter 5 --arch sm_90a
   convbackprop profile backward --machine-code --dtype float32 float16 --json
   convbackprop profile mine.cu --pass forward --machine-code
 
-JSON keys: ok, nvcc, cuobjdump, configurations, spilling [configuration],
-refused [variant, dtype, filter, reason], rows [variant, kernel, main, dtype,
-filter, arch, threads, registers, static_shared_bytes, dynamic_shared_bytes,
-stack_bytes, spill_store_bytes, spill_load_bytes, blocks_per_sm, warps_per_sm,
-max_warps_per_sm, limited_by [name], whole, loop]. A row is a kernel; main: the
-one in the tables. whole and loop, null without cuobjdump, are {instructions,
-multiply_adds, share, global_loads {bits: count}, global_stores {bits: count},
+JSON keys of a report: ok, gpu, problem, notes, reports [variant, flops,
+least_bytes, own_bytes, floor_us, predicted_us, limited_by, share, advice,
+verdict, bounds [limit, us, what], launches [kernel, main, grid, block, code
+{registers...}, hot_loop {is_loop, instructions, multiply_adds, share, bytes,
+kinds}, traffic {blocks, arrays, lines}], remarks, measured_us, ratio, and with
+--annotate source [file, line, instructions, multiply_adds, accesses]]. code,
+hot_loop, traffic, own_bytes, measured_us and ratio are null where not known.
+
+JSON keys of --machine-code: ok, nvcc, cuobjdump, configurations, spilling
+[configuration], refused [variant, dtype, filter, reason], rows [variant,
+kernel, main, dtype, filter, arch, threads, registers, static_shared_bytes,
+dynamic_shared_bytes, stack_bytes, spill_store_bytes, spill_load_bytes,
+blocks_per_sm, warps_per_sm, max_warps_per_sm, limited_by [name], whole, loop].
+A row is a kernel; main: the one in the tables. whole and loop, null without
+cuobjdump, are {instructions, multiply_adds, share, global_loads {bits: count},
+global_stores {bits: count},
 local_loads, local_stores}.
 """
 
@@ -72,12 +98,15 @@ ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_target(parser)
+    profile_report.add_arguments(parser)
+    add_device(parser)
     parser.add_argument("--machine-code", action="store_true", help="what nvcc makes of the variants; needs nvcc")
-    parser.add_argument("--arch", nargs="+", default=ARCHITECTURES, metavar="SM", help=f"{', '.join(LIMITS)}; "
+    parser.add_argument("--arch", nargs="+", metavar="SM", help=f"of --machine-code and --emit: {', '.join(LIMITS)}; "
                         f"default: {' '.join(ARCHITECTURES)}")  # fmt: skip
-    parser.add_argument("--dtype", nargs="+", default=DTYPES, metavar="D", help=f"{', '.join(DTYPES)}; default: all")
-    parser.add_argument("--filter", nargs="+", default=FILTERS, metavar="R", help="heights (and widths) of the filter; "
-                        f"default: {' '.join(map(str, FILTERS))}")  # fmt: skip
+    parser.add_argument("--dtype", nargs="+", metavar="D", help=f"{', '.join(DTYPES)}; default: float32, with "
+                        "--machine-code all")  # fmt: skip
+    parser.add_argument("--filter", nargs="+", metavar="R", help="heights (and widths) of the filter; default: 5, with "
+                        f"--machine-code {' '.join(map(str, FILTERS))}")  # fmt: skip
     parser.add_argument("--sass", action="store_true", help="fail where the instructions cannot be looked at for want "
                         "of cuobjdump")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -87,12 +116,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def configurations(arguments: argparse.Namespace) -> tuple[Configuration, ...]:
     """Return what the arguments ask for."""
     variants = variants_of(arguments.target, arguments.pass_name)
-    architectures = distinct(known(word, tuple(LIMITS), "--arch") for word in arguments.arch)
-    dtypes = distinct(known(word, tuple(DTYPES), "--dtype") for word in arguments.dtype)
-    for word in arguments.filter:
+    architectures = distinct(known(word, tuple(LIMITS), "--arch") for word in arguments.arch or ARCHITECTURES)
+    dtypes = distinct(known(word, tuple(DTYPES), "--dtype") for word in arguments.dtype or DTYPES)
+    sizes = arguments.filter or FILTERS
+    for word in sizes:
         if not str(word).isdecimal() or not 1 <= int(word) < 10_000:
             raise InvalidArgument(f"--filter is {word!r}; it should be an integer from 1 to 9999")
-    filters = distinct(int(word) for word in arguments.filter)
+    filters = distinct(int(word) for word in sizes)
     return tuple(
         Configuration(variant, dtype, size, architecture)
         for variant in variants
@@ -121,13 +151,17 @@ def examine(wanted: Iterable[Configuration], cuobjdump: Path | None) -> list[Ker
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print the report, or with --machine-code the tables of all kernels."""
+    if arguments.machine_code:
+        return machine_code(arguments)
+    return profile_report.run(arguments)
+
+
+def machine_code(arguments: argparse.Namespace) -> int:
     """Compile, print the tables, and return 0 if nothing spills."""
-    if not arguments.machine_code:
-        named = f" {arguments.target}" if arguments.target else ""
-        raise InvalidArgument(
-            "say what to look at: --machine-code shows registers, spills, occupancy and instructions of the kernels, "
-            f"as in 'convbackprop profile{named} --machine-code'; it needs nvcc and no GPU"
-        )
+    for option in ("problem", "gpu", "annotate", "html", "emit", "output", "device"):
+        if getattr(arguments, option):
+            raise InvalidArgument(f"--{option} goes with a report on one problem; leave it or --machine-code out")
     asked = configurations(arguments)
     nvcc = find_nvcc()
     cuobjdump, why_not = None, ""

@@ -60,16 +60,24 @@ def usage(log: str) -> dict[str, Usage]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A variant, compiled for a problem and an architecture."""
+    """A variant, compiled for a problem and an architecture; `on`: another problem than the published ones."""
 
     variant: Variant
     dtype: str
     filter: int
     architecture: str
+    on: ConvProblem | None = None
+
+    @classmethod
+    def of(cls, variant: Variant, problem: ConvProblem, architecture: str) -> Configuration:
+        """Return the configuration of any problem."""
+        return cls(variant, problem.dtype, problem.R, architecture, problem)
 
     @property
     def problem(self) -> ConvProblem:
         """The problem: of one channel, if the variant computes that."""
+        if self.on is not None:
+            return self.on
         single, whole = problem_of(self.dtype, self.filter), whole_layer(self.dtype, self.filter)
         return whole if self.variant.refusal(single) and not self.variant.refusal(whole) else single
 
@@ -108,10 +116,8 @@ class Kernel:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the one that does the work: named as the pass, or the one that is launched first."""
-        variant = self.configuration.variant
-        entries = [launch.entry for launch in variant.launches]
-        return self.entry == (variant.pass_name if variant.pass_name in entries else entries[0])
+        """Whether it is the one that does the work."""
+        return self.entry == main_entry(self.configuration.variant)
 
     @property
     def shared_bytes(self) -> int:
@@ -122,6 +128,12 @@ class Kernel:
     def spill_bytes(self) -> int:
         """Stored and loaded by a thread because it has too few registers."""
         return self.usage.spill_store_bytes + self.usage.spill_load_bytes
+
+
+def main_entry(variant: Variant) -> str:
+    """Return the kernel that does the work: the one named as the pass, or the one that is launched first."""
+    entries = [launch.entry for launch in variant.launches]
+    return variant.pass_name if variant.pass_name in entries else entries[0]
 
 
 def kernels(configuration: Configuration, cuobjdump: Path | None = None) -> Sequence[Kernel]:

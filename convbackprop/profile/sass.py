@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,8 @@ from convbackprop.errors import CompilerNotFound, EnvironmentProblem
 #: The widths of a load or store, in bits.
 WIDTHS = (128, 64, 32, 16, 8)
 
-_FUSED_MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA", "HFMA2")
+#: The names of fused multiply-adds; those that end in 2 do two at once.
+FUSED_MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA", "HFMA2")
 
 
 # -- getting the instructions ----------------------------------------------------------------------------------------
@@ -79,7 +81,9 @@ def dump(cuobjdump: Path, cubin: Path) -> str:
 
 
 # -- reading them ----------------------------------------------------------------------------------------------------
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """An instruction as cuobjdump prints it."""
+
     address: int
     guard: str
     name: str  # such as LDG.E.128.CONSTANT
@@ -87,6 +91,7 @@ class _Instruction(NamedTuple):
 
     @property
     def base(self) -> str:
+        """Its name without what is behind the first point."""
         return self.name.partition(".")[0]
 
     @property
@@ -97,22 +102,23 @@ class _Instruction(NamedTuple):
 
     @property
     def is_multiply_add(self) -> bool:
+        """Whether it is a fused multiply-add that computes something."""
         # HFMA2 R4, -RZ, RZ, 0, 0 is how a constant is moved into a register.
-        return self.base in _FUSED_MULTIPLY_ADDS and not re.search(r", -?RZ, -?RZ,", self.operands)
+        return self.base in FUSED_MULTIPLY_ADDS and not re.search(r", -?RZ, -?RZ,", self.operands)
 
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 
 
-def functions(listing: str) -> dict[str, list[_Instruction]]:
+def functions(listing: str) -> dict[str, list[Instruction]]:
     """Return the instructions of each function of a listing."""
-    found: dict[str, list[_Instruction]] = {}
-    body: list[_Instruction] = []
+    found: dict[str, list[Instruction]] = {}
+    body: list[Instruction] = []
     for line in listing.splitlines():
         if line.lstrip().startswith("Function :"):
             body = found.setdefault(line.partition(":")[2].strip(), [])
         elif match := _LINE.match(line):
-            body.append(_Instruction(int(match[1], 16), (match[2] or "").strip(), match[3], match[4]))
+            body.append(Instruction(int(match[1], 16), (match[2] or "").strip(), match[3], match[4]))
     return found
 
 
@@ -128,7 +134,7 @@ class Mix:
     local_stores: int = 0
 
     @classmethod
-    def of(cls, code: Sequence[_Instruction]) -> Mix:
+    def of(cls, code: Sequence[Instruction]) -> Mix:
         """Count."""
         bases = Counter(instruction.base for instruction in code)
         loads, stores = (
@@ -151,13 +157,44 @@ class Instructions:
     loop: Mix | None
 
     @classmethod
-    def of(cls, code: Sequence[_Instruction]) -> Instructions:
+    def of(cls, code: Sequence[Instruction]) -> Instructions:
         """Read a kernel."""
-        loops = [mix for mix in map(Mix.of, _loops(code)) if mix.multiply_adds]
-        return cls(Mix.of(code), max(loops, key=lambda mix: mix.multiply_adds, default=None))
+        loop = hot_loop(code)
+        return cls(Mix.of(code), Mix.of(loop.instructions) if loop else None)
 
 
-def _blocks(code: Sequence[_Instruction]) -> tuple[list[Sequence[_Instruction]], list[list[int]]]:
+class Loop(NamedTuple):
+    """A loop, without the loops in it.
+
+    Attributes
+    ----------
+    instructions : list of Instruction
+        All of it, also what few threads come by, such as the code for an image's border.
+    leanest : list of Instruction
+        Of the ways round it the one with the fewest instructions for each multiply-add: what a loop in it takes is not
+        counted, so no way round does better.
+    """
+
+    instructions: list[Instruction]
+    leanest: list[Instruction]
+
+    @property
+    def multiply_adds(self) -> int:
+        """How many of its instructions are such."""
+        return sum(instruction.is_multiply_add for instruction in self.instructions)
+
+
+def hot_loop(code: Sequence[Instruction]) -> Loop | None:
+    """Return the innermost loop that has the most multiply-adds, or None if no loop has any."""
+    return max(multiplying_loops(code), key=lambda loop: loop.multiply_adds, default=None)
+
+
+def multiplying_loops(code: Sequence[Instruction]) -> list[Loop]:
+    """Return the loops that have multiply-adds."""
+    return [loop for loop in _loops(code) if loop.multiply_adds]
+
+
+def _blocks(code: Sequence[Instruction]) -> tuple[list[Sequence[Instruction]], list[list[int]]]:
     """Return the basic blocks of a function, and for each the numbers of those that may come next."""
     place = {instruction.address: i for i, instruction in enumerate(code)}
     targets: dict[int, int] = {}  # of the branches, by place
@@ -181,8 +218,8 @@ def _blocks(code: Sequence[_Instruction]) -> tuple[list[Sequence[_Instruction]],
     return [code[i:end] for i, end in zip(first, [*first[1:], len(code)], strict=True)], after
 
 
-def _loops(code: Sequence[_Instruction]) -> Iterator[list[_Instruction]]:
-    """Yield each loop's instructions, without those of the loops in it.
+def _loops(code: Sequence[Instruction]) -> Iterator[Loop]:
+    """Yield each loop.
 
     A loop is what can come back to a branch that leads up to a block through which every way to that branch leads: a
     backward branch alone may be one from code that was moved out of the way.
@@ -217,7 +254,38 @@ def _loops(code: Sequence[_Instruction]) -> Iterator[list[_Instruction]]:
                         new += before[block]
     for head, body in bodies.items():
         inner = set().union(*(other for begin, other in bodies.items() if begin != head and begin in body))
-        yield [instruction for n in sorted(body - inner) for instruction in blocks[n]]
+        own = {n: blocks[n] if n not in inner else () for n in body}
+        yield Loop([instruction for n in sorted(own) for instruction in own[n]], _leanest(head, own, before))
+
+
+def _leanest(
+    head: int, body: Mapping[int, Sequence[Instruction]], before: Sequence[Sequence[int]]
+) -> list[Instruction]:
+    """Return the way round a loop with the fewest instructions for each multiply-add.
+
+    Found by Dinkelbach's method ("On nonlinear fractional programming", 1967): the best way if each multiply-add is
+    worth 1 and each instruction costs the ratio of the best way so far, until that is the best one.
+    """
+    ratio, best = 0.0, [head]
+    while True:
+        worth = {n: sum(i.is_multiply_add for i in own) - ratio * len(own) for n, own in body.items()}
+        # Towards every block from the head, one more block at a time; loops within are worth nothing.
+        found, came_from = {head: worth[head]}, {}
+        for _ in body:
+            for n in body:
+                for other in before[n]:
+                    if n != head and other in found and found[other] + worth[n] > found.get(n, -math.inf) + 1e-9:
+                        found[n], came_from[n] = found[other] + worth[n], other
+        n = max((other for other in before[head] if other in found), key=lambda other: found[other])
+        way = [n]
+        while n != head:
+            n = came_from[n]
+            way.append(n)
+        code = [instruction for n in reversed(way) for instruction in body[n]]
+        new = sum(instruction.is_multiply_add for instruction in code) / max(1, len(code))
+        if new <= ratio:
+            return [instruction for n in reversed(best) for instruction in body[n]]
+        ratio, best = new, way
 
 
 # -- both ------------------------------------------------------------------------------------------------------------
