@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench bench-layers check test test-all test-pythons bench-suite gpu-report lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench bench-layers check sanitize test test-all test-pythons bench-suite gpu-report lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: $(ENV) ## time every variant on this machine
 
 check: $(ENV) ## compare every variant with the float64 reference
 	@$(PY) -m convbackprop check $(ARGS)
+
+sanitize: $(ENV) ## look at each access to memory of every variant, on the CPU: minutes
+	@$(PY) -m convbackprop sanitize $(ARGS)
 
 test: $(ENV) ## the tests, without the slow ones
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional

@@ -268,6 +268,9 @@ def _element(raw: RawFinding, array: GlobalArray | SharedArray | None, shapes: M
             index = ",".join(str(int(i)) for i in np.unravel_index(number, shapes[array.name]))
             return f"{array.name}[{index}]"
         return f"{array.name}[{number:,}]"
+    if array is not None and raw.offset % raw.bytes == 0:
+        number = f"{raw.offset // raw.bytes:,}"
+        return f"element {number} of {array.name}" if array.is_dynamic else f"{array.name}, element {number}"
     if array is not None:
         return f"{array.name}, byte {raw.offset:,}"
     return "memory"

@@ -21,6 +21,7 @@ examples:
   convbackprop doctor                          what this machine can run, and what is missing
   convbackprop list                            every pass and variant
   convbackprop check forward                   hold the forward variants against the float64 reference
+  convbackprop sanitize forward                find invalid accesses and races, by line of source
   convbackprop bench                           time every variant beside torch
   convbackprop profile forward/coalesced       what limits a kernel, and what to change first, without a GPU
   convbackprop profile --machine-code          registers, spills and occupancy of every kernel, without a GPU

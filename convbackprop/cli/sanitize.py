@@ -56,7 +56,8 @@ Limits:
   Blocks, or warps of a block, that order themselves by __threadfence and a
   counter are reported as a race, although they may be right. An access that
   runs from one array into another is found where it lies beside every array,
-  or beyond an extent that the source declares.
+  or beyond an extent that the source declares. What g++ optimises away is not
+  seen.
 
 examples:
   convbackprop sanitize forward/tiled
@@ -195,15 +196,15 @@ def _print(found: Sequence[_Found], refused: int, left_out: int) -> None:
         own = [each for each in places if each[0] is variant]
         runs = sum(v is variant for v, _, _ in found)
         verdict = Text(f"{len(own)} found", "red") if own else Text("clean", "green")
-        out.print(Text.assemble((title(variant), "cyan"), f": {runs:,} problem{'s' * (runs > 1)}, ", verdict))
+        out.print(Text.assemble((title(variant), "cyan"), f": {_counted(runs, 'problem')}, ", verdict))
         for _, outcome, finding, problems in own[:_SHOWN]:
             _print_finding(out, outcome, finding, problems)
         if len(own) > _SHOWN:
             out.print(f"  ... and {len(own) - _SHOWN} more")
     total = sum(outcome.seconds for _, outcome, _ in found)
     most = max(outcome.notes_bytes for _, outcome, _ in found)
-    say(out, f"\n{len(found):,} runs in {total:.1f} s, {len(places):,} findings, {refused:,} refused by the variant; "
-        f"notes on memory took at most {most / 1e6:,.1f} MB")  # fmt: skip
+    counts = f"{_counted(len(found), 'run')} in {total:.1f} s, {_counted(len(places), 'finding')}"
+    say(out, f"\n{counts}, {refused:,} refused by the variant; notes on memory took at most {most / 1e6:,.1f} MB")
     if left_out:
         say(out, f"{left_out:,} left out: variants that are compiled for the problem's sizes; --all takes them all")
     if any(finding.kind.startswith("race") for _, _, finding, _ in places):
@@ -224,9 +225,16 @@ def _print_finding(out: Console, outcome: Outcome, finding: Finding, problems: i
                 break  # from here on, the kernel itself
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def _name(path: Path) -> str:
-    """Return a file's name: from the root of the kernels on, or as it is."""
-    return str(path.relative_to(source_root())) if path.is_relative_to(source_root()) else str(path)
+    """Return a file's name: from the root of the kernels on, or from the current folder, or as it is."""
+    for root in (source_root(), Path.cwd()):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return str(path)
 
 
 def _line(path: Path, number: int) -> str:
