@@ -17,6 +17,7 @@ from rich.text import Text
 
 import convbackprop
 from convbackprop import cache
+from convbackprop.bench.machine import processor
 from convbackprop.cli.common import console, print_json
 from convbackprop.compiler import compiler_version, find_cxx, find_nvcc
 from convbackprop.devices import get_device, why_not_cuda
@@ -86,15 +87,6 @@ def _cpu() -> str:
         raise ConvBackpropError("a copy on the cpu device gives a wrong result; please report it")
     count = get_num_threads()
     return f"{processor()}, {count} thread{'s' * (count > 1)} (CONVBACKPROP_NUM_THREADS)"
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def _driver() -> str:
