@@ -2,8 +2,8 @@
 
 DeepBench's are its convolutions for training (https://github.com/baidu-research/DeepBench), by the networks that they
 were taken from. ResNet-50's are those of table 1 of He et al., "Deep Residual Learning for Image Recognition" (2016),
-its stride in the 3 x 3 layers, as torchvision has it. The depthwise ones are of MobileNetV2 (Sandler et al., 2018, table
-2), EfficientNet-B0 (Tan and Le, 2019, table 1) and ConvNeXt-T (Liu et al., 2022, table 9).
+its stride in the 3 x 3 layers, as torchvision has it. The depthwise ones are of MobileNetV2 (Sandler et al., 2018,
+table 2), EfficientNet-B0 (Tan and Le, 2019, table 1) and ConvNeXt-T (Liu et al., 2022, table 9).
 """
 
 from __future__ import annotations

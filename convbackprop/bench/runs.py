@@ -261,14 +261,14 @@ def _row(part: _Part) -> Row:
     seconds = part.child("seconds")
     seconds.of(dict, "an object")
     peers = seconds.child("peers")
-    error = part.maybe("error", _Part.number)
+    largest = part.maybe("error", _Part.number)
     return Row(
         name=name,
         problem=problem,
         label=part.text("label"),
         refusal=part.maybe("refused", lambda p: p.of(str, "a text")),
         faults=part.texts("faults"),
-        error=math.nan if error is None else error,
+        error=math.nan if largest is None else largest,
         ours=seconds.child("ours").timing() if "ours" in seconds.value else None,
         copy=seconds.child("copy").timing() if "copy" in seconds.value else None,
         public=seconds.child("public").timing() if "public" in seconds.value else None,

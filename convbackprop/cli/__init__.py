@@ -14,7 +14,7 @@ import convbackprop
 from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType
 
 #: Each is a module of this package with `add_arguments(parser)`, `run(arguments)`, HELP and EPILOG.
-COMMANDS = ("doctor", "list", "check", "bench", "profile", "new")
+COMMANDS = ("doctor", "list", "check", "bench", "compare", "plot", "report", "demo", "profile", "new")
 
 _EXAMPLES = """\
 examples:

@@ -309,7 +309,7 @@ def _run(
         say(out, *done.notes, *(layer_goals.sentences(layers) if layers else ()))
         if met:
             goals.print_goals(met, out)
-        say(out, *filter(None, (noise.sentence, saved and f"saved as {saved}")))
+        say(out, *([noise.sentence] if noise.sentence else []), *([f"saved as {saved}"] if saved else []))
     if arguments.pictures is not None:
         pictures = save_pictures(Path(arguments.pictures), cases[0].arrays("forward", {}), cases[0].problem, device)
         if not arguments.json:

@@ -111,10 +111,11 @@ def legend_of(rows: Sequence[Row]) -> list[str]:
     peaks = distinct(row.peak_flops for row in rows if row.peak_flops)
     said = [
         "ms: median. rate: the bytes that the pass must move, over the median, where memory is its floor; its "
-        "operations, where arithmetic is. of floor: the share that the floor has of the median. The floor is the longer "
-        f"of a copy of as many bytes, timed in turn with the fastest rows ({digits(min(copies))} to "
+        "operations, where arithmetic is. of floor: the share that the floor has of the median. The floor is the "
+        f"longer of a copy of as many bytes, timed in turn with the fastest rows ({digits(min(copies))} to "
         f"{digits(max(copies))} GB/s), and the operations at the peak rate of multiply-adds, measured here "
-        f"({' and '.join(digits(1e-9 * peak) for peak in peaks)} GFLOP/s).",
+        f"({' and '.join(digits(1e-9 * peak) for peak in peaks)} GFLOP/s). A problem that "
+        "fits in a cache can be below it: the copy's launch counts, too.",
         *(f"vs {name}: how many times as long it takes: {PEERS[name].about}" for name in peer_names(rows)
           if name in PEERS),
         "error: the largest, as a share of the bound that any order of summation obeys; 1 or less is right.",
