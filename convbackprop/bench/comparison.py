@@ -1,10 +1,11 @@
 """Two saved runs, row by row: how their times compare, and whether the difference is more than noise.
 
 Repetitions of two runs do not pair: the third of one has nothing to do with the third of the other. So a row is judged
-by a test for two independent samples that assumes no distribution, the Mann-Whitney U test (Mann and Whitney, "On a test
-of whether one of two random variables is stochastically larger than the other", 1947), as timings are skewed. Many rows
-make many tests: their p-values are corrected by Benjamini and Hochberg's procedure ("Controlling the false discovery
-rate", 1995), so that of the rows which are called faster or slower at most a share of `RATE` is expected to be wrong.
+by a test for two independent samples that assumes no distribution, the Mann-Whitney U test (Mann and Whitney, "On a
+test of whether one of two random variables is stochastically larger than the other", 1947), as timings are skewed. Many
+rows make many tests: their p-values are corrected by Benjamini and Hochberg's procedure ("Controlling the false
+discovery rate", 1995), so that of the rows which are called faster or slower at most a share of `RATE` is expected to
+be wrong.
 
 What does pair is the same row of both runs. Over all rows, the Wilcoxon signed-rank test for paired samples (Wilcoxon,
 "Individual comparisons by ranking methods", 1945) of the logarithms of their ratios tells whether one run as a whole is
@@ -12,8 +13,8 @@ faster.
 
 Neither test knows that another start of the process is another layout of memory, and another minute another machine:
 repetitions within a run are more alike than two runs are (Kalibera and Jones, "Rigorous benchmarking in reasonable
-time", 2013). So a difference below `least` is none, however certain it is; and what the copies of memory took, in which
-no kernel of ours takes part, tells how much of it is the machine's.
+time", 2013). So a difference below `least` is none, however certain it is; and what the copies of memory and the peers
+took, in which no kernel of ours takes part, tells how much of it is the machine's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.bench.columns import digits
 from convbackprop.bench.machine import SAME
 from convbackprop.bench.rows import Row
 from convbackprop.bench.runs import Run
@@ -35,8 +37,8 @@ RATE, LEAST = 0.05, 0.05
 #: Fewer repetitions than this cannot differ significantly, whatever they are; nor can fewer rows.
 _REPETITIONS, _ROWS = 4, 6
 
-#: The copies of two runs that differ by more than this are another machine, or another load.
-_COPIES = 0.1
+#: Copies and peers that differ by more than this between two runs tell of another machine, or another load.
+_WITNESSES = 0.1
 
 FASTER, SLOWER, SAME_SPEED, FEW, UNTESTED = "faster", "slower", "no difference", "too few", "untested"
 
@@ -119,7 +121,7 @@ def compare(a: Run, b: Run, least: float = LEAST) -> Comparison:
     """
     of_a, of_b = ({row.key: row for row in run.rows if row.ours} for run in (a, b))
     pairs = [Pair(row, of_b[key]) for key, row in of_a.items() if key in of_b]
-    notes = [*_differences(a, b), *_noise(a, b), *_copies(pairs)]
+    notes = [*_differences(a, b), *_noise(a, b), *_witnesses(pairs)]
     ratios = [pair.ratio for pair in pairs]
     p = None
     try:
@@ -164,6 +166,32 @@ def _verdict(p: float, ratio: float, least: float) -> str:
     return FASTER if ratio < 1 else SLOWER
 
 
+# -- in words --------------------------------------------------------------------------------------------------------
+def cells(row: dict[str, float | None]) -> list[str]:
+    """Return the figures of a row of a comparison as they are printed."""
+    q = row["q"]
+    return [digits(row["a_ms"]), digits(row["b_ms"]), f"{row['ratio']:.3f}",
+            "-" if q is None else f"{q:.2g}" if q >= 0.001 else "<0.001"]  # fmt: skip
+
+
+def summary(found: Comparison, a: str, b: str, least: float) -> list[str]:
+    """Return what a comparison comes to, in sentences."""
+    counts = {verdict: sum(pair.verdict == verdict for pair in found.pairs) for verdict in (FASTER, SLOWER)}
+    said = [
+        f"ratio: the median of {b} over that of {a}; below 1, {b} is faster. q: of a Mann-Whitney U test of the "
+        f"repetitions, corrected for {len(found.pairs)} rows (Benjamini-Hochberg). A row is faster or slower where q "
+        f"is at most {RATE:g} and the medians differ by more than {100 * least:g} %.",
+        f"{b} is faster in {counts[FASTER]} of {len(found.pairs)} rows and slower in {counts[SLOWER]}.",
+    ]
+    if found.ratio is not None:
+        tested = "" if found.p is None else f", p {found.p:.2g} (Wilcoxon signed-rank test of the rows' log ratios)"
+        said.append(f"Over all rows the ratio is {found.ratio:.3f} (geometric mean){tested}: {found.verdict}.")
+    for name, rows in ((a, found.only_a), (b, found.only_b)):
+        if rows:
+            said.append(f"Only in {name}: {len(rows)} rows, such as {rows[0].name} on {rows[0].label}.")
+    return said
+
+
 # -- what to keep in mind --------------------------------------------------------------------------------------------
 def _differences(a: Run, b: Run) -> list[str]:
     """Return a note on what is not the same in two runs besides the code."""
@@ -193,13 +221,21 @@ def _noise(a: Run, b: Run) -> list[str]:
     ]
 
 
-def _copies(pairs: Sequence[Pair]) -> list[str]:
-    """Return a note if the copies of memory, beside the same rows, took another time."""
-    ratios = [pair.b.copy.median / pair.a.copy.median for pair in pairs if pair.a.copy and pair.b.copy]
-    middle = float(np.median(ratios)) if ratios else 1.0
-    if max(middle, 1 / middle) <= 1 + _COPIES:
+def _witnesses(pairs: Sequence[Pair]) -> list[str]:
+    """Return a note if copies and peers, in which no kernel of ours takes part, took another time in the second run."""
+    ratios: dict[str, list[float]] = {}
+    for pair in pairs:
+        for name, first, second in (
+            ("a copy of memory", pair.a.copy, pair.b.copy),
+            *((name, timing, pair.b.peers.get(name)) for name, timing in pair.a.peers.items()),
+        ):
+            if first and second:
+                ratios.setdefault(name, []).append(second.median / first.median)
+    middles = {name: float(np.median(found)) for name, found in ratios.items()}
+    moved = [f"{name} {m:.2f} times" for name, m in middles.items() if max(m, 1 / m) > 1 + _WITNESSES]
+    if not moved:
         return []
     return [
-        f"NOTE: the copies of memory took {middle:.2f} times as long in the second run, and no kernel of ours takes part "
-        "in them: about so much of what follows is the machine's."
+        f"NOTE: what none of our kernels takes part in took another time in the second run, too ({', '.join(moved)} as "
+        "long, by the median): so much of what follows is the machine's, not the code's."
     ]

@@ -278,7 +278,7 @@ def sizes(run: Run) -> Any:
     for pass_name, ax in axes.items():
         here = [row for row in rows if row.pass_name == pass_name]
         for size in filters:
-            among = [row for row in here if (row.problem.R, row.problem.S) == size]
+            among = [row for row in here if size == (row.problem.R, row.problem.S)]
             for name in dict.fromkeys(row.name for row in among):
                 variant = name.partition("/")[2]
                 points = [(_elements(row), row.ours) for row in among if row.name == name]

@@ -1,4 +1,4 @@
-"""Compare two saved runs row by row: is the second faster, slower, or is there no difference?"""
+"""Compare two saved runs row by row: whether the second is faster, slower, or no different."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convbackprop.bench import runs
-from convbackprop.bench.comparison import FASTER, LEAST, RATE, SLOWER, Comparison, compare
-from convbackprop.cli.bench_table import digits
+from convbackprop.bench.comparison import FASTER, LEAST, SLOWER, Comparison, cells, compare, summary
 from convbackprop.cli.common import console, print_json, say
 from convbackprop.errors import InvalidArgument
 
@@ -38,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("a", metavar="A", help="the first run: a name, or a path that ends in .json")
     parser.add_argument("b", metavar="B", help="the second, of which the verdicts speak")
-    parser.add_argument("--least", type=float, default=100 * LEAST, metavar="PERCENT", help="differences up to this are "
-                        f"none; default: {100 * LEAST:g}")  # fmt: skip
+    parser.add_argument("--least", type=float, default=100 * LEAST, metavar="PERCENT", help="differences up to this "
+                        f"are none; default: {100 * LEAST:g}")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -81,28 +80,3 @@ def _table(found: Comparison, a: str, b: str) -> Table:
         table.add_row(pair.a.name, pair.a.label, *cells(pair.as_json()),
                       Text(pair.verdict, {FASTER: "green", SLOWER: "red"}.get(pair.verdict, "")))  # fmt: skip
     return table
-
-
-def cells(row: dict[str, float | None]) -> list[str]:
-    """Return the figures of a row of a comparison as they are printed."""
-    q = row["q"]
-    return [digits(row["a_ms"]), digits(row["b_ms"]), f"{row['ratio']:.3f}",
-            "-" if q is None else f"{q:.2g}" if q >= 0.001 else "<0.001"]  # fmt: skip
-
-
-def summary(found: Comparison, a: str, b: str, least: float) -> list[str]:
-    """Return what a comparison comes to, in sentences."""
-    counts = {verdict: sum(pair.verdict == verdict for pair in found.pairs) for verdict in (FASTER, SLOWER)}
-    said = [
-        f"ratio: the median of {b} over that of {a}; below 1, {b} is faster. q: of a Mann-Whitney U test of the "
-        f"repetitions, corrected for {len(found.pairs)} rows (Benjamini-Hochberg). A row is faster or slower where q is "
-        f"at most {RATE:g} and the medians differ by more than {100 * least:g} %.",
-        f"{b} is faster in {counts[FASTER]} of {len(found.pairs)} rows and slower in {counts[SLOWER]}.",
-    ]
-    if found.ratio is not None:
-        tested = "" if found.p is None else f", p {found.p:.2g} (Wilcoxon signed-rank test of the rows' log ratios)"
-        said.append(f"Over all rows the ratio is {found.ratio:.3f} (geometric mean){tested}: {found.verdict}.")
-    for name, rows in ((a, found.only_a), (b, found.only_b)):
-        if rows:
-            said.append(f"Only in {name}: {len(rows)} rows, such as {rows[0].name} on {rows[0].label}.")
-    return said
