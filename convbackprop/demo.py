@@ -4,8 +4,8 @@ The filter is [-1 0 1]/3 in each of three rows: Prewitt's, which averages three 
 from left to right. With a bias of -0.1 and a ReLU only steps of more than 0.1 from one side of a pixel to the other are
 left.
 
-The gradient that comes from above is that of a loss. The layer is asked to answer as Sobel's filter, [-1 0 1] times 1, 2
-and 1 quarter down the rows, would with the same bias and ReLU: R = 1/2 sum (o' - t)^2, so that dR/do' = o' - t. What
+The gradient that comes from above is that of a loss. The layer is asked to answer as Sobel's filter, [-1 0 1] times 1,
+2 and 1 quarter down the rows, would with the same bias and ReLU: R = 1/2 sum (o' - t)^2, so that dR/do' = o' - t. What
 -dR/dw asks for is then known, but for what it adds to all nine numbers because a picture is bright: a larger step from
 left to right in the middle row than in the others.
 """

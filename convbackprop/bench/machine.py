@@ -85,7 +85,7 @@ def one_line(facts: dict[str, Any]) -> str:
 
 # -- noise -----------------------------------------------------------------------------------------------------------
 #: More load than this before timing means that others compute here; more spread than this, that rows are disturbed.
-_LOAD, _SPREAD = 0.5, 0.15
+LOAD, SPREAD = 0.5, 0.15
 
 
 def load() -> float | None:
@@ -118,7 +118,7 @@ class Noise:
     @property
     def noisy(self) -> bool:
         """Whether small differences mean nothing."""
-        return (self.load_before or 0) > _LOAD or (self.spread or 0) > _SPREAD
+        return (self.load_before or 0) > LOAD or (self.spread or 0) > SPREAD
 
     @property
     def sentence(self) -> str | None:
@@ -126,9 +126,9 @@ class Noise:
         if not self.noisy:
             return None
         reasons = []
-        if (self.load_before or 0) > _LOAD:
+        if (self.load_before or 0) > LOAD:
             reasons.append(f"its load was {self.load_before:g} before timing began")
-        if (self.spread or 0) > _SPREAD:
+        if (self.spread or 0) > SPREAD:
             reasons.append(f"half of the rows spread by more than {100 * (self.spread or 0):.0f} %")
         return (
             f"NOISY machine: {' and '.join(reasons)}. Differences of that size mean nothing: stop other work, wait a "

@@ -125,6 +125,10 @@ def findings() -> Iterator[Finding]:
     for module in ("skimage", "PIL"):
         yield _tried(module, lambda module=module: _version(module),  # type: ignore[misc]
                      "photographs for `bench`: pip install 'convbackprop[data]'")  # fmt: skip
+    yield _tried("matplotlib", lambda: _version("matplotlib"),
+                 "pictures of `plot`, `report` and `demo`: pip install 'convbackprop[plot]'")  # fmt: skip
+    yield _tried("scipy", lambda: _version("scipy"),
+                 "what `compare` tests with, and a peer of `bench`: pip install 'convbackprop[stats]'")  # fmt: skip
     yield _tried("cache", _cache)
 
 
