@@ -25,6 +25,7 @@ from benchmarks import gpu_report
 from benchmarks.report import exact, jobs, measure, steps, worker
 from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
+from convbackprop.bench import roof
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"copy_bytes_per_s": 4e12, "ffma_flops_per_s": 6e13}
@@ -405,7 +406,7 @@ def test_fma_peak_is_made_of_ffma(tmp_path):
     command = [nvcc, "-std=c++17", "-I", "cuda_src", *jobs.FFMA.defines, "-arch=sm_90", "-ptx", "-o", str(ptx)]
     subprocess.run([*command, str(jobs.FFMA.path)], cwd=ROOT, check=True)
     multiply_adds = ptx.read_text().count("fma.rn.f32")
-    assert multiply_adds >= jobs.FFMA_CHAINS * jobs.FFMA_STEPS
+    assert multiply_adds >= roof.CHAINS * roof.STEPS
 
 
 # -- DeepBench -------------------------------------------------------------------------------------------------------

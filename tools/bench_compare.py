@@ -54,8 +54,8 @@ def slower(before: Path, now: Path, share: float) -> list[str]:
             rates = [run["extra_info"]["copy_gb_per_s"] for run in (earlier[name], benchmark)]
             info = benchmark["extra_info"]
             said.append(
-                f"SLOWER: {info['variant']} on {info['label']} takes {1e3 * took:.3g} ms, {took / was:.2f} times as long "
-                f"as before; a copy of as many bytes takes {rates[0] / rates[1]:.2f} times as long"
+                f"SLOWER: {info['variant']} on {info['label']} takes {1e3 * took:.3g} ms, {took / was:.2f} times as "
+                f"long as before; a copy of as many bytes takes {rates[0] / rates[1]:.2f} times as long"
             )
     return said
 

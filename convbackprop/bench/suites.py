@@ -112,14 +112,14 @@ _THREE = ("forward", "input_grad", "kernel_grad")
 SUITES = {
     suite.name: suite
     for suite in (
-        Suite("lab", "the lab's layer on a photograph and on 1024 x 1024 random numbers", _lab, (3, 5, 7)),
-        Suite("photos", "the lab's layer on scikit-image's photographs: many sizes, real data", _photos, (5,)),
-        Suite("sizes", "the lab's layer from 64 x 64 to 2048 x 2048: where the caches end", _sizes, (5,)),
-        Suite("depthwise", "one filter a channel, as MobileNetV2, EfficientNet and ConvNeXt have it",
+        Suite("lab", "the lab's layer, on a photograph and on 1024 x 1024 numbers", _lab, (3, 5, 7)),
+        Suite("photos", "the lab's layer on scikit-image's photographs: real data", _photos, (5,)),
+        Suite("sizes", "the lab's layer from 64 x 64 to 2048 x 2048: past the caches", _sizes, (5,)),
+        Suite("depthwise", "a filter a channel: MobileNetV2, EfficientNet, ConvNeXt",
               _of_layers(*layers.DEPTHWISE)),
-        Suite("resnet", "ResNet-50's layers: the limit is arithmetic, and no longer memory",
+        Suite("resnet", "ResNet-50's layers: arithmetic is the limit, not memory",
               _of_layers(*layers.RESNET), passes=_THREE, beside_naive=True),
-        Suite("deepbench", "DeepBench's layers for training, and a whole layer of 64 channels to 128",
+        Suite("deepbench", "DeepBench's training layers, and a layer of 64 to 128 channels",
               _of_layers(layers.WHOLE, *layers.DEEPBENCH), passes=_THREE, beside_naive=True),
     )
 }  # fmt: skip

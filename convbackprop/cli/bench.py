@@ -57,8 +57,8 @@ Each row is checked before it is timed; a row that is wrong gets no time. A
 --problem has a bias and a ReLU unless its text says otherwise (bias=0,
 activation=identity).
 
-Peers (--against): {", ".join(peers.PEERS)}; all that are installed and run on the
-device, unless told. cupy is for GPUs.
+Peers (--against): {", ".join(peers.PEERS)}; all that are installed and
+run on the device, unless told. cupy is for GPUs.
 
 The suite lab ends with the goals (--goals: these alone): the public functions
 on torch tensors, 1024 x 1024 with filter 5, beside what torch's users call. A

@@ -16,10 +16,11 @@ HELP = "two saved runs, row by row"
 EPILOG = """\
 A run is a name that 'convbackprop bench --save NAME' was given, or a file.
 
-Each row is judged by a Mann-Whitney U test of its repetitions, which do not pair
-between two runs, corrected for the number of rows (Benjamini-Hochberg: at most
-5 % of the rows called faster or slower are expected not to be). Over all rows,
-which do pair, a Wilcoxon signed-rank test. A difference below --least is none.
+Each row is judged by a Mann-Whitney U test of its repetitions, which do not
+pair between two runs, corrected for the number of rows (Benjamini-Hochberg: at
+most 5 % of the rows called faster or slower are expected not to be). All rows
+together, which do pair, are judged by a Wilcoxon signed-rank test. A difference
+below --least is none.
 Runs of another version, machine or device are compared with a note.
 
 examples:

@@ -25,18 +25,18 @@ kernel gradient as heat maps in one figure, computed by our kernels, with the
 numbers beside torch's. The loss asks the layer to answer as Sobel's filter
 would, so -dR/dw asks for a larger step in the middle row than in the others.
 
-The photograph is scikit-image's (pip install 'convbackprop[data]'); without it a
-picture is drawn. pip install 'convbackprop[plot]' brings matplotlib, which the
-figure needs.
+The photograph is scikit-image's (pip install 'convbackprop[data]'); without it
+a picture is drawn. pip install 'convbackprop[plot]' brings matplotlib, which
+the figure needs.
 
 examples:
   convbackprop demo edge
   convbackprop demo edge --image photo.jpg --output edge.svg
 
-JSON keys: device, image, picture, ok, note, numbers [part, what, formula, least,
-largest, sum, torch_least, torch_largest, torch_sum, difference, error], filter,
-kernel_grad; error is the largest of ours against float64, as a share of its
-bound.
+JSON keys: device, image, picture, ok, note, numbers [part, what, formula,
+least, largest, sum, torch_least, torch_largest, torch_sum, difference, error],
+filter, kernel_grad; error is the largest of ours against float64, as a share of
+its bound.
 """
 
 DEMOS = ("edge",)
