@@ -197,6 +197,7 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
         ("bench --suite depthwise --filter 3", 2, "--suite depthwise has problems of its own; leave out --filter"),
         ("bench --suite deepbench --pictures x", 2, "--suite deepbench has problems of its own; leave out --pictures"),
         ("bench --save a/b", 2, "--save is 'a/b'; it should be a name of letters, digits"),
+        ("bench --save text.txt/a.json", 2, "text.txt/a.json cannot be written: "),
         ("bench --save taken.json", 2, "taken.json exists and is left as it is; choose another name"),
         ("bench --problem 0,1,9,9,1,3,3", 2, "there is nothing to time"),
         ("bench --problem 1,1,9,9,1,3,3 --image a.png", 2, "not allowed with argument"),
@@ -587,11 +588,11 @@ def test_bench_main_job_is_the_lab_s_layer(monkeypatch):
     pytest.importorskip("skimage", reason="scikit-image, of the extra data, is not installed: its photograph")
     import argparse
 
-    from convbackprop.cli import bench
+    from convbackprop.cli import bench, bench_work
 
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    cases = bench.cases_of(parser.parse_args([]), "cpu")
+    cases = bench_work.cases_of(parser.parse_args([]), "cpu")
     sizes = [(case.problem.H, case.problem.W, case.problem.R, case.problem.S) for case in cases]
     assert sizes == [(n, n, r, r) for n in (512, 1024) for r in (3, 5, 7)]
     for case in cases:

@@ -131,8 +131,8 @@ class Noise:
         if (self.spread or 0) > SPREAD:
             reasons.append(f"half of the rows spread by more than {100 * (self.spread or 0):.0f} %")
         return (
-            f"NOISY machine: {' and '.join(reasons)}. Differences of that size mean nothing: stop other work, wait a "
-            "minute, and time again, or longer (--seconds)."
+            f"NOISY machine: {' and '.join(reasons)}. Small differences mean nothing: stop other work, wait a minute, "
+            "and time again, or longer (--seconds)."
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from convbackprop.bench.rows import Row
 from convbackprop.errors import InvalidArgument
-from convbackprop.files import write_whole
+from convbackprop.files import check_writable, write_whole
 from convbackprop.problem import PASSES, ConvProblem, shown
 from convbackprop.timing import Timing
 
@@ -82,16 +82,17 @@ def saved_runs() -> list[str]:
 
 
 def free_path(name: str) -> Path:
-    """Return the file that --save NAME writes, which is not there yet.
+    """Return the file that --save NAME writes, which is not there yet and can be written.
 
     Raises
     ------
     InvalidArgument
-        It is there, and is left as it is.
+        It is there, and is left as it is; or it cannot be written.
     """
     path = path_of(name, "--save")
     if path.exists():
         raise InvalidArgument(f"--save is {name}, but {path} exists and is left as it is; choose another name")
+    check_writable(path)
     return path
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convbackprop.bench import layer_goals, peers, runs
-from convbackprop.bench.cases import Case, case_on_image
+from convbackprop.bench.cases import Case
 from convbackprop.bench.machine import Noise, environment, load, one_line, spread_of
 from convbackprop.bench.measure import Settings, Shared, time_beside_naive, time_pass
 from convbackprop.bench.peers import Peer
 from convbackprop.bench.rows import Row
-from convbackprop.bench.suites import CPU_CUT, SUITES, Suite
+from convbackprop.bench.suites import CPU_CUT, SUITES
 from convbackprop.cli import goals
 from convbackprop.cli.bench_table import print_rows
+from convbackprop.cli.bench_work import Work, cases_of, check_options, ladder_of, suite_of, wanted_variants, work_of
 from convbackprop.cli.common import (
     Shielded,
     add_device,
@@ -30,15 +31,14 @@ from convbackprop.cli.common import (
     print_json,
     progress,
     say,
-    variants_of,
 )
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.devices.cpu import get_num_threads
-from convbackprop.errors import EnvironmentProblem, InvalidArgument
+from convbackprop.errors import EnvironmentProblem
 from convbackprop.peers import why_no_torch
-from convbackprop.photograph import read_image, save_pictures
-from convbackprop.problem import DTYPES, ConvProblem, known
-from convbackprop.variants import Variant, of_pass
+from convbackprop.photograph import save_pictures
+from convbackprop.problem import DTYPES
+from convbackprop.variants import Variant
 
 HELP = "time variants beside torch and others"
 EPILOG = f"""\
@@ -115,96 +115,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-# -- what is timed ---------------------------------------------------------------------------------------------------
-def _check_options(arguments: argparse.Namespace) -> None:
-    """Refuse what makes no sense before anything runs."""
-    peers.named(arguments.against)
-    known(arguments.dtype, tuple(DTYPES), "--dtype")
-    _filters(arguments, ())
-    if arguments.seconds is not None and not 0 < arguments.seconds < 3600:
-        raise InvalidArgument(f"--seconds is {arguments.seconds}; it should be above 0 and below 3600")
-    if arguments.goals and (arguments.against not in (peers.ALL, "torch") or is_file(arguments.target)):
-        raise InvalidArgument(
-            "--goals compares the public functions with torch; it goes with no file and no other peer"
-        )
-    for option in ("suite", "problem", "image", "filter", "pictures"):
-        if arguments.goals and getattr(arguments, option) is not None:
-            raise InvalidArgument(f"--goals has a problem of its own; leave out --{option}")
-    suite = known(arguments.suite, tuple(SUITES), "--suite") if arguments.suite else None
-    for option, value in (("--filter", arguments.filter), ("--pictures", arguments.pictures)):
-        if arguments.problem and value is not None:
-            raise InvalidArgument(f"{option} goes with an image, but --problem is given")
-        if suite and not SUITES[suite].filters and value is not None:
-            raise InvalidArgument(f"--suite {suite} has problems of its own; leave out {option}")
-    if arguments.pictures is not None and Path(arguments.pictures).exists() and not Path(arguments.pictures).is_dir():
-        raise InvalidArgument(f"--pictures is {arguments.pictures}, which exists and is no directory")
-    if arguments.save is not None:
-        runs.free_path(arguments.save)
-
-
-def _filters(arguments: argparse.Namespace, default: Sequence[int]) -> tuple[int, ...]:
-    for word in arguments.filter or ():
-        if not word.isdecimal() or int(word) < 1:
-            raise InvalidArgument(f"--filter is {word!r}; it should be an integer of at least 1")
-    return distinct(int(word) for word in arguments.filter) if arguments.filter else tuple(default)
-
-
-def _suite_of(arguments: argparse.Namespace) -> Suite | None:
-    """Return the suite that is timed, if it is one."""
-    return None if arguments.problem or arguments.image else SUITES[arguments.suite or "lab"]
-
-
-def cases_of(arguments: argparse.Namespace, device_kind: str) -> tuple[Case, ...]:
-    """Return what the arguments ask for."""
-    if suite := _suite_of(arguments):
-        return tuple(suite.cases(_filters(arguments, suite.filters), arguments.dtype, device_kind))
-    if arguments.problem:
-        problems = [
-            ConvProblem.parse(t, bias=True, activation="relu", dtype=arguments.dtype) for t in arguments.problem
-        ]
-        if empty := [problem for problem in problems if problem.N == 0]:
-            raise InvalidArgument(f"problem is {empty[0]}; it has no image, so there is nothing to time")
-        return distinct(Case(text, problem) for text, problem in zip(arguments.problem, problems, strict=True))
-    image = read_image(arguments.image)
-    return tuple(case_on_image(image, 0, size, arguments.dtype) for size in _filters(arguments, (3, 5, 7)))
-
-
-def _variants(arguments: argparse.Namespace, asked: Sequence[Peer] | None) -> tuple[Variant, ...]:
-    """Return what the arguments ask for: of passes that a named peer computes, and a file beside the ladder."""
-    variants = variants_of(arguments.target, arguments.pass_name)
-    if asked:
-        passes = distinct(pass_name for peer in asked for pass_name in peer.passes)
-        variants = tuple(variant for variant in variants if variant.pass_name in passes)
-        if not variants:
-            raise InvalidArgument(f"--against {arguments.against} times {' and '.join(passes)}, not {arguments.target}")
-    return (*of_pass(variants[0].pass_name), *variants) if is_file(arguments.target) else variants
-
-
-Work = list[tuple[Case, Sequence[Variant]]]
-
-
-def _ladder_of(arguments: argparse.Namespace) -> Suite | None:
-    """Return the suite that says which rungs are timed; None where they were asked for by name, or there is none."""
-    named = "/" in (arguments.target or "") or is_file(arguments.target)
-    return None if named else _suite_of(arguments)
-
-
-def _work(ladder: Suite | None, cases: Sequence[Case], variants: Sequence[Variant], device: Device,
-          notes: list[str]) -> Work:  # fmt: skip
-    """Return each case with what is timed on it; of a suite only what does not refuse it, and a note says so."""
-    if ladder is None:
-        return [(case, variants) for case in cases]
-    if not ladder.beside_naive:
-        refused: dict[str, list[str]] = {}
-        for variant, case in itertools.product(variants, cases):
-            if sentence := variant.refusal(case.problem):
-                refused.setdefault(sentence, []).append(str(variant))
-        notes += [f"Not timed: {', '.join(distinct(names))}: {sentence}" for sentence, names in refused.items()]
-    return [(case, ladder.rungs(variants, case, device.kind)) for case in cases]
-
-
 # -- running ---------------------------------------------------------------------------------------------------------
-def time_all(work: Work, beside_naive: bool, how: Settings) -> list[Row]:
+def run(arguments: argparse.Namespace) -> int:
+    """Check and time, print the table, and return 0 if every row is right."""
+    check_options(arguments)
+    saved = runs.free_path(arguments.save) if arguments.save is not None else None
+    asked = peers.named(arguments.against)
+    variants = wanted_variants(arguments, asked)
+    shield = Shielded()
+
+    def command() -> int:
+        device, choice = choice_of_device(arguments.device)
+        cases = () if arguments.goals else cases_of(arguments, device.kind)
+        for case in cases:
+            check_memory(case.problem)
+        found = _measure(arguments, asked, variants, cases, device, choice, shield)
+        done, ok = found.run, found.ok
+        if saved is not None:
+            runs.save(done, saved)
+        if arguments.json:
+            print_json({"device": device.name, "choice": choice, "environment": done.environment,
+                        "settings": done.settings, "noise": done.noise, "ok": ok, "notes": done.notes,
+                        "saved": saved and str(saved), "rows": [row.as_json() for row in done.rows],
+                        "goals": done.goals, "layers": done.layers})  # fmt: skip
+        else:
+            _print(found, f"saved as {saved}" if saved else None)
+        if arguments.pictures is not None:
+            given = cases[0].arrays("forward", {})
+            pictures = save_pictures(Path(arguments.pictures), given, cases[0].problem, device)
+            if not arguments.json:
+                say(console(), "", *pictures)
+        return 0 if ok else 1
+
+    return shield.run(command) if is_file(arguments.target) else command()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a run gave, and whether every row is right."""
+
+    run: runs.Run
+    goals: Sequence[goals.Result]
+    layers: Sequence[layer_goals.Result]
+    noise: Noise
+    ok: bool
+
+
+def _measure(
+    arguments: argparse.Namespace, asked: Sequence[Peer] | None, variants: Sequence[Variant], cases: Sequence[Case],
+    device: Device, choice: str, shield: Shielded,
+) -> _Found:  # fmt: skip
+    """Time what was asked for; first say on what."""
+    if arguments.goals and (reason := why_no_torch(device.kind)):
+        raise EnvironmentProblem(reason)
+    if arguments.goals and device.kind != "cpu":
+        raise EnvironmentProblem(f"--goals are the cpu device's, not {device.name}'s")
+    load_before, notes = load(), list[str]()
+    beside = peers.found(peers.named("torch") if arguments.goals else asked, device.kind, device.name, notes)
+    for peer in beside:
+        peer.prepare(get_num_threads())
+    ladder = ladder_of(arguments)
+    work = work_of(ladder, cases, variants, device, notes)
+    seconds = arguments.seconds or min(_ONE_ROW, _ALL_ROWS / max(1, sum(len(rungs) for _, rungs in work)))
+    facts = environment(device, beside)
+    if not arguments.json:
+        say(console(), choice, one_line(facts))
+
+    how = Settings(device, beside, seconds, arguments.json, shield.doing)
+    beside_naive = ladder is not None and ladder.beside_naive
+    rows = _time_all(work, beside_naive, how)
+    met: list[goals.Result] = []
+    with_torch = any(peer.name == "torch" for peer in beside)
+    if with_torch and device.kind == "cpu" and (arguments.goals or any(map(_has_goals, cases))):
+        met = _time_goals(distinct(v.pass_name for v in variants if v.file is None), arguments.seconds)
+    layer_of = {str(case.problem): case.layer for case in cases if case.layer and beside_naive}
+    layers = layer_goals.results_of(rows, layer_of)
+    noise = Noise(load_before, max(how.loads, default=None), load(), spread_of(rows))
+    done = runs.Run(
+        name=arguments.save or "",
+        date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        environment=facts,
+        settings=_settings(arguments, beside, seconds),
+        noise=noise.as_json(),
+        notes=[*distinct([*notes, *how.notes]), *how.not_compared()],
+        rows=rows,
+        goals=[result.as_json() for result in met],
+        layers=[result.as_json() for result in layers],
+    )
+    ok = arguments.goals or (any(row.ours for row in rows) and not any(row.faults for row in rows))
+    return _Found(done, met, layers, noise, ok)
+
+
+def _time_all(work: Work, beside_naive: bool, how: Settings) -> list[Row]:
     """Return a row for each variant on each of its problems."""
     rows: list[Row] = []
     with progress() as bar:
@@ -222,7 +224,12 @@ def time_all(work: Work, beside_naive: bool, how: Settings) -> list[Row]:
     return rows
 
 
-def time_goals(passes: Sequence[str], seconds: float | None) -> list[goals.Result]:
+def _has_goals(case: Case) -> bool:
+    p = case.problem
+    return (p.N, p.C, p.H, p.W, p.K, p.dtype) == (1, 1, goals.SIZE, goals.SIZE, 1, "float32") and case.image is None
+
+
+def _time_goals(passes: Sequence[str], seconds: float | None) -> list[goals.Result]:
     """Return the goals of some passes with what was measured."""
     with progress() as bar:
         task = bar.add_task("goals", total=sum(goal.pass_name in passes for goal in goals.GOALS))
@@ -233,93 +240,9 @@ def time_goals(passes: Sequence[str], seconds: float | None) -> list[goals.Resul
     return results
 
 
-def _has_goals(case: Case) -> bool:
-    p = case.problem
-    return (p.N, p.C, p.H, p.W, p.K, p.dtype) == (1, 1, goals.SIZE, goals.SIZE, 1, "float32") and case.image is None
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Check and time, print the table, and return 0 if every row is right."""
-    _check_options(arguments)
-    asked = peers.named(arguments.against)
-    variants = _variants(arguments, asked)
-    shield = Shielded()
-
-    def command() -> int:
-        return _run(arguments, asked, variants, shield)
-
-    return shield.run(command) if is_file(arguments.target) else command()
-
-
-def _run(
-    arguments: argparse.Namespace, asked: Sequence[Peer] | None, variants: Sequence[Variant], shield: Shielded
-) -> int:
-    device, choice = choice_of_device(arguments.device)
-    cases = () if arguments.goals else cases_of(arguments, device.kind)
-    for case in cases:
-        check_memory(case.problem)
-    if arguments.goals and (reason := why_no_torch(device.kind)):
-        raise EnvironmentProblem(reason)
-    if arguments.goals and device.kind != "cpu":
-        raise EnvironmentProblem(f"--goals are the cpu device's, not {device.name}'s")
-    load_before, notes = load(), list[str]()
-    beside = peers.found(peers.named("torch") if arguments.goals else asked, device.kind, device.name, notes)
-    for peer in beside:
-        peer.prepare(get_num_threads())
-    ladder = _ladder_of(arguments)
-    work = _work(ladder, cases, variants, device, notes)
-    seconds = arguments.seconds or min(_ONE_ROW, _ALL_ROWS / max(1, sum(len(rungs) for _, rungs in work)))
-    facts, out = environment(device, beside), console()
-    if not arguments.json:
-        say(out, choice, one_line(facts))
-
-    how = Settings(device, beside, seconds, arguments.json, shield.doing, notes)
-    rows = time_all(work, ladder is not None and ladder.beside_naive, how)
-    met: list[goals.Result] = []
-    with_torch = any(peer.name == "torch" for peer in beside)
-    if with_torch and device.kind == "cpu" and (arguments.goals or any(map(_has_goals, cases))):
-        met = time_goals(distinct(v.pass_name for v in variants if v.file is None), arguments.seconds)
-    layers: list[layer_goals.Result] = []
-    if ladder is not None and ladder.beside_naive:
-        layers = layer_goals.results_of(rows, {str(case.problem): case.layer for case in cases if case.layer})
-    noise = Noise(load_before, max(how.loads, default=None), load(), spread_of(rows))
-    done = runs.Run(
-        name=arguments.save or "",
-        date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        environment=facts,
-        settings=_settings(arguments, beside, seconds),
-        noise=noise.as_json(),
-        notes=[*distinct(notes), *how.not_compared()],
-        rows=rows,
-        goals=[result.as_json() for result in met],
-        layers=[result.as_json() for result in layers],
-    )
-
-    ok = arguments.goals or (any(row.ours for row in rows) and not any(row.faults for row in rows))
-    saved = runs.free_path(arguments.save) if arguments.save is not None else None
-    if saved is not None:
-        runs.save(done, saved)
-    if arguments.json:
-        print_json({"device": device.name, "choice": choice, "environment": facts, "settings": done.settings,
-                    "noise": done.noise, "ok": ok, "notes": done.notes, "saved": saved and str(saved),
-                    "rows": [row.as_json() for row in rows], "goals": done.goals, "layers": done.layers})  # fmt: skip
-    else:
-        if rows:
-            print_rows(rows, out)
-        say(out, *done.notes, *(layer_goals.sentences(layers) if layers else ()))
-        if met:
-            goals.print_goals(met, out)
-        say(out, *([noise.sentence] if noise.sentence else []), *([f"saved as {saved}"] if saved else []))
-    if arguments.pictures is not None:
-        pictures = save_pictures(Path(arguments.pictures), cases[0].arrays("forward", {}), cases[0].problem, device)
-        if not arguments.json:
-            say(out, "", *pictures)
-    return 0 if ok else 1
-
-
 def _settings(arguments: argparse.Namespace, beside: Sequence[Peer], seconds: float) -> dict[str, Any]:
     """Return what a run was asked for."""
-    suite = _suite_of(arguments)
+    suite = suite_of(arguments)
     return {
         "target": arguments.target,
         "suite": "goals" if arguments.goals else suite and suite.name,
@@ -330,3 +253,16 @@ def _settings(arguments: argparse.Namespace, beside: Sequence[Peer], seconds: fl
         "peers": [peer.name for peer in beside],
         "seconds_a_row": round(seconds, 4),
     }
+
+
+def _print(found: _Found, saved: str | None) -> None:
+    """Print the table, what is to be said of it, and the goals."""
+    out = console()
+    if found.run.rows:
+        print_rows(found.run.rows, out)
+    say(out, *found.run.notes, *(layer_goals.sentences(found.layers) if found.layers else ()))
+    if found.goals:
+        goals.print_goals(found.goals, out)
+    for sentence in (found.noise.sentence, saved):
+        if sentence:
+            say(out, sentence)
