@@ -192,7 +192,7 @@ def test_time_against_size():
     rows = [row for row in run.rows if row.name == "forward/naive"]
     assert list(naive.get_xdata()) == [32**2, 64**2, 128**2]
     assert list(naive.get_ydata()) == pytest.approx([1e3 * row.ours.median for row in rows])
-    with pytest.raises(InvalidArgument, match="problems of one size only"):
+    with pytest.raises(InvalidArgument, match="no two problems that differ in the size of the image alone"):
         plots.sizes(saved_runs.run(sizes=(64,)))
 
 

@@ -16,7 +16,7 @@ from convbackprop.bench.roof import measure_roof
 from convbackprop.bench.rows import Row
 from convbackprop.check import check
 from convbackprop.devices import Device
-from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
 from convbackprop.reference import answer, numpy_dtype
 from convbackprop.timing import LEAST, Call, CpuStage, Timing, alternate, host_clock, stage
 from convbackprop.variants import Variant
@@ -113,6 +113,15 @@ def time_pass(case: Case, variants: Sequence[Variant], shared: Shared, how: Sett
     return rows
 
 
+def raise_roofs(rows: Sequence[Row]) -> None:
+    """Give all rows of a kind of sums the highest roof that was seen in the run."""
+    for row in rows:
+        alike = (
+            other.peak_flops for other in rows if ACCUMULATORS[other.problem.dtype] == ACCUMULATORS[row.problem.dtype]
+        )
+        row.peak_flops = max(filter(None, alike), default=None)
+
+
 def time_beside_naive(case: Case, variants: Sequence[Variant], shared: Shared, how: Settings) -> list[Row]:
     """Time a variant as `time_pass` does, and naive, the first of them, by one run: of a layer it may take seconds."""
     naive, *others = variants
@@ -149,10 +158,11 @@ def _time_rows(case: Case, right: Mapping[str, tuple[Row, Variant]], given: Mapp
             timings |= {name: Timing((once[name],)) for name in slow}
         else:
             timings |= alternate({name: calls[name] for name in slow}, place.clock, how.seconds * len(slow))
+        peak = measure_roof(how.device, case.problem.dtype)
         for name, (row, variant) in right.items():
             row.ours, row.copy = timings[name], timings["copy"]
             row.peers = {peer: timings[peer] for peer in peers}
-            row.peak_flops = measure_roof(how.device, case.problem.dtype)
+            row.peak_flops = peak
             if how.public and variant.file is None:
                 call = _public_call(variant, case.problem, place.arrays, how.device)
                 row.public = alternate({"": call}, host_clock, how.seconds / 4, least=_FEW, most=20)[""]

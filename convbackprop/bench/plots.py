@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from convbackprop.bench.columns import digits
 from convbackprop.bench.rows import Row, peer_names
 from convbackprop.bench.runs import Run
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
-from convbackprop.problem import PASSES
+from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.variants import VARIANTS
 
 FORMATS = ("png", "svg")
 
@@ -78,8 +80,10 @@ def _passes(rows: Sequence[Row]) -> list[str]:
 
 def _colours(rows: Sequence[Row]) -> dict[str, str]:
     """Return a colour for each variant (without its pass), and for each peer."""
-    variants = dict.fromkeys(row.name.partition("/")[2] for row in rows)
-    found = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(variants)}
+    timed = dict.fromkeys(row.name.partition("/")[2] for row in rows)
+    # Those of the registry first: a variant has the same colour in every picture.
+    known = dict.fromkeys([*(variant.name for variant in VARIANTS), *timed])
+    found = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(known) if name in timed}
     return found | {name: _GREYS[i % len(_GREYS)] for i, name in enumerate(peer_names(rows))}
 
 
@@ -103,9 +107,9 @@ def _grid(drawing: Any, passes: Sequence[str], heights: Mapping[str, float] | No
     ratios = None
     if heights:
         ratios = [max(heights[p] for p in passes[columns * i : columns * (i + 1)]) for i in range(rows)]
-    axes = drawing.subplots(rows, columns, squeeze=False, height_ratios=ratios).flat
+    axes = list(drawing.subplots(rows, columns, squeeze=False, height_ratios=ratios).flat)
     found = dict(zip(passes, axes, strict=False))
-    for unused in list(axes)[len(passes) :]:
+    for unused in axes[len(passes) :]:
         unused.set_axis_off()
     for pass_name, ax in found.items():
         ax.set_title(f"{pass_name} ({PASSES[pass_name].gloss})", fontsize=10, loc="left", fontweight="bold")
@@ -182,7 +186,7 @@ def _bar(ax: Any, at: float, timing: Any, label: str, colour: str) -> None:
     middle = 1e3 * timing.median
     ax.barh(at, middle, height=0.9, color=colour, label=label, zorder=2)
     ax.plot([low, high], [at, at], color="#222222", linewidth=0.8, zorder=4)
-    ax.annotate(f"{middle:.3g}", (max(middle, high), at), xytext=(3, 0), textcoords="offset points", va="center",
+    ax.annotate(digits(middle), (max(middle, high), at), xytext=(3, 0), textcoords="offset points", va="center",
                 fontsize=6.5, color="#222222", zorder=4)  # fmt: skip
 
 
@@ -265,37 +269,52 @@ def roofline(run: Run) -> Any:
 
 # -- time against size -----------------------------------------------------------------------------------------------
 def sizes(run: Run) -> Any:
-    """Return time against the number of input elements, both logarithmic: a line for each variant and filter."""
+    """Return time against the number of input elements, both logarithmic.
+
+    A line is a variant, or a peer, on problems that differ in the size of their images and of their batch alone.
+    """
     rows = _timed(run)
+    series: dict[tuple[str, ConvProblem], list[Row]] = {}
+    for row in rows:
+        alike = row.problem.with_(N=1, H=_ANY, W=_ANY)
+        series.setdefault((row.pass_name, alike), []).append(row)
+    series = {key: among for key, among in series.items() if len({_elements(row) for row in among}) > 1}
+    if not series:
+        raise InvalidArgument(
+            f"run {run.name} has no two problems that differ in the size of the image alone, so time against size is "
+            "no line"
+        )
+    rows = [row for among in series.values() for row in among]
     colours, passes = _colours(rows), _passes(rows)
-    filters = list(dict.fromkeys((row.problem.R, row.problem.S) for row in rows))
-    styles = dict(zip(filters, ("-", "--", ":", "-.", *["-"] * len(filters)), strict=False))
-    if all(len({_elements(row) for row in rows if row.pass_name == p}) < 2 for p in passes):
-        raise InvalidArgument(f"run {run.name} has problems of one size only, so time against size is no line")
+    layers = list(dict.fromkeys(alike for _, alike in series))
+    styles = dict(zip(layers, ("-", "--", ":", "-.", *["-"] * len(layers)), strict=False))
     columns = min(2, len(passes))
     drawing = figure(_WIDTH if columns == 2 else 7.5, _PANEL * math.ceil(len(passes) / columns) + 1.2)
     axes = _grid(drawing, passes)
-    for pass_name, ax in axes.items():
-        here = [row for row in rows if row.pass_name == pass_name]
-        for size in filters:
-            among = [row for row in here if size == (row.problem.R, row.problem.S)]
-            for name in dict.fromkeys(row.name for row in among):
-                variant = name.partition("/")[2]
-                points = [(_elements(row), row.ours) for row in among if row.name == name]
-                _line(ax, points, styles[size], colours[variant], variant)
-            for peer in peer_names(among):
-                _line(ax, [(_elements(row), row.peer(peer)) for row in among], styles[size], colours[peer], peer)
-            floors = sorted({(_elements(row), 1e3 * row.floor[0]) for row in among if row.floor})
-            ax.plot(*zip(*floors, strict=True), styles[size], color="black", linewidth=1.6, label="floor")
+    for (pass_name, alike), among in series.items():
+        ax, style = axes[pass_name], styles[alike]
+        for name in dict.fromkeys(row.name for row in among):
+            variant = name.partition("/")[2]
+            points = [(_elements(row), row.ours) for row in among if row.name == name]
+            _line(ax, points, style, colours[variant], variant)
+        for peer in peer_names(among):
+            _line(ax, [(_elements(row), row.peer(peer)) for row in among], style, colours[peer], peer)
+        if floors := sorted({(_elements(row), 1e3 * row.floor[0]) for row in among if row.floor}):
+            ax.plot(*zip(*floors, strict=True), style, color="black", linewidth=1.6, label="floor")
+    for ax in axes.values():
         _log_axis(ax.xaxis, _thousands)
         _log_axis(ax.yaxis, _milliseconds)
         ax.set_xlabel("elements of the input, N C H W", fontsize=8)
         ax.set_ylabel("median time in ms", fontsize=8)
     names = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
-    below = ", ".join(f"{r} x {s} {names[styles[r, s]]}" for r, s in filters) if len(filters) > 1 else ""
-    return _finish(
-        drawing, run, f"Time against size: {_subject(run)}", list(axes.values()), below and f"filters: {below}"
-    )
+    below = "" if len(layers) == 1 else "lines: " + ", ".join(
+        f"{p.R} x {p.S}{f', {p.C} channels to {p.K}' if p.C > 1 else ''} {names[styles[p]]}" for p in layers
+    )  # fmt: skip
+    return _finish(drawing, run, f"Time against size: {_subject(run)}", list(axes.values()), below)
+
+
+#: Stands for the height and the width of any image; larger than a filter with its dilation.
+_ANY = 4096
 
 
 def _elements(row: Row) -> int:

@@ -84,7 +84,7 @@ def _sizes(filters: Sequence[int], dtype: str, device_kind: str) -> Iterator[Cas
 
 # -- layers of networks ----------------------------------------------------------------------------------------------
 #: On a CPU batches are divided by this (at least one image is left): naive takes seconds for a batch as it is.
-CPU_CUT = 16
+CPU_CUT = 32
 
 
 def batch_of(layer: Layer, device_kind: str) -> int:

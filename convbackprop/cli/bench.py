@@ -12,7 +12,7 @@ from typing import Any
 from convbackprop.bench import layer_goals, peers, runs
 from convbackprop.bench.cases import Case
 from convbackprop.bench.machine import Noise, environment, load, one_line, spread_of
-from convbackprop.bench.measure import Settings, Shared, time_beside_naive, time_pass
+from convbackprop.bench.measure import Settings, Shared, raise_roofs, time_beside_naive, time_pass
 from convbackprop.bench.peers import Peer
 from convbackprop.bench.rows import Row
 from convbackprop.bench.suites import CPU_CUT, SUITES
@@ -221,6 +221,7 @@ def _time_all(work: Work, beside_naive: bool, how: Settings) -> list[Row]:
                 rows += (time_beside_naive if beside_naive else time_pass)(case, rungs, shared, how)
                 bar.advance(task, len(rungs))
                 bar.refresh()
+    raise_roofs(rows)
     return rows
 
 

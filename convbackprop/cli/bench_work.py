@@ -10,7 +10,7 @@ from pathlib import Path
 from convbackprop.bench import peers
 from convbackprop.bench.cases import Case, case_on_image
 from convbackprop.bench.peers import Peer
-from convbackprop.bench.suites import SUITES, Suite
+from convbackprop.bench.suites import CPU_CUT, SUITES, Suite
 from convbackprop.cli.common import distinct, is_file, variants_of
 from convbackprop.devices import Device
 from convbackprop.errors import InvalidArgument
@@ -93,6 +93,10 @@ def ladder_of(arguments: argparse.Namespace) -> Suite | None:
 def work_of(ladder: Suite | None, cases: Sequence[Case], variants: Sequence[Variant], device: Device,
           notes: list[str]) -> Work:  # fmt: skip
     """Return each case with what is timed on it; of a suite only what does not refuse it, and a note says so."""
+    if any(case.layer and case.layer.batch != case.problem.N for case in cases):
+        notes.append(
+            f"On a CPU batches are divided by {CPU_CUT}, or by as much as leaves one image: N 8/8 is 8 divided by 8."
+        )
     if ladder is None:
         return [(case, variants) for case in cases]
     if not ladder.beside_naive:
