@@ -307,9 +307,11 @@ def sizes(run: Run) -> Any:
         ax.set_xlabel("elements of the input, N C H W", fontsize=8)
         ax.set_ylabel("median time in ms", fontsize=8)
     names = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
-    below = "" if len(layers) == 1 else "lines: " + ", ".join(
-        f"{p.R} x {p.S}{f', {p.C} channels to {p.K}' if p.C > 1 else ''} {names[styles[p]]}" for p in layers
-    )  # fmt: skip
+    kinds = (f"{p.R} x {p.S}{f', {p.C} channels to {p.K}' if p.C > 1 else ''} {names[styles[p]]}" for p in layers)
+    below = ""
+    if len(layers) > 1:
+        several = f"a line for each of {len(layers)} layers, on images of several sizes"
+        below = several if len(layers) > len(names) else f"lines: {'; '.join(kinds)}"
     return _finish(drawing, run, f"Time against size: {_subject(run)}", list(axes.values()), below)
 
 

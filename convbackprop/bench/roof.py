@@ -49,8 +49,8 @@ def measure_roof(device: Device, dtype: str) -> float:
     """Return how many floating-point operations a second the device does at best on sums of a dtype.
 
     A multiply-add counts as two. Products of 16-bit numbers are added up in float32, and so count float32's. The tensor
-    cores of a GPU are not meant. Each call takes some milliseconds and returns the highest rate that was seen so far: on
-    a machine with other work, one of many short moments finds the units free.
+    cores of a GPU are not meant. Each call takes some milliseconds and returns the highest rate that was seen so far:
+    on a machine with other work, one of many short moments finds the units free.
     """
     accumulator = ACCUMULATORS[dtype]
     workers = get_num_threads() if device.kind == "cpu" else 0
