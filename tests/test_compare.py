@@ -96,6 +96,17 @@ def test_rows_of_one_run_only():
 
 
 @needs_scipy
+def test_two_photographs_of_one_size():
+    """Their problem is the same; their rows are not."""
+    a, b = saved_runs.run(sizes=(64, 64)), saved_runs.run("b", 1, sizes=(64, 64))
+    for run in (a, b):
+        for row in run.rows[4:]:
+            row.label = "another"
+    b.rows[5].ours = Timing(tuple(3 * seconds for seconds in b.rows[5].ours.seconds))
+    assert verdicts(compare(a, b)) == [SLOWER if i == 5 else SAME_SPEED for i in range(8)]
+
+
+@needs_scipy
 def test_notes_on_what_differs():
     a = saved_runs.run()
     notes = compare(a, saved_runs.run("b", machine="another", convbackprop="0.2.0")).notes

@@ -9,28 +9,31 @@ from convbackprop.bench.rows import ARITHMETIC, Row, peer_names
 from convbackprop.photograph import PHOTOGRAPHS
 
 
-def digits(value: float | None) -> str:
-    """Return a number in three digits, "-" for none."""
+def digits(value: float | None, count: int = 3) -> str:
+    """Return a number in so many digits, "-" for none."""
     if value is None or value != value:
         return "-"
-    return f"{value:,.0f}" if 999.5 <= value < 99999.5 else f"{value:#.3g}".rstrip(".")
+    return f"{value:,.0f}" if 999.5 <= value < 99999.5 else f"{value:#.{count}g}".rstrip(".")
 
 
-def rate(row: Row) -> str:
+def rate(row: Row, flops: str = "FLOP/s") -> str:
     """Return the rate of what limits a row: bytes a second, or operations a second."""
     gflops = row.gflops or 0
     if row.floor and row.floor[1] == ARITHMETIC:
-        return f"{digits(gflops)} GFLOP/s" if gflops < 1000 else f"{digits(gflops / 1000)} TFLOP/s"
+        return f"{digits(gflops)} G{flops}" if gflops < 1000 else f"{digits(gflops / 1000)} T{flops}"
     return f"{digits(row.rate(row.ours))} GB/s"
 
 
 def columns(rows: Sequence[Row], wide: bool = True) -> dict[str, Callable[[Row], str]]:
-    """Return the heads of the columns of figures, each with what it shows of a row that has been timed."""
+    """Return the heads of the columns of figures, each with what it shows of a row that has been timed.
+
+    Those of a table that is not wide are shorter, and the peers share one.
+    """
 
     def spread(row: Row) -> str:
         assert row.ours is not None
-        low, high = row.ours.range
-        return f"{digits(1e3 * low)}-{digits(1e3 * high)}" if len(row.ours.seconds) > 1 else "once"
+        low, high = (digits(1e3 * bound, 3 if wide else 2) for bound in row.ours.range)
+        return f"{low}-{high}" if len(row.ours.seconds) > 1 else "once"
 
     def versus(name: str | None) -> Callable[[Row], str]:
         return lambda row: f"{digits(over)}x" if (over := row.over(row.peer(name))) else "-"
@@ -39,7 +42,7 @@ def columns(rows: Sequence[Row], wide: bool = True) -> dict[str, Callable[[Row],
     shown: dict[str, Callable[[Row], str]] = {
         "ms": lambda row: digits(1e3 * row.ours.median if row.ours else None),
         "20-80 %": spread,
-        "rate": rate,
+        "rate": lambda row: rate(row, "FLOP/s" if wide else "F/s"),
         "of floor": lambda row: f"{digits(100 * (row.share_of_floor or 0))} %",
     }
     if wide or len(names) < 2:

@@ -87,13 +87,13 @@ def _colours(rows: Sequence[Row]) -> dict[str, str]:
     return found | {name: _GREYS[i % len(_GREYS)] for i, name in enumerate(peer_names(rows))}
 
 
-def _labels(rows: Sequence[Row]) -> dict[str, str]:
-    """Return a name for each problem, which tells apart those of one label."""
+def _labels(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """Return a name for each case, which tells apart those of one label."""
     by_label: dict[str, set[str]] = {}
     for row in rows:
         by_label.setdefault(row.label, set()).add(str(row.problem))
     return {
-        str(row.problem): row.label
+        row.case: row.label
         if len(by_label[row.label]) == 1
         else f"{row.label}\n{str(row.problem).split(',activation')[0]}"
         for row in rows
@@ -140,11 +140,8 @@ def ladder(run: Run) -> Any:
     """Return the ladder: a bar for each variant and peer on each problem, with the floor as a line."""
     rows = _timed(run)
     labels, colours, passes, peers = _labels(rows), _colours(rows), _passes(rows), peer_names(rows)
-    groups = {p: list(dict.fromkeys(str(row.problem) for row in rows if row.pass_name == p)) for p in passes}
-    bars = {
-        p: [[row for row in rows if row.pass_name == p and str(row.problem) == problem] for problem in groups[p]]
-        for p in passes
-    }
+    groups = {p: list(dict.fromkeys(row.case for row in rows if row.pass_name == p)) for p in passes}
+    bars = {p: [[row for row in rows if row.pass_name == p and row.case == case] for case in groups[p]] for p in passes}
     heights = {p: sum(len(group) + len(peers) + 1.2 for group in bars[p]) * _BAR + 0.75 for p in passes}
     columns = min(2, len(passes))
     total = sum(max(heights[p] for p in passes[i : i + columns]) for i in range(0, len(passes), columns))
@@ -167,7 +164,7 @@ def ladder(run: Run) -> Any:
             if group[0].floor:
                 ax.plot([1e3 * group[0].floor[0]] * 2, [first - 0.55, at - 0.45], color="black", linewidth=1.6,
                         label="floor", solid_capstyle="butt", zorder=3)  # fmt: skip
-            ticks.append(((first + at - 1) / 2, labels[str(group[0].problem)]))
+            ticks.append(((first + at - 1) / 2, labels[group[0].case]))
             at += 1.2
         ax.set_yticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=8)
         ax.set_ylim(at - 1.4, -1.0)
@@ -329,9 +326,9 @@ def _thousands(value: float, _: Any) -> str:
 
 def _line(ax: Any, points: Sequence[tuple[int, Any]], style: str, colour: str, label: str) -> None:
     """Draw the medians of timings by size."""
-    known = dict(sorted((size, 1e3 * timing.median) for size, timing in points if timing))
+    known = sorted((size, 1e3 * timing.median) for size, timing in points if timing)
     if known:
-        ax.plot(list(known), list(known.values()), style, marker="o", markersize=3.5, color=colour, linewidth=1.3,
+        ax.plot(*zip(*known, strict=True), style, marker="o", markersize=3.5, color=colour, linewidth=1.3,
                 label=label)  # fmt: skip
 
 

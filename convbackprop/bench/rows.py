@@ -55,9 +55,14 @@ class Row:
         return self.name.partition("/")[0]
 
     @property
-    def key(self) -> tuple[str, str]:
+    def case(self) -> tuple[str, str]:
+        """What it was computed on: the label, as two photographs can be one problem, and the problem."""
+        return (self.label, str(self.problem))
+
+    @property
+    def key(self) -> tuple[str, str, str]:
         """What is the same in another run."""
-        return (self.name, str(self.problem))
+        return (self.name, *self.case)
 
     # -- costs -------------------------------------------------------------------------------------------------
     @property

@@ -20,7 +20,9 @@ def print_rows(rows: Sequence[Row], out: Any) -> None:
     """Print the table, what is wrong, and what the columns mean."""
     wide = out.width >= _WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
-    table.add_column("pass/variant", no_wrap=True)
+    # A problem that is a heading is folded, rather than that it makes the column wider than the variants need.
+    longest = max((len(row.name) for row in rows), default=0)
+    table.add_column("pass/variant", no_wrap=wide, overflow="fold", max_width=None if wide else longest)
     if wide:
         table.add_column("problem", overflow="fold")
     shown = columns(rows, wide)
@@ -28,12 +30,12 @@ def print_rows(rows: Sequence[Row], out: Any) -> None:
         table.add_column(head, justify="right", no_wrap=True)
     before = None
     for row in rows:
-        if str(row.problem) != before:
+        if row.case != before:
             if before is not None or not wide:
                 table.add_row()
-            before = str(row.problem)
+            before = row.case
             if not wide:
-                table.add_row(Text(_title(row, rows), "bold", no_wrap=True, overflow="ellipsis"))
+                table.add_row(Text(_title(row, rows), "bold", overflow="fold"))
         if row.ours:
             cells: list[Any] = [cell(row) for cell in shown.values()]
         else:
