@@ -19,29 +19,26 @@ _WIDE = 112
 def print_rows(rows: Sequence[Row], out: Any) -> None:
     """Print the table, what is wrong, and what the columns mean."""
     wide = out.width >= _WIDE
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
-    # A problem that is a heading is folded, rather than that it makes the column wider than the variants need.
-    longest = max((len(row.name) for row in rows), default=0)
-    table.add_column("pass/variant", no_wrap=wide, overflow="fold", max_width=None if wide else longest)
-    if wide:
-        table.add_column("problem", overflow="fold")
     shown = columns(rows, wide)
-    for head in (*shown, "error"):
-        table.add_column(head, justify="right", no_wrap=True)
-    before = None
+    heads = ["pass/variant", *(["problem"] if wide else []), *shown, "error"]
+    groups: dict[tuple[str, str], list[list[Any]]] = {}
     for row in rows:
-        if row.case != before:
-            if before is not None or not wide:
-                table.add_row()
-            before = row.case
-            if not wide:
-                table.add_row(Text(_title(row, rows), "bold", overflow="fold"))
         if row.ours:
             cells: list[Any] = [cell(row) for cell in shown.values()]
         else:
             cells = [Text("refused") if row.refusal else Text("WRONG", "red"), *[""] * (len(shown) - 1)]
-        table.add_row(row.name, *([_title(row, rows)] if wide else []), *cells, "-" if row.refusal else error(row))
-    out.print(table)
+        line = [row.name, *([_title(row, rows)] if wide else []), *cells, "-" if row.refusal else error(row)]
+        groups.setdefault(row.case, []).append(line)
+    if wide:
+        _print_table(heads, [line for group in groups.values() for line in (*group, [])][:-1], out)
+    else:
+        lines = [heads, *(line for group in groups.values() for line in group)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+        _print_table(heads, [], out, widths)
+        titles = {row.case: _title(row, rows) for row in rows}
+        for case, group in groups.items():
+            out.print(Text(f"\n{titles[case]}", "bold"))
+            _print_table(None, group, out, widths)
     for row in rows:
         for fault in row.faults:
             say(out, f"{row.name} on {row.problem} is WRONG: {fault}")
@@ -50,6 +47,19 @@ def print_rows(rows: Sequence[Row], out: Any) -> None:
     legend = legend_of(rows)
     if legend:
         say(out, "", *legend)
+
+
+def _print_table(heads: Sequence[str] | None, lines: Sequence[Sequence[Any]], out: Any,
+                 widths: Sequence[int] | None = None) -> None:  # fmt: skip
+    """Print lines of cells; tables with the same widths stand under each other as one."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if widths else 2, 0, 0), show_header=heads is not None)
+    for i, head in enumerate(heads or [""] * len(widths or ())):
+        words = i == 0 or head == "problem"
+        table.add_column(head, justify="left" if words else "right", no_wrap=head != "problem", overflow="fold",
+                         min_width=widths[i] if widths else None)  # fmt: skip
+    for line in lines:
+        table.add_row(*line)
+    out.print(table)
 
 
 def _title(row: Row, rows: Sequence[Row]) -> str:
