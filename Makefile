@@ -5,6 +5,7 @@ VENV ?= .venv
 TORCH ?= yes
 TOOLCHAIN ?= yes
 ARGS ?=
+SLOWER ?= 15
 # Idle OpenMP threads sleep, instead of spinning on the cores that the next measurement needs.
 export OMP_WAIT_POLICY ?= passive
 
@@ -17,7 +18,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench bench-layers check sanitize test test-all test-pythons bench-suite gpu-report lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench bench-layers check sanitize test test-all test-pythons bench-suite bench-compare gpu-report lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,10 +53,13 @@ test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .ven
 	@MAKE="$(MAKE)" tools/test_pythons.sh $(ARGS)
 
 bench-layers: $(ENV) ## time layers of real networks, with many channels
-	@$(PY) -m convbackprop bench --layers $(ARGS)
+	@$(PY) -m convbackprop bench --suite deepbench $(ARGS)
 
-bench-suite: $(ENV) ## the pytest-benchmark suite
+bench-suite: $(ENV) ## every suite by pytest-benchmark: long; ARGS="-k lab" for one
 	@$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+bench-compare: $(ENV) ## a few passes; fails where one is SLOWER (15 %) than in this machine's saved run
+	@$(PY) tools/bench_compare.py --slower $(SLOWER) $(ARGS)
 
 gpu-report: $(ENV) ## the GPU's goals, measured: needs a GPU, PyCUDA and torch (ARGS=--dry-run needs none)
 	@$(PY) benchmarks/gpu_report.py $(ARGS)

@@ -35,6 +35,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise InvalidArgument(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that will be written much later; raises InvalidArgument where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

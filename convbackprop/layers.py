@@ -1,7 +1,9 @@
 """Layers of real networks: those that training is measured on.
 
 DeepBench's are its convolutions for training (https://github.com/baidu-research/DeepBench), by the networks that they
-were taken from.
+were taken from. ResNet-50's are those of table 1 of He et al., "Deep Residual Learning for Image Recognition" (2016),
+its stride in the 3 x 3 layers, as torchvision has it. The depthwise ones are of MobileNetV2 (Sandler et al., 2018,
+table 2), EfficientNet-B0 (Tan and Le, 2019, table 1) and ConvNeXt-T (Liu et al., 2022, table 9).
 """
 
 from __future__ import annotations
@@ -30,6 +32,14 @@ def _square(network: str, batch: int, *layers: tuple[int, int, int, int, int, in
     return tuple(
         Layer(network, batch, f"{channels},{size},{size},{filters},{taps},{taps},padding={pad},stride={stride}")
         for size, channels, filters, taps, pad, stride in layers
+    )
+
+
+def _depthwise(network: str, *layers: tuple[int, int, int, int]) -> tuple[Layer, ...]:
+    """Return layers of one filter a channel, given as (size of the image, channels, size of the filter, stride)."""
+    return tuple(
+        Layer(network, 8, f"{c},{size},{size},{c},{taps},{taps},groups={c},padding={taps // 2},stride={stride}")
+        for size, c, taps, stride in layers
     )
 
 
@@ -65,4 +75,20 @@ DEEPBENCH = (
     Layer("Speaker", 16, "256,20,84,256,3,3,padding=1"),
     Layer("Speaker", 16, "256,20,84,512,5,5,stride=2"),
     Layer("Speaker", 16, "512,10,42,512,3,3,padding=1"),
+)  # fmt: skip
+
+RESNET = (
+    *_square("ResNet-50", 16, (224, 3, 64, 7, 3, 2), (56, 64, 64, 1, 0, 1), (56, 64, 64, 3, 1, 1),
+             (56, 64, 256, 1, 0, 1), (56, 256, 64, 1, 0, 1), (56, 256, 128, 1, 0, 1), (56, 128, 128, 3, 1, 2),
+             (28, 128, 512, 1, 0, 1), (56, 256, 512, 1, 0, 2), (28, 512, 128, 1, 0, 1), (28, 128, 128, 3, 1, 1),
+             (28, 512, 256, 1, 0, 1), (28, 256, 256, 3, 1, 2), (14, 256, 1024, 1, 0, 1), (28, 512, 1024, 1, 0, 2),
+             (14, 1024, 256, 1, 0, 1), (14, 256, 256, 3, 1, 1), (14, 1024, 512, 1, 0, 1), (14, 512, 512, 3, 1, 2),
+             (7, 512, 2048, 1, 0, 1), (14, 1024, 2048, 1, 0, 2), (7, 2048, 512, 1, 0, 1), (7, 512, 512, 3, 1, 1)),
+)  # fmt: skip
+
+DEPTHWISE = (
+    *_depthwise("MobileNetV2", (112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (28, 192, 3, 1), (14, 384, 3, 1),
+                (7, 960, 3, 1)),
+    *_depthwise("EfficientNet-B0", (56, 144, 5, 2), (28, 240, 5, 1), (14, 480, 5, 1), (7, 1152, 5, 1)),
+    *_depthwise("ConvNeXt-T", (56, 96, 7, 1), (28, 192, 7, 1), (14, 384, 7, 1), (7, 768, 7, 1)),
 )  # fmt: skip

@@ -61,8 +61,24 @@ def tensor(array: Array, device_name: str = "cpu") -> Any:
     return torch.from_numpy(array).to(device_name)
 
 
+def settings() -> dict[str, Any]:
+    """Return what torch's timings depend on."""
+    torch = import_torch()
+    return {
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "allow_tf32": torch.backends.cudnn.allow_tf32,
+    }
+
+
 def torch_calls(
-    pass_name: str, problem: ConvProblem, given: Mapping[str, Array], device_name: str = "cpu"
+    pass_name: str,
+    problem: ConvProblem,
+    given: Mapping[str, Array],
+    device_name: str = "cpu",
+    channels_last: bool | None = None,
 ) -> dict[str, Call]:
     """Return torch's ways to compute a pass, by name; each returns the results as tensors.
 
@@ -76,13 +92,16 @@ def torch_calls(
     given : mapping of str to numpy.ndarray
         The pass's inputs by operand name.
     device_name : str
-        "cpu", or "cuda:N", where both memory formats are given.
+        "cpu" or "cuda:N".
+    channels_last : bool or None
+        Also give the way that works on tensors in this memory format; None: on a GPU.
     """
     arrays = {name: array for name, array in given.items() if name in ("x", "w", "b")}
     if "dy" in given:
         arrays["g"] = pre_activation_grad(problem, given["dy"], given.get("saved")).astype(given["dy"].dtype)
     tensors = {name: tensor(array, device_name) for name, array in arrays.items()}
-    return calls_on(pass_name, problem, tensors, channels_last=device_name != "cpu")
+    both = device_name != "cpu" if channels_last is None else channels_last
+    return calls_on(pass_name, problem, tensors, channels_last=both)
 
 
 def calls_on(pass_name: str, problem: ConvProblem, tensors: Mapping[str, Any], channels_last: bool) -> dict[str, Call]:

@@ -15,9 +15,12 @@ import pytest
 
 from convbackprop import check as checking
 from convbackprop import cli, curated, layers, peers, reference, timing
+from convbackprop.bench import layer_goals, suites
+from convbackprop.bench.cases import Case
+from convbackprop.bench.rows import Row
 from convbackprop.check import inputs
 from convbackprop.cli import check as check_command
-from convbackprop.cli import goals, layer_rows, main
+from convbackprop.cli import goals, main
 from convbackprop.cli.new import passes_with_a_skeleton
 from convbackprop.devices.cpu import cpu_device
 from convbackprop.plan import constants_of
@@ -188,15 +191,25 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
         ("check --problem 1,1,9,9,1,3,3,colour=1", 2, "problem option is 'colour=1'"),
         ("check --problem 1,1,900000,900000,1,3,3", 1, "bytes with its float64 reference"),
         ("bench --problem 1,1,9,9,1,3,3 --filter 3", 2, "--filter goes with an image"),
-        ("bench --problem 1,1,9,9,1,3,3 --save d", 2, "--save goes with an image"),
+        ("bench --problem 1,1,9,9,1,3,3 --pictures d", 2, "--pictures goes with an image"),
+        ("bench --problem 1,1,9,9,1,3,3 --suite lab", 2, "not allowed with argument"),
+        ("bench --suite nix", 2, "--suite is 'nix'; it should be one of lab, photos, sizes, depthwise, resnet, deepb"),
+        ("bench --suite depthwise --filter 3", 2, "--suite depthwise has problems of its own; leave out --filter"),
+        ("bench --suite deepbench --pictures x", 2, "--suite deepbench has problems of its own; leave out --pictures"),
+        ("bench --save a/b", 2, "--save is 'a/b'; it should be a name of letters, digits"),
+        ("bench --save text.txt/a.json", 2, "text.txt/a.json cannot be written: "),
+        ("bench --save taken.json", 2, "taken.json exists and is left as it is; choose another name"),
         ("bench --problem 0,1,9,9,1,3,3", 2, "there is nothing to time"),
         ("bench --problem 1,1,9,9,1,3,3 --image a.png", 2, "not allowed with argument"),
         ("bench --filter 0", 2, "--filter is '0'; it should be an integer of at least 1"),
         ("bench --filter 3.5", 2, "--filter is '3.5'"),
         ("bench --seconds 0", 2, "--seconds is 0.0; it should be above 0"),
         ("bench --seconds much", 2, "invalid float value"),
-        ("bench --against jax", 2, "--against is 'jax'; it should be one of torch, opencv, none"),
+        ("bench --against jax", 2, "--against is 'jax'; it should be one of torch, scipy, opencv, cupy, all, none"),
+        ("bench --against torch,jax", 2, "--against is 'jax'; it should be one of torch"),
+        ("bench --against cupy --device cpu", 2, "--against cupy compares on cuda, not on cpu; add --device cuda"),
         ("bench kernel_grad --against opencv", 2, "--against opencv times forward, not kernel_grad"),
+        ("bench --goals --suite lab", 2, "--goals has a problem of its own; leave out --suite"),
         ("bench --goals --filter 3", 2, "--goals has a problem of its own; leave out --filter"),
         ("bench --goals --against none", 2, "--goals compares the public functions with torch"),
         ("list --device cpu", 2, "--device goes with --problem"),
@@ -206,6 +219,21 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
         ("bench --image text.txt", 2, "image text.txt cannot be read: cannot identify"),
         ("bench --image folder.cu", 2, "image folder.cu cannot be read: Is a directory"),
         ("bench --image truncated.png", 2, "image truncated.png cannot be read"),
+        ("compare nix nix", 2, "run nix was not found as .convbackprop/runs/nix.json; none is saved here"),
+        ("compare nix nix --least -1", 2, "--least is -1; it should be a percentage"),
+        ("compare text.txt nix", 2, "run text.txt was not found as .convbackprop/runs/text.txt.json"),
+        ("compare a/b nix", 2, "run is 'a/b'; it should be a name of letters"),
+        ("plot nix", 2, "run nix was not found"),
+        ("plot nix pie", 2, "kind is 'pie'; it should be one of ladder, roofline, size"),
+        ("plot nix --format gif", 2, "--format is 'gif'; it should be one of png, svg"),
+        ("plot nix --output a.png", 2, "--output is one file; say which KIND goes there: ladder, roofline, size"),
+        ("plot nix ladder --output a.gif", 2, "--output is a.gif; its name should end in .png or .svg"),
+        ("plot nix ladder --output a.svg --format png", 2, "--format is png, but --output ends in .svg"),
+        ("report nix --output a.pdf", 2, "--output is a.pdf; its name should end in .html or .md"),
+        ("report nix", 2, "run nix was not found"),
+        ("demo nix", 2, "demo is 'nix'; it should be one of edge"),
+        ("demo edge --output a.gif", 2, "--output is a.gif; its name should end in .png or .svg"),
+        ("demo edge --image nix.png", 2, "image nix.png cannot be read: No such file"),
         ("new forward/naive", 2, "forward/naive is a variant of the package"),
         ("new forward", 2, "name is ''; it should be made of letters"),
         ("new forward/a-b", 2, "name is 'a-b'"),
@@ -222,6 +250,7 @@ def test_a_mistake_gets_one_sentence(run, tmp_path, command, code, words):
         image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "truncated.png")
         (tmp_path / "truncated.png").write_bytes((tmp_path / "truncated.png").read_bytes()[:60])
     (tmp_path / "empty.cu").touch()
+    (tmp_path / "taken.json").touch()
     (tmp_path / "nolaunch.cu").write_text('extern "C" __global__ void f(float* x) {}')
     (tmp_path / "text.txt").write_text("no image, no CUDA")
     (tmp_path / "folder.cu").mkdir()
@@ -295,7 +324,7 @@ def test_tables_fit_a_terminal(columns):
     assert "\x1b[3" not in on_a_terminal(command, columns, NO_COLOR="1").replace("\x1b[?", "")
     lines = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
     heads = next(line for line in lines if line.startswith("pass/variant"))
-    for head in ("ms", "20-80 %", "GB/s", "of copy", "vs torch", "error"):
+    for head in ("ms", "20-80 %", "rate", "of floor", "error"):  # none of them is cut
         assert head in heads
     where = f"{of_pass('kernel_grad')[0]} " if columns >= 120 else ""  # a column, or a heading
     assert any(re.match(rf"{where}\s*{re.escape(SMALL)}", line) for line in lines)
@@ -546,18 +575,26 @@ def test_bench(run):
         assert row["least_bytes"] == PASSES[row["variant"].split("/")[0]].least_bytes(problem)
         assert row["gb_per_s"] == pytest.approx(row["least_bytes"] / row["median_ms"] * 1e-6)
         assert row["share_of_copy"] == pytest.approx(row["gb_per_s"] / row["copy_gb_per_s"])
-        assert row["torch_ms"] is None and row["ratio_to_torch"] is None and row["public_ms"] > 0
+        assert row["gflop_per_s"] == pytest.approx(row["flops"] / row["median_ms"] * 1e-6)
+        floors = {
+            "memory": row["least_bytes"] / row["copy_gb_per_s"] * 1e-6,
+            "arithmetic": row["flops"] / row["peak_gflop_per_s"] * 1e-6,
+        }
+        assert row["floor_is"] == max(floors, key=floors.get)
+        assert row["floor_ms"] == pytest.approx(max(floors.values()))
+        assert row["share_of_floor"] == pytest.approx(row["floor_ms"] / row["median_ms"])
+        assert row["peers"] == {} and row["public_ms"] > 0
 
 
 def test_bench_main_job_is_the_lab_s_layer(monkeypatch):
     pytest.importorskip("skimage", reason="scikit-image, of the extra data, is not installed: its photograph")
     import argparse
 
-    from convbackprop.cli import bench
+    from convbackprop.cli import bench, bench_work
 
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    cases = bench.cases_of(parser.parse_args([]))
+    cases = bench_work.cases_of(parser.parse_args([]), "cpu")
     sizes = [(case.problem.H, case.problem.W, case.problem.R, case.problem.S) for case in cases]
     assert sizes == [(n, n, r, r) for n in (512, 1024) for r in (3, 5, 7)]
     for case in cases:
@@ -570,16 +607,19 @@ def test_bench_main_job_is_the_lab_s_layer(monkeypatch):
 
 def test_bench_beside_torch(run):
     pytest.importorskip("torch", reason="torch, the peer, is not installed")
-    command = ("bench", "--problem", SMALL, "--dtype", "bfloat16", *QUICK)
+    command = ("bench", "--problem", SMALL, "--dtype", "bfloat16", "--against", "torch", *QUICK)
     code, out, err = run(*command, "--json")
     found = json.loads(out)
     assert code == 0 and not err
     rows = [row for row in found["rows"] if not row["refused"]]
-    assert all(row["ratio_to_torch"] == pytest.approx(row["torch_ms"] / row["median_ms"]) for row in rows)
+    for row in rows:
+        assert set(row["peers"]) == {"torch", "torch channels_last"}
+        for peer in row["peers"].values():
+            assert peer["ratio"] == pytest.approx(peer["median_ms"] / row["median_ms"])
     environment = found["environment"]
     assert environment["torch_threads"] == environment["threads"] and environment["OMP_WAIT_POLICY"]
     code, out, _ = run(*command)
-    assert code == 0 and re.search(r"\dx +\S+$", out, re.MULTILINE) and "ready-made" in out
+    assert code == 0 and re.search(r"\dx +\S+$", out, re.MULTILINE) and "ready-made" in out and "vs torch" in out
 
 
 def test_the_goals(run, monkeypatch):
@@ -600,15 +640,15 @@ def test_the_goals(run, monkeypatch):
     assert code == 0 and "goals: 40 x 40" in out
 
 
-def small_layers(*texts):
-    made = [layers.Layer("small", 2, text) for text in texts]
-    return tuple(layer_rows.LayerCase(layer.network, layer.problem(1), layer=layer) for layer in made)
+def small_suite(*texts):
+    made = [layers.Layer("small", 32, text) for text in texts]
+    return suites.Suite("deepbench", "", suites._of_layers(*made), passes=suites._THREE, beside_naive=True)
 
 
 def test_layers(run, monkeypatch):
-    cases = small_layers("8,9,9,70,3,3,padding=1", "1,9,9,4,3,3,stride=2")
-    monkeypatch.setattr(layer_rows, "cases", lambda: cases)
-    code, out, err = run("bench", "--layers", *QUICK, "--json")
+    suite = small_suite("8,9,9,70,3,3,padding=1", "1,9,9,4,3,3,stride=2")
+    monkeypatch.setitem(suites.SUITES, "deepbench", suite)
+    code, out, err = run("bench", "--suite", "deepbench", *QUICK, "--json")
     found = json.loads(out)
     documented("bench", found)
     assert code == 0 and not err and len(found["layers"]) == 6
@@ -616,14 +656,15 @@ def test_layers(run, monkeypatch):
         problem = ConvProblem.parse(row["problem"])
         pass_name = row["variant"].split("/")[0]
         assert row["variant"] == beside["variant"] == str(choose(pass_name, "auto", problem, "cpu"))
+        assert row["batch"] == 32 and problem.N == 32 // suites.CPU_CUT and row["layer"] == "small (N 32/32)"
         flops = PASSES[pass_name].flops(problem)
         assert row["gflop_per_s"] == pytest.approx(1e-6 * flops / beside["median_ms"])
         assert row["times_naive"] > 0 and (row["times_torch"] or 1) > 0
-    code, out, err = run("bench", "input_grad", "--layers", *QUICK)
-    assert code == 0 and "small 1,8,9,9,70,3,3,padding=1" in out and "forward/" not in out and "1 image, bias" in out
-    for option in (("--filter", "3"), ("--save", "x")):
-        code, out, err = run("bench", "--layers", *option, *QUICK)
-        assert code == 2 and "leave out --filter and --save" in err
+    for naive in found["rows"][::2]:
+        assert naive["variant"].endswith("/naive") and naive["repetitions"] == 1 and naive["error"] <= 1
+    code, out, err = run("bench", "input_grad", "--suite", "deepbench", *QUICK)
+    assert code == 0 and "small (N 32/32) 1,8,9,9,70,3,3,padding=1" in out and "forward/" not in out
+    assert re.search(r"goals of layers: .* \d of 2 meet them", out) and " once " in out
 
 
 @pytest.mark.parametrize(
@@ -639,14 +680,21 @@ def test_layers(run, monkeypatch):
     ],
 )
 def test_what_is_wanted_of_layers(layer, ms, torch_ms, naive_ms, misses):
-    case = layer_rows.LayerCase(layer.network, layer.problem(1), layer=layer)
+    problem = layer.problem(1)
     naive, chosen = of_pass("forward")[0], of_pass("forward")[-1]
     rows = [
-        layer_rows.Row(rung, case, ours=timing.Timing((1e-3 * t,))) for rung, t in ((naive, naive_ms), (chosen, ms))
+        Row(str(rung), problem, layer.network, ours=timing.Timing((1e-3 * t,)))
+        for rung, t in ((naive, naive_ms), (chosen, ms))
     ]
-    rows[1].torch = timing.Timing((1e-3 * torch_ms,)) if torch_ms else None
-    (result,) = layer_rows.results_of(rows)
+    if torch_ms:  # of its ways the fastest counts
+        rows[1].peers = {
+            "torch": timing.Timing((1.0,)),
+            "torch channels_last": timing.Timing((1e-3 * torch_ms,)),
+        }
+    (result,) = layer_goals.results_of(rows, {str(problem): layer})
     assert result.misses == misses
+    said = layer_goals.sentences([result])
+    assert f"{0 if misses else 1} of 1 meet them" in said[0] and all(miss in said[1] for miss in misses)
 
 
 def test_the_goals_compare_the_same_job(monkeypatch):
@@ -671,7 +719,7 @@ def test_bench_without_torch(run, monkeypatch):
     monkeypatch.setattr(peers, "import_torch", lambda: __import__("torch"))
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, _ = run("bench", "forward", "--problem", SMALL, *QUICK)
-    assert code == 0 and " - " in out and out.count("pip install 'convbackprop[torch]'") == 1
+    assert code == 0 and "vs torch" not in out and out.count("pip install 'convbackprop[torch]'") == 1
 
 
 @pytest.mark.parametrize("text", [c.text for c in curated.CURATED if c.data == "normal"])
@@ -749,8 +797,9 @@ def test_bench_on_a_stand_in_for_a_gpu(run, monkeypatch, tmp_path):
 
     driver.Event, driver.memset_d8, driver.memset_d8_async = Event, lambda *_: driver.require_context(), flush
     driver.memcpy_dtod_async = copy
-    driver.device_attribute = types.SimpleNamespace(L2_CACHE_SIZE=38)
-    driver.Device.get_attribute = lambda self, attribute: 60_000_000
+    driver.device_attribute = types.SimpleNamespace(L2_CACHE_SIZE=38, MULTIPROCESSOR_COUNT=16)
+    driver.Device.get_attribute = lambda self, attribute: {38: 60_000_000, 16: 1}[attribute]
+    monkeypatch.setattr("convbackprop.bench.roof._ROUNDS", {"cuda": 2})
     try:
         command = ("bench", "--problem", SMALL, "--against", "none", "--seconds", "0.01", "--json", "--device", "cuda")
         code, out, err = run(*command)
@@ -759,7 +808,10 @@ def test_bench_on_a_stand_in_for_a_gpu(run, monkeypatch, tmp_path):
         assert found["environment"]["machine"] == "stand-in"
         rows = [row for row in found["rows"] if not row["refused"]]
         assert all(row["median_ms"] == pytest.approx(2.5) and row["error"] <= 1 for row in rows)
-        assert done.count("flush") * 2 == done.count("record") and "copy" in done
+        peak = {row["peak_gflop_per_s"] for row in rows}  # 2 operations, 8 chains, 16 steps, 2 rounds, 8 blocks of 256
+        assert len(peak) == 1 and peak.pop() == pytest.approx(2 * 8 * 16 * 2 * 8 * 256 / 2.5e-3 * 1e-9)
+        launches = 24 * len({row["variant"].split("/")[0] for row in rows})  # 12 of the peak's kernel in each pass
+        assert done.count("flush") * 2 + launches == done.count("record") and "copy" in done
         first = done.index("copy")
         assert done[first - 2 : first + 2] == ["flush", "record", "copy", "record"]
         assert driver.stack() == []
@@ -778,15 +830,14 @@ def photo(tmp_path):
     return tmp_path / "photo.png", values
 
 
-def test_save(run, photo):
+def test_pictures(run, photo):
     from PIL import Image
 
-    from convbackprop.cli.bench_rows import Case
-    from convbackprop.cli.photograph import Photograph
+    from convbackprop.photograph import Photograph
 
     file, values = photo
     code, out, err = run(
-        "bench", "forward", "--image", file, "--filter", 5, "--save", "pictures", "--against", "none", *QUICK
+        "bench", "forward", "--image", file, "--filter", 5, "--pictures", "pictures", "--against", "none", *QUICK
     )
     assert code == 0 and not err and "photo.png 5x5" in out
     pictures = {}
@@ -812,16 +863,16 @@ def test_save(run, photo):
     assert np.allclose(numbers[:5], dw, rtol=1e-5) and numbers[5][0] == pytest.approx(y.sum(), rel=1e-5)
 
 
-def test_save_refuses_a_file(run, photo):
+def test_pictures_refuse_a_file(run, photo):
     Path("taken").touch()
-    code, out, err = run("bench", "--image", photo[0], "--save", "taken")
-    assert (code, out) == (2, "") and "--save is taken, which exists and is no directory" in err
+    code, out, err = run("bench", "--image", photo[0], "--pictures", "taken")
+    assert (code, out) == (2, "") and "--pictures is taken, which exists and is no directory" in err
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "I;16", "CMYK", "LA"])
 def test_images_are_made_grey(tmp_path, mode):
     image = pytest.importorskip("PIL.Image", reason="pillow, of the extra data, is not installed: image files")
-    from convbackprop.cli.photograph import read_image
+    from convbackprop.photograph import read_image
 
     if mode == "I;16":
         picture = image.fromarray(np.full((3, 5), 65535 // 2, np.uint16))

@@ -25,6 +25,7 @@ from benchmarks import gpu_report
 from benchmarks.report import exact, jobs, measure, steps, worker
 from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
+from convbackprop.bench import roof
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"copy_bytes_per_s": 4e12, "ffma_flops_per_s": 6e13}
@@ -377,7 +378,7 @@ def test_dry_run(tmp_path):
     }  # fmt: skip
     kernels = next(step["data"]["kernels"] for step in found["steps"] if step["name"] == "compile")
     assert all(kernel["registers"] and not kernel["spill_bytes"] for kernel in kernels)
-    assert {"ffma_peak.cu", "spin.cu"} <= {kernel["file"].split("/")[1] for kernel in kernels}
+    assert {"fma_peak.cu", "spin.cu"} <= {kernel["file"].split("/")[1] for kernel in kernels}
     assert set(found["ceilings"]) >= {"copy_bytes_per_s", "ffma_flops_per_s", "empty_us"}
     assert len(found["goals"]) == len(GOALS) + 1  # and DeepBench's
     for row in found["rows"]:
@@ -397,15 +398,15 @@ def test_without_a_gpu_it_says_so(capsys):
     assert "--dry-run walks through it without one" in capsys.readouterr().out
 
 
-def test_ffma_peak_is_made_of_ffma(tmp_path):
+def test_fma_peak_is_made_of_ffma(tmp_path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        pytest.skip("nvcc is not on PATH, so the PTX of ffma_peak.cu cannot be looked at")
+        pytest.skip("nvcc is not on PATH, so the PTX of fma_peak.cu cannot be looked at")
     ptx = tmp_path / "peak.ptx"
     command = [nvcc, "-std=c++17", "-I", "cuda_src", *jobs.FFMA.defines, "-arch=sm_90", "-ptx", "-o", str(ptx)]
     subprocess.run([*command, str(jobs.FFMA.path)], cwd=ROOT, check=True)
     multiply_adds = ptx.read_text().count("fma.rn.f32")
-    assert multiply_adds >= jobs.FFMA_CHAINS * jobs.FFMA_STEPS
+    assert multiply_adds >= roof.CHAINS * roof.STEPS
 
 
 # -- DeepBench -------------------------------------------------------------------------------------------------------

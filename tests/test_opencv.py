@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from convbackprop import reference
+from convbackprop.bench.peers import PEERS
 from convbackprop.check import inputs
-from convbackprop.cli import main, opencv
-from convbackprop.errors import EnvironmentProblem
+from convbackprop.cli import main
 from convbackprop.problem import ConvProblem
 
 QUICK = ("--seconds", "0.01", "--device", "cpu", "--against", "opencv")
@@ -27,11 +27,11 @@ def cv2():
 def test_filter2d_does_the_same_job(size):
     problem = ConvProblem.parse(f"1,1,33,47,1,{size},padding=same")
     given = inputs("forward", problem)
-    out = np.full(problem.y_shape, np.nan, np.float32)
-    result = opencv.filter_call(problem, given, out)()
-    assert np.shares_memory(result, out)  # it writes where it was told to
-    expected = reference.correlate(problem, given["x"], given["w"])
-    assert np.allclose(out, expected, rtol=1e-4, atol=1e-4)
+    call = PEERS["opencv"].calls("forward", problem, given, "cpu")["opencv"]
+    result = call()
+    assert np.shares_memory(result, call())  # it writes into an array that is there
+    expected = reference.correlate(problem, given["x"], given["w"])[0, 0]
+    assert np.allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("cv2")
@@ -42,12 +42,13 @@ def test_bench_beside_opencv(capfd):
     found = json.loads(out)
     assert not err and found["environment"]["opencv"] and "torch" not in found["environment"]
     for row in found["rows"]:
-        assert row["variant"].startswith("forward/") and row["torch_ms"] is None
+        assert row["variant"].startswith("forward/")
         if row["label"] == one and not row["refused"]:
-            assert row["ratio_to_opencv"] == pytest.approx(row["opencv_ms"] / row["median_ms"])
+            (peer,) = row["peers"].values()
+            assert peer["ratio"] == pytest.approx(peer["median_ms"] / row["median_ms"])
         else:
-            assert row["ratio_to_opencv"] is None
-    assert any("OpenCV is not timed on 2,1,33,47" in note for note in found["notes"])
+            assert row["peers"] == {}
+    assert any("opencv is not timed on forward of 2,1,33,47" in note for note in found["notes"])
     assert main(["bench", "forward", "--problem", one, *QUICK]) == 0
     out, _ = capfd.readouterr()
     assert "vs opencv" in out and "vs torch" not in out and "filter2D" in out
@@ -65,14 +66,14 @@ def test_bench_beside_opencv(capfd):
     ],
 )
 def test_what_is_compared(text, refused):
-    assert (opencv.why_not("forward", ConvProblem.parse(text)) is not None) == refused
-    assert opencv.why_not("input_grad", ConvProblem.parse(text)) is not None
+    assert (PEERS["opencv"].why_not("forward", ConvProblem.parse(text), "cpu") is not None) == refused
+    assert PEERS["opencv"].why_not("input_grad", ConvProblem.parse(text), "cpu") is not None
+    assert PEERS["opencv"].why_not("forward", ConvProblem.parse(text), "cuda") is not None
 
 
 def test_without_opencv(monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(EnvironmentProblem, match="pip install opencv-python-headless"):
-        opencv.import_opencv()
+    assert "pip install opencv-python-headless" in PEERS["opencv"].missing("cpu")
     assert main(["bench", "--problem", "1,1,9,9,1,3,3", *QUICK]) == 1
     out, err = capfd.readouterr()
     assert not out and "pip install opencv-python-headless" in err and len(err.splitlines()) == 1

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convbackprop.bench import runs
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
@@ -33,6 +35,16 @@ def test_every_variant_has_its_largest_error(readme):
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| [{variant}]("))
         float32, every = map(float, re.fullmatch(r".*\| ([\d.]+) / ([\d.]+) \|", row).groups())
         assert 0 <= float32 <= every <= 1, f"{variant}: run 'make readme ARGS=--errors'"
+
+
+def test_the_picture_is_of_the_saved_run(readme):
+    tool = runpy.run_path(str(ROOT / "tools" / "readme.py"))
+    assert tool["bench_part"]() in readme, "run 'make readme'"
+    run = runs.read(str(tool["RUN"]))
+    medians = [f">{1e3 * row.ours.median:.3g}<" for row in run.rows if row.ours and row.label == tool["SHOWN"]]
+    assert len(medians) >= 10
+    written = set(re.findall(r"<!-- ([\d.e+]+) -->", (ROOT / "docs" / "bench.svg").read_text()))
+    assert {median.strip("<>") for median in medians} <= written, "run 'make readme'"
 
 
 def test_the_example_runs(readme):

@@ -25,7 +25,7 @@ if [ ! -e "$stamp" ]; then
 fi
 mv -f "$stamp" "$unfinished" 2>/dev/null || true
 
-requirements=(-e ".[dev,data,plot]")
+requirements=(-e ".[dev,data,plot,stats]")
 what="the package and its tools (about a minute)"
 if [ "${TORCH:-yes}" = yes ] && "$dir/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
     requirements+=(torch)

@@ -1,8 +1,9 @@
-"""Write the generated parts of README.md anew: the table of variants, and with --bench the picture of a run.
+"""Write the generated parts of README.md anew: the table of variants, and the picture of a run.
 
     python tools/readme.py [--errors] [--bench]
 
-The table's errors stand in docs/errors.json; --errors measures them anew, on the cpu device.
+The table's errors stand in docs/errors.json; --errors measures them anew, on the cpu device. The run is the saved run
+docs/bench.json; --bench times it anew.
 
 Each part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
@@ -10,25 +11,25 @@ Each part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
-import convbackprop
+from convbackprop.bench import plots, runs
+from convbackprop.cli.plot import only
+from convbackprop.files import write_whole
 from convbackprop.problem import PASSES
 from convbackprop.variants import of_pass
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+RUN = ROOT / "docs" / "bench.json"
 PICTURE = ROOT / "docs" / "bench.svg"
+SHOWN = "1024x1024 5x5"  # of the run, what the picture shows
 ERRORS = ROOT / "docs" / "errors.json"
 
 
@@ -60,28 +61,25 @@ def measure_errors() -> None:
     ERRORS.write_text(json.dumps(errors, indent=1) + "\n")
 
 
-def bench_picture() -> str:
-    """Run the benchmark, draw what it prints, and return the Markdown that shows it."""
-    width = 150
-    environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(width)}
-    done = subprocess.run(
-        [sys.executable, "-m", "convbackprop", "bench"], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    console = Console(record=True, width=width, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(Text.from_ansi(done.stdout.rstrip()))
-    svg = console.export_svg(title="make bench")
-    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # nothing is fetched from elsewhere
-    PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")
-    what = f"version {convbackprop.__version__}, {datetime.date.today()}, {cpu_name()}, {os.cpu_count()} cores"
-    return f"![What make bench prints](docs/{PICTURE.name})\n\n*A run of `make bench`: {what}.*"
+def measure_bench() -> None:
+    """Run the benchmark, and keep the run."""
+    with tempfile.TemporaryDirectory() as workshop:
+        saved = Path(workshop) / RUN.name
+        subprocess.run([sys.executable, "-m", "convbackprop", "bench", "--save", str(saved)], check=True)
+        RUN.parent.mkdir(exist_ok=True)
+        shutil.move(saved, RUN)
 
 
-def cpu_name() -> str:
-    """Return what the CPU calls itself."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found[1] if found else platform.machine()
+def bench_part() -> str:
+    """Return the Markdown that shows the run that was kept."""
+    caption = plots.caption(runs.read(str(RUN)))
+    shown = f"![The passes on {SHOWN} with every variant and peer, and the floor](docs/{PICTURE.name})"
+    return f"{shown}\n\n*{SHOWN} in a run of `make bench`: {caption}.*"
+
+
+def bench_picture() -> bytes:
+    """Return the picture of the run that was kept."""
+    return plots.rendered(plots.ladder(only(runs.read(str(RUN)), re.escape(SHOWN))), "svg")
 
 
 def replace(text: str, name: str, part: str) -> str:
@@ -93,15 +91,16 @@ def replace(text: str, name: str, part: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bench", action="store_true", help="run the benchmark, too, and draw its picture")
+    parser.add_argument("--bench", action="store_true", help="run the benchmark, too: a minute and a half")
     parser.add_argument("--errors", action="store_true", help="measure the largest errors, too: a minute or two")
     arguments = parser.parse_args()
     if arguments.errors:
         measure_errors()
-    text = replace(README.read_text(), "variants", variants_table())
     if arguments.bench:
-        text = replace(text, "bench", bench_picture())
-    README.write_text(text)
+        measure_bench()
+    write_whole(PICTURE, bench_picture())
+    text = replace(README.read_text(), "variants", variants_table())
+    write_whole(README, replace(text, "bench", bench_part()))
 
 
 if __name__ == "__main__":

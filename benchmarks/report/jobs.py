@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from convbackprop.bench import roof
 from convbackprop.compiler import Source
 from convbackprop.layers import DEEPBENCH, WHOLE, Layer
 from convbackprop.plan import constants_of
@@ -17,11 +18,7 @@ from convbackprop.variants import Tunable, Variant, choose, of_pass
 HERE = Path(__file__).parents[1]
 
 #: The package's kernels are compiled with what they need; so are these.
-FFMA_THREADS, FFMA_CHAINS, FFMA_STEPS = 256, 8, 16
-FFMA = Source.of(
-    HERE / "ffma_peak.cu",
-    {"SCALAR": "float32", "THREADS": FFMA_THREADS, "CHAINS": FFMA_CHAINS, "STEPS": FFMA_STEPS},
-)
+FFMA = roof.source("float32", roof.THREADS, lanes=1, chains=roof.CHAINS)
 SPIN = Source.of(HERE / "spin.cu", {"SCALAR": "float32"})
 
 #: The lower rungs run on this size only: they are slow, and their time is nobody's goal.

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.report import exact
-from benchmarks.report.jobs import FFMA, FFMA_CHAINS, FFMA_STEPS, FFMA_THREADS, SPIN, Job, as_for, shrunk
+from benchmarks.report.jobs import FFMA, SPIN, Job, as_for, shrunk
 from benchmarks.report.rows import Row, spread
 from convbackprop import compiler, conv2d, peers
+from convbackprop.bench import roof
 from convbackprop.check import check
 from convbackprop.plan import alignment_of, constants_of, pack_shape, plan
 from convbackprop.problem import PASSES, ConvProblem
@@ -349,19 +350,19 @@ def measure_ceilings(job: Job, place: Place) -> Outcome:
     torch, scale = place.torch, place.scale
     keep: list[Any] = []
     copy = copy_call(place, 2 * scale.copy_bytes, keep)
-    blocks = place.multiprocessors * (2048 // FFMA_THREADS)
+    blocks = place.multiprocessors * (2048 // roof.THREADS)
     factors = torch.tensor([0.999, 0.001], device=place.where)
-    out = torch.empty(blocks * FFMA_THREADS, device=place.where)
+    out = torch.empty(blocks * roof.THREADS, device=place.where)
     shape = pack_shape(ConvProblem.parse("1,1,1,1,1,1,1"))
     kernel = place.device.load(
-        FFMA, "ffma_peak", (blocks, 1, 1), (FFMA_THREADS, 1, 1), 0, 2, shape, (scale.ffma_rounds,)
+        FFMA, "fma_peak", (blocks, 1, 1), (roof.THREADS, 1, 1), 0, 2, shape, (scale.ffma_rounds,)
     )
     out.fill_(math.nan)
     for _ in range(scale.batch):  # until the clocks are up
         kernel.launch((factors.data_ptr(), out.data_ptr()))
     place.synchronize()
     if not bool(torch.isfinite(out).all()):
-        raise ArithmeticError("ffma_peak.cu did not write every sum")
+        raise ArithmeticError("fma_peak.cu did not write every sum")
     calls: dict[str, Call] = {
         "copy of 1 GiB": copy,
         "FFMA": lambda: kernel.launch((factors.data_ptr(), out.data_ptr())),
@@ -370,7 +371,7 @@ def measure_ceilings(job: Job, place: Place) -> Outcome:
     timings = place.time(calls, cold=True)
     for allocation in keep:
         allocation.free()
-    flops = 2 * FFMA_CHAINS * FFMA_STEPS * scale.ffma_rounds * out.numel()
+    flops = 2 * roof.CHAINS * roof.STEPS * scale.ffma_rounds * out.numel()
     sizes = {"copy of 1 GiB": (2 * scale.copy_bytes, 0), "FFMA": (0, flops), "nothing": (0, 0)}
     rows = [
         Row(job.name, name, cold=spread(timing.seconds), least_bytes=sizes[name][0], flops=sizes[name][1])

@@ -14,7 +14,9 @@ import convbackprop
 from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType
 
 #: Each is a module of this package with `add_arguments(parser)`, `run(arguments)`, HELP and EPILOG.
-COMMANDS = ("doctor", "list", "check", "sanitize", "bench", "profile", "run", "new")
+COMMANDS = (
+    "doctor", "list", "check", "sanitize", "bench", "compare", "plot", "report", "demo", "profile", "run", "new",
+)  # fmt: skip
 
 _EXAMPLES = """\
 examples:

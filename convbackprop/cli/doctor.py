@@ -17,6 +17,7 @@ from rich.text import Text
 
 import convbackprop
 from convbackprop import cache
+from convbackprop.bench.machine import processor
 from convbackprop.cli.common import console, print_json
 from convbackprop.compiler import compiler_version, find_cxx, find_nvcc
 from convbackprop.devices import get_device, why_not_cuda
@@ -88,15 +89,6 @@ def _cpu() -> str:
     return f"{processor()}, {count} thread{'s' * (count > 1)} (CONVBACKPROP_NUM_THREADS)"
 
 
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
-
-
 def _driver() -> str:
     version = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -133,6 +125,10 @@ def findings() -> Iterator[Finding]:
     for module in ("skimage", "PIL"):
         yield _tried(module, lambda module=module: _version(module),  # type: ignore[misc]
                      "photographs for `bench`: pip install 'convbackprop[data]'")  # fmt: skip
+    yield _tried("matplotlib", lambda: _version("matplotlib"),
+                 "pictures of `plot`, `report` and `demo`: pip install 'convbackprop[plot]'")  # fmt: skip
+    yield _tried("scipy", lambda: _version("scipy"),
+                 "what `compare` tests with, and a peer of `bench`: pip install 'convbackprop[stats]'")  # fmt: skip
     yield _tried("cache", _cache)
 
 

@@ -1,4 +1,4 @@
-"""Photographs for `bench`: read one, and write the pictures of the layer that was applied to it."""
+"""Photographs for `bench` and `demo`: read one, and write the pictures of the layer that was applied to it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from convbackprop.problem import ConvProblem
 
 Array = Any
 
-#: The photograph that scikit-image carries, 512 x 512.
+#: The photographs that scikit-image carries (others it would download), from 191 x 384 to 1411 x 1411.
 CAMERA = "camera"
+PHOTOGRAPHS = (
+    CAMERA, "coins", "page", "text", "moon", "brick", "grass", "gravel", "astronaut", "retina",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +46,42 @@ def _pillow() -> Any:
     return Image
 
 
-def read_image(file: str | None) -> Photograph:
-    """Read an image with Pillow, made grey; None: scikit-image's camera.
+def photograph(name: str) -> Photograph:
+    """Return one of scikit-image's `PHOTOGRAPHS`, made grey.
+
+    Raises
+    ------
+    EnvironmentProblem
+        scikit-image is missing.
+    """
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise _missing("scikit-image", error) from None
+    pixels = np.asarray(getattr(data, name)()) / 255
+    # ITU-R BT.601's weights of red, green and blue, which Pillow's "L" has, too
+    return Photograph(name, pixels @ (0.299, 0.587, 0.114) if pixels.ndim == 3 else pixels)
+
+
+def drawn(size: int = 256) -> Photograph:
+    """Return a picture made of sums of shapes, for where there is no photograph: a disc, a box and a ramp."""
+    row, col = np.mgrid[0:size, 0:size] / size
+    grey = 0.25 + 0.25 * col
+    grey[np.hypot(row - 0.4, col - 0.35) < 0.22] = 0.9
+    grey[(abs(row - 0.7) < 0.15) & (abs(col - 0.68) < 0.2)] = 0.05
+    return Photograph("drawn", grey)
+
+
+def read_image(file: str) -> Photograph:
+    """Read an image with Pillow, made grey.
 
     Raises
     ------
     InvalidArgument
         It cannot be read.
     EnvironmentProblem
-        scikit-image or Pillow is missing.
+        Pillow is missing.
     """
-    if file is None:
-        try:
-            from skimage import data
-        except ImportError as error:
-            raise _missing("scikit-image", error) from None
-        return Photograph(CAMERA, data.camera() / 255)
     image_class = _pillow()
     try:
         with image_class.open(file) as image:
@@ -120,5 +143,5 @@ def save_pictures(folder: Path, given: Mapping[str, Array], problem: ConvProblem
         text += "\n".join(" ".join(f"{float(v):.9g}" for v in row) for row in dw[0, 0]) + f"\n\n{float(db[0]):.9g}\n"
         (folder / "kernel_grad.txt").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InvalidArgument(f"--save is {folder}, which cannot be written: {error.strerror or error}") from None
+        raise InvalidArgument(f"--pictures is {folder}, which cannot be written: {error.strerror or error}") from None
     return [*lines, "  kernel_grad.txt: the kernel gradient and the bias gradient"]
