@@ -427,7 +427,7 @@ def test_check_of_one_problem(run):
 
 @pytest.mark.parametrize("option", [("--tunables", "cuda"), ("--data", "integers"), ("--activation", "sigmoid")])
 def test_check_options(run, option):
-    code, out, _ = run("check", "--problem", SMALL, "--dtype", "float16", *option, "--device", "cpu")
+    code, out, _ = run("check", "kernel_grad", "--problem", SMALL, "--dtype", "float16", *option, "--device", "cpu")
     assert code == 0 and " 0 failed" in out
 
 

@@ -79,7 +79,9 @@ def main(argv: list[str]) -> int:
             "--benchmark-sort=name", "--benchmark-columns=median,iqr,rounds",
             *([f"--benchmark-compare={earlier[-1]}"] if earlier else []), *for_pytest,
         ]  # fmt: skip
-        code = subprocess.run(command, cwd=ROOT).returncode
+        # Inside another run of pytest, in one of its workers, pytest-benchmark would time nothing.
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
+        code = subprocess.run(command, cwd=ROOT, env=outside).returncode
         print(flush=True)
         if code or not found.exists():
             print("bench-compare FAILED: the passes could not be timed; see above.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,18 @@ from convbackprop.sanitize import KINDS, LIMITS, WRONG, Finding, Outcome, saniti
 from convbackprop.sources import source_root
 from convbackprop.variants import Variant
 
+
+def _of_tool(tool: str) -> str:
+    names = ", ".join(name for name, owner in KINDS.values() if owner == tool)
+    return textwrap.fill(f"  {tool:10} {names}", 80, subsequent_indent=" " * 13)
+
+
 HELP = "find invalid accesses and races, by line of source, without a GPU"
 EPILOG = f"""\
 The kernel runs on the CPU with a GPU's tunable constants, and each access to
 memory is looked at, as compute-sanitizer does on a GPU. What is found:
 
-{
-    chr(10).join(
-        f"  {tool:10} {', '.join(name for name, owner in KINDS.values() if owner == tool)}"
-        for tool in distinct(owner for _, owner in KINDS.values())
-    )
-}
+{chr(10).join(_of_tool(tool) for tool in distinct(owner for _, owner in KINDS.values()))}
 
 Then it runs twice more, the threads of each block started in other orders: a
 result that is wrong there misses a barrier.
