@@ -127,11 +127,17 @@ def test_both_sets_of_tunables(cpu, variant, tunables, dtype, activation):
     assert faults_of(variant, cpu, PROBLEMS, tunables, dtype=dtype, activation=activation) == []
 
 
-@pytest.mark.parametrize(
-    ("variant", "name", "value"),
-    [(v, name, value) for v in VARIANTS for name, tunable in v.tunables.items() for value in tunable.legal],
-    ids=str,
-)
+def legal_values():
+    """Yield (variant, tunable, value); of what is costly, those between the least and the largest are slow tests."""
+    for variant in VARIANTS:
+        for name, tunable in variant.tunables.items():
+            for value in tunable.legal:
+                is_extreme = value in (min(tunable.legal), max(tunable.legal))
+                marks = () if is_extreme or not is_costly(variant) else pytest.mark.slow
+                yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
+
+
+@pytest.mark.parametrize(("variant", "name", "value"), legal_values())
 def test_every_legal_value(cpu, variant, name, value):
     tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
     other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
