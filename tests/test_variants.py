@@ -137,7 +137,7 @@ def legal_values():
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
 
 
-@pytest.mark.parametrize(("variant", "name", "value"), legal_values())
+@pytest.mark.parametrize(("variant", "name", "value"), list(legal_values()))
 def test_every_legal_value(cpu, variant, name, value):
     tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
     other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
