@@ -38,6 +38,7 @@ LIMITS = (
     "although they may be right.",
     "An access that runs from one array into the next is found where it lies beside every array, or beyond an extent "
     "that the source declares; not where it meets another array.",
+    "What g++ optimises away is not seen.",
 )
 
 #: Each kind of finding: its name, and the tool of compute-sanitizer that looks for it.

@@ -55,11 +55,7 @@ the output and from the bit mask; of a variant that is compiled anew for other
 sizes, as many as `check` takes. --all takes them all.
 
 Limits:
-  Blocks, or warps of a block, that order themselves by __threadfence and a
-  counter are reported as a race, although they may be right. An access that
-  runs from one array into another is found where it lies beside every array,
-  or beyond an extent that the source declares. What g++ optimises away is not
-  seen.
+{chr(10).join(textwrap.fill(limit, 80, initial_indent="  ", subsequent_indent="  ") for limit in LIMITS)}
 
 examples:
   convbackprop sanitize forward/tiled
