@@ -121,7 +121,7 @@ def _size(size: object, name: str) -> Shape:
     return tuple(integer(number, f"{name}[{i}]", 0) for i, number in enumerate(size))
 
 
-def _problem(
+def problem_of(
     x_shape: Shape, x_name: str, w_shape: Shape, w_name: str, stride: object, padding: object, dilation: object,
     groups: object, activation: str, dtype: str, **flags: bool,
 ) -> ConvProblem:  # fmt: skip
@@ -246,7 +246,7 @@ def _check_forward(given: _Given, outs: _Given, device: Any, options: _Options, 
     (save_mask,) = flags
     call = _Arguments(device, given)
     x_shape, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
-    problem = _problem(
+    problem = problem_of(
         x_shape, "input", w_shape, "weight", stride, padding, dilation, groups, activation, call.dtype,
         bias=given["bias"] is not None, mask=save_mask,
     )  # fmt: skip
@@ -268,7 +268,7 @@ def _gradient_problem(
     """Return the problem of a gradient, after checking that all is there that it is formed from."""
     stride, padding, dilation, groups, activation, *_ = options
     output, mask = given["output"], given["mask"]
-    problem = _problem(
+    problem = problem_of(
         x_shape, x_name, w_shape, w_name, stride, padding, dilation, groups, activation, call.dtype,
         mask=mask is not None, **flags,
     )  # fmt: skip

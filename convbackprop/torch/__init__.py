@@ -1,0 +1,21 @@
+"""The kernels in PyTorch: `conv2d`, `nn.Conv2d`, and `nn.from_torch` for a whole model.
+
+Everything that PyTorch does with a convolution works: autograd to any order and in forward mode, torch.func, vmap,
+compile, export, autocast, checkpointing, fake and meta tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import torch as _torch
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "convbackprop.torch needs PyTorch, which is not installed; install it with pip install 'convbackprop[torch]'"
+    ) from error
+
+from convbackprop.torch import nn
+from convbackprop.torch.functional import conv2d
+
+__all__ = ["conv2d", "nn"]

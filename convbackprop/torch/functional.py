@@ -1,0 +1,102 @@
+"""The layer as a function of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from convbackprop.errors import InvalidArgument, InvalidType
+from convbackprop.problem import activation_name, integer, pair, resolve_padding
+from convbackprop.torch.functions import layer
+
+Tensor = torch.Tensor
+
+#: The kinds of tensors that operators see with their memory, or with none on purpose.
+_KNOWN = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    activation: str = "identity",
+    variant: str = "auto",
+) -> Tensor:
+    """Compute a convolutional layer's output, y = phi(x * w + b), differentiably.
+
+    The arguments of torch.nn.functional.conv2d, and the activation. Under autocast, float32 tensors are taken in
+    autocast's dtype, as torch does. A channels_last input is copied into the usual order first, and y is contiguous.
+    Results are the same bits every run, whether or not torch is asked for deterministic algorithms.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, C, H, W), (C, H, W) or (H, W)
+        float32, float64, float16 or bfloat16, on the CPU or a CUDA device.
+    weight : Tensor, shape (K, C/groups, R, S) or (R, S)
+        The filters.
+    bias : Tensor, shape (K,), optional
+        Added to each output channel.
+    stride, dilation : int or (int, int)
+        Height, width.
+    padding : int, (int, int), ((int, int), (int, int)), "same" or "valid"
+        As in `convbackprop.conv2d`.
+    groups : int
+        Divides both numbers of channels.
+    activation : str
+        "identity", "relu", "logistic" (or "sigmoid") or "tanh". Its derivative is formed from y.
+    variant : str
+        A rung of the ladder that all passes have, such as "naive", or "auto".
+
+    Returns
+    -------
+    y : Tensor, shape (N, K, P, Q), or without the axes that input lacks
+        As `convbackprop.conv2d` tells.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
+        As `convbackprop.conv2d` does, and for tensors without memory of their own that PyTorch's operators do not
+        know either.
+    """
+    given = {"input": input, "weight": weight, "bias": bias}
+    for name, tensor in given.items():
+        if tensor is not None or name != "bias":
+            _check_tensor(tensor, name)
+    strides, dilations = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+    if weight.ndim < 2:
+        raise InvalidArgument(
+            f"weight has shape {tuple(weight.shape)}; it should be (K, C/groups, R, S) or one filter (R, S)"
+        )
+    (top, bottom), (left, right) = resolve_padding(padding, tuple(weight.shape[-2:]), strides, dilations)
+    kind = input.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        input, weight, bias = (
+            tensor.to(dtype) if tensor is not None and tensor.dtype == torch.float32 else tensor
+            for tensor in (input, weight, bias)
+        )
+    return layer(
+        input, weight, bias, strides, (top, bottom, left, right), dilations, integer(groups, "groups", 1),
+        activation_name(activation), variant,
+    )  # fmt: skip
+
+
+def _check_tensor(tensor: Any, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InvalidType(f"{name} is a {type(tensor).__name__}; it should be a torch.Tensor")
+    if tensor.is_complex():
+        raise InvalidType(
+            f"{name} has dtype {tensor.dtype}; there are no complex kernels: a complex convolution is made of real ones "
+            "of the real and imaginary parts"
+        )
+    kind = type(tensor)
+    if kind not in _KNOWN and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise InvalidType(f"{name} is a {kind.__name__}, which is no tensor that the kernels know; pass a torch.Tensor")

@@ -1,0 +1,136 @@
+"""The derivatives of a convolutional layer, of any order and in both modes.
+
+x * w is linear in x and in w, and so is the number <x * w, g>, which is linear in g too. Its derivatives with respect
+to g, x and w are the forward pass, the input gradient and the kernel gradient, and each of these is linear in its two
+arguments again: their derivatives are the same three. `Contraction` is all three; `Layer` puts bias and activation
+around it, and takes its first derivatives from the fused pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from convbackprop.torch import batching, operators
+from convbackprop.torch.activation import before_activation, bias_grad
+
+Tensor = torch.Tensor
+
+
+class Contraction(Function):
+    """What `operators.contract` computes, with its derivatives."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:  # noqa: D102
+        return operators.contract(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
+        x, w, g, _, *ctx.options = inputs
+        ctx.save_for_backward(x, w, g)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        given = ctx.saved_tensors
+        full = [cotangent if tensor is None else tensor for tensor in given]
+        gradients = [
+            _without(full, i, tensor.shape, ctx.options) if tensor is not None and needed else None
+            for i, (tensor, needed) in enumerate(zip(given, ctx.needs_input_grad[:3], strict=True))
+        ]
+        return (*gradients, None, *[None] * len(ctx.options))
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Tensor, int]:  # noqa: D102
+        return batching.contraction(contract, info, dims, *arguments)
+
+
+class _ContractionForwardMode(Contraction):
+    """torch.compile takes no Function with a jvp of its own, so that it is one apart."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        Contraction.setup_context(ctx, inputs, output)
+        ctx.size = inputs[3]
+        ctx.save_for_forward(*inputs[:3])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        given = ctx.saved_tensors
+        terms = [
+            contract(*given[:i], tangent, *given[i + 1 :], ctx.size, *ctx.options)
+            for i, tangent in enumerate(tangents[:3])
+            if tangent is not None
+        ]
+        return functools.reduce(torch.add, terms)
+
+
+def contract(*arguments: Any) -> Tensor:
+    """Return what `operators.contract` does, differentiable."""
+    function = Contraction if torch.compiler.is_compiling() else _ContractionForwardMode
+    return function.apply(*arguments)  # type: ignore[no-any-return]
+
+
+def _without(full: list[Tensor], i: int, size: Any, options: Any) -> Tensor:
+    """Return what takes the place of one of x, w and g when the other two are given."""
+    return contract(*(None if j == i else tensor for j, tensor in enumerate(full)), tuple(size), *options)
+
+
+class Layer(Function):
+    """y = phi(x * w + b), with its derivatives."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:  # noqa: D102
+        return operators.forward(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
+        x, w, _, *ctx.options = inputs
+        ctx.save_for_backward(x, w, None if ctx.options[4] == "identity" else output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, w, y = ctx.saved_tensors
+        *geometry, activation, variant = ctx.options
+        needs = ctx.needs_input_grad[:3]
+        rest = [None] * len(ctx.options)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
+            g = before_activation(dy, y, activation)
+            dx = contract(None, w, g, tuple(x.shape), *geometry, variant) if needs[0] else None
+            dw = contract(x, None, g, tuple(w.shape), *geometry, variant) if needs[1] else None
+            return (dx, dw, bias_grad(g) if needs[2] else None, *rest)
+        found = operators.backward(dy, x, w, y, needs, *ctx.options)
+        return (*(gradient if needed else None for gradient, needed in zip(found, needs, strict=True)), *rest)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Tensor, int]:  # noqa: D102
+        return batching.forward(layer, info, dims, *arguments)
+
+
+class _LayerForwardMode(Layer):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        Layer.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:2], None if ctx.options[4] == "identity" else output)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        x, w, y = ctx.saved_tensors
+        *geometry, activation, variant = ctx.options
+        dx, dw, db = tangents[:3]
+        terms = []
+        if dx is not None:
+            terms.append(contract(dx, w, None, (), *geometry, variant))
+        if dw is not None:
+            terms.append(contract(x, dw, None, (), *geometry, variant))
+        if db is not None:
+            terms.append(db.reshape(-1, 1, 1))  # beside (N, K, P, Q), (K, P, Q) or (P, Q)
+        return before_activation(functools.reduce(torch.add, terms), y, activation)
+
+
+def layer(*arguments: Any) -> Tensor:
+    """Return phi(x * w + b) from (x, w, b, stride, padding, dilation, groups, activation, variant), differentiable."""
+    function = Layer if torch.compiler.is_compiling() else _LayerForwardMode
+    return function.apply(*arguments)  # type: ignore[no-any-return]

@@ -1,0 +1,181 @@
+"""A model's torch.nn.Conv2d layers exchanged for ours, with the activation after them where it provably follows."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+Module = torch.nn.Module
+
+#: What a layer can have fused in, by what it is in a model: a module, a function, a method of tensors.
+_MODULES = {torch.nn.ReLU: "relu", torch.nn.Sigmoid: "logistic", torch.nn.Tanh: "tanh"}
+_FUNCTIONS = {
+    torch.relu: "relu", torch.nn.functional.relu: "relu", torch.relu_: "relu",
+    torch.sigmoid: "logistic", torch.nn.functional.sigmoid: "logistic",
+    torch.tanh: "tanh", torch.nn.functional.tanh: "tanh",
+}  # fmt: skip
+_METHODS = {
+    "relu": "relu", "relu_": "relu", "sigmoid": "logistic", "sigmoid_": "logistic", "tanh": "tanh", "tanh_": "tanh",
+}  # fmt: skip
+
+
+@dataclass
+class Report:
+    """What `from_torch` did, by the names of the modules in the model.
+
+    Attributes
+    ----------
+    fused : dict of str to str
+        Layers that are ours now and have the activation of this name.
+    swapped : list of str
+        Layers that are ours now, without an activation.
+    left : dict of str to str
+        Layers that are still torch's, and why.
+    """
+
+    fused: dict[str, str] = field(default_factory=dict)
+    swapped: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = [(name, f"swapped, with {activation}") for name, activation in self.fused.items()]
+        rows += [(name, "swapped") for name in self.swapped]
+        rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
+        width = max((len(name) for name, _ in rows), default=0)
+        return "\n".join(f"{name:{width}}  {what}" for name, what in rows) or "no torch.nn.Conv2d found"
+
+
+def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") -> tuple[Module, Report]:
+    """Return a model like this one, whose torch.nn.Conv2d layers are `convbackprop.torch.nn.Conv2d`.
+
+    An activation (ReLU, Sigmoid, Tanh) goes into the layer before it where it is the next module of a torch.nn.Sequential
+    and the layer is used there only; an Identity takes its place, so that names, and a state_dict, remain as they are.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The model; it is not changed. Parameters and buffers are shared with it: an optimizer goes on.
+    trace : bool
+        Read the model's own forward by torch.fx, and return a torch.fx.GraphModule: an activation is found wherever it
+        is called, as a module, a function or a method. The model's data-independent control flow is unrolled.
+    variant : str
+        For the new layers.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        The new model, in the same mode (train or eval).
+    report : Report
+        What was changed and what was left; `print` it.
+
+    Raises
+    ------
+    torch.fx.proxy.TraceError
+        With trace, where torch.fx cannot read the model.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    model = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    report = Report()
+    if trace:
+        model = fx.symbolic_trace(model)
+        fusions = _fused_by_graph(model)
+    else:
+        fusions = _fused_by_sequence(model)
+    made: dict[int, Module] = {}
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(layer, torch.nn.Conv2d) or type(layer).__module__.startswith("convbackprop"):
+            continue
+        title = name or "(the model)"
+        if reason := _cannot(layer):
+            report.left[title] = reason
+            continue
+        activation = fusions.get(name, "identity")
+        if activation != "identity":
+            report.fused[title] = activation
+        else:
+            report.swapped.append(title)
+        ours = made.setdefault(id(layer), _like(layer, activation, variant))
+        if not name:
+            return ours, report
+        model.set_submodule(name, ours)
+    return model, report
+
+
+def _cannot(layer: torch.nn.Conv2d) -> str | None:
+    """Return why a layer cannot be exchanged."""
+    from convbackprop.problem import DTYPES
+
+    if type(layer) is not torch.nn.Conv2d:
+        return f"it is a {type(layer).__name__}, which may do more than torch.nn.Conv2d"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(layer, kind) for kind in hooks):
+        return "it has hooks"
+    if (dtype := str(layer.weight.dtype).removeprefix("torch.")) not in DTYPES:
+        return f"its dtype is {dtype}"
+    return None
+
+
+def _like(layer: torch.nn.Conv2d, activation: str, variant: str) -> Module:
+    """Return our layer with the parameters of torch's."""
+    from convbackprop.torch.nn import Conv2d
+
+    ours = Conv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.groups, layer.bias is not None, layer.padding_mode, device="meta", dtype=layer.weight.dtype,
+        activation=activation, variant=variant,
+    )  # fmt: skip
+    ours.weight, ours.bias = layer.weight, layer.bias
+    return ours.train(layer.training)
+
+
+def _fused_by_sequence(model: Module) -> dict[str, str]:
+    """Take activations out of Sequentials, and return them by the name of the layer that they belong to."""
+    uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
+    found = {}
+    for name, parent in model.named_modules():
+        if type(parent).forward is not torch.nn.Sequential.forward or uses[id(parent)] > 1:
+            continue
+        children = list(parent._modules.items())
+        for (layer_name, layer), (after_name, after) in zip(children, children[1:], strict=False):
+            activation = _MODULES.get(type(after))
+            ours = isinstance(layer, torch.nn.Conv2d) and not _cannot(layer) and uses[id(layer)] == 1
+            if activation and ours and not _has_hooks(after):
+                parent._modules[after_name] = torch.nn.Identity()
+                found[f"{name}.{layer_name}" if name else layer_name] = activation
+    return found
+
+
+def _has_hooks(module: Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _fused_by_graph(model: fx.GraphModule) -> dict[str, str]:
+    """Take activations out of a graph, and return them by the name of the layer that they belong to."""
+    calls = Counter(node.target for node in model.graph.nodes if node.op == "call_module")
+    found = {}
+    for node in list(model.graph.nodes):
+        if node.op != "call_module" or calls[node.target] > 1 or len(node.users) != 1:
+            continue
+        layer = model.get_submodule(node.target)
+        (user,) = node.users
+        activation = _activation_of(user, model)
+        if isinstance(layer, torch.nn.Conv2d) and not _cannot(layer) and activation and user.args[:1] == (node,):
+            user.replace_all_uses_with(node)
+            model.graph.erase_node(user)
+            found[node.target] = activation
+    model.delete_all_unused_submodules()
+    model.recompile()
+    return found
+
+
+def _activation_of(node: Any, model: fx.GraphModule) -> str | None:
+    """Return the activation that a node of a graph computes, if it is one."""
+    if node.op == "call_module":
+        module = model.get_submodule(node.target)
+        return None if _has_hooks(module) else _MODULES.get(type(module))
+    return {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {}).get(node.target)
