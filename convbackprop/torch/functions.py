@@ -134,3 +134,37 @@ def layer(*arguments: Any) -> Tensor:
     """Return phi(x * w + b) from (x, w, b, stride, padding, dilation, groups, activation, variant), differentiable."""
     function = Layer if torch.compiler.is_compiling() else _LayerForwardMode
     return function.apply(*arguments)  # type: ignore[no-any-return]
+
+
+# -- the operators on their own --------------------------------------------------------------------------------------
+# An exported program calls the operators and not the functions above; they are differentiated alike.
+def _gradients_apart(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    raise NotImplementedError(
+        "torch.ops.convbackprop.backward cannot be differentiated; its parts, input_grad and kernel_grad, can, and "
+        "convbackprop.torch.conv2d is differentiated to any order"
+    )
+
+
+def _register(name: str, missing: int) -> None:
+    """Have an operator differentiated as the contraction whose operand number `missing` it computes."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        operands: list[Any] = list(inputs[:3])
+        size, operands[missing] = operands[missing], None
+        Contraction.setup_context(ctx, (*operands, size, *inputs[3:]), output)
+
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        *gradients, _, variant = Contraction.backward(ctx, cotangent)  # the contraction has a size of its own besides
+        return (*gradients, variant)
+
+    torch.library.register_autograd(
+        f"convbackprop::{name}", backward, setup_context=setup_context, lib=operators.LIBRARY
+    )
+
+
+torch.library.register_autograd(
+    "convbackprop::forward", Layer.backward, setup_context=Layer.setup_context, lib=operators.LIBRARY
+)
+_register("input_grad", 0)
+_register("kernel_grad", 1)
+torch.library.register_autograd("convbackprop::backward", _gradients_apart, lib=operators.LIBRARY)

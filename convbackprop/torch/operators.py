@@ -24,17 +24,19 @@ Tensor = torch.Tensor
 Geometry = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int]
 
 _GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, int groups"
-_LIBRARY = torch.library.Library("convbackprop", "DEF")
+LIBRARY = torch.library.Library("convbackprop", "DEF")
 
 
 def _define(schema: str, run: Any, shapes: Any) -> None:
     name = schema.partition("(")[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"convbackprop::{name}", shapes, lib=_LIBRARY)
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"convbackprop::{name}", shapes, lib=LIBRARY)
 
 
-def _for_kernels(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> tuple[Any, ...]:
+def _for_kernels(
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> tuple[Any, ...]:
     """Return a geometry as the package's own functions take it."""
     top, bottom, left, right = padding
     return tuple(stride), ((top, bottom), (left, right)), tuple(dilation), groups
@@ -74,9 +76,13 @@ def _check_alike(**tensors: Tensor | None) -> None:
         raise InvalidType(f"{first} has dtype {like.dtype}; it should be one of {', '.join(DTYPES)}")
     for name, tensor in others:
         if tensor.dtype != like.dtype:
-            raise InvalidType(f"{name} has dtype {tensor.dtype}, but it should be {like.dtype}: {first} is {like.dtype}")
+            raise InvalidType(
+                f"{name} has dtype {tensor.dtype}, but it should be {like.dtype}: {first} is {like.dtype}"
+            )
         if tensor.device != like.device:
-            raise InvalidArgument(f"{name} is on device {tensor.device}, but {first} is on {like.device}; move one of them")
+            raise InvalidArgument(
+                f"{name} is on device {tensor.device}, but {first} is on {like.device}; move one of them"
+            )
 
 
 def _output_shape(
@@ -106,7 +112,9 @@ def _forward_shapes(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Te
     _check_alike(input=x, weight=w, bias=b)
     shape = _output_shape(x.shape, w.shape, x, geometry, activation, variant)
     if b is not None and tuple(b.shape) != (w.shape[0],):
-        raise InvalidArgument(f"bias has shape {tuple(b.shape)}; it should be {(w.shape[0],)}, one value an output channel")
+        raise InvalidArgument(
+            f"bias has shape {tuple(b.shape)}; it should be {(w.shape[0],)}, one value an output channel"
+        )
     return x.new_empty(shape)
 
 
@@ -174,4 +182,4 @@ for _name, _rule in (
     ("kernel_grad", _vmap_kernel_grad),
     ("backward", functools.partial(batching.backward, contract)),
 ):
-    torch.library.register_vmap(f"convbackprop::{_name}", _rule, lib=_LIBRARY)
+    torch.library.register_vmap(f"convbackprop::{_name}", _rule, lib=LIBRARY)
