@@ -50,6 +50,11 @@ class _Fold:
             return tensor.reshape(*(1,) * (4 - tensor.ndim), *tensor.shape)
         return self._whole(tensor, dim).flatten(0, 1)
 
+    def filters_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return what `filters` would return, in shape, for filters of this size, each call's own."""
+        k, c, r, s = (*(1,) * (4 - len(size)), *size)
+        return (self.size * k, c, r, s)
+
     def bias(self, tensor: Tensor, dim: int | None) -> Tensor:
         """Return (K,) or (B K,)."""
         return tensor if self.shared_filters else self._first(tensor, dim).flatten()
@@ -110,12 +115,7 @@ def contraction(
         None if w is None else fold.filters(w, dims[1]),
         None if g is None else fold.images(g, dims[2]),
     )
-    whole_size = size
-    if x is None:
-        whole_size = fold.images_size(size)
-    elif w is None:
-        k, *rest = (*(1,) * (4 - len(size)), *size)
-        whole_size = (fold.size * k, *rest)
+    whole_size = fold.images_size(size) if x is None else fold.filters_size(size) if w is None else ()
     result = call(*folded, whole_size, stride, padding, dilation, fold.groups(groups), variant)
     if w is None:
         return result.reshape(fold.size, *size), 0
@@ -126,7 +126,8 @@ def backward(
     contract: Callable[..., Tensor], info: Any, dims: Sequence[int | None], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Carry out a batch of the operator `backward`, one gradient after the other."""
-    dy, x, w, y, needs, *geometry, activation, variant = arguments
+    dy, x, w, y, needs, stride, padding, dilation, groups, activation, variant = arguments
+    geometry = (stride, padding, dilation, groups)
     rung = "auto" if variant == "fused" else variant
     size = info.batch_size
 

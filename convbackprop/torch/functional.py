@@ -8,9 +8,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from convbackprop.errors import InvalidArgument, InvalidType
-from convbackprop.problem import activation_name, integer, pair, resolve_padding
+from convbackprop.errors import InvalidType
+from convbackprop.torch import direct
 from convbackprop.torch.functions import layer
+from convbackprop.torch.options import normalized
 
 Tensor = torch.Tensor
 
@@ -66,27 +67,23 @@ def conv2d(
         As `convbackprop.conv2d` does, and for tensors without memory of their own that PyTorch's operators do not
         know either.
     """
-    given = {"input": input, "weight": weight, "bias": bias}
-    for name, tensor in given.items():
+    geometry = (stride, padding, dilation, groups)
+    if direct.possible(input, weight, bias):
+        return direct.DirectLayer.apply(input, weight, bias, geometry, activation, variant)  # type: ignore[no-any-return]
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
             _check_tensor(tensor, name)
-    strides, dilations = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
-    if weight.ndim < 2:
-        raise InvalidArgument(
-            f"weight has shape {tuple(weight.shape)}; it should be (K, C/groups, R, S) or one filter (R, S)"
-        )
-    (top, bottom), (left, right) = resolve_padding(padding, tuple(weight.shape[-2:]), strides, dilations)
+    options = normalized(weight, geometry, activation)
     kind = input.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        input, weight, bias = (
-            tensor.to(dtype) if tensor is not None and tensor.dtype == torch.float32 else tensor
-            for tensor in (input, weight, bias)
-        )
-    return layer(
-        input, weight, bias, strides, (top, bottom, left, right), dilations, integer(groups, "groups", 1),
-        activation_name(activation), variant,
-    )  # fmt: skip
+        input, weight = _cast(input, dtype), _cast(weight, dtype)
+        bias = None if bias is None else _cast(bias, dtype)
+    return layer(input, weight, bias, *options, variant)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
 
 
 def _check_tensor(tensor: Any, name: str) -> None:
@@ -94,8 +91,8 @@ def _check_tensor(tensor: Any, name: str) -> None:
         raise InvalidType(f"{name} is a {type(tensor).__name__}; it should be a torch.Tensor")
     if tensor.is_complex():
         raise InvalidType(
-            f"{name} has dtype {tensor.dtype}; there are no complex kernels: a complex convolution is made of real ones "
-            "of the real and imaginary parts"
+            f"{name} has dtype {tensor.dtype}; no kernel is complex; convolve the real and the imaginary part, "
+            "which are real"
         )
     kind = type(tensor)
     if kind not in _KNOWN and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:

@@ -9,6 +9,7 @@ around it, and takes its first derivatives from the fused pass.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,21 +93,26 @@ class Layer(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        x, w, y = ctx.saved_tensors
-        *geometry, activation, variant = ctx.options
-        needs = ctx.needs_input_grad[:3]
-        rest = [None] * len(ctx.options)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
-            g = before_activation(dy, y, activation)
-            dx = contract(None, w, g, tuple(x.shape), *geometry, variant) if needs[0] else None
-            dw = contract(x, None, g, tuple(w.shape), *geometry, variant) if needs[1] else None
-            return (dx, dw, bias_grad(g) if needs[2] else None, *rest)
-        found = operators.backward(dy, x, w, y, needs, *ctx.options)
-        return (*(gradient if needed else None for gradient, needed in zip(found, needs, strict=True)), *rest)
+        found = gradients(dy, *ctx.saved_tensors, ctx.needs_input_grad[:3], *ctx.options)
+        return (*found, *[None] * len(ctx.options))
 
     @staticmethod
     def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Tensor, int]:  # noqa: D102
         return batching.forward(layer, info, dims, *arguments)
+
+
+def gradients(
+    dy: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: Sequence[bool], *options: Any
+) -> tuple[Tensor | None, ...]:
+    """Return dx, dw and db, those that are needed: in one pass, or so that they can be differentiated again."""
+    *geometry, activation, variant = options
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        found = operators.backward(dy, x, w, y, needs, *options)
+        return tuple(gradient if needed else None for gradient, needed in zip(found, needs, strict=True))
+    g = before_activation(dy, y, activation)
+    dx = contract(None, w, g, tuple(x.shape), *geometry, variant) if needs[0] else None
+    dw = contract(x, None, g, tuple(w.shape), *geometry, variant) if needs[1] else None
+    return dx, dw, bias_grad(g) if needs[2] else None
 
 
 class _LayerForwardMode(Layer):

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-import convbackprop
+from convbackprop import ops
 from convbackprop.errors import InvalidArgument, InvalidType
-from convbackprop.ops import problem_of
 from convbackprop.problem import DTYPES
 from convbackprop.torch import batching
 from convbackprop.variants import choose
@@ -45,24 +44,24 @@ def _for_kernels(
 # -- with data -------------------------------------------------------------------------------------------------------
 def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     *geometry, activation, variant = options
-    return convbackprop.conv2d(x, w, b, *_for_kernels(*geometry), activation=activation, variant=variant)  # type: ignore[no-any-return]
+    return ops.conv2d(x, w, b, *_for_kernels(*geometry), activation=activation, variant=variant)  # type: ignore[no-any-return]
 
 
 def _input_grad(size: Sequence[int], w: Tensor, g: Tensor, *options: Any) -> Tensor:
     *geometry, variant = options
-    return convbackprop.conv2d_input_grad(tuple(size), w, g, *_for_kernels(*geometry), variant=variant)  # type: ignore[no-any-return]
+    return ops.conv2d_input_grad(tuple(size), w, g, *_for_kernels(*geometry), variant=variant)  # type: ignore[no-any-return]
 
 
 def _kernel_grad(x: Tensor, size: Sequence[int], g: Tensor, *options: Any) -> Tensor:
     *geometry, variant = options
-    return convbackprop.conv2d_kernel_grad(x, tuple(size), g, *_for_kernels(*geometry), variant=variant)  # type: ignore[no-any-return]
+    return ops.conv2d_kernel_grad(x, tuple(size), g, *_for_kernels(*geometry), variant=variant)  # type: ignore[no-any-return]
 
 
 def _backward(
     dy: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: Sequence[bool], *options: Any
 ) -> tuple[Tensor, ...]:
     *geometry, activation, variant = options
-    gradients = convbackprop.conv2d_backward(
+    gradients = ops.conv2d_backward(
         dy, x, w, *_for_kernels(*geometry), output=y, activation=activation, needs=tuple(needs), variant=variant
     )
     return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
@@ -89,11 +88,12 @@ def _output_shape(
     x_shape: Sequence[Any], w_shape: Sequence[Any], like: Tensor, geometry: Sequence[Any], activation: str, variant: str
 ) -> tuple[Any, ...]:
     """Return y's shape; sizes that are not known yet are taken to be right, for the kernels look at them later."""
-    stride, padding, dilation, groups = geometry
+    stride, padding, dilation, _ = geometry
     if all(isinstance(size, int) for size in (*x_shape, *w_shape)):
         dtype = str(like.dtype).removeprefix("torch.")
-        problem = problem_of(
-            tuple(x_shape), "input", tuple(w_shape), "weight", *_for_kernels(*geometry), activation, dtype
+        strides, sides, dilations, groups = _for_kernels(*geometry)
+        problem = ops.problem_of(
+            tuple(x_shape), "input", tuple(w_shape), "weight", strides, sides, dilations, groups, activation, dtype
         )
         if like.device.type != "meta":
             choose("forward", variant, problem, like.device.type)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
+
+from convbackprop.problem import DTYPES
+from convbackprop.torch.module import Conv2d
 
 Module = torch.nn.Module
 
@@ -53,8 +57,9 @@ class Report:
 def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") -> tuple[Module, Report]:
     """Return a model like this one, whose torch.nn.Conv2d layers are `convbackprop.torch.nn.Conv2d`.
 
-    An activation (ReLU, Sigmoid, Tanh) goes into the layer before it where it is the next module of a torch.nn.Sequential
-    and the layer is used there only; an Identity takes its place, so that names, and a state_dict, remain as they are.
+    An activation (ReLU, Sigmoid, Tanh) goes into the layer before it where it is the next module of a
+    torch.nn.Sequential and the layer is used there only; an Identity takes its place, so that names, and with them a
+    state_dict, remain as they are.
 
     Parameters
     ----------
@@ -62,7 +67,8 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
         The model; it is not changed. Parameters and buffers are shared with it: an optimizer goes on.
     trace : bool
         Read the model's own forward by torch.fx, and return a torch.fx.GraphModule: an activation is found wherever it
-        is called, as a module, a function or a method. The model's data-independent control flow is unrolled.
+        is called, as a module, a function or a method. What the model decides by its mode (training or not) is decided
+        now.
     variant : str
         For the new layers.
 
@@ -88,7 +94,7 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
         fusions = _fused_by_sequence(model)
     made: dict[int, Module] = {}
     for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(layer, torch.nn.Conv2d) or type(layer).__module__.startswith("convbackprop"):
+        if not isinstance(layer, torch.nn.Conv2d) or isinstance(layer, Conv2d):
             continue
         title = name or "(the model)"
         if reason := _cannot(layer):
@@ -108,8 +114,6 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
 
 def _cannot(layer: torch.nn.Conv2d) -> str | None:
     """Return why a layer cannot be exchanged."""
-    from convbackprop.problem import DTYPES
-
     if type(layer) is not torch.nn.Conv2d:
         return f"it is a {type(layer).__name__}, which may do more than torch.nn.Conv2d"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -122,8 +126,6 @@ def _cannot(layer: torch.nn.Conv2d) -> str | None:
 
 def _like(layer: torch.nn.Conv2d, activation: str, variant: str) -> Module:
     """Return our layer with the parameters of torch's."""
-    from convbackprop.torch.nn import Conv2d
-
     ours = Conv2d(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
         layer.groups, layer.bias is not None, layer.padding_mode, device="meta", dtype=layer.weight.dtype,
@@ -141,7 +143,7 @@ def _fused_by_sequence(model: Module) -> dict[str, str]:
         if type(parent).forward is not torch.nn.Sequential.forward or uses[id(parent)] > 1:
             continue
         children = list(parent._modules.items())
-        for (layer_name, layer), (after_name, after) in zip(children, children[1:], strict=False):
+        for (layer_name, layer), (after_name, after) in itertools.pairwise(children):
             activation = _MODULES.get(type(after))
             ours = isinstance(layer, torch.nn.Conv2d) and not _cannot(layer) and uses[id(layer)] == 1
             if activation and ours and not _has_hooks(after):
@@ -178,4 +180,6 @@ def _activation_of(node: Any, model: fx.GraphModule) -> str | None:
     if node.op == "call_module":
         module = model.get_submodule(node.target)
         return None if _has_hooks(module) else _MODULES.get(type(module))
-    return {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {}).get(node.target)
+    if node.op == "call_function":
+        return _FUNCTIONS.get(node.target)
+    return _METHODS.get(node.target) if node.op == "call_method" else None
