@@ -16,8 +16,8 @@ def before_activation(dy: Tensor, y: Tensor | None, activation: str) -> Tensor:
     return dy * (y * (1 - y) if activation == "logistic" else 1 - y * y)
 
 
-def bias_grad(g: Tensor) -> Tensor:
-    """Return db, the sum over images and pixels; g is (N, K, P, Q), (K, P, Q) or (P, Q)."""
-    if g.ndim == 2:
-        return g.sum().reshape(1)
-    return g.sum([axis for axis in range(g.ndim) if axis != g.ndim - 3])
+def bias_grad(g: Tensor, first: int = 0) -> Tensor:
+    """Return db, the sum over images and pixels; g is (N, K, P, Q), (K, P, Q) or (P, Q), after `first` other axes."""
+    if g.ndim - first == 2:
+        g = g.unsqueeze(first)
+    return g.sum([axis for axis in range(first, g.ndim) if axis != g.ndim - 3])

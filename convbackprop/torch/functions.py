@@ -119,6 +119,7 @@ class _LayerForwardMode(Layer):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         Layer.setup_context(ctx, inputs, output)
+        ctx.shape = output.shape
         ctx.save_for_forward(*inputs[:2], None if ctx.options[4] == "identity" else output)
 
     @staticmethod
@@ -132,7 +133,7 @@ class _LayerForwardMode(Layer):
         if dw is not None:
             terms.append(contract(x, dw, None, (), *geometry, variant))
         if db is not None:
-            terms.append(db.reshape(-1, 1, 1))  # beside (N, K, P, Q), (K, P, Q) or (P, Q)
+            terms.append(db.reshape((-1, 1, 1)[-len(ctx.shape) :]).expand(ctx.shape))
         return before_activation(functools.reduce(torch.add, terms), y, activation)
 
 

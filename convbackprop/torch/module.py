@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from convbackprop.problem import activation_name
+from convbackprop.problem import activation_name, known
 from convbackprop.torch.functional import conv2d
+from convbackprop.variants import of_pass
 
 Tensor = torch.Tensor
 
@@ -25,13 +26,20 @@ class Conv2d(torch.nn.Conv2d):
     activation : str
         "identity", "relu", "logistic" (or "sigmoid") or "tanh".
     variant : str
-        A rung of the ladder such as "naive", or "auto".
+        A rung of the ladder that all passes have, such as "naive", or "auto".
+
+    Raises
+    ------
+    InvalidArgument
+        For an unknown activation or variant; else what torch.nn.Conv2d raises.
     """
 
     def __init__(self, *arguments: Any, activation: str = "identity", variant: str = "auto", **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.activation = activation_name(activation)
-        self.variant = variant
+        rungs = [{rung.name for rung in of_pass(name)} for name in ("forward", "input_grad", "kernel_grad")]
+        shared = [rung.name for rung in of_pass("forward") if all(rung.name in ladder for ladder in rungs)]
+        self.variant = known(variant, ("auto", *shared), "variant")
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding

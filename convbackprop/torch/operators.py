@@ -107,13 +107,17 @@ def _output_shape(
     return (*images, *filters[-1:], height, width) if len(x_shape) > 2 else (height, width)
 
 
+def _bias_shape(w: Tensor) -> tuple[int]:
+    return (w.shape[0] if w.ndim == 4 else 1,)
+
+
 def _forward_shapes(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     *geometry, activation, variant = options
     _check_alike(input=x, weight=w, bias=b)
     shape = _output_shape(x.shape, w.shape, x, geometry, activation, variant)
-    if b is not None and tuple(b.shape) != (w.shape[0],):
+    if b is not None and tuple(b.shape) != _bias_shape(w):
         raise InvalidArgument(
-            f"bias has shape {tuple(b.shape)}; it should be {(w.shape[0],)}, one value an output channel"
+            f"bias has shape {tuple(b.shape)}; it should be {_bias_shape(w)}, one value an output channel"
         )
     return x.new_empty(shape)
 
@@ -132,7 +136,7 @@ def _backward_shapes(
     dy: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: Sequence[bool], *options: Any
 ) -> tuple[Tensor, ...]:
     _check_alike(grad_output=dy, input=x, weight=w, output=y)
-    shapes = (x.shape, w.shape, (w.shape[0] if w.ndim == 4 else 1,))
+    shapes = (x.shape, w.shape, _bias_shape(w))
     return tuple(dy.new_empty(shape if needed else 0) for shape, needed in zip(shapes, needs, strict=True))
 
 

@@ -1,0 +1,148 @@
+"""convbackprop.torch.nn: the module, and a model's layers exchanged."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch, which is not installed: convbackprop.torch.nn")
+
+from torch.nn import functional  # noqa: E402
+
+from convbackprop.errors import InvalidArgument  # noqa: E402
+from convbackprop.torch import nn  # noqa: E402
+
+
+def close(got, want):
+    return got.shape == want.shape and bool(((got - want).abs() <= 1e-12 * (1 + want.abs().max())).all())
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [1, (2, 1), "same", "valid"])
+def test_like_torchs(padding, padding_mode):
+    options = {"padding": padding, "padding_mode": padding_mode, "groups": 2, "dtype": torch.float64}
+    theirs = torch.nn.Conv2d(4, 6, (3, 2), **options)
+    mine = nn.Conv2d(4, 6, (3, 2), **options, activation="relu", variant="naive")
+    mine.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(mine.state_dict())
+    x = torch.randn(2, 4, 6, 7, dtype=torch.float64)
+    y, want = mine(x), theirs(x).relu()
+    assert close(y, want)
+    dy = torch.randn_like(y)
+    for got, expected in zip(
+        torch.autograd.grad(y, tuple(mine.parameters()), dy),
+        torch.autograd.grad(want, tuple(theirs.parameters()), dy),
+        strict=True,
+    ):
+        assert close(got, expected)
+
+
+def test_what_it_says():
+    layer = nn.Conv2d(3, 4, 3, padding=1, activation="sigmoid", variant="naive", device="meta")
+    assert repr(layer).endswith("padding=(1, 1), activation='logistic', variant='naive')")
+    assert layer(torch.empty(2, 3, 5, 5, device="meta")).shape == (2, 4, 5, 5)
+    with pytest.raises(InvalidArgument, match="activation is 'gelu'; it should be one of identity"):
+        nn.Conv2d(1, 1, 3, activation="gelu")
+    with pytest.raises(InvalidArgument, match="variant is 'fast'; it should be one of auto, naive"):
+        nn.Conv2d(1, 1, 3, variant="fast")
+
+
+# -- from_torch ------------------------------------------------------------------------------------------------------
+class Block(torch.nn.Module):
+    """A residual block as torchvision writes it: one ReLU module, called twice, and a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.second = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.third = torch.nn.Conv2d(4, 4, 1)
+        self.twice = torch.nn.Conv2d(4, 4, 1)
+        self.relu = torch.nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.second(self.relu(self.first(x)))
+        z = torch.tanh(self.third(self.relu(x + y)))
+        s = self.twice(z)
+        return s + self.twice(functional.relu(s)).sigmoid()
+
+
+def model():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2),
+        torch.nn.ReLU(),
+        Block(),
+        torch.nn.Conv2d(4, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 2, 1, bias=False),
+        torch.nn.Sigmoid(),
+        torch.nn.Flatten(),
+    ).double()
+
+
+FUSED_BY_SEQUENCE = {"0": "relu", "6": "logistic"}
+FUSED_BY_TRACE = {**FUSED_BY_SEQUENCE, "2.first": "relu", "2.third": "tanh"}
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_model(trace):
+    theirs = model()
+    before = repr(theirs)
+    mine, report = nn.from_torch(theirs, trace=trace, variant="naive")
+    assert repr(theirs) == before
+    assert report.fused == (FUSED_BY_TRACE if trace else FUSED_BY_SEQUENCE)
+    assert {*report.fused, *report.swapped} == {"0", "2.first", "2.second", "2.third", "2.twice", "3", "6"}
+    assert not report.left
+    assert mine.get_submodule("3").variant == "naive"
+    x = torch.randn(2, 3, 13, 12, dtype=torch.float64)
+    y, want = mine(x), theirs(x)
+    assert close(y, want)
+    got = torch.autograd.grad(y.sin().sum(), tuple(mine.parameters()))
+    for mine_, theirs_ in zip(got, torch.autograd.grad(want.sin().sum(), tuple(theirs.parameters())), strict=True):
+        assert close(mine_, theirs_)
+    assert {id(p) for p in mine.parameters()} == {id(p) for p in theirs.parameters()}
+    fresh = model()
+    fresh.load_state_dict(mine.state_dict())
+    mine.load_state_dict(fresh.state_dict())
+
+
+def test_a_single_layer():
+    mine, report = nn.from_torch(torch.nn.Conv2d(3, 4, 3).eval())
+    assert type(mine) is nn.Conv2d
+    assert not mine.training
+    assert str(report) == "(the model)  swapped"
+
+
+class Counting(torch.nn.Conv2d):
+    """A layer of somebody's own."""
+
+
+def test_what_is_left():
+    shared, hooked = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+    hooked.register_forward_hook(lambda *_: None)
+    watched = torch.nn.ReLU()
+    watched.register_forward_hook(lambda *_: None)
+    theirs = torch.nn.Sequential(
+        shared, torch.nn.ReLU(), shared, Counting(3, 3, 1), torch.nn.ReLU(), hooked, torch.nn.ReLU(),
+        torch.nn.Conv2d(3, 3, 1), watched, torch.nn.Conv2d(3, 2, 1, dtype=torch.complex64),
+    )  # fmt: skip
+    mine, report = nn.from_torch(theirs)
+    assert not report.fused
+    assert report.swapped == ["0", "2", "7"]
+    assert mine[0] is mine[2]
+    assert set(report.left) == {"3", "5", "9"}
+    assert str(report).splitlines() == [
+        "0  swapped",
+        "2  swapped",
+        "7  swapped",
+        "3  left: it is a Counting, which may do more than torch.nn.Conv2d",
+        "5  left: it has hooks",
+        "9  left: its dtype is complex64",
+    ]
+    assert str(nn.from_torch(torch.nn.ReLU())[1]) == "no torch.nn.Conv2d found"
+
+
+def test_parametrizations_are_left():
+    theirs = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 2, 3)), torch.nn.ReLU())
+    _, report = nn.from_torch(theirs)
+    assert list(report.left) == ["0"]
+    assert isinstance(theirs[1], torch.nn.ReLU)
