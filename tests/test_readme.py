@@ -59,6 +59,19 @@ def test_the_example_runs(readme):
     assert np.allclose(names["scores"], names["features"] @ names["weights"].T, atol=1e-3)
 
 
+def test_the_page_on_pytorch_runs(readme, capsys):
+    torch = pytest.importorskip("torch", reason="needs torch, which is not installed: the page on PyTorch")
+    page = (ROOT / "docs" / "pytorch.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"<!-- tested: \w+ -->\n```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "pytorch.md", "exec"), names)
+    printed = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())
+    assert printed
+    assert printed in page
+    assert names["each"].shape == (8, 4, 3, 3, 3)
+    assert torch.isfinite(names["loss"])
+
+
 def test_its_commands_exist(readme):
     from convbackprop.cli import COMMANDS
 

@@ -28,7 +28,7 @@ mv -f "$stamp" "$unfinished" 2>/dev/null || true
 requirements=(-e ".[dev,data,plot,stats]")
 what="the package and its tools (about a minute)"
 if [ "${TORCH:-yes}" = yes ] && "$dir/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-    requirements+=(torch)
+    requirements+=(torch expecttest onnx) # the last two: other people's tests
     what="the package, its tools and PyTorch (a minute or two, longer where PyTorch comes with its CUDA libraries)"
 fi
 echo "Environment: installing $what."
