@@ -207,6 +207,26 @@ def test_compile(dynamic):
             assert close(torch.autograd.grad(y, (x, w, b), dy), torch.autograd.grad(want, (x, w, b), dy))
 
 
+def test_compile_without_gradients():
+    (x, w, b), _ = tensors("plain", grad=False)
+    mine, theirs = pair_of("plain", "relu")
+    compiled = torch.compile(mine, fullgraph=True, backend="eager")
+    assert close(compiled(x, w, b), theirs(x, w, b))
+    with torch.no_grad():
+        assert close(compiled(x, w, b), theirs(x, w, b))
+
+
+def test_symbolic_trace():
+    """torch.fx sees one call of conv2d, in a module and in a function."""
+    (x, w, b), _ = tensors("plain", grad=False)
+    model = torch.nn.Sequential(ours.nn.Conv2d(3, 4, 3, variant="naive")).double()
+    mine, _ = pair_of("plain", "tanh")
+    for function, given in ((model, (x,)), (lambda x, w, b: mine(x, w, b), (x, w, b))):
+        traced = torch.fx.symbolic_trace(function)
+        assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [ours.conv2d]
+        assert close(traced(*given), function(*given))
+
+
 @pytest.mark.slow
 def test_compile_by_inductor():
     torch._dynamo.reset()
@@ -329,6 +349,28 @@ def test_only_needed_gradients_are_computed(monkeypatch):
     mine(x.detach(), w, b).sum().backward()
     mine(x, w.detach(), None).sum().backward()
     assert seen == [(False, True, True), (True, False, False)]
+
+
+class Named(torch.Tensor):
+    """A subclass that only has a name."""
+
+
+def test_other_ways_to_call():
+    (x, w, b), _ = tensors("plain", grad=False)
+    mine, theirs = pair_of("plain")
+    assert type(mine(x.as_subclass(Named), w, b)) is Named
+    with torch.inference_mode():
+        assert close(mine(x, w, b), theirs(x, w, b))
+    level = torch.autograd.forward_ad
+    with level.dual_level():
+        tangents = [level.unpack_dual(f(level.make_dual(x, x.sin()), w, b)).tangent for f in (mine, theirs)]
+    assert close(*tangents)
+    jacobians = [way(lambda t: mine(t, w, b).tanh())(x) for way in (torch.func.jacrev, torch.func.jacfwd)]
+    assert close(*jacobians)
+    nested = torch.vmap(torch.vmap(mine, (0, None, None)), (None, 0, None))(
+        torch.stack([x, -x]), torch.stack([w] * 3), b
+    )
+    assert close(nested, torch.stack([torch.stack([mine(x, w, b), mine(-x, w, b)])] * 3))
 
 
 def test_an_image_changed_in_place_is_noticed():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from convbackprop.errors import InvalidType
 from convbackprop.torch import direct
@@ -70,6 +71,10 @@ def conv2d(
     geometry = (stride, padding, dilation, groups)
     if direct.possible(input, weight, bias):
         return direct.DirectLayer.apply(input, weight, bias, geometry, activation, variant)  # type: ignore[no-any-return]
+    if has_torch_function((input, weight, bias)):  # subclasses with a say of their own, and torch.fx's proxies
+        return handle_torch_function(  # type: ignore[no-any-return]
+            conv2d, (input, weight, bias), input, weight, bias, *geometry, activation=activation, variant=variant
+        )
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
             _check_tensor(tensor, name)

@@ -25,8 +25,10 @@ class Contraction(Function):
     """What `operators.contract` computes, with its derivatives."""
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:  # noqa: D102
-        return operators.contract(*arguments)
+    def forward(  # noqa: D102 - its parameters are counted by torch.compile
+        x: Any, w: Any, g: Any, size: Any, stride: Any, padding: Any, dilation: Any, groups: int, variant: str
+    ) -> Tensor:
+        return operators.contract(x, w, g, size, stride, padding, dilation, groups, variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
@@ -83,8 +85,10 @@ class Layer(Function):
     """y = phi(x * w + b), with its derivatives."""
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:  # noqa: D102
-        return operators.forward(*arguments)  # type: ignore[no-any-return]
+    def forward(  # noqa: D102 - its parameters are counted by torch.compile
+        x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: int, activation: str, variant: str
+    ) -> Tensor:
+        return operators.forward(x, w, b, stride, padding, dilation, groups, activation, variant)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
