@@ -108,9 +108,6 @@ def agree(
     digest = int.from_bytes(hashlib.blake2b(repr(facts).encode(), digest_size=7).digest(), "big")
     if once and failure is None and (digest, height) in known:
         return known[digest, height]
-    if not known and dist.get_backend(group) == "gloo":
-        with _waiting(group, "all ranks at the first layer of this group"):
-            dist.monitored_barrier(group)  # the only one that can tell which rank is missing
     mine = torch.tensor([-1 if failure else digest, height], device=_place(group, torch.device("cpu")))
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     with _waiting(group, "the shapes of all ranks' images"), record_function("spatial: shapes"):
@@ -170,25 +167,33 @@ class Exchange:
 
     def post(self, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
         """Send rows to the neighbours, and return where theirs will be; neither is waited for."""
-        rank = dist.get_rank(self.group)
         self._kept = (above.contiguous(), below.contiguous())  # they must live until they are sent
         self._received = tuple(_rows_like(above, rows) for rows in self.borrowed)
-        messages = []
-        for outgoing, incoming, peer in zip(self._kept, self._received, (rank - 1, rank + 1), strict=True):
-            for operation, rows in ((dist.isend, outgoing), (dist.irecv, incoming)):
-                if rows.shape[_ROWS]:
-                    messages.append(dist.P2POp(operation, rows, dist.get_global_rank(self.group, peer), self.group))
-        with _waiting(self.group, "its neighbours to connect"), record_function("spatial: exchange starts"):
+        rank = dist.get_rank(self.group)
+        messages = [
+            dist.P2POp(operation, rows, dist.get_global_rank(self.group, peer), self.group)
+            for strips, operation in ((self._kept, dist.isend), (self._received, dist.irecv))
+            for rows, peer in zip(strips, (rank - 1, rank + 1), strict=True)
+            if rows.shape[_ROWS]
+        ]
+        with self._waiting("spatial: exchange starts"):
             self._works = dist.batch_isend_irecv(messages) if messages else []
         return self._received[0], self._received[1]
 
     def wait(self) -> tuple[Tensor, ...]:
         """Return the neighbours' rows, once they are here and one's own are sent."""
-        with _waiting(self.group, "rows of its neighbours"), record_function("spatial: exchange is waited for"):
+        with self._waiting("spatial: exchange is waited for"):
             for work in self._works:
                 work.wait()
         received, self._received, self._works, self._kept = self._received, (), [], ()
         return received
+
+    @contextlib.contextmanager
+    def _waiting(self, title: str) -> Iterator[None]:
+        rank, last = dist.get_rank(self.group), dist.get_world_size(self.group) - 1
+        peers = " and ".join(f"rank {peer}" for peer in (rank - 1, rank + 1) if 0 <= peer <= last)
+        with _waiting(self.group, f"rows of {peers}"), record_function(title):
+            yield
 
 
 def _rows_like(tensor: Tensor, rows: int) -> Tensor:
