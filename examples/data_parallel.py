@@ -2,12 +2,13 @@
 
     torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/data_parallel.py
 
-DistributedDataParallel averages the gradients, so that two processes learn what one would from the same batch. Where the
-batch grows with the number of processes, so does the learning rate (the linear scaling rule), after a warm-up, for a
-large rate ruins a network that has not learnt anything: Goyal et al., Accurate, Large Minibatch SGD, 2017.
+DistributedDataParallel averages the gradients, so that two processes learn what one would from the same batch. Where
+the batch grows with the number of processes, so does the learning rate (the linear scaling rule), after a warm-up, for
+a large rate ruins a network that has not learnt anything: Goyal et al., Accurate, Large Minibatch SGD, 2017.
 
-Every few steps a checkpoint is written. When a worker dies, torchrun ends the others and starts all again, and they go on
-from the checkpoint: --kill-at shows it. The loss curve is the same as if nothing had happened, to the bit.
+Every few steps a checkpoint is written. When a worker dies, torchrun ends the others and starts all again, and they go
+on from the checkpoint: --kill-at shows it. The loss curve is the same as if nothing had happened, to the bit. An
+interrupted run is gone on with by the same command.
 
 Needs pip install 'convbackprop[torch,plot]' scikit-learn.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -37,20 +39,32 @@ from convbackprop.torch.nn import Conv2d
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=220, help="batches to learn from (default: %(default)s, 20 epochs)")
-    parser.add_argument("--batch", type=int, default=128, help="images of a step, of all processes together (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=0.02, help="learning rate for a batch of --base-batch (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=220, help="batches to learn from (default: %(default)s, 20 epochs)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=128, help="images of a step, of all processes together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lr", type=float, default=0.02, help="learning rate for a batch of --base-batch (default: %(default)s)"
+    )
     parser.add_argument("--base-batch", type=int, default=32, help="see --lr (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=22, help="steps until the scaled rate is reached (default: %(default)s)")
+    parser.add_argument(
+        "--warmup", type=int, default=22, help="steps until the scaled rate is reached (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the images")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--variant", default="auto", help="of the convolutions")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("data_parallel"), help="folder for losses.json, loss.svg and the "
-                        "checkpoint, which all processes can read (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("data_parallel"), help="folder for losses.json, loss.svg and "
+                        "the checkpoint, which all processes can read (default: %(default)s)")  # fmt: skip
     parser.add_argument("--every", type=int, default=10, help="steps between checkpoints (default: %(default)s)")
-    parser.add_argument("--kill-at", type=int, metavar="STEP", help="the last process kills itself there, the first time")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds that a process waits for another (default: %(default)s)")
+    parser.add_argument(
+        "--kill-at", type=int, metavar="STEP", help="the last process kills itself there, the first time"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=60, help="seconds that a process waits for another (default: %(default)s)"
+    )
     parser.add_argument("--no-plot", action="store_true", help="no loss.svg")
     return parser.parse_args(given)
 
@@ -60,7 +74,9 @@ def digits(dtype: torch.dtype) -> tuple[TensorDataset, TensorDataset]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
-        raise SystemExit("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from None
+        raise SystemExit(
+            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
+        ) from None
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16).to(dtype).unsqueeze(1)
     labels = torch.from_numpy(bunch.target)
@@ -86,7 +102,7 @@ def learning_rate(step: int, settings: argparse.Namespace) -> float:
 
 
 def batches(data: TensorDataset, settings: argparse.Namespace, first_step: int) -> Iterator[list[torch.Tensor]]:
-    """Yield this process's part of each batch, from a step on; all parts together do not depend on how many there are."""
+    """Yield this process's part of each batch, from a step on; the whole batch is the same for any number of parts."""
     sampler: DistributedSampler = DistributedSampler(data, seed=settings.seed, drop_last=True)
     loader = DataLoader(data, settings.batch // dist.get_world_size(), sampler=sampler, drop_last=True)
     for epoch in itertools.count(first_step // len(loader)):
@@ -118,8 +134,8 @@ def load(path: Path, settings: argparse.Namespace, device: torch.device) -> dict
     for name, value in state["settings"].items():
         if value != getattr(settings, name):
             raise SystemExit(
-                f"{path} is of an interrupted run with --{name.replace('_', '-')} {value}, not {getattr(settings, name)}; "
-                "go on with that, remove the file, or name another --out"
+                f"{path} is of an interrupted run with --{name.replace('_', '-')} {value}, not "
+                f"{getattr(settings, name)}; go on with that, remove the file, or name another --out"
             )
     return state
 
@@ -172,8 +188,10 @@ def train(settings: argparse.Namespace) -> list[float]:
         images, labels = (part.to(device) for part in held_out.tensors)
         with torch.no_grad():
             right = (net(images).argmax(1) == labels).sum().item()
-        print(f"{world} process{'es' * (world > 1)}, {settings.steps} steps of {settings.batch} images: "
-              f"loss {losses[0]:.3f} to {losses[-1]:.3f}, {100 * right / len(labels):.1f} % of {len(labels)} others right")  # fmt: skip
+        print(
+            f"{world} process{'es' * (world > 1)}, {settings.steps} steps of {settings.batch} images: "
+            f"loss {losses[0]:.3f} to {losses[-1]:.3f}, {100 * right / len(labels):.1f} % of {len(labels)} others right"
+        )
     return losses
 
 
@@ -197,6 +215,19 @@ def write(losses: list[float], settings: argparse.Namespace) -> None:
     print(f"wrote {settings.out / 'losses.json'}" + ("" if settings.no_plot else f" and {settings.out / 'loss.svg'}"))
 
 
+def connect(backend: str, timeout: timedelta) -> None:
+    """Initialise torch.distributed: for this process alone where torchrun has not started it."""
+    if "RANK" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps its store when it starts workers again, and the dead ones' addresses in it (pytorch issue 135712).
+        # On several machines, whose counts may differ, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun instead.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+
+
 def main() -> None:
     settings = arguments()
     if not settings.no_plot:
@@ -210,10 +241,7 @@ def main() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     else:  # the processes of a machine share its cores
         convbackprop.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    if "RANK" in os.environ:  # torchrun's
-        dist.init_process_group(backend, timeout=timedelta(seconds=settings.timeout))
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    connect(backend, timedelta(seconds=settings.timeout))
     try:
         losses = train(settings)
         if dist.get_rank() == 0:

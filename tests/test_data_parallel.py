@@ -16,7 +16,9 @@ from types import SimpleNamespace
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch, which is not installed: training in several processes")
-pytest.importorskip("sklearn", reason="needs scikit-learn, which is not installed: the digits of examples/data_parallel.py")
+pytest.importorskip(
+    "sklearn", reason="needs scikit-learn, which is not installed: the digits of examples/data_parallel.py"
+)
 
 import torch.distributed as dist  # noqa: E402
 from torch.nn import functional  # noqa: E402

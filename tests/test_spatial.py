@@ -7,6 +7,8 @@ import datetime
 import json
 import random
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -208,8 +210,10 @@ def wrong(mutation, *case):
         if mutation == "rows off by one":
             halo._edges = lambda image, top, bottom: edges(torch.roll(image, 1, -2), top, bottom)
         elif mutation == "no adjoint":
+
             def without(ctx, exchange, image, *strips):  # fmt: skip
                 return adjoint(ctx, exchange, image, *strips) * 0 + image
+
             halo._LendAdjoint.forward = staticmethod(without)  # fmt: skip
         elif mutation == "gradients of this rank alone":
             halo._Sum.forward = staticmethod(lambda ctx, group, *tensors: setattr(ctx, "group", group) or tensors)
@@ -262,7 +266,9 @@ def trained(ranks, **options):
             net.zero_grad()
             torch.square(net(image)).sum().backward()
         same += [torch.equal(gathered(mine.grad), x.grad)]
-        same += [torch.equal(ours.grad, its.grad) for ours, its in zip(model.parameters(), whole.parameters(), strict=True)]
+        same += [
+            torch.equal(ours.grad, its.grad) for ours, its in zip(model.parameters(), whole.parameters(), strict=True)
+        ]
         with torch.no_grad():
             for parameter in (*model.parameters(), *whole.parameters()):
                 parameter.copy_((parameter - parameter.grad.sign()).clamp(-3, 3))
@@ -292,7 +298,9 @@ def checkpointed_and_autocast():
     torch.square(layer(layer(x))).sum().backward()
     plain = layer.weight.grad.clone()
     layer.zero_grad()
-    torch.square(checkpoint(lambda image: layer(layer(image)), x.requires_grad_(), use_reentrant=False)).sum().backward()
+    torch.square(
+        checkpoint(lambda image: layer(layer(image)), x.requires_grad_(), use_reentrant=False)
+    ).sum().backward()
     half = spatial.SpatialConv2d(2, 2, 3, padding=1, variant="naive")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = half(x.detach().float())
@@ -400,13 +408,19 @@ def refused(what):
 @pytest.mark.parametrize(
     ("what", "sentences"),
     [
-        ("channels of weight", (r"rank 1: weight has shape \(4, 2, 3, 3\)", r"^weight has shape \(4, 2, 3, 3\).*has 3")),
+        (
+            "channels of weight",
+            (r"rank 1: weight has shape \(4, 2, 3, 3\)", r"^weight has shape \(4, 2, 3, 3\).*has 3"),
+        ),
         ("filters", [r"weight's shape is \(4, 3, 3, 3\) on rank 0 and \(5, 3, 3, 3\) on rank 1"] * 2),
         ("width", [r"input's shape is \(2, 3, \*, 6\) on rank 0 and \(2, 3, \*, 7\) on rank 1"] * 2),
         ("batch", [r"\(2, 3, \*, 6\) on rank 0 and \(3, 3, \*, 6\) on rank 1"] * 2),
         ("axes", [r"\(2, 3, \*, 6\) on rank 0 and \(3, \*, 6\) on rank 1"] * 2),
         ("dtype of both", [r"input's dtype is float64 on rank 0 and float32 on rank 1"] * 2),
-        ("dtype of input", ("rank 1: weight has dtype torch.float64", "should be torch.float32: input is torch.float32")),
+        (
+            "dtype of input",
+            ("rank 1: weight has dtype torch.float64", "should be torch.float32: input is torch.float32"),
+        ),
         ("padding", [r"padding is \(\(1, 1\), \(1, 1\)\) on rank 0 and \(\(2, 2\), \(2, 2\)\) on rank 1"] * 2),
         ("gradient", ["what needs a gradient is nothing on rank 0 and input on rank 1"] * 2),
         ("rows", [r"rank 1 has 2 of the image's rows, .* no output row; each rank should have at least 4 .*8, 2"] * 2),
@@ -518,6 +532,16 @@ def test_split_and_gather(two):
         assert shape_and_same == [(2, 4 - rank, 3), True]
         for (kind, text), sentence in zip(refusals, sentences, strict=True):
             assert kind is InvalidArgument and re.search(sentence, text), text
+
+
+def test_the_prediction_for_64_gpus():
+    script = Path(__file__).parent.parent / "examples" / "spatial_scaling.py"
+    if not script.exists():
+        pytest.skip("the tests run outside a checkout")
+    found = runpy.run_path(str(script))["predict"](64)
+    assert found.operations == 3 * 2 * 256 * 16384 * 64 * 64 * 3 * 3  # forward, and backward twice
+    assert found.exchanged == 2 * 2 * 64 * 16384 * 2  # both ways, one row above and one below, in fp16
+    assert found.step == pytest.approx(found.operations / 989e12 + 2 * 6 * 10e-6 + 2 * 64 * 64 * 9 * 4 / 50e9)
 
 
 def test_without_a_group():

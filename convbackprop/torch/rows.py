@@ -8,7 +8,8 @@ Rank i holds rows a[i] to a[i+1] - 1 of an image of H rows. With a filter of R r
 **The rule: the rank that holds row m(p) computes output row p**; where m(p) lies in the padding, the first or the last
 rank does. So rank i computes rows o[i] to o[i+1] - 1 with
 
-    o[i] = min(P, max(0, ceil((a[i] + top - c) / s))),    o[0] = 0,    o[n] = P = (H + top + bottom - d (R-1) - 1) // s + 1.
+    o[i] = min(P, max(0, ceil((a[i] + top - c) / s))),    o[0] = 0,    o[n] = P,
+    P = (H + top + bottom - d (R-1) - 1) // s + 1.
 
 With stride 1 and padding "same", o = a: each rank computes the rows that it holds. No rank lacks more than c rows above
 its own, and d (R-1) - c below: its halo.
@@ -82,12 +83,15 @@ class RowSplit:
             self._check(rank)
 
     def _check(self, rank: int) -> None:
-        needed = f"each rank should have at least {self.least_rows} (the ranks have {', '.join(map(str, self.heights))})"
+        needed = (
+            f"each rank should have at least {self.least_rows} (the ranks have {', '.join(map(str, self.heights))})"
+        )
         if self.heights[rank] < 1:
             raise InvalidArgument(f"rank {rank} has no row of the image; {needed}")
         if self.output_heights[rank] < 1:
             raise InvalidArgument(
-                f"rank {rank} has {self.heights[rank]} of the image's rows, which are the middle of no output row; {needed}"
+                f"rank {rank} has {self.heights[rank]} of the image's rows, which are the middle of no output row; "
+                f"{needed}"
             )
         whole = self.piece(*self.output_bounds[rank : rank + 2])
         if whole.low >= whole.high:

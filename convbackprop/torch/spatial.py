@@ -65,8 +65,8 @@ def conv2d(
     check : str
         "always": in each call the ranks see that their images fit together, which costs an all-gather of 16 bytes a
         rank. On a group without a backend for CPU tensors the host waits for the GPU each time: initialise with
-        "cpu:gloo,cuda:nccl". "once": only where this rank meets a shape for the first time. Then shapes should change on
-        all ranks together, or never; where they do not, ranks wait for each other until the group's time-out.
+        "cpu:gloo,cuda:nccl". "once": only where this rank meets a shape for the first time. Then shapes should change
+        on all ranks together, or never; where they do not, ranks wait for each other until the group's time-out.
 
     Returns
     -------
@@ -86,11 +86,12 @@ def conv2d(
     group = halo.process_group(group)
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     once = known(check, ("always", "once"), "check") == "once"
-    failure, facts, height = None, {}, 0
+    failure: Exception | None = None
+    facts, height = {}, 0
     try:
         facts = _facts(input, weight, bias, stride, padding, dilation, groups, activation, variant)
         strides, dilations = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
-        above_below, left_right = resolve_padding(padding, tuple(weight.shape[-2:]), strides, dilations)
+        above_below, left_right = resolve_padding(padding, (weight.shape[-2], weight.shape[-1]), strides, dilations)
         height = input.shape[_ROWS]
         along_rows = (weight.shape[-2], strides[0], dilations[0], above_below)
     except Exception as error:  # the other ranks are told, before it is raised
@@ -185,8 +186,8 @@ class SpatialConv2d(nn.Conv2d):
     """A convolutional layer of images that are split by rows among ranks.
 
     Its parameters are those that the group's first rank draws, and the gradients of all ranks' parameters are the
-    unsplit layer's: summed over ranks. So an optimizer's step keeps them equal; wrapped in DistributedDataParallel it is
-    meant for a second dimension of processes, each of which has a part of another image.
+    unsplit layer's: summed over ranks. So an optimizer's step keeps them equal, and DistributedDataParallel is for a
+    second dimension of processes only, across which there are other images.
 
     Parameters
     ----------
@@ -268,7 +269,9 @@ def split_rows(image: Tensor, group: Group | None = None, heights: Sequence[int]
     group = halo.process_group(group)
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     if not isinstance(image, Tensor) or image.ndim < 2:
-        raise InvalidType(f"image is {getattr(image, 'shape', type(image).__name__)}; it should be a tensor (..., H, W)")
+        raise InvalidType(
+            f"image is {getattr(image, 'shape', type(image).__name__)}; it should be a tensor (..., H, W)"
+        )
     rows = image.shape[_ROWS]
     if rows < ranks:
         raise InvalidArgument(f"the image has {rows} rows; it should have {ranks} at least, one a rank")
@@ -301,9 +304,10 @@ def gather_rows(rows: Tensor, group: Group | None = None) -> Tensor:
         A rank does not answer.
     """
     group = halo.process_group(group)
-    failure, facts, height = None, {}, 0
+    failure: Exception | None = None
+    facts, height = {}, 0
     if not isinstance(rows, Tensor) or rows.ndim < 2:
-        failure: Exception | None = InvalidType(f"rows is a {type(rows).__name__}; it should be a tensor (..., H_i, W)")
+        failure = InvalidType(f"rows is a {type(rows).__name__}; it should be a tensor (..., H_i, W)")
     elif rows.requires_grad:
         failure = InvalidArgument(
             "rows need a gradient, which gather_rows does not have; pass rows.detach(), and form the loss from each "
