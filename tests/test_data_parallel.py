@@ -167,7 +167,7 @@ def torchrun(processes, out, *more):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["--max-restarts=5", str(SCRIPT), *GIVEN, "--out", str(out), *more]
+    command += ["--max-restarts=1", str(SCRIPT), *GIVEN, "--out", str(out), *more]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "losses.json").read_text()), done.stdout + done.stderr
