@@ -222,7 +222,7 @@ def connect(backend: str, timeout: timedelta) -> None:
         return
     store, rank, world = next(rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun keeps its store when it starts workers again, and with it the addresses of those that died. On several
+        # torchrun keeps its store when it starts workers again, and with it the addresses of dead ones. On several
         # machines, whose counts may differ, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun instead.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
