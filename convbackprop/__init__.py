@@ -31,6 +31,7 @@ _HOMES = {
     "DeviceNotFound": "errors",
     "DeviceUnusable": "errors",
     "LaunchFailed": "errors",
+    "RankMissing": "errors",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         InvalidType,
         LaunchFailed,
         ProblemTooLarge,
+        RankMissing,
         UnsupportedProblem,
     )
     from convbackprop.ops import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad

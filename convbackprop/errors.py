@@ -45,3 +45,7 @@ class DeviceUnusable(EnvironmentProblem):
 
 class LaunchFailed(EnvironmentProblem):
     """A CUDA kernel was launched wrongly or did not end well."""
+
+
+class RankMissing(EnvironmentProblem):
+    """A process of a torch.distributed group did not answer in time, or has ended."""
