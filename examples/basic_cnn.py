@@ -12,6 +12,7 @@ hundreds of steps. So the losses are compared in float64, where they agree throu
 from __future__ import annotations
 
 import common  # first: it says what to install
+
 # isort: split
 
 import argparse
@@ -57,7 +58,7 @@ def cnn(library: str) -> nn.Sequential:
     for part in model:
         if isinstance(part, nn.Conv2d):  # as K. He et al. do for ReLU, arXiv:1502.01852: it learns from the first step
             nn.init.kaiming_normal_(part.weight)
-            nn.init.zeros_(part.bias)
+            nn.init.constant_(part.get_parameter("bias"), 0)
     return model
 
 
@@ -75,7 +76,7 @@ def digits(seed: int, dtype: torch.dtype) -> Digits:
     images = torch.from_numpy(data.images)[:, None].to(dtype) / 16
     shown = torch.from_numpy(data.target).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    test, train = order[: (size := round(TEST_SHARE * len(images)))], order[size:]
+    test, train = order.tensor_split([round(TEST_SHARE * len(images))])
     return Digits((images[train], shown[train]), (images[test], shown[test]))
 
 
@@ -156,8 +157,8 @@ def draw(
     for i in range(6):
         ax = drawing.add_subplot(grid[1, i])
         if i < len(wrong):
-            a, b = int(seen[wrong[i]]), int(shown[wrong[i]])
-            common.picture(ax, images[wrong[i], 0], f"read {a}, it is a {b}", cmap="gray_r")
+            title = f"read {int(seen[wrong[i]])}, it is a {int(shown[wrong[i]])}"
+            common.picture(ax, images[wrong[i], 0], title, cmap="gray_r")
         else:
             ax.set_axis_off()
     drawing.suptitle("The course's CNN on handwritten digits, by our kernels and by torch's", fontsize=12,

@@ -17,11 +17,12 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-import convbackprop
 from convbackprop import peers
-from convbackprop.bench.plots import FORMATS, figure, rendered
+from convbackprop.bench.plots import FORMATS, rendered
+from convbackprop.bench.plots import figure as figure  # the examples draw with it, too
 from convbackprop.cli import guarded
 from convbackprop.cli.common import console, print_json, progress, say
+from convbackprop.devices.cpu import get_num_threads, set_num_threads
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
 from convbackprop.files import check_writable, write_whole
 
@@ -130,14 +131,14 @@ def _carry_out(arguments: argparse.Namespace, run: Callable[[argparse.Namespace,
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads(), convbackprop.get_num_threads()
+    before = torch.get_num_threads(), get_num_threads()
     torch.set_num_threads(count)
-    convbackprop.set_num_threads(count)
+    set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        convbackprop.set_num_threads(before[1])
+        set_num_threads(before[1])
 
 
 def table(*columns: str) -> Table:
@@ -168,9 +169,9 @@ def plain_axes(ax: Any, title: str, xlabel: str = "", ylabel: str = "") -> None:
     ax.set_axisbelow(True)
 
 
-def picture(ax: Any, values: Any, title: str, **options: Any) -> None:
+def picture(ax: Any, values: Tensor, title: str, **options: Any) -> None:
     """Show an image in grey, black 0 and white 1 unless the options say otherwise."""
-    ax.imshow(values, **{"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest", **options})
+    ax.imshow(values.numpy(), **{"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest", **options})
     ax.set_title(title, fontsize=10, loc="left")
     ax.set_xticks([])
     ax.set_yticks([])

@@ -11,6 +11,7 @@ nothing: where both answer 0 there is no gradient, and few places of a photograp
 from __future__ import annotations
 
 import common  # first: it says what to install
+
 # isort: split
 
 import argparse
@@ -61,7 +62,7 @@ def teacher(activation: str) -> cbt.nn.Conv2d:
     layer = cbt.nn.Conv2d(1, 1, 3, padding="same", activation=activation)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(demo.FILTER))
-        layer.bias.fill_(demo.BIAS)
+        layer.get_parameter("bias").fill_(demo.BIAS)
     return layer.requires_grad_(False)
 
 
@@ -77,7 +78,7 @@ def learn(activation: str, steps: int, batch: int, rate: float, momentum: float,
 
     def note() -> None:
         filters.append(layer.weight.detach()[0, 0].double())
-        biases.append(layer.bias.detach()[0].double())
+        biases.append(layer.get_parameter("bias").detach()[0].double())
 
     for _ in common.steps_of(bar, "learning", steps):
         note()
@@ -158,7 +159,7 @@ def draw(path: Path, activation: str, seed: int) -> Any:
     sums = torch.linspace(-reach, reach, 49)
     generator = torch.Generator().manual_seed(seed)
     loss = landscape(activation, common.crops([grey(name) for name in PHOTOGRAPHS], 4, CROP, generator), steps, sums)
-    ax.contourf(steps, sums, loss.clamp(min=1e-7).log10(), levels=24, cmap="Blues_r")
+    ax.contourf(steps.numpy(), sums.numpy(), loss.clamp(min=1e-7).log10().numpy(), levels=24, cmap="Blues_r")
     ax.plot(a, b, color=common.COLOURS[1], linewidth=1.3)
     ax.plot(a[0], b[0], "o", color=common.COLOURS[1], markersize=5)
     ax.plot(1, 0, "*", color="white", markersize=12, markeredgecolor="black", markeredgewidth=0.6)

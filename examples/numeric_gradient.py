@@ -13,6 +13,7 @@ u R / h. The picture draws both.
 from __future__ import annotations
 
 import common  # first: it says what to install
+
 # isort: split
 
 import argparse
@@ -36,10 +37,10 @@ CLOSE = 1e-7
 def network(activation: str, variant: str) -> torch.nn.Sequential:
     """Return the network, for images of 9 x 8; strides, paddings and filters are not alike on purpose."""
     options: dict[str, Any] = {"dtype": torch.float64, "variant": variant}
-    layers = OrderedDict(
-        conv1=cbt.nn.Conv2d(1, 3, 3, padding=1, activation=activation, **options),
-        conv2=cbt.nn.Conv2d(3, 4, (2, 3), stride=2, padding=(0, 1), activation="logistic", **options),
-        dense=cbt.nn.Conv2d(4, 5, (4, 4), **options),
+    layers: OrderedDict[str, torch.nn.Module] = OrderedDict(
+        conv1=cbt.nn.Conv2d(1, 2, 3, padding=1, activation=activation, **options),
+        conv2=cbt.nn.Conv2d(2, 3, (2, 3), stride=2, padding=(0, 1), activation="logistic", **options),
+        dense=cbt.nn.Conv2d(3, 2, (4, 4), **options),
     )
     return torch.nn.Sequential(layers)
 
@@ -81,12 +82,16 @@ def draw(sweep: dict[str, list[float]], pairs: dict[str, tuple[Tensor, Tensor]],
     for i, (name, errors) in enumerate(sweep.items()):
         colour = common.COLOURS[i // 2 % len(common.COLOURS)]
         left.loglog(SWEEP, errors, marker=markers[i % 7], markersize=4, linewidth=1, color=colour, label=name)
-    h_large, h_small = (torch.tensor(SWEEP[:5]), torch.tensor(SWEEP[5:]))
+    h_large, h_small = ([h for h in SWEEP if h >= 1e-5], [h for h in SWEEP if h < 1e-5])
     first, last = (max(errors[i] for errors in sweep.values()) for i in (0, -1))
-    left.loglog(h_large, 3 * first * (h_large / SWEEP[0]) ** 2, "--", color="#555555", linewidth=0.9)
-    left.loglog(h_small, 3 * last * SWEEP[-1] / h_small, ":", color="#555555", linewidth=0.9)
-    left.annotate("h²", (SWEEP[1], 3 * first * 1e-2), (-14, 2), textcoords="offset points", fontsize=9)
-    left.annotate("u / h", (SWEEP[-2], 3 * last / 10), (4, 4), textcoords="offset points", fontsize=9)
+    left.loglog(h_large, [3 * first * (h / SWEEP[0]) ** 2 for h in h_large], "--", color="#555555", linewidth=0.9)
+    left.loglog(h_small, [3 * last * SWEEP[-1] / h for h in h_small], ":", color="#555555", linewidth=0.9)
+    left.annotate(
+        "h²", (h_large[1], 3 * first * (h_large[1] / SWEEP[0]) ** 2), (-14, 2), textcoords="offset points", fontsize=9
+    )
+    left.annotate(
+        "u / h", (h_small[-2], 3 * last * SWEEP[-1] / h_small[-2]), (4, 4), textcoords="offset points", fontsize=9
+    )
     common.plain_axes(left, "central differences against backpropagation", "h", "relative error")
     left.legend(fontsize=8, frameon=False)
     for i, (name, (numeric, exact)) in enumerate(pairs.items()):
@@ -107,8 +112,8 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
     """Compute each gradient in both ways."""
     torch.manual_seed(arguments.seed)
     model = network(arguments.activation, arguments.variant)
-    x = torch.randn(2, 1, 9, 8, dtype=torch.float64, requires_grad=True)
-    target = torch.randn(2, 5, 1, 1, dtype=torch.float64)
+    x = torch.randn(1, 1, 9, 8, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(1, 2, 1, 1, dtype=torch.float64)
     tensors = {**dict(model.named_parameters()), "input": x}
 
     def loss() -> Tensor:
@@ -127,7 +132,7 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
                     sweep[name][i] = relative_error(numeric, exact[name])
     errors = {name: relative_error(*pair) for name, pair in pairs.items()}
     from_torch = {name: relative_error(exact[name], others[name]) for name in tensors}
-    shown = common.table("gradient of", "numbers", "norm", f"error, h = {STEP:.1e}", "least error", "at h", "from torch")
+    shown = common.table("gradient of", "numbers", "norm", f"error, h = {STEP:.1e}", "least", "at h", "from torch's")
     for name, tensor in tensors.items():
         least = min(range(len(SWEEP)), key=lambda i: sweep[name][i])
         shown.add_row(name, str(tensor.numel()), f"{exact[name].norm():.4f}", f"{errors[name]:.1e}",
@@ -161,8 +166,8 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = common.options(__doc__, "numeric_gradient")
-    parser.add_argument("--activation", choices=("tanh", "logistic", "relu"), default="tanh", help="of the first layer; "
-                        "a ReLU has no derivative at 0, and a step over that shows; default: %(default)s")  # fmt: skip
+    parser.add_argument("--activation", choices=("tanh", "logistic", "relu"), default="tanh", help="of the first "
+                        "layer; ReLU has no derivative at 0, which shows; default: %(default)s")  # fmt: skip
     parser.add_argument("--variant", default="auto", help="a rung of the ladder that all passes have, such as naive; "
                         "default: %(default)s")  # fmt: skip
     return common.main(parser, run, argv)

@@ -12,6 +12,7 @@ taken off (K. Zhang et al., "Beyond a Gaussian Denoiser", 2017, arXiv:1608.03981
 from __future__ import annotations
 
 import common  # first: it says what to install
+
 # isort: split
 
 import argparse
@@ -202,8 +203,8 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
         claims=[
             common.Claim(f"at least {GAIN:g} dB better than the noisy image", f"{min(gains):.2f} dB at least",
                          min(gains) >= GAIN),
-            common.Claim(f"at least {ABOVE_BLUR:g} dB better than the blur that suits best", f"{min(above):.2f} dB at least",
-                         min(above) >= ABOVE_BLUR),
+            common.Claim(f"at least {ABOVE_BLUR:g} dB better than the blur that suits best",
+                         f"{min(above):.2f} dB at least", min(above) >= ABOVE_BLUR),
             common.Claim("any size goes in and comes out", ", ".join("x".join(map(str, one.found.shape)) for one in
                          tried), right_sizes),
             common.Claim("torch's own layers with these parameters give the same image to 1e-5",
