@@ -31,14 +31,15 @@ EXAMPLES = ("edge_filter", "numeric_gradient", "basic_cnn", "unet_level", "resne
 
 
 def carried_out(name: str, picture: Path, seed: int) -> dict[str, Any]:
-    """Return what an example prints as JSON, its seconds, and in `failure` what it says where it fails."""
+    """Return an example's claims and picture, what it prints as JSON (`printed`), or what it says where it fails."""
     script = Path(__file__).with_name(f"{name}.py")
     command = [sys.executable, str(script), "--json", "--seed", str(seed), "--output", str(picture)]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     found: dict[str, Any] = {"example": name, "seconds": time.perf_counter() - start, "ok": False, "claims": []}
     try:
-        return {**found, **json.loads(done.stdout)}
+        printed = json.loads(done.stdout)
+        return {**found, **{key: printed[key] for key in ("ok", "claims", "picture")}, "printed": printed}
     except json.JSONDecodeError:
         return {**found, "failure": done.stderr.strip() or f"it ended with exit code {done.returncode}"}
 
@@ -84,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "%(default)s")  # fmt: skip
     parser.add_argument("--format", default="png", help=f"of the pictures: {', '.join(FORMATS)}; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random numbers; default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print JSON: a list of what each example prints with "
-                        "--json, with its name, its seconds and, where it failed, what it says")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON: for each example its name, seconds, "
+                        "claims, picture and what it prints with --json; where it fails, the failure")  # fmt: skip
     arguments = parser.parse_args(argv)
 
     def command() -> int:

@@ -5,8 +5,8 @@
 
 The dense layers are 1 x 1 convolutions of images of one pixel. Digits are scikit-learn's, split at random, three times.
 
-Rounding grows as the network learns: in float32 two correct programs that add in different orders part within
-hundreds of steps. So the losses are compared in float64, where they agree throughout, and in float32 what was learned.
+Rounding errors grow as the network learns: two right programs that add in different orders drift apart, and how fast
+depends on the weights that they begin with. So the losses are compared in float64, and in float32 what was learned.
 """
 
 from __future__ import annotations

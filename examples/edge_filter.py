@@ -154,9 +154,9 @@ def draw(path: Path, activation: str, seed: int) -> Any:
 
     ax = axes[1, 2]
     a, b = coordinates(path.filters)
-    steps = torch.linspace(min(-0.2, float(a.min()) - 0.1), max(1.4, float(a.max()) + 0.1), 49)
+    steps = torch.linspace(min(-0.2, float(a.min()) - 0.1), max(1.4, float(a.max()) + 0.1), 33)
     reach = max(0.5, float(b.abs().max()) * 1.15)
-    sums = torch.linspace(-reach, reach, 49)
+    sums = torch.linspace(-reach, reach, 33)
     generator = torch.Generator().manual_seed(seed)
     loss = landscape(activation, common.crops([grey(name) for name in PHOTOGRAPHS], 4, CROP, generator), steps, sums)
     ax.contourf(steps.numpy(), sums.numpy(), loss.clamp(min=1e-7).log10().numpy(), levels=24, cmap="Blues_r")
@@ -180,7 +180,7 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
     path = learn(activation, arguments.steps, arguments.batch, rate, arguments.momentum, arguments.seed, bar)
     errors = path.errors()
     rows = sorted({min(step, arguments.steps) for step in (0, 100, 300, 1000, arguments.steps)})
-    shown = common.table("step", "largest error", "bias", "a row of the filter (their mean)")
+    shown = common.table("step", "largest error", "bias", "mean of its three rows")
     for step in rows:
         mean = "  ".join(f"{value:8.4f}" for value in path.filters[step].mean(dim=0).tolist())
         shown.add_row(str(step), f"{errors[step]:.2e}", f"{path.biases[step]:.4f}", mean)

@@ -87,10 +87,18 @@ def draw(sweep: dict[str, list[float]], pairs: dict[str, tuple[Tensor, Tensor]],
     left.loglog(h_large, [3 * first * (h / SWEEP[0]) ** 2 for h in h_large], "--", color="#555555", linewidth=0.9)
     left.loglog(h_small, [3 * last * SWEEP[-1] / h for h in h_small], ":", color="#555555", linewidth=0.9)
     left.annotate(
-        "h²", (h_large[1], 3 * first * (h_large[1] / SWEEP[0]) ** 2), (-14, 2), textcoords="offset points", fontsize=9
+        "h²",
+        (middle := h_large[len(h_large) // 2], 3 * first * (middle / SWEEP[0]) ** 2),
+        (-14, 2),
+        textcoords="offset points",
+        fontsize=9,
     )
     left.annotate(
-        "u / h", (h_small[-2], 3 * last * SWEEP[-1] / h_small[-2]), (4, 4), textcoords="offset points", fontsize=9
+        "u / h",
+        (middle := h_small[len(h_small) // 2], 3 * last * SWEEP[-1] / middle),
+        (4, 4),
+        textcoords="offset points",
+        fontsize=9,
     )
     common.plain_axes(left, "central differences against backpropagation", "h", "relative error")
     left.legend(fontsize=8, frameon=False)

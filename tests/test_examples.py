@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import resource
 import sys
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_the_loss_under_the_path_is_the_layer_s():
 
 def test_the_numeric_gradient(tmp_path, capfd, monkeypatch):
     module = load("numeric_gradient")
-    monkeypatch.setattr(module, "SWEEP", (1e-1, 1e-2, 1e-5, 1e-8, 1e-11))
+    monkeypatch.setattr(module, "SWEEP", (1e-1, 1e-2, 1e-5, 1e-11))
     code, found = numbers(module, capfd, "--variant", "naive", "--output", str(tmp_path / "n.svg"))
     assert code == 0 and found["ok"]
     assert set(found["errors"]) == {*(f"{layer}.{part}" for layer in ("conv1", "conv2", "dense") for part in
@@ -104,7 +105,7 @@ def test_the_numeric_gradient_tells_a_wrong_one(tmp_path, capfd, monkeypatch):
         return dx, dw.flip(-1), db
 
     monkeypatch.setattr(convbackprop, "conv2d_backward", flipped)
-    monkeypatch.setattr(module, "SWEEP", (1e-1, 1e-4, 1e-7, 1e-8))
+    monkeypatch.setattr(module, "SWEEP", (1e-4, 1e-7))
     code, found = numbers(module, capfd, "--variant", "naive", "--output", str(tmp_path / "n.png"))
     assert code == 1 and [claim["ok"] for claim in found["claims"]] == [False, False]
     assert found["errors"]["conv1.weight"] > 0.01 and found["errors"]["dense.bias"] < 1e-7
@@ -230,15 +231,18 @@ def test_each_example_is_told_of():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_in_full(runner, name, tmp_path):
-    """All that an example claims, in less than three minutes."""
+    """All that an example claims, in less than three minutes of a processor: a busy machine is not the example's fault."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = runner.carried_out(name, tmp_path / f"{name}.png", 0)
     assert "failure" not in found, found["failure"]
     assert found["ok"], [claim for claim in found["claims"] if not claim["ok"]]
-    assert found["seconds"] < 180
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 180
     if name == "basic_cnn":
-        assert found["compared_steps"] == 300 and found["losses_apart_float64"] <= 1e-9
-        assert len(found["accuracies"]) == 3 and found["means"][0] >= 94
-        assert abs(found["means"][0] - found["means"][1]) <= 1
+        printed = found["printed"]
+        assert printed["compared_steps"] == 300 and printed["losses_apart_float64"] <= 1e-9
+        assert len(printed["accuracies"]) == 3 and printed["means"][0] >= 94
+        assert abs(printed["means"][0] - printed["means"][1]) <= 1
 
 
 @pytest.mark.slow
