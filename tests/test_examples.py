@@ -231,7 +231,7 @@ def test_each_example_is_told_of():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_in_full(runner, name, tmp_path):
-    """All that an example claims, in less than three minutes of a processor: a busy machine is not the example's fault."""
+    """All that an example claims, in less than three minutes of one processor, however busy the machine is."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = runner.carried_out(name, tmp_path / f"{name}.png", 0)
     assert "failure" not in found, found["failure"]
