@@ -250,7 +250,7 @@ def test_the_peak_of_memory_is_the_peak():
     common = load("common")
     for count in (10, 60):
         found = common.peak_growth(prepare_arrays, count)
-        assert count <= found / 2**20 < count + 4
+        assert count - 1 <= found / 2**20 < count + 4  # Linux counts resident pages some dozens at a time
 
 
 def prepare_arrays(count):
