@@ -18,7 +18,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench bench-layers check sanitize test test-all test-pythons bench-suite bench-compare gpu-report lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench bench-layers check sanitize test test-all test-pythons bench-suite bench-compare gpu-report examples lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-compare: $(ENV) ## a few passes; fails where one is SLOWER (15 %) than in 
 
 gpu-report: $(ENV) ## the GPU's goals, measured: needs a GPU, PyCUDA and torch (ARGS=--dry-run needs none)
 	@$(PY) benchmarks/gpu_report.py $(ARGS)
+
+examples: $(ENV) ## run the examples in full, pictures into build/examples: minutes
+	@$(PY) examples $(ARGS)
 
 lint: $(ENV) ## ruff and mypy; changes nothing
 	@$(PY) -m ruff check .

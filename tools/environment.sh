@@ -25,17 +25,18 @@ if [ ! -e "$stamp" ]; then
 fi
 mv -f "$stamp" "$unfinished" 2>/dev/null || true
 
-requirements=(-e ".[dev,data,plot,stats]")
+extras=dev,data,plot,stats others=()
 what="the package and its tools (about a minute)"
 if [ "${TORCH:-yes}" = yes ] && "$dir/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-    requirements+=(torch expecttest onnx) # the last two: other people's tests
+    extras+=,examples
+    others+=(expecttest onnx) # other people's tests
     what="the package, its tools and PyTorch (a minute or two, longer where PyTorch comes with its CUDA libraries)"
 fi
 echo "Environment: installing $what."
 # The two variables pin what the editable build itself installs, for older and for newer versions of pip.
 constraints=file://${PWD// /%20}/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints
-"$dir/bin/python" -m pip install -qq "${requirements[@]}"
+"$dir/bin/python" -m pip install -qq -e ".[$extras]" "${others[@]}"
 mv -f "$unfinished" "$stamp"
 touch "$stamp"
 echo "Environment: ready."
