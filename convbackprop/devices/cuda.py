@@ -6,6 +6,7 @@ whoever calls finds the thread as it was, and a thread without a context (torch 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -132,12 +133,19 @@ class CudaDevice:
             raise DeviceUnusable(
                 f"GPU {ordinal} cannot be used ({error}); another process may hold it exclusively, or it has no memory"
             ) from None
+        atexit.register(self._release)
         self.title = device.name()
         major, minor = device.compute_capability()
         self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
         # Modules live as long as the process: unloading one from another thread leaks with a warning.
         self._modules: dict[Path, Any] = {}
         self._streams: dict[tuple[int, int], Any] = {}
+
+    def _release(self) -> None:
+        """Give the context back at exit: PyCUDA, left to itself, does so in a way that only fits contexts it made."""
+        if os.getpid() == self._process:
+            with contextlib.suppress(self.driver.Error):
+                self.context.detach()
 
     def check_process(self) -> None:
         """Refuse to work in a forked child, where the driver does not."""
