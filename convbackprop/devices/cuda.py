@@ -12,7 +12,7 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from convbackprop.errors import (
 
 #: Architectures whose own instructions (wgmma, TMA) are only there under another name.
 _ARCHITECTURE_SPECIFIC = {"sm_90": "sm_90a"}
+
+#: What the driver of tests/driver calls its devices: kernels run on the CPU there, and nothing is worth timing.
+STAND_IN = "stand-in (no GPU)"
 
 #: Above this a kernel must ask for its dynamic shared memory.
 _SHARED_BYTES_UNASKED = 48 * 1024
@@ -75,20 +78,23 @@ class _Active:
         self._device = device
 
     def __enter__(self) -> None:
-        self._device.check_process()
-        self._device.context.push()
+        device = self._device
+        device.check_usable()
+        try:
+            device.context.push()
+        except device.driver.Error as error:
+            raise device.failure(error) from error
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._device.context.pop()
-        if error is None:
-            return
-        drv = self._device.driver
-        if isinstance(error, drv.MemoryError):
-            raise ProblemTooLarge(
-                f"the GPU has no memory left for this problem ({error}); use a smaller batch"
-            ) from None
-        if isinstance(error, drv.Error):
-            raise LaunchFailed(f"the NVIDIA driver reports: {error}") from error
+        device = self._device
+        try:
+            device.context.pop()
+        except device.driver.Error as refused:  # told of something earlier, the context is still there to be popped
+            with contextlib.suppress(device.driver.Error):
+                device.context.pop()
+            error = error or refused
+        if isinstance(error, device.driver.Error):
+            raise device.failure(error) from error
 
 
 class CudaKernel:
@@ -117,25 +123,29 @@ class CudaDevice:
 
     def __init__(self, ordinal: int) -> None:
         self.driver = drv = _driver()
-        count = drv.Device.count()
-        if count == 0:
-            raise DeviceNotFound("the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES")
-        if ordinal >= count:
-            raise DeviceNotFound(f"device is 'cuda:{ordinal}'; it should be below 'cuda:{count}', the number of GPUs")
         self.name = f"cuda:{ordinal}"
         self.ordinal = ordinal
         self._process = os.getpid()
         self._active = _Active(self)
+        self._lost: str | None = None  # what lost the context
         try:
+            count = drv.Device.count()
+            if count == 0:
+                raise DeviceNotFound("the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES")
+            if ordinal >= count:
+                raise DeviceNotFound(
+                    f"device is 'cuda:{ordinal}'; it should be below 'cuda:{count}', the number of GPUs"
+                )
             device = drv.Device(ordinal)
+            self.title = device.name()
+            major, minor = device.compute_capability()
             self.context = device.retain_primary_context()
         except drv.Error as error:
             raise DeviceUnusable(
                 f"GPU {ordinal} cannot be used ({error}); another process may hold it exclusively, or it has no memory"
             ) from None
         atexit.register(self._release)
-        self.title = device.name()
-        major, minor = device.compute_capability()
+        self.is_stand_in = self.title == STAND_IN
         self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
         # Modules live as long as the process: unloading one from another thread leaks with a warning.
         self._modules: dict[Path, Any] = {}
@@ -147,12 +157,41 @@ class CudaDevice:
             with contextlib.suppress(self.driver.Error):
                 self.context.detach()
 
-    def check_process(self) -> None:
-        """Refuse to work in a forked child, where the driver does not."""
+    def check_usable(self) -> None:
+        """Refuse to work in a forked child, where the driver does not, and after the context was lost."""
         if os.getpid() != self._process:
             raise DeviceUnusable(
                 "CUDA was used before this process was forked, and does not survive that; start workers by 'spawn'"
             )
+        if self._lost:
+            raise DeviceUnusable(
+                f"{self.name} cannot be used in this process any more, since its context was lost ({self._lost}); "
+                "start the program again, or use device 'cpu'"
+            )
+
+    def failure(self, error: Exception) -> ConvBackpropError:
+        """Return our exception in place of one of the driver's."""
+        if self._is_lost():
+            self._lost = str(error)
+            return LaunchFailed(
+                f"the NVIDIA driver reports: {error}; the context of {self.name} is lost with all that was in it: "
+                "start the program again, under compute-sanitizer where a kernel of your own may be to blame"
+            )
+        if isinstance(error, self.driver.MemoryError):
+            return ProblemTooLarge(f"the GPU has no memory left for this problem ({error}); use a smaller batch")
+        return LaunchFailed(f"the NVIDIA driver reports: {error}; nothing is lost, and the next call may work")
+
+    def _is_lost(self) -> bool:
+        """Ask the driver something harmless: after certain errors each call returns that error, for ever."""
+        try:
+            self.context.push()
+            try:
+                self.driver.mem_get_info()
+            finally:
+                self.context.pop()
+        except self.driver.Error:
+            return True
+        return False
 
     def active(self) -> contextlib.AbstractContextManager[None]:
         """Make the device's primary context current for a while.
@@ -207,9 +246,27 @@ class CudaDevice:
     def upload(self, address: int, size: int) -> Any:
         """Return a copy on the device of `size` bytes of host memory."""
         allocation = self.allocate(size)
-        if size:
-            self.driver.memcpy_htod(allocation, (ctypes.c_char * size).from_address(address))
+        try:
+            if size:
+                self.driver.memcpy_htod(allocation, (ctypes.c_char * size).from_address(address))
+        except self.driver.Error:
+            allocation.free()
+            raise
         return allocation
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[dict[str, Any]]:
+        """Be active, and free all memory that is put into the dictionary in the end.
+
+        Left to itself, PyCUDA frees memory only in the thread that opened the device, and else warns and leaks it.
+        """
+        with self.active():
+            held: dict[str, Any] = {}
+            try:
+                yield held
+            finally:
+                while held:
+                    held.popitem()[1].free()
 
     def download(self, allocation: Any, address: int, size: int) -> None:
         """Wait for the default stream and copy `size` bytes back to host memory."""
@@ -235,7 +292,7 @@ def cuda_device(ordinal: int) -> CudaDevice:
         What is wrong, and what to do.
     """
     device = _opened(ordinal)
-    device.check_process()
+    device.check_usable()
     return device
 
 
@@ -243,9 +300,11 @@ def cuda_device(ordinal: int) -> CudaDevice:
 def why_not() -> str | None:
     """Return None if the first GPU can be used, else one sentence on why not and what to do."""
     try:
-        _opened(0)
+        device = _opened(0)
     except ConvBackpropError as error:
         return str(error)
+    if device.is_stand_in:
+        return "libcuda.so.1 is the tests' stand-in for a driver, and there is no GPU; only device='cuda' uses it"
     return None
 
 
@@ -266,7 +325,8 @@ def owner_of(address: int) -> str:
         status = cuda.cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(address))
         if status:
             raise InvalidArgument(f"{address:#x} is no address of device memory (CUDA error {status})")
-    cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal)
+    if status := cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal):
+        raise DeviceUnusable(f"the context of GPU {ordinal.value} cannot be used (CUDA error {status})")
     cuda.cuDevicePrimaryCtxRelease_v2(ordinal)
     if context.value != primary.value:
         raise InvalidArgument(
