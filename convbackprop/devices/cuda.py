@@ -6,12 +6,12 @@ whoever calls finds the thread as it was, and a thread without a context (torch 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,18 +144,13 @@ class CudaDevice:
             raise DeviceUnusable(
                 f"GPU {ordinal} cannot be used ({error}); another process may hold it exclusively, or it has no memory"
             ) from None
-        atexit.register(self._release)
+        #: Gives the context back, once; Python's end does, too.
+        self.close = weakref.finalize(self, _give_back, self.context, drv.Error, self._process)
         self.is_stand_in = self.title == STAND_IN
         self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
         # Modules live as long as the process: unloading one from another thread leaks with a warning.
         self._modules: dict[Path, Any] = {}
         self._streams: dict[tuple[int, int], Any] = {}
-
-    def _release(self) -> None:
-        """Give the context back at exit: PyCUDA, left to itself, does so in a way that only fits contexts it made."""
-        if os.getpid() == self._process:
-            with contextlib.suppress(self.driver.Error):
-                self.context.detach()
 
     def check_usable(self) -> None:
         """Refuse to work in a forked child, where the driver does not, and after the context was lost."""
@@ -278,9 +273,28 @@ class CudaDevice:
         self.driver.memcpy_dtod_async(target, source, size)
 
 
-@functools.cache
+def _give_back(context: Any, driver_error: type[Exception], process: int) -> None:
+    """Give a primary context back: PyCUDA, left to itself, does so in a way that only fits contexts it made."""
+    if os.getpid() == process:
+        with contextlib.suppress(driver_error):
+            context.detach()
+
+
+_devices: dict[int, CudaDevice] = {}
+
+
 def _opened(ordinal: int) -> CudaDevice:
-    return CudaDevice(ordinal)
+    if ordinal not in _devices:
+        _devices[ordinal] = CudaDevice(ordinal)
+    return _devices[ordinal]
+
+
+def forget() -> None:
+    """Close all devices, and look anew for a driver when one is asked for."""
+    while _devices:
+        _devices.popitem()[1].close()
+    _driver.cache_clear()
+    why_not.cache_clear()
 
 
 def cuda_device(ordinal: int) -> CudaDevice:

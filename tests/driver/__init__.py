@@ -62,8 +62,7 @@ class StandIn:
         """Forget everything, in the driver and in the package, as in a new process."""
         calls.forget()
         plan.plan.cache_clear()
-        for cached in (cuda._driver, cuda._opened, cuda.why_not):
-            cached.cache_clear()
+        cuda.forget()
         self.cuda.convbackprop_stand_in_reset(devices, memory)
 
     def order(self, number: int) -> None:
@@ -203,9 +202,8 @@ def compiling(real: Path | None = None) -> Iterator[Path]:
     try:
         yield script
     finally:
-        if before is None:
-            del os.environ["CONVBACKPROP_NVCC"]
-        else:
+        os.environ.pop("CONVBACKPROP_NVCC")
+        if before is not None:
             os.environ["CONVBACKPROP_NVCC"] = before
 
 

@@ -108,6 +108,7 @@ struct StandInCounts {
 STAND_IN void convbackprop_stand_in_reset(int devices, size_t memory) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     while (!driver.contexts.things.empty()) destroy_context(driver.contexts.things.begin()->first);
+    forget_current();
     driver.graphs.things.clear();
     driver.executables.things.clear();
     driver.devices = devices;

@@ -46,6 +46,8 @@ Context& current_context() {
     return driver.contexts.at(stack.back());
 }
 
+void forget_current() { stack.clear(); }
+
 void destroy_context(CUcontext handle) {
     Context& context = driver.contexts.at(handle);
     forget_streams(context);

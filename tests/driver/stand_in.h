@@ -171,6 +171,7 @@ void lose(Context& context, CUresult code, const std::string& why);
 // ------------------------------------------------------------------------------------------------- the other files
 Context& current_context();
 Context* current_context_or_null();
+void forget_current();  // of the calling thread
 void destroy_context(CUcontext handle);
 
 Allocation* allocation_at(CUdeviceptr address);  // the one that holds the address, or null
