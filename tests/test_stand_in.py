@@ -6,8 +6,10 @@ Numbers come from the very same .cu files, with the constants of the cuda device
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -345,6 +347,8 @@ def test_device_memory_is_not_the_hosts(host):
     x = host.floats(1)
     child = os.fork()
     if child == 0:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         ctypes.string_at(int(x), 4)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -598,6 +602,6 @@ def test_a_capture_does_not_meet_the_legacy_stream(stand_in, monkeypatch):
     cupy.drive("cuStreamBeginCapture_v2", cupy.stream, 0)
     with pytest.raises(convbackprop.LaunchFailed, match="depend on a capturing blocking stream|while a stream captures"):
         convbackprop.conv2d(X, W, device="cuda")
-    with pytest.raises(RuntimeError, match="901"):  # what the call did has spoilt the capture, as with a real driver
+    with pytest.raises(RuntimeError, match="previous error during capture"):  # what the call did has spoilt the capture, as with a real driver
         cupy.drive("cuStreamEndCapture", cupy.stream, ctypes.byref(ctypes.c_void_p()))
     convbackprop.conv2d(X, W, device="cuda")

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from convbackprop import compiler
+from convbackprop import cache, compiler
 from convbackprop.compiler import Source
 from convbackprop.errors import (
+    CompileError,
     ConvBackpropError,
     DeviceNotFound,
     DeviceUnusable,
@@ -68,6 +69,18 @@ def _driver() -> Any:
     return drv
 
 
+def _library() -> ctypes.CDLL:
+    """Return the driver itself, for what PyCUDA does not bind."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _current(cuda: ctypes.CDLL) -> int | None:
+    """Return the handle of the context that the driver takes for this thread's."""
+    handle = ctypes.c_void_p()
+    cuda.cuCtxGetCurrent(ctypes.byref(handle))
+    return handle.value
+
+
 class _Active:
     """The device's primary context, current in this thread inside a with block; the driver's errors become ours.
 
@@ -83,17 +96,20 @@ class _Active:
         try:
             device.context.push()
         except device.driver.Error as error:
+            device.mend_stack()
             raise device.failure(error) from error
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         device = self._device
         try:
             device.context.pop()
-        except device.driver.Error as refused:  # told of something earlier, the context is still there to be popped
-            with contextlib.suppress(device.driver.Error):
-                device.context.pop()
-            error = error or refused
-        if isinstance(error, device.driver.Error):
+        except device.driver.Error as refused:
+            if _current(_library()):  # told of something earlier, the driver has not popped it
+                with contextlib.suppress(device.driver.Error):
+                    device.context.pop()
+            device.mend_stack()
+            error = error or refused.with_traceback(None)  # which would keep this frame, and what called it, alive
+        if isinstance(error, (device.driver.Error, RuntimeError)):  # torch's and CuPy's are RuntimeErrors
             raise device.failure(error) from error
 
 
@@ -164,17 +180,24 @@ class CudaDevice:
                 "start the program again, or use device 'cpu'"
             )
 
+    def mend_stack(self) -> None:
+        """Put this thread's context back, which PyCUDA takes off the driver's stack before it pushes another one."""
+        theirs = self.driver.Context.get_current()
+        if theirs is not None and not _current(_library()):
+            _library().cuCtxPushCurrent_v2(ctypes.c_void_p(theirs.handle))
+
     def failure(self, error: Exception) -> ConvBackpropError:
-        """Return our exception in place of one of the driver's."""
+        """Return our exception in place of one of the driver's, or of a library's that uses it."""
+        said = str(error).removesuffix(" - ")
         if self._is_lost():
-            self._lost = str(error)
+            self._lost = said
             return LaunchFailed(
-                f"the NVIDIA driver reports: {error}; the context of {self.name} is lost with all that was in it: "
+                f"the NVIDIA driver reports: {said}; the context of {self.name} is lost with all that was in it: "
                 "start the program again, under compute-sanitizer where a kernel of your own may be to blame"
             )
-        if isinstance(error, self.driver.MemoryError):
-            return ProblemTooLarge(f"the GPU has no memory left for this problem ({error}); use a smaller batch")
-        return LaunchFailed(f"the NVIDIA driver reports: {error}; nothing is lost, and the next call may work")
+        if isinstance(error, self.driver.MemoryError) or "out of memory" in said:
+            return ProblemTooLarge(f"the GPU has no memory left for this problem ({said}); use a smaller batch")
+        return LaunchFailed(f"the NVIDIA driver reports: {said}; nothing is lost, and the next call may work")
 
     def _is_lost(self) -> bool:
         """Ask the driver something harmless: after certain errors each call returns that error, for ever."""
@@ -214,13 +237,25 @@ class CudaDevice:
         path, _ = compiler.cubin(source, self.architecture)
         with self.active():
             if path not in self._modules:
-                self._modules[path] = self.driver.module_from_buffer(path.read_bytes())
+                self._modules[path] = self._module(path, source)
             function = self._modules[path].get_function(entry)
             if shared_bytes > _SHARED_BYTES_UNASKED:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared_bytes)
             function.prepare(["P"] * pointers + [f"{len(shape)}s"] + ["i"] * len(integers))
         return CudaKernel(function, grid, block, shared_bytes, (shape, *integers))
+
+    def _module(self, path: Path, source: Source) -> Any:
+        try:
+            return self.driver.module_from_buffer(path.read_bytes())
+        except self.driver.Error as error:
+            if "kernel image" not in str(error):
+                raise
+            cache.discard(path)
+            raise CompileError(
+                f"the NVIDIA driver does not take what nvcc made of {source.path} ({str(error).removesuffix(' - ')}); nvcc should be one that "
+                "works and is no newer than the driver ('convbackprop doctor' names both); the next call compiles anew"
+            ) from None
 
     def free_bytes(self) -> int:
         """Return how many bytes of the GPU's memory are free."""
@@ -322,6 +357,13 @@ def why_not() -> str | None:
     return None
 
 
+def _meaning(cuda: ctypes.CDLL, status: int) -> str:
+    """Return the driver's words for one of its codes."""
+    text = ctypes.c_char_p()
+    cuda.cuGetErrorString(status, ctypes.byref(text))
+    return (text.value or b"unknown error").decode()
+
+
 def owner_of(address: int) -> str:
     """Return the name of the device that a device address belongs to.
 
@@ -330,17 +372,18 @@ def owner_of(address: int) -> str:
     InvalidArgument
         The memory belongs to another context than the device's primary one, where our kernels cannot reach it.
     """
-    # PyCUDA does not bind cuPointerGetAttribute.
     _driver()
-    cuda = ctypes.CDLL("libcuda.so.1")
+    cuda = _library()
     context, primary, ordinal = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
     attribute_context, attribute_device_ordinal = 1, 9
     for value, attribute in ((context, attribute_context), (ordinal, attribute_device_ordinal)):
         status = cuda.cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(address))
+        if status == 1:  # CUDA_ERROR_INVALID_VALUE
+            raise InvalidArgument(f"{address:#x} is no address of device memory")
         if status:
-            raise InvalidArgument(f"{address:#x} is no address of device memory (CUDA error {status})")
+            raise LaunchFailed(f"the NVIDIA driver reports: {_meaning(cuda, status)}; nothing was launched")
     if status := cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal):
-        raise DeviceUnusable(f"the context of GPU {ordinal.value} cannot be used (CUDA error {status})")
+        raise DeviceUnusable(f"GPU {ordinal.value} cannot be used ({_meaning(cuda, status)})")
     cuda.cuDevicePrimaryCtxRelease_v2(ordinal)
     if context.value != primary.value:
         raise InvalidArgument(

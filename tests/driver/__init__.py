@@ -27,6 +27,9 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 SOURCES = sorted(FOLDER.glob("*.cpp"))
 
+#: Makes a runtime of the driver's own, beside the cpu device's.
+ISOLATED = ("-Wl,-Bsymbolic",)
+
 #: The test id of the device.
 LABEL = "cuda (stand-in)"
 

@@ -23,7 +23,9 @@ struct Fault {  // the calls of this name from the first-th on fail, `times` of 
 } fault;
 long faults = 0;  // that have struck
 
-bool loses_context(CUresult code) { return int(code) >= 700 && int(code) < 720 && code != CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES; }
+bool loses_context(CUresult code) {
+    return int(code) >= 700 && int(code) < 720 && code != CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+}
 
 bool strikes(const char* name) {
     const long count = ++calls[name];
@@ -50,8 +52,11 @@ CUresult called(const char* name, Needs needs, Kind kind, const std::function<vo
     try {
         if (strikes(name)) {
             reported = fault.code;
-            if (Context* context = current_context_or_null(); context && loses_context(reported))
-                lose(*context, reported, last_why);
+            if (loses_context(reported)) {
+                Context* current = current_context_or_null();
+                for (auto& [handle, context] : driver.contexts.things)
+                    if (!current || context.get() == current) lose(*context, reported, last_why);
+            }
             if (kind == Kind::PLAIN) return reported;
         }
         if (needs != Needs::NOTHING && !driver.process) fail(CUDA_ERROR_NOT_INITIALIZED, "cuInit has not been called");

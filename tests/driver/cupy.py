@@ -18,6 +18,10 @@ from tests.driver import StandIn, device
 NON_BLOCKING = 1
 
 
+class CUDADriverError(RuntimeError):
+    """cupy.cuda.driver's."""
+
+
 def install(monkeypatch: Any, stand_in: StandIn, own_stream: bool = True) -> types.ModuleType:
     """Put a module `cupy` where it is imported from; work goes to a stream of its own, or to the legacy one."""
     cuda = stand_in.cuda
@@ -26,7 +30,9 @@ def install(monkeypatch: Any, stand_in: StandIn, own_stream: bool = True) -> typ
         with device().active():
             status = getattr(cuda, call)(*arguments)
         if status:
-            raise RuntimeError(f"{call} failed: {status} ({stand_in.why()})")
+            text = ctypes.c_char_p()
+            cuda.cuGetErrorString(status, ctypes.byref(text))
+            raise CUDADriverError(f"{call} failed: {(text.value or b'').decode()}")
 
     current = ctypes.c_void_p(0)
     if own_stream:
@@ -35,13 +41,16 @@ def install(monkeypatch: Any, stand_in: StandIn, own_stream: bool = True) -> typ
     class Memory:
         def __init__(self, size: int) -> None:
             pointer = ctypes.c_uint64()
-            drive("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(1, size)))
-            self.ptr = pointer.value
+            try:
+                drive("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(1, size)))
+            finally:
+                self.ptr = pointer.value
 
         def __del__(self) -> None:
-            if hasattr(self, "ptr"):
-                with contextlib.suppress(Exception):  # the context may be lost
+            for _ in range(2 if self.ptr else 0):  # again where the context could not be made current
+                with contextlib.suppress(Exception):
                     drive("cuMemFree_v2", ctypes.c_uint64(self.ptr))
+                    break
 
     class Device:
         def __init__(self, number: int) -> None:

@@ -13,18 +13,11 @@
 
 #include <sstream>
 
-#include "../../convbackprop/cpu_runtime/runtime.h"
 #include "stand_in.h"
 
 namespace {
 
 const char MAGIC[] = "convbackprop stand-in cubin\n";
-
-struct Runtime {
-    void* library = nullptr;
-    int (*launch)(const ConvbackpropLaunch*, int) = nullptr;
-    const char* (*error)() = nullptr;
-} runtime;
 
 void* open_library(const std::string& path) {
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
@@ -32,26 +25,31 @@ void* open_library(const std::string& path) {
     return library;
 }
 
-void use_runtime(const std::string& path) {
-    if (runtime.library) return;
-    runtime.library = open_library(path);
-    runtime.launch = reinterpret_cast<decltype(runtime.launch)>(dlsym(runtime.library, "convbackprop_launch"));
-    runtime.error = reinterpret_cast<decltype(runtime.error)>(dlsym(runtime.library, "convbackprop_error"));
-    require(runtime.launch && runtime.error, CUDA_ERROR_INVALID_IMAGE, "the runtime is none");
+// The runtime that a module's objects are linked with; one for each file of it.
+const Runtime* runtime_of(const std::string& path) {
+    static std::map<std::string, Runtime> loaded;
+    Runtime& runtime = loaded[path];
+    if (!runtime.launch) {
+        void* library = open_library(path);
+        runtime.launch = reinterpret_cast<decltype(runtime.launch)>(dlsym(library, "convbackprop_launch"));
+        runtime.error = reinterpret_cast<decltype(runtime.error)>(dlsym(library, "convbackprop_error"));
+        require(runtime.launch && runtime.error, CUDA_ERROR_INVALID_IMAGE, "the runtime is none");
+    }
+    return &runtime;
 }
 
 void load(CUmodule* made, const char* image) {
     require(image, CUDA_ERROR_INVALID_VALUE, "no image");
     if (!strncmp(image, "\177ELF", 4)) fail(CUDA_ERROR_NO_BINARY_FOR_GPU, "machine code of a real GPU");
     require(!strncmp(image, MAGIC, strlen(MAGIC)), CUDA_ERROR_INVALID_IMAGE, "this is no cubin of the stand-in's");
-    auto module = std::make_unique<Module>(Module{&current_context(), nullptr, image, {}});
+    auto module = std::make_unique<Module>(Module{&current_context(), nullptr, nullptr, image, {}});
     std::istringstream lines(image + strlen(MAGIC));
     for (std::string word, path; lines >> word;) {
-        if (word == "runtime" && lines >> path) use_runtime(path);
+        if (word == "runtime" && lines >> path) module->runtime = runtime_of(path);
         if (word == "object" && lines >> path) module->library = open_library(path);
         std::getline(lines, path);
     }
-    require(module->library && runtime.library, CUDA_ERROR_INVALID_IMAGE, "the image is cut off");
+    require(module->library && module->runtime, CUDA_ERROR_INVALID_IMAGE, "the image is cut off");
     *made = driver.modules.add(std::move(module));
 }
 
@@ -147,8 +145,8 @@ void translate(std::string& value, const Context& context, size_t index) {
 }
 
 void run(const Function& function, const Context& context, const Geometry& at, std::vector<std::string> values) {
-    require(driver.modules.find(function.module), CUDA_ERROR_ILLEGAL_INSTRUCTION,
-            "its module was unloaded before it ran");
+    const Module* module = driver.modules.find(function.module);
+    require(module, CUDA_ERROR_ILLEGAL_INSTRUCTION, "its module was unloaded before it ran");
     std::vector<void*> args;
     for (size_t i = 0; i < values.size(); ++i) {
         if (values[i].size() == 8) translate(values[i], context, i);
@@ -161,7 +159,7 @@ void run(const Function& function, const Context& context, const Geometry& at, s
     memcpy(launch.block, at.block, sizeof at.block);
     launch.shared_bytes = at.shared_bytes;
     launch.workers = 1;
-    if (runtime.launch(&launch, 0) != FINISHED) fail(CUDA_ERROR_LAUNCH_FAILED, runtime.error());
+    if (module->runtime->launch(&launch, 0) != FINISHED) fail(CUDA_ERROR_LAUNCH_FAILED, module->runtime->error());
     const std::string broken = broken_guard(context.device);
     if (!broken.empty()) fail(CUDA_ERROR_ILLEGAL_ADDRESS, "it wrote " + broken);
 }

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ISOLATED = ("-Wl,-Bsymbolic",)  # a runtime of the driver's own beside the cpu device's
+ISOLATED = ("-Wl,-Bsymbolic",)  # as in tests/driver/__init__.py, which takes long to import
 
 
 def facts(cubin: bytes, log: str) -> list[str]:
@@ -72,6 +72,7 @@ def main() -> int:
         if done.returncode:
             return done.returncode
         lines = facts(output.read_bytes(), log)
+    os.environ["CONVBACKPROP_CACHE_DIR"] = str(output.parent.parent)  # where the package wants the cubin
     try:
         runtime = compiler.cpu_runtime(ISOLATED)
         kernels = compiler.shared_object(Source.of(Path(arguments[-1]), constants), runtime=runtime)
@@ -79,7 +80,11 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     text = ["convbackprop stand-in cubin", f"runtime {runtime}", f"object {kernels}", *lines]
-    output.write_text("\n".join(text) + "\n")
+    try:
+        output.write_text("\n".join(text) + "\n")
+    except OSError as error:
+        print(f"{output} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "../../convbackprop/cpu_runtime/runtime.h"
 #include "cuda_api.h"
 
 #define STAND_IN extern "C" __attribute__((visibility("default")))
@@ -78,8 +79,14 @@ struct Function {
     int max_threads = 1024, registers = 32, static_shared = 0, max_dynamic_shared = 48 * 1024;
 };
 
+struct Runtime {
+    int (*launch)(const ConvbackpropLaunch*, int);
+    const char* (*error)();
+};
+
 struct Module {
     Context* context;
+    const Runtime* runtime;
     void* library;
     std::string image;
     std::map<std::string, CUfunction> functions;
