@@ -44,13 +44,13 @@ sanitize: $(ENV) ## look at each access to memory of every variant, on the CPU: 
 
 test: $(ENV) ## the tests, without the slow ones
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional
+	@[ $(TOOLCHAIN) = no ] || $(PY) tools/build_pycuda.py --optional
 	@$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses=auto) $(ARGS)
 
 test-all: $(ENV) ## the tests, slow ones included
 	@$(MAKE) --no-print-directory test ARGS='-m "not hardening" $(ARGS)'
 
 hardening: $(ENV) ## faults in the driver, compilers and cache, and the tests on a stand-in for a GPU: minutes
-	@[ $(TOOLCHAIN) = no ] || $(PY) tools/build_pycuda.py --optional
 	@$(MAKE) --no-print-directory test ARGS='-m hardening $(ARGS)'
 
 test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .venvs, without PyTorch

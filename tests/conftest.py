@@ -82,3 +82,15 @@ def compile_ahead(
     compiler.cpu_runtime()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compiler.shared_object, sources))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many faults were injected and how many of them survived (tests/test_faults.py)."""
+    injected = survived = 0
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            count = sum(value for name, value in report.user_properties if name == "faults")
+            injected += count
+            survived += count * (outcome == "passed")
+    if injected:
+        terminalreporter.write_line(f"{injected} faults injected, {survived} survived")

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -326,9 +325,7 @@ FAULTS: dict[tuple[str, str], Callable[[Place], None]] = {
 }
 
 
-def toolchain_case(
-    device: str, fault: tuple[str, str], folder: Path, stand_in: StandIn | None = None
-) -> Outcome:
+def toolchain_case(device: str, fault: tuple[str, str], folder: Path, stand_in: StandIn | None = None) -> Outcome:
     """Let a compiler or the cache fail in a call on a device; nothing half-made may stay."""
     what, how = fault
     with pytest.MonkeyPatch.context() as patch:
@@ -368,7 +365,7 @@ def page(outcomes: list[Outcome]) -> str:
     lines = [
         "# What goes wrong, and what you read then",
         "",
-        "Written by `python -m tests.faults --write`, which makes each of these things happen: every call of the NVIDIA",
+        "Written by `python -m tests.faults --write`, which makes each of these happen: every call of the NVIDIA",
         "driver that the package makes, at each of its uses, on a stand-in for the driver (tests/driver), and the",
         "compilers and the cache of kernels. DIR stands for a folder. After each fault the same call is made again: it",
         "succeeds, or says that the device's context is lost and that the program has to be started again.",

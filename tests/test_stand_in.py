@@ -552,7 +552,7 @@ def test_the_package_without_one_of_its_waits(stand_in, monkeypatch, lost):
 def test_the_package_without_its_context(stand_in, monkeypatch):
     device = driver.device()
     monkeypatch.setattr(cuda.CudaDevice, "active", lambda self: nullcontext())
-    with pytest.raises(device.driver.LogicError, match="no currently active context|invalid device context"):
+    with pytest.raises(device.driver.LogicError, match=r"no currently active context|invalid device context"):
         convbackprop.conv2d(X, W, device="cuda")
 
 
@@ -600,8 +600,9 @@ def test_a_capture_does_not_meet_the_legacy_stream(stand_in, monkeypatch):
     cupy = cupy_on_stand_in.install(monkeypatch, stand_in)
     convbackprop.conv2d(X, W, device="cuda")
     cupy.drive("cuStreamBeginCapture_v2", cupy.stream, 0)
-    with pytest.raises(convbackprop.LaunchFailed, match="depend on a capturing blocking stream|while a stream captures"):
+    with pytest.raises(convbackprop.LaunchFailed, match="depend on a capturing blocking stream"):
         convbackprop.conv2d(X, W, device="cuda")
-    with pytest.raises(RuntimeError, match="previous error during capture"):  # what the call did has spoilt the capture, as with a real driver
+    # What the call did has spoilt the capture, as with a real driver.
+    with pytest.raises(RuntimeError, match="previous error during capture"):
         cupy.drive("cuStreamEndCapture", cupy.stream, ctypes.byref(ctypes.c_void_p()))
     convbackprop.conv2d(X, W, device="cuda")

@@ -252,8 +252,9 @@ class CudaDevice:
             if "kernel image" not in str(error):
                 raise
             cache.discard(path)
+            said = str(error).removesuffix(" - ")
             raise CompileError(
-                f"the NVIDIA driver does not take what nvcc made of {source.path} ({str(error).removesuffix(' - ')}); nvcc should be one that "
+                f"the NVIDIA driver does not take what nvcc made of {source.path} ({said}); nvcc should be one that "
                 "works and is no newer than the driver ('convbackprop doctor' names both); the next call compiles anew"
             ) from None
 
