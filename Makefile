@@ -18,7 +18,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench bench-layers check sanitize test test-all test-pythons bench-suite bench-compare gpu-report examples lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench bench-layers check sanitize test test-all hardening test-pythons bench-suite bench-compare gpu-report examples lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,10 +44,14 @@ sanitize: $(ENV) ## look at each access to memory of every variant, on the CPU: 
 
 test: $(ENV) ## the tests, without the slow ones
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional
+	@[ $(TOOLCHAIN) = no ] || $(PY) tools/build_pycuda.py --optional
 	@$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses=auto) $(ARGS)
 
 test-all: $(ENV) ## the tests, slow ones included
-	@$(MAKE) --no-print-directory test ARGS='-m "" $(ARGS)'
+	@$(MAKE) --no-print-directory test ARGS='-m "not hardening" $(ARGS)'
+
+hardening: $(ENV) ## faults in the driver, compilers and cache, and the tests on a stand-in for a GPU: minutes
+	@$(MAKE) --no-print-directory test ARGS='-m hardening $(ARGS)'
 
 test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .venvs, without PyTorch
 	@MAKE="$(MAKE)" tools/test_pythons.sh $(ARGS)

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop.errors import InvalidArgument, InvalidType, ProblemTooLarge
+from convbackprop.devices import get_device
+from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType, ProblemTooLarge
 from convbackprop.problem import DTYPES
 from convbackprop.variant import WIDEST
+
+#: How the libraries say that there is no memory left; "an illegal memory access" is something else.
+_NO_MEMORY = re.compile("out ?of ?memory|allocate memory|MemoryError", re.IGNORECASE)
 
 #: An allocation below this is not worth asking how much memory there is.
 SMALL = 2**26
@@ -446,15 +451,24 @@ def allocate(library: NumpyArrays, shape: tuple[int, ...], dtype: str, like: Any
     ------
     ProblemTooLarge
         The memory that is free does not hold it; the message says how many bytes it needs.
+    LaunchFailed, DeviceUnusable
+        The library finds its GPU in disorder.
     """
     size = bytes_of(shape, dtype)
     check_fits(library, like, size, f"{what} of shape {shape}")
     try:
         return library.empty(shape, dtype, like)
+    except ConvBackpropError:
+        raise
     except Exception as error:  # each library has its own: torch a RuntimeError, PyCUDA an Exception
-        if not isinstance(error, MemoryError) and "memory" not in f"{type(error).__name__} {error}".lower():
-            raise
-        raise ProblemTooLarge(f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated") from error
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(f"{type(error).__name__} {error}"):
+            raise ProblemTooLarge(
+                f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated"
+            ) from error
+        device: Any = get_device(library.device_name(like))
+        if device.kind == "cuda":
+            raise device.failure(error) from error
+        raise
 
 
 def contiguous(library: NumpyArrays, array: Any, argument: str) -> Any:

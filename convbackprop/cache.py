@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,6 +18,8 @@ from typing import Any
 import filelock
 import platformdirs
 
+from convbackprop.errors import EnvironmentProblem
+
 
 def digest(*parts: object) -> str:
     """Return a name for what was made from these parts: 32 hexadecimal digits."""
@@ -29,9 +32,12 @@ def directory() -> Path:
 
     Where it cannot be written, warns once and returns a directory that lives as long as the process.
     """
-    return _writable(
+    path = _writable(
         os.environ.get("CONVBACKPROP_CACHE_DIR") or platformdirs.user_cache_dir("convbackprop"), os.getpid()
     )
+    with contextlib.suppress(OSError):  # entry() finds words for it
+        path.mkdir(parents=True, exist_ok=True)  # it may have been removed since
+    return path
 
 
 @functools.cache
@@ -71,15 +77,32 @@ def entry(name: str, suffix: str, build: Callable[[Path], Mapping[str, Any]]) ->
         Such as ".so".
     build : callable
         Gets the path to write to; returns what else is worth knowing (JSON).
+
+    Raises
+    ------
+    EnvironmentProblem
+        The cache cannot be written: the disk is full, or someone removes the directory meanwhile.
     """
     path = directory() / f"{name}{suffix}"
     known = _manifest(path)
     if known is None:
-        with filelock.FileLock(path.with_suffix(".lock")):
-            known = _manifest(path)
-            if known is None:
-                known = _build(path, build)
+        try:
+            with filelock.FileLock(path.with_suffix(".lock")):
+                known = _manifest(path)
+                if known is None:
+                    known = _build(path, build)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"the kernel cache {path.parent} cannot be written now ({error.strerror or error}); make room, or set "
+                "CONVBACKPROP_CACHE_DIR to another directory, and call again"
+            ) from error
     return path, known
+
+
+def discard(path: Path) -> None:
+    """Forget a cached file that turned out to be unusable, so that it is built again."""
+    with contextlib.suppress(OSError):
+        path.with_suffix(".json").unlink()
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -131,8 +131,7 @@ class Checked:
     ) -> None:
         """Copy arrays of the host to the GPU, run, and copy the results back."""
         device: Any = self.device
-        with device.active():
-            there = {}
+        with device.holding() as there:
             for name, array in everything.items():
                 size = array.nbytes
                 there[name] = device.allocate(size) if name in targets else device.upload(at[name], size)

@@ -134,8 +134,9 @@ def launch(
         ready.run({name: block.array.ctypes.data for name, block in blocks.items()})
         return blocks
     cuda: Any = device
-    with cuda.active():
-        there = {name: cuda.upload(block.whole.ctypes.data, block.whole.nbytes) for name, block in blocks.items()}
+    with cuda.holding() as there:
+        for name, block in blocks.items():
+            there[name] = cuda.upload(block.whole.ctypes.data, block.whole.nbytes)
         ready.run({name: int(there[name]) + block.first * block.whole.itemsize for name, block in blocks.items()})
         for name, block in blocks.items():
             cuda.download(there[name], block.whole.ctypes.data, block.whole.nbytes)

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -149,9 +150,20 @@ def _run(command: list[str]) -> str:
     except OSError as error:
         raise CompilerNotFound(f"{command[0]} cannot be run: {error.strerror}") from None
     output = (done.stdout + done.stderr).strip()
+    name, shown = Path(command[0]).name, " ".join(command)
+    if done.returncode < 0:
+        killer = signal.strsignal(-done.returncode) or f"signal {-done.returncode}"
+        raise CompileError(
+            f"{name} was ended from outside ({killer}); the machine may have run out of memory: call again with less "
+            f"at work beside it\n{output}\ncommand: {shown}"
+        )
     if done.returncode:
-        shown = " ".join(command)
-        raise CompileError(f"{Path(command[0]).name} failed (exit {done.returncode}):\n{output}\ncommand: {shown}")
+        raise CompileError(f"{name} failed (exit {done.returncode}):\n{output}\ncommand: {shown}")
+    if "-o" in command and not Path(command[command.index("-o") + 1]).is_file():
+        raise CompileError(
+            f"{name} said that all is well, but wrote nothing; it should be a compiler that works\n{output}\n"
+            f"command: {shown}"
+        )
     return output
 
 

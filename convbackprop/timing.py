@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from convbackprop.devices import Device
+from convbackprop.errors import DeviceUnusable
 from convbackprop.plan import alignment_of, plan
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.reference import numpy_dtype
@@ -93,6 +94,15 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     memory = np.ones(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def check_timeable(device: Device) -> None:
+    """Raise DeviceUnusable on the tests' stand-in for a GPU, whose times would be those of a CPU."""
+    if getattr(device, "is_stand_in", False):
+        raise DeviceUnusable(
+            f"device {device.name} is the tests' stand-in for a GPU: its kernels run on the CPU, and are not timed; "
+            "time device 'cpu', or a GPU"
+        )
 
 
 class CpuStage:
@@ -172,6 +182,7 @@ class CudaStage(CpuStage):
         return int(self._memory[-1])
 
     def clock(self, call: Call) -> float:  # noqa: D102
+        check_timeable(self.device)
         address, size = self._flushed
         self.device.driver.memset_d8_async(address, 0x3C, size)
         self._start.record()

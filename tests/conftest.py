@@ -13,16 +13,44 @@ from convbackprop.compiler import Source
 from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import Variant
+from tests import driver
 
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
 os.environ.pop("COLUMNS", None)
 
 
-@pytest.fixture(params=devices.usable_devices())
-def device(request: pytest.FixtureRequest) -> devices.Device:
-    """Each device that this machine can use; test_gpu.py says so where CUDA is not among them."""
-    return devices.get_device(request.param)
+@pytest.fixture(params=[*devices.usable_devices(), pytest.param(driver.LABEL, marks=pytest.mark.hardening)])
+def device(request: pytest.FixtureRequest) -> Iterable[devices.Device]:
+    """Each device that this machine can use; test_gpu.py says so where CUDA is not among them.
+
+    The third is no GPU, but the cuda device on the stand-in of tests/driver; nobody gets it unasked.
+    """
+    if request.param != driver.LABEL:
+        yield devices.get_device(request.param)
+        return
+    stand_in = started()
+    with driver.compiling():
+        yield driver.device()
+        assert (left := stand_in.counts().allocations) == 0, f"{left} arrays were not given back"
+
+
+@pytest.fixture
+def stand_in() -> Iterable[driver.StandIn]:
+    """The stand-in for a driver, as in a new process."""
+    made = started()
+    with driver.compiling():
+        made.reset()
+        yield made
+        made.reset()
+
+
+def started() -> driver.StandIn:
+    """Return the stand-in, or skip the test where it cannot be used."""
+    try:
+        return driver.start()
+    except driver.Unavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -54,3 +82,15 @@ def compile_ahead(
     compiler.cpu_runtime()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compiler.shared_object, sources))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many faults were injected and how many of them survived (tests/test_faults.py)."""
+    injected = survived = 0
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            count = sum(value for name, value in report.user_properties if name == "faults")
+            injected += count
+            survived += count * (outcome == "passed")
+    if injected:
+        terminalreporter.write_line(f"{injected} faults injected, {survived} survived")

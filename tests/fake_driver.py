@@ -143,6 +143,9 @@ class Context:
     def pop(self) -> None:
         assert self.driver.stack().pop() is self
 
+    def detach(self) -> None:
+        pass
+
 
 class DeviceAllocation:
     def __init__(self, driver: FakeDriver, size: int) -> None:
@@ -223,8 +226,7 @@ def install(monkeypatch, folder: Path, **options) -> FakeDriver:
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
     monkeypatch.setattr(compiler, "cubin", fake_cubin(folder))
-    for cached in (cuda._driver, cuda._opened, cuda.why_not):
-        cached.cache_clear()
+    cuda.forget()
     calls.forget()
     return driver
 
@@ -234,8 +236,7 @@ def uninstall() -> None:
     from convbackprop import calls
     from convbackprop.devices import cuda
 
-    for cached in (cuda._driver, cuda._opened, cuda.why_not):
-        cached.cache_clear()
+    cuda.forget()
     calls.forget()
 
 

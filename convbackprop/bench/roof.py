@@ -13,7 +13,7 @@ from convbackprop.devices.cpu import get_num_threads
 from convbackprop.plan import pack_shape
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
 from convbackprop.strips import cpu_vector_bytes
-from convbackprop.timing import aligned, host_clock
+from convbackprop.timing import aligned, check_timeable, host_clock
 
 SOURCE = Path(__file__).parent / "fma_peak.cu"
 
@@ -63,6 +63,7 @@ def _measured(device: Device, accumulator: str, workers: int) -> float:
     if device.kind == "cpu":
         lanes = cpu_vector_bytes() // DTYPES[accumulator]
         return _of_launches(device, accumulator, 4 * workers, 1, lanes, _CPU_CHAINS)
+    check_timeable(device)
     cuda: Any = device
     with cuda.active():
         attributes = cuda.driver.device_attribute
@@ -83,11 +84,12 @@ def _of_launches(device: Any, accumulator: str, blocks: int, threads: int, lanes
         pointers = (factors.ctypes.data, out.ctypes.data)
         seconds = [host_clock(lambda: kernel.launch(pointers)) for _ in range(_LAUNCHES)]
     else:
-        there = [device.upload(array.ctypes.data, array.nbytes) for array in (factors, out)]
-        seconds = [_event_clock(device, lambda: kernel.launch([int(a) for a in there])) for _ in range(_LAUNCHES)]
-        device.download(there[1], out.ctypes.data, out.nbytes)
-        for allocation in there:
-            allocation.free()
+        with device.holding() as there:
+            for name, array in (("factors", factors), ("out", out)):
+                there[name] = device.upload(array.ctypes.data, array.nbytes)
+            pointers = (int(there["factors"]), int(there["out"]))
+            seconds = [_event_clock(device, lambda: kernel.launch(pointers)) for _ in range(_LAUNCHES)]
+            device.download(there["out"], out.ctypes.data, out.nbytes)
     if not np.isfinite(out).all():
         raise ArithmeticError("fma_peak.cu did not write every sum")
     return operations / min(seconds)

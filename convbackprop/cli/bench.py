@@ -38,6 +38,7 @@ from convbackprop.errors import EnvironmentProblem
 from convbackprop.peers import why_no_torch
 from convbackprop.photograph import save_pictures
 from convbackprop.problem import DTYPES
+from convbackprop.timing import check_timeable
 from convbackprop.variants import Variant
 
 HELP = "time variants beside torch and others"
@@ -126,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def command() -> int:
         device, choice = choice_of_device(arguments.device)
+        check_timeable(device)
         cases = () if arguments.goals else cases_of(arguments, device.kind)
         for case in cases:
             check_memory(case.problem)

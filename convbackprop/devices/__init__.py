@@ -84,10 +84,11 @@ def usable_devices() -> list[str]:
 def choice_of_device(name: str | None) -> tuple[Device, str]:
     """Return the device that `get_device` chooses, and one sentence that says which and why."""
     device = get_device(name)
+    stand_in = ", the tests' stand-in for a GPU, on the CPU" if getattr(device, "is_stand_in", False) else ""
     if name is not None:
-        return device, f"device {device.name}: asked for"
+        return device, f"device {device.name}: asked for{stand_in}"
     if os.environ.get("CONVBACKPROP_DEVICE"):
-        return device, f"device {device.name}: named in CONVBACKPROP_DEVICE"
+        return device, f"device {device.name}: named in CONVBACKPROP_DEVICE{stand_in}"
     if device.kind == "cuda":
         return device, f"device {device.name}: the GPU is usable"
     return device, f"device cpu: {why_not_cuda()}"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from convbackprop import compiler
 from convbackprop.compiler import Source
-from convbackprop.devices.cpu import CpuDevice, CpuKernel
+from convbackprop.devices.cpu import CpuDevice, CpuKernel, _loaded
 from convbackprop.errors import CompileError
 from convbackprop.sources import files_with_includes
 
@@ -145,7 +145,7 @@ class CheckedDevice(CpuDevice):
         runtime.convbackprop_checks_take_findings.argtypes = (ctypes.POINTER(RawFinding), ctypes.c_int)
 
     def _load_runtime(self) -> ctypes.CDLL:
-        return ctypes.CDLL(str(compiler.cpu_runtime(checked=True)), mode=self._mode)
+        return _loaded(compiler.cpu_runtime(checked=True), self._mode)
 
     def compile(self, source: Source) -> Path:
         """Compile a file for this device, where that has not been done yet."""

@@ -13,9 +13,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from convbackprop import compiler
+from convbackprop import cache, compiler
 from convbackprop.compiler import Source
-from convbackprop.errors import InvalidArgument, LaunchFailed
+from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed
 from convbackprop.problem import integer
 
 #: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
@@ -73,6 +73,18 @@ def _initial_num_threads() -> int:
 _num_threads = 0  # not asked for yet
 
 
+def _loaded(path: Path, mode: int) -> ctypes.CDLL:
+    """Load a shared object of the cache."""
+    try:
+        return ctypes.CDLL(str(path), mode=mode)
+    except OSError as error:
+        cache.discard(path)
+        raise DeviceUnusable(
+            f"a compiled kernel cannot be loaded ({error}); CONVBACKPROP_CACHE_DIR should be a directory whose files "
+            "may be run, and the C++ compiler one that works; the next call compiles anew"
+        ) from None
+
+
 class CpuKernel:
     """A loaded entry point with its launch geometry."""
 
@@ -126,7 +138,7 @@ class CpuDevice:
 
     def _load_runtime(self) -> ctypes.CDLL:
         # The kernels' objects find threadIdx, the barriers and the rest here.
-        return ctypes.CDLL(str(compiler.cpu_runtime()), mode=ctypes.RTLD_GLOBAL)
+        return _loaded(compiler.cpu_runtime(), ctypes.RTLD_GLOBAL)
 
     def _after_fork(self) -> None:
         self.lock = threading.Lock()
@@ -175,7 +187,7 @@ class CpuDevice:
 
     def _module(self, path: Path) -> ctypes.CDLL:
         if path not in self._modules:
-            self._modules[path] = ctypes.CDLL(str(path), mode=self._mode)
+            self._modules[path] = _loaded(path, self._mode)
         return self._modules[path]
 
     def _check_parameters(self, library: ctypes.CDLL, source: Source, entry: str, pointers: int, shape: bytes,

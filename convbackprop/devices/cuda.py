@@ -11,13 +11,15 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from convbackprop import compiler
+from convbackprop import cache, compiler
 from convbackprop.compiler import Source
 from convbackprop.errors import (
+    CompileError,
     ConvBackpropError,
     DeviceNotFound,
     DeviceUnusable,
@@ -28,6 +30,9 @@ from convbackprop.errors import (
 
 #: Architectures whose own instructions (wgmma, TMA) are only there under another name.
 _ARCHITECTURE_SPECIFIC = {"sm_90": "sm_90a"}
+
+#: What the driver of tests/driver calls its devices: kernels run on the CPU there, and nothing is worth timing.
+STAND_IN = "stand-in (no GPU)"
 
 #: Above this a kernel must ask for its dynamic shared memory.
 _SHARED_BYTES_UNASKED = 48 * 1024
@@ -64,6 +69,18 @@ def _driver() -> Any:
     return drv
 
 
+def _library() -> ctypes.CDLL:
+    """Return the driver itself, for what PyCUDA does not bind."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _current(cuda: ctypes.CDLL) -> int | None:
+    """Return the handle of the context that the driver takes for this thread's."""
+    handle = ctypes.c_void_p()
+    cuda.cuCtxGetCurrent(ctypes.byref(handle))
+    return handle.value
+
+
 class _Active:
     """The device's primary context, current in this thread inside a with block; the driver's errors become ours.
 
@@ -74,20 +91,26 @@ class _Active:
         self._device = device
 
     def __enter__(self) -> None:
-        self._device.check_process()
-        self._device.context.push()
+        device = self._device
+        device.check_usable()
+        try:
+            device.context.push()
+        except device.driver.Error as error:
+            device.mend_stack()
+            raise device.failure(error) from error
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._device.context.pop()
-        if error is None:
-            return
-        drv = self._device.driver
-        if isinstance(error, drv.MemoryError):
-            raise ProblemTooLarge(
-                f"the GPU has no memory left for this problem ({error}); use a smaller batch"
-            ) from None
-        if isinstance(error, drv.Error):
-            raise LaunchFailed(f"the NVIDIA driver reports: {error}") from error
+        device = self._device
+        try:
+            device.context.pop()
+        except device.driver.Error as refused:
+            if _current(_library()):  # told of something earlier, the driver has not popped it
+                with contextlib.suppress(device.driver.Error):
+                    device.context.pop()
+            device.mend_stack()
+            error = error or refused.with_traceback(None)  # which would keep this frame, and what called it, alive
+        if isinstance(error, (device.driver.Error, RuntimeError)):  # torch's and CuPy's are RuntimeErrors
+            raise device.failure(error) from error
 
 
 class CudaKernel:
@@ -116,35 +139,77 @@ class CudaDevice:
 
     def __init__(self, ordinal: int) -> None:
         self.driver = drv = _driver()
-        count = drv.Device.count()
-        if count == 0:
-            raise DeviceNotFound("the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES")
-        if ordinal >= count:
-            raise DeviceNotFound(f"device is 'cuda:{ordinal}'; it should be below 'cuda:{count}', the number of GPUs")
         self.name = f"cuda:{ordinal}"
         self.ordinal = ordinal
         self._process = os.getpid()
         self._active = _Active(self)
+        self._lost: str | None = None  # what lost the context
         try:
+            count = drv.Device.count()
+            if count == 0:
+                raise DeviceNotFound("the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES")
+            if ordinal >= count:
+                raise DeviceNotFound(
+                    f"device is 'cuda:{ordinal}'; it should be below 'cuda:{count}', the number of GPUs"
+                )
             device = drv.Device(ordinal)
+            self.title = device.name()
+            major, minor = device.compute_capability()
             self.context = device.retain_primary_context()
         except drv.Error as error:
             raise DeviceUnusable(
                 f"GPU {ordinal} cannot be used ({error}); another process may hold it exclusively, or it has no memory"
             ) from None
-        self.title = device.name()
-        major, minor = device.compute_capability()
+        #: Gives the context back, once; Python's end does, too.
+        self.close = weakref.finalize(self, _give_back, self.context, drv.Error, self._process)
+        self.is_stand_in = self.title == STAND_IN
         self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
         # Modules live as long as the process: unloading one from another thread leaks with a warning.
         self._modules: dict[Path, Any] = {}
         self._streams: dict[tuple[int, int], Any] = {}
 
-    def check_process(self) -> None:
-        """Refuse to work in a forked child, where the driver does not."""
+    def check_usable(self) -> None:
+        """Refuse to work in a forked child, where the driver does not, and after the context was lost."""
         if os.getpid() != self._process:
             raise DeviceUnusable(
                 "CUDA was used before this process was forked, and does not survive that; start workers by 'spawn'"
             )
+        if self._lost:
+            raise DeviceUnusable(
+                f"{self.name} cannot be used in this process any more, since its context was lost ({self._lost}); "
+                "start the program again, or use device 'cpu'"
+            )
+
+    def mend_stack(self) -> None:
+        """Put this thread's context back, which PyCUDA takes off the driver's stack before it pushes another one."""
+        theirs = self.driver.Context.get_current()
+        if theirs is not None and not _current(_library()):
+            _library().cuCtxPushCurrent_v2(ctypes.c_void_p(theirs.handle))
+
+    def failure(self, error: Exception) -> ConvBackpropError:
+        """Return our exception in place of one of the driver's, or of a library's that uses it."""
+        said = str(error).removesuffix(" - ")
+        if self._is_lost():
+            self._lost = said
+            return LaunchFailed(
+                f"the NVIDIA driver reports: {said}; the context of {self.name} is lost with all that was in it: "
+                "start the program again, under compute-sanitizer where a kernel of your own may be to blame"
+            )
+        if isinstance(error, self.driver.MemoryError) or "out of memory" in said:
+            return ProblemTooLarge(f"the GPU has no memory left for this problem ({said}); use a smaller batch")
+        return LaunchFailed(f"the NVIDIA driver reports: {said}; nothing is lost, and the next call may work")
+
+    def _is_lost(self) -> bool:
+        """Ask the driver something harmless: after certain errors each call returns that error, for ever."""
+        try:
+            self.context.push()
+            try:
+                self.driver.mem_get_info()
+            finally:
+                self.context.pop()
+        except self.driver.Error:
+            return True
+        return False
 
     def active(self) -> contextlib.AbstractContextManager[None]:
         """Make the device's primary context current for a while.
@@ -172,13 +237,26 @@ class CudaDevice:
         path, _ = compiler.cubin(source, self.architecture)
         with self.active():
             if path not in self._modules:
-                self._modules[path] = self.driver.module_from_buffer(path.read_bytes())
+                self._modules[path] = self._module(path, source)
             function = self._modules[path].get_function(entry)
             if shared_bytes > _SHARED_BYTES_UNASKED:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared_bytes)
             function.prepare(["P"] * pointers + [f"{len(shape)}s"] + ["i"] * len(integers))
         return CudaKernel(function, grid, block, shared_bytes, (shape, *integers))
+
+    def _module(self, path: Path, source: Source) -> Any:
+        try:
+            return self.driver.module_from_buffer(path.read_bytes())
+        except self.driver.Error as error:
+            if "kernel image" not in str(error):
+                raise
+            cache.discard(path)
+            said = str(error).removesuffix(" - ")
+            raise CompileError(
+                f"the NVIDIA driver does not take what nvcc made of {source.path} ({said}); nvcc should be one that "
+                "works and is no newer than the driver ('convbackprop doctor' names both); the next call compiles anew"
+            ) from None
 
     def free_bytes(self) -> int:
         """Return how many bytes of the GPU's memory are free."""
@@ -199,9 +277,27 @@ class CudaDevice:
     def upload(self, address: int, size: int) -> Any:
         """Return a copy on the device of `size` bytes of host memory."""
         allocation = self.allocate(size)
-        if size:
-            self.driver.memcpy_htod(allocation, (ctypes.c_char * size).from_address(address))
+        try:
+            if size:
+                self.driver.memcpy_htod(allocation, (ctypes.c_char * size).from_address(address))
+        except self.driver.Error:
+            allocation.free()
+            raise
         return allocation
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[dict[str, Any]]:
+        """Be active, and free all memory that is put into the dictionary in the end.
+
+        Left to itself, PyCUDA frees memory only in the thread that opened the device, and else warns and leaks it.
+        """
+        with self.active():
+            held: dict[str, Any] = {}
+            try:
+                yield held
+            finally:
+                while held:
+                    held.popitem()[1].free()
 
     def download(self, allocation: Any, address: int, size: int) -> None:
         """Wait for the default stream and copy `size` bytes back to host memory."""
@@ -213,9 +309,28 @@ class CudaDevice:
         self.driver.memcpy_dtod_async(target, source, size)
 
 
-@functools.cache
+def _give_back(context: Any, driver_error: type[Exception], process: int) -> None:
+    """Give a primary context back: PyCUDA, left to itself, does so in a way that only fits contexts it made."""
+    if os.getpid() == process:
+        with contextlib.suppress(driver_error):
+            context.detach()
+
+
+_devices: dict[int, CudaDevice] = {}
+
+
 def _opened(ordinal: int) -> CudaDevice:
-    return CudaDevice(ordinal)
+    if ordinal not in _devices:
+        _devices[ordinal] = CudaDevice(ordinal)
+    return _devices[ordinal]
+
+
+def forget() -> None:
+    """Close all devices, and look anew for a driver when one is asked for."""
+    while _devices:
+        _devices.popitem()[1].close()
+    _driver.cache_clear()
+    why_not.cache_clear()
 
 
 def cuda_device(ordinal: int) -> CudaDevice:
@@ -227,7 +342,7 @@ def cuda_device(ordinal: int) -> CudaDevice:
         What is wrong, and what to do.
     """
     device = _opened(ordinal)
-    device.check_process()
+    device.check_usable()
     return device
 
 
@@ -235,10 +350,19 @@ def cuda_device(ordinal: int) -> CudaDevice:
 def why_not() -> str | None:
     """Return None if the first GPU can be used, else one sentence on why not and what to do."""
     try:
-        _opened(0)
+        device = _opened(0)
     except ConvBackpropError as error:
         return str(error)
+    if device.is_stand_in:
+        return "libcuda.so.1 is the tests' stand-in for a driver, and there is no GPU; only device='cuda' uses it"
     return None
+
+
+def _meaning(cuda: ctypes.CDLL, status: int) -> str:
+    """Return the driver's words for one of its codes."""
+    text = ctypes.c_char_p()
+    cuda.cuGetErrorString(status, ctypes.byref(text))
+    return (text.value or b"unknown error").decode()
 
 
 def owner_of(address: int) -> str:
@@ -249,16 +373,18 @@ def owner_of(address: int) -> str:
     InvalidArgument
         The memory belongs to another context than the device's primary one, where our kernels cannot reach it.
     """
-    # PyCUDA does not bind cuPointerGetAttribute.
     _driver()
-    cuda = ctypes.CDLL("libcuda.so.1")
+    cuda = _library()
     context, primary, ordinal = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
     attribute_context, attribute_device_ordinal = 1, 9
     for value, attribute in ((context, attribute_context), (ordinal, attribute_device_ordinal)):
         status = cuda.cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(address))
+        if status == 1:  # CUDA_ERROR_INVALID_VALUE
+            raise InvalidArgument(f"{address:#x} is no address of device memory")
         if status:
-            raise InvalidArgument(f"{address:#x} is no address of device memory (CUDA error {status})")
-    cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal)
+            raise LaunchFailed(f"the NVIDIA driver reports: {_meaning(cuda, status)}; nothing was launched")
+    if status := cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal):
+        raise DeviceUnusable(f"GPU {ordinal.value} cannot be used ({_meaning(cuda, status)})")
     cuda.cuDevicePrimaryCtxRelease_v2(ordinal)
     if context.value != primary.value:
         raise InvalidArgument(
