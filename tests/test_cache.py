@@ -117,10 +117,10 @@ def test_damaged_kernels_are_never_loaded(place, damage):
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_entries_are_built_again(here, damage):
-    path, _ = cache.entry("damaged", ".thing", lambda path: path.write_text("a thing") and {"log": "said"})
+    path, *_ = cache.entry("damaged", ".thing", lambda path: path.write_text("a thing") and {"log": "said"})
     damage(path)
     built = []
-    again, known = cache.entry(
+    again, known, _ = cache.entry(
         "damaged", ".thing", lambda path: built.append(path.write_text("a thing")) or {"log": "new"}
     )
     assert built
@@ -236,9 +236,9 @@ def test_entry(here, tmp_path):
         return {"log": "said"}
 
     name = cache.digest("a test", 1)
-    path, known = cache.entry(name, ".thing", build)
-    assert (path.read_text(), known) == ("made", {"log": "said"})
-    assert cache.entry(name, ".thing", lambda path: pytest.fail("built twice")) == (path, known)
+    path, known, content = cache.entry(name, ".thing", build)
+    assert (path.read_text(), known, content) == ("made", {"log": "said"}, b"made")
+    assert cache.entry(name, ".thing", lambda path: pytest.fail("built twice")) == (path, known, content)
     assert json.loads(path.with_suffix(".json").read_text())["known"] == known
     assert cache.digest("a test", 2) != name
 

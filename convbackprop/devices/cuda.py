@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convbackprop import compiler
+from convbackprop import cache, compiler
 from convbackprop.compiler import Source
 from convbackprop.errors import (
     ConvBackpropError,
@@ -172,7 +172,8 @@ class CudaDevice:
         path, _ = compiler.cubin(source, self.architecture)
         with self.active():
             if path not in self._modules:
-                self._modules[path] = self.driver.module_from_buffer(path.read_bytes())
+                code = cache.content(path, lambda: compiler.cubin(source, self.architecture))
+                self._modules[path] = self.driver.module_from_buffer(code)
             function = self._modules[path].get_function(entry)
             if shared_bytes > _SHARED_BYTES_UNASKED:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
