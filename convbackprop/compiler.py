@@ -184,7 +184,9 @@ def _include(path: Path) -> str:
         The name cannot stand in such a line.
     """
     if bad := [character for character in ('"', "\n", "\r") if character in str(path)]:
-        raise InvalidArgument(f"the path {str(path)!r} has the character {bad[0]!r}, with which no file can be included")
+        raise InvalidArgument(
+            f"the path {str(path)!r} has the character {bad[0]!r}, with which no file can be included"
+        )
     return f'#include "{path}"\n'
 
 
