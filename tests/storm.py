@@ -2,10 +2,10 @@
 
     python -m tests.storm FOLDER SECONDS SEED
 
-FOLDER becomes the cache; it is empty at first. So many PROCESSES at a time compute the same few small problems and compare
-the results with numbers known beforehand. They are forked from this one, which has imported everything and used nothing,
-so that most of their time goes into the cache. The last line is JSON: what was done, and how the processes ended that
-nobody had killed.
+FOLDER becomes the cache; it is empty at first. So many PROCESSES at a time compute the same few small problems and
+compare the results with numbers known beforehand. They are forked from this one, which has imported everything and used
+nothing, so that most of their time goes into the cache. The last line is JSON: what was done, and how the processes
+ended that nobody had killed.
 """
 
 from __future__ import annotations

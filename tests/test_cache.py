@@ -170,7 +170,7 @@ def test_a_file_that_is_damaged_each_time_is_an_error(here):
     assert cache.content(made.path, lambda: pytest.fail("built again")) == b"a thing"
     attempts = []
     flip(made.path)
-    with pytest.raises(CompileError, match="does not keep what is written to it: .*frail.thing is damaged each time"):
+    with pytest.raises(CompileError, match=r"does not keep what is written to it: .*frail.thing is damaged each time"):
         cache.content(made.path, lambda: attempts.append(1))
     assert len(attempts) > 1
     assert cache.content(made.path, lambda: flip(made.path)) == b"a thing"  # the same bit, flipped back
@@ -218,9 +218,9 @@ def test_directory_that_others_can_write_to_is_not_used(here, mode):
         assert cache.remembered("planted", lambda: "own") == "own"
         assert cache.remembered("planted", lambda: "again") == "own"
     assert [str(warning.message) for warning in warned] == [
-        f"the kernel cache {made.path.parent} is not used: it can be written by others (mode {mode:o}), and what is in it "
-        "is code; kernels are compiled again in each process. Set CONVBACKPROP_CACHE_DIR to a directory that only you can "
-        "write to."
+        f"the kernel cache {made.path.parent} is not used: it can be written by others (mode {mode:o}), and what is in "
+        "it is code; kernels are compiled again in each process. Set CONVBACKPROP_CACHE_DIR to a directory that only "
+        "you can write to."
     ]
     substitute = cache.directory()
     assert stat.S_IMODE(substitute.stat().st_mode) == 0o700
@@ -293,7 +293,7 @@ def test_no_name_reaches_a_shell(tmp_path, monkeypatch, what):
     assert made.stat().st_size
     assert not list(tmp_path.rglob("pwned"))
     kernel.write_text(kernel.read_text() + "wrong\n")
-    with pytest.raises(CompileError, match="(?s)touch pwned.*wrong"):
+    with pytest.raises(CompileError, match=r"(?s)touch pwned.*wrong"):
         compiler.shared_object(source) if what == "cpu" else compiler.cubin(source, "sm_80")
     assert not list(tmp_path.rglob("pwned"))
 
