@@ -73,8 +73,8 @@ INTERRUPTED = """\
 import random, signal, sys, numpy as np, convbackprop, convbackprop.devices.cpu
 convbackprop.devices.cpu._TIME_SLICE_MS = 1  # so that most launches are interrupted in the middle
 rng = random.Random(int(sys.argv[1]))
-x = np.random.default_rng(0).integers(-4, 4, (1, 16, 96, 96)).astype(np.float32)
-w = np.random.default_rng(1).integers(-4, 4, (16, 16, 3, 3)).astype(np.float32)
+x = np.random.default_rng(0).integers(-4, 4, (1, 8, 80, 80)).astype(np.float32)
+w = np.random.default_rng(1).integers(-4, 4, (8, 8, 3, 3)).astype(np.float32)
 def call(): return convbackprop.conv2d(x, w, device="cpu", variant="naive")
 def interrupt(number, frame):
     global shots
@@ -89,7 +89,7 @@ interrupted = wrong = 0
 signal.signal(signal.SIGALRM, interrupt)
 for _ in range(int(sys.argv[2])):
     shots, wanted = 0, rng.choice((1, 2, 3))
-    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 0.03), rng.choice((1e-5, 1e-4, 2e-3)))
+    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 0.01), rng.choice((1e-5, 1e-4, 2e-3)))
     while shots < wanted:
         try: wrong += not np.array_equal(call(), expected)
         except KeyboardInterrupt: interrupted += 1
@@ -108,8 +108,8 @@ def interrupts(rounds):
 
 def test_ctrl_c_at_any_moment():
     """The next call is right, also where a second and third one come while the first is attended to."""
-    interrupted, wrong = interrupts(2000)
-    assert interrupted > 1000 and wrong == 0
+    interrupted, wrong = interrupts(500)
+    assert interrupted > 250 and wrong == 0
     record("interrupts", interrupts=interrupted, wrong=wrong)
 
 
