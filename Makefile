@@ -50,7 +50,7 @@ test: $(ENV) ## the tests, without the slow ones
 test-all: $(ENV) ## the tests, slow ones included
 	@$(MAKE) --no-print-directory test ARGS='-m "not hardening" $(ARGS)'
 
-hardening: $(ENV) ## faults in the driver, compilers and cache, and the tests on a stand-in for a GPU: minutes
+hardening: $(ENV) ## faults, storms and fuzzing, and the tests on a stand-in for a GPU: half an hour
 	@$(MAKE) --no-print-directory test ARGS='-m hardening $(ARGS)'
 
 test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .venvs, without PyTorch

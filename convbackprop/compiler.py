@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,10 +15,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import convbackprop
 from convbackprop import cache
-from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound
+from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound, InvalidArgument
 from convbackprop.sources import entry_points, source_root, text_with_includes
 
 #: Where the CPU's meaning of CUDA's words stands, and the half types that a machine without CUDA lacks.
@@ -143,28 +146,60 @@ def _key(compiler: Path, *made_from: object) -> str:
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------
-def _run(command: list[str]) -> str:
+def _run(command: list[str], **options: Any) -> str:
     """Return the output of a compiler; where it fails raise CompileError with its messages."""
+    name = Path(command[0]).name
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    except OSError as error:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, **options
+        )
+    except (OSError, MemoryError) as error:
+        if isinstance(error, MemoryError) or error.errno in (errno.ENOMEM, errno.EAGAIN):
+            raise CompileError(f"{name} cannot be started: there is no memory left, or no process") from None
         raise CompilerNotFound(f"{command[0]} cannot be run: {error.strerror}") from None
     output = (done.stdout + done.stderr).strip()
-    name, shown = Path(command[0]).name, " ".join(command)
-    if done.returncode < 0:
-        killer = signal.strsignal(-done.returncode) or f"signal {-done.returncode}"
-        raise CompileError(
-            f"{name} was ended from outside ({killer}); the machine may have run out of memory: call again with less "
-            f"at work beside it\n{output}\ncommand: {shown}"
-        )
+    shown = shlex.join(command)
     if done.returncode:
-        raise CompileError(f"{name} failed (exit {done.returncode}):\n{output}\ncommand: {shown}")
+        ended = f"failed (exit {done.returncode})"
+        if done.returncode < 0:
+            ended = f"was ended from outside ({signal.strsignal(-done.returncode) or f'signal {-done.returncode}'})"
+        if done.returncode < 0 or _OUT_OF_MEMORY.search(output):
+            ended += "; the machine, or a limit such as ulimit -v, may leave it too little memory"
+        raise CompileError(f"{name} {ended}:\n{output}\ncommand: {shown}")
     if "-o" in command and not Path(command[command.index("-o") + 1]).is_file():
         raise CompileError(
             f"{name} said that all is well, but wrote nothing; it should be a compiler that works\n{output}\n"
             f"command: {shown}"
         )
     return output
+
+
+#: What g++, its parts and nvcc say when they get no memory, or when the system ends one of them for want of it.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|cannot allocate|memory exhausted|bad_alloc|[Kk]illed|failed to map segment", re.IGNORECASE
+)
+
+
+def _include(path: Path) -> str:
+    """Return the line of C++ that includes a file: how compilers get names that users chose.
+
+    nvcc hands its arguments to a shell, so such a name is never one of them.
+
+    Raises
+    ------
+    InvalidArgument
+        The name cannot stand in such a line.
+    """
+    if bad := [character for character in ('"', "\n", "\r") if character in str(path)]:
+        raise InvalidArgument(
+            f"the path {str(path)!r} has the character {bad[0]!r}, with which no file can be included"
+        )
+    return f'#include "{path}"\n'
+
+
+def _write(file: Path, text: str) -> None:
+    """Write source text in which names of files may be no valid UTF-8."""
+    file.write_bytes(os.fsencode(text))
 
 
 def cubin(source: Source, architecture: str) -> tuple[Path, str]:
@@ -207,15 +242,19 @@ def ptx(source: Source, architecture: str) -> Path:
 def _nvcc(source: Source, architecture: str, code: str, kind: str) -> tuple[Path, dict[str, str]]:
     """Compile to a cubin or to PTX; return the file and what is known of it."""
     nvcc = find_nvcc()
+    include = _include(source.path.absolute())
     flags = [*_NVCC_FLAGS, f"-gencode=arch={architecture.replace('sm', 'compute')},code={code}", *source.defines]
     name = _key(nvcc, kind, flags, text_with_includes(source.path), source.path.name)
 
     def build(path: Path) -> dict[str, str]:
-        include = ["-I", str(source_root())]
-        log = _run([str(nvcc), *flags, *include, f"-{kind}", "-o", str(path), str(source.path)])
+        _write(path.with_name("wrapper.cu"), include)
+        folders = os.pathsep.join(filter(None, [str(source_root()), os.environ.get("CPATH")]))
+        command = [str(nvcc), *flags, f"-{kind}", "-o", path.name, "wrapper.cu"]
+        log = _run(command, cwd=path.parent, env={**os.environ, "CPATH": folders})
         return {"source": str(source.path), "log": log}
 
-    return cache.entry(name, f".{kind}", build)
+    made = cache.entry(name, f".{kind}", build)
+    return made.path, made.known
 
 
 def cpu_runtime(flags: tuple[str, ...] = (), checked: bool = False) -> Path:
@@ -234,7 +273,7 @@ def cpu_runtime(flags: tuple[str, ...] = (), checked: bool = False) -> Path:
         _run([str(compiler), *options, *map(str, sources), "-o", str(path)])
         return {}
 
-    return cache.entry(name, ".so", build)[0]
+    return cache.entry(name, ".so", build).path
 
 
 def checked_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
@@ -267,6 +306,7 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     compiler = find_cxx()
     options = [*_CPU_FLAGS, _native(), *flags]
     words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
+    include = _include(source.path.absolute())
     texts = text_with_includes(source.path)
     libraries = [str(runtime)] if runtime else []
     name = _key(compiler, options, source.defines, libraries, words, texts, source.path.name, cpu_features())
@@ -274,10 +314,10 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     def build(path: Path) -> dict[str, str]:
         header = _write_words(path.parent)
         if "Free Software Foundation" in compiler_version(compiler):
-            header.with_suffix(".h.gch").symlink_to(_precompiled(compiler, options, words))
+            header.with_suffix(".h.gch").write_bytes(_precompiled(compiler, options, words))
         wrapper = path.with_name("wrapper.cpp")
         exports = "".join(f"CONVBACKPROP_ENTRY({entry})\n" for entry in entry_points(source.path))
-        wrapper.write_text(f'#include "{source.path.absolute()}"\n{exports}')
+        _write(wrapper, include + exports)
         compiled = path.with_name("wrapper.o")
         _run([
             str(compiler), *options, *source.defines, "-include", str(header), "-I", str(RUNTIME / "include"),
@@ -289,23 +329,23 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
         _run([str(compiler), "-shared", "-Wl,-Bsymbolic", *objects, *libraries, "-o", str(path)])
         return {"source": str(source.path)}
 
-    return cache.entry(name, ".so", build)[0]
+    return cache.entry(name, ".so", build).path
 
 
-def _precompiled(compiler: Path, options: list[str], words: Mapping[str, str]) -> Path:
+def _precompiled(compiler: Path, options: list[str], words: Mapping[str, str]) -> bytes:
     """Return cuda_on_cpu.h as g++ reads it fastest, for these options: half of the time that a kernel takes."""
 
     def build(path: Path) -> dict[str, str]:
         _run([str(compiler), *options, "-x", "c++-header", str(_write_words(path.parent)), "-o", str(path)])
         return {}
 
-    return cache.entry(_key(compiler, options, words, cpu_features()), ".gch", build)[0]
+    return cache.entry(_key(compiler, options, words, cpu_features()), ".gch", build).content
 
 
 def _write_words(folder: Path) -> Path:
     """Write a header that is cuda_on_cpu.h, which g++ looks for a precompiled one beside."""
     header = folder / "words.h"
-    header.write_text(f'#include "{RUNTIME / "cuda_on_cpu.h"}"\n')
+    _write(header, _include(RUNTIME / "cuda_on_cpu.h"))
     return header
 
 

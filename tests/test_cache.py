@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: what its names depend on, damage, many processes, and warm starts.
+"""The cache of compiled kernels: what its names depend on, damage, trust, many processes, and warm starts.
 
 Each test has a cache directory of its own and processes of their own. A script in front of the C++ compiler logs how
 often it compiles.
@@ -6,15 +6,23 @@ often it compiles.
 
 from __future__ import annotations
 
+import ast
+import ctypes
 import json
 import os
+import shutil
+import signal
+import stat
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from convbackprop import cache, compiler
+from convbackprop import CompileError, InvalidArgument, cache, compiler
 from convbackprop.compiler import Source
+from convbackprop.devices.cpu import load_from_memory
 from convbackprop.errors import EnvironmentProblem
 from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
@@ -93,6 +101,12 @@ def flip(path):
     path.write_bytes(data)
 
 
+def swap(path, other):
+    """Put another entry, which is sound, in place of this one."""
+    os.replace(other.path, path)
+    os.replace(other.path.with_suffix(".json"), path.with_suffix(".json"))
+
+
 DAMAGES = {
     "truncated": truncate,
     "a bit flipped": flip,
@@ -101,6 +115,10 @@ DAMAGES = {
     "no manifest": lambda path: path.with_suffix(".json").unlink(),
     "half a manifest": lambda path: truncate(path.with_suffix(".json")),
     "a manifest of another shape": lambda path: path.with_suffix(".json").write_text("[1]"),
+    "a manifest without end": lambda path: path.with_suffix(".json").write_text("[" * 200_000),
+    "another's name": lambda path: swap(path, cache.entry("other", ".thing", lambda made: made.write_text("b") and {})),
+    "written by others": lambda path: path.chmod(0o666),
+    "a manifest written by others": lambda path: path.with_suffix(".json").chmod(0o622),
 }
 
 
@@ -118,14 +136,245 @@ def test_damaged_kernels_are_never_loaded(place, damage):
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_entries_are_built_again(here, damage):
-    path, _ = cache.entry("damaged", ".thing", lambda path: path.write_text("a thing") and {"log": "said"})
+    path, *_ = cache.entry("damaged", ".thing", lambda path: path.write_text("a thing") and {"log": "said"})
     damage(path)
     built = []
-    again, known = cache.entry(
+    again, known, _ = cache.entry(
         "damaged", ".thing", lambda path: built.append(path.write_text("a thing")) or {"log": "new"}
     )
     assert built
     assert (again, again.read_text(), known) == (path, "a thing", {"log": "new"})
+
+
+@pytest.mark.parametrize("suffix", [".thing", ".json"])
+def test_no_bit_and_no_byte_of_an_entry_can_change(here, suffix):
+    """Of the manifest, too: what it tells of a kernel is shown to users."""
+    known = {"log": "registers 7"}
+    made = cache.entry("frail", ".thing", lambda path: path.write_text("a thing") and known)
+    file = made.path.with_suffix(suffix)
+    sound = file.read_bytes()
+    damaged = [sound[:length] for length in range(len(sound))]
+    for i in range(len(sound)):
+        changed = bytearray(sound)
+        changed[i] ^= 1 << i % 8
+        damaged.append(bytes(changed))
+    for data in damaged:
+        file.write_bytes(data)
+        kept = cache._kept(made.path)
+        assert kept is None or (kept.known, kept.content) == (known, b"a thing")  # a JSON of the same meaning
+    file.write_bytes(sound)
+    assert cache._kept(made.path) == made
+
+
+def test_a_file_that_is_damaged_each_time_is_an_error(here):
+    made = cache.entry("frail", ".thing", lambda path: path.write_text("a thing") and {})
+    assert cache.content(made.path, lambda: pytest.fail("built again")) == b"a thing"
+    attempts = []
+    flip(made.path)
+    with pytest.raises(CompileError, match=r"does not keep what is written to it: .*frail.thing is damaged each time"):
+        cache.content(made.path, lambda: attempts.append(1))
+    assert len(attempts) > 1
+    assert cache.content(made.path, lambda: flip(made.path)) == b"a thing"  # the same bit, flipped back
+
+
+def library(folder, value):
+    """Return a small shared object whose function answers with a number."""
+    source, made = folder / "answer.c", folder / "answer.so"
+    source.write_text(f"int answer(void) {{ return {value}; }}\n")
+    subprocess.run([compiler.find_cxx(), "-x", "c", "-shared", "-fPIC", source, "-o", made], check=True)
+    return made
+
+
+def test_what_was_checked_is_what_runs(tmp_path):
+    """Whatever becomes of a file after it was read; and one of the same name is not taken for it."""
+    answers = []
+    for value in (1, 2):
+        path = library(tmp_path, value)
+        content = path.read_bytes()
+        path.write_bytes(b"")
+        for _ in range(20):
+            answers.append((value, load_from_memory(path, content, ctypes.DEFAULT_MODE)))
+    assert [loaded.answer() for _, loaded in answers] == [value for value, _ in answers]
+
+
+def test_where_nothing_can_be_loaded_from_memory(tmp_path, monkeypatch):
+    path = library(tmp_path, 3)
+    monkeypatch.setattr(os, "memfd_create", lambda name: (_ for _ in ()).throw(OSError("not permitted")))
+    assert load_from_memory(path, path.read_bytes(), ctypes.DEFAULT_MODE).answer() == 3
+
+
+# -- trust -------------------------------------------------------------------------------------------------------------
+def planted(folder):
+    """Make a cache with a sound entry in it."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return cache.entry("planted", ".txt", lambda path: path.write_text("planted") and {})
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777, 0o702])
+def test_directory_that_others_can_write_to_is_not_used(here, mode):
+    made = planted(here.with_name("cache"))
+    made.path.parent.chmod(mode)
+    cache._usable.cache_clear()
+    with pytest.warns(UserWarning) as warned:
+        assert cache.remembered("planted", lambda: "own") == "own"
+        assert cache.remembered("planted", lambda: "again") == "own"
+    assert [str(warning.message) for warning in warned] == [
+        f"the kernel cache {made.path.parent} is not used: it can be written by others (mode {mode:o}), and what is in "
+        "it is code; kernels are compiled again in each process. Set CONVBACKPROP_CACHE_DIR to a directory that only "
+        "you can write to."
+    ]
+    substitute = cache.directory()
+    assert stat.S_IMODE(substitute.stat().st_mode) == 0o700
+    assert substitute.stat().st_uid == os.geteuid()
+    assert made.path.read_text() == "planted"
+    shutil.rmtree(substitute)
+
+
+def test_directory_of_another_user_is_not_used(here, monkeypatch):
+    made = planted(here.with_name("cache"))
+    owner = os.geteuid()
+    cache._usable.cache_clear()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.warns(UserWarning, match=f"it belongs to user {owner} and not to you, user {owner + 1}, and what"):
+        substitute = cache.directory()
+    assert substitute != made.path.parent
+    shutil.rmtree(substitute)
+
+
+def test_entry_of_another_user_is_built_again(here, monkeypatch):
+    made = planted(here.with_name("cache"))
+    assert cache._kept(made.path) == made
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert cache._kept(made.path) is None
+
+
+def test_cache_is_private_whatever_the_umask(here):
+    before = os.umask(0)
+    try:
+        made = cache.entry("open", ".thing", lambda path: path.write_text("a thing") and {})
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (made.path, made.path.with_suffix(".json"))}
+    assert (stat.S_IMODE(made.path.parent.stat().st_mode), modes) == (0o700, {0o600})
+
+
+def test_cache_that_was_removed_is_made_again(here):
+    cache.entry("first", ".thing", lambda path: path.write_text("a thing") and {})
+    shutil.rmtree(cache.directory())
+    assert cache.remembered("second", lambda: "found") == "found"
+    assert cache.remembered("second", lambda: pytest.fail("not kept")) == "found"
+
+
+# -- names that a shell would read -------------------------------------------------------------------------------------
+EVIL = "a;b $(touch pwned) `touch pwned` 'c' & touch pwned"
+
+
+@pytest.mark.parametrize("what", ["cpu", "cubin", "ptx"])
+def test_no_name_reaches_a_shell(tmp_path, monkeypatch, what):
+    """Of a file, of its folder, of the cache's folder. nvcc would give its arguments to a shell."""
+    folder = tmp_path / EVIL
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONVBACKPROP_CACHE_DIR", str(tmp_path / f"cache {EVIL}"))
+    (folder / "value.cuh").write_text("#define VALUE 7\n")
+    kernel = folder / f"{EVIL}.cu"
+    kernel.write_text(
+        '#include "value.cuh"\n#include "conv2d.cuh"\nextern "C" __global__ void k(int* x) { *x = VALUE; }\n'
+    )
+    source = Source.of(kernel, {"NAME": EVIL, "SCALAR": "float32"})
+    if what == "cpu":
+        made = compiler.shared_object(source)
+    else:
+        try:
+            compiler.find_nvcc()
+        except compiler.CompilerNotFound as error:
+            pytest.skip(str(error))
+        made = compiler.ptx(source, "sm_80") if what == "ptx" else compiler.cubin(source, "sm_80")[0]
+    assert made.stat().st_size
+    assert not list(tmp_path.rglob("pwned"))
+    kernel.write_text(kernel.read_text() + "wrong\n")
+    with pytest.raises(CompileError, match=r"(?s)touch pwned.*wrong"):
+        compiler.shared_object(source) if what == "cpu" else compiler.cubin(source, "sm_80")
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\nb"])
+def test_name_that_cannot_be_included(tmp_path, name):
+    kernel = tmp_path / f"{name}.cu"
+    kernel.write_text('extern "C" __global__ void k(int* x) { *x = 1; }\n')
+    with pytest.raises(InvalidArgument, match="with which no file can be included"):
+        compiler.shared_object(Source.of(kernel, {}))
+
+
+def test_the_package_runs_no_shell_and_no_data():
+    """No call that starts a shell, or that runs what a file holds: pickles, YAML, archives unpacked unseen, eval."""
+    forbidden = {"popen", "getoutput", "getstatusoutput", "create_subprocess_shell", "extractall", "unpack_archive",
+                 "unsafe_load"}  # fmt: skip
+    modules = {"pickle", "marshal", "shelve", "dill", "yaml", "joblib"}
+    root = Path(__file__).parents[1]
+    seen = 0
+    for path in [file for folder in ("convbackprop", "tools", "benchmarks") for file in (root / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call):
+                seen += 1
+                called = ast.unparse(node.func)
+                # Not platform.system, and not the eval of a torch module.
+                assert called not in ("os.system", "eval", "exec") and called.rpartition(".")[2] not in forbidden, where
+                assert not any(k.arg in ("shell", "allow_pickle") for k in node.keywords), where
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                assert not {name.partition(".")[0] for name in names} & modules, where
+    assert seen > 1000
+
+
+# -- many processes ----------------------------------------------------------------------------------------------------
+HOLD = """\
+import sys, time
+from convbackprop import cache
+def build(path):
+    path.write_text("half"); print("building", flush=True); time.sleep(60)
+cache.entry("wanted", ".thing", build)
+"""
+
+
+@pytest.fixture
+def holder(place):
+    """A process that is in the middle of building "wanted"."""
+    process = place.start(HOLD)
+    assert process.stdout.readline() == "building\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def wanted():
+    begin = time.monotonic()
+    made = cache.entry("wanted", ".thing", lambda path: path.write_text("whole") and {})
+    assert made.path.read_text() == "whole"
+    return time.monotonic() - begin
+
+
+def test_lock_of_a_process_that_was_killed(here, place, holder):
+    """It is free at once, and what that process had begun is removed."""
+    assert len(list(place.folder.glob("building-*"))) == 1
+    holder.kill()
+    holder.wait()
+    assert wanted() < 5
+    assert not list(place.folder.glob("*building-*"))
+
+
+def test_lock_of_a_process_that_is_stopped(here, place, holder, monkeypatch):
+    holder.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(cache, "_PATIENCE", 0.3)
+    assert 0.3 <= wanted() < 5
+    assert len(list(place.folder.glob("*building-*"))) == 1  # what the stopped one has begun is left to it
+
+
+def test_file_system_without_locks(here, monkeypatch):
+    monkeypatch.setattr("filelock.FileLock.__enter__", lambda lock: (_ for _ in ()).throw(OSError("no locks")))
+    assert wanted() < 5
 
 
 def test_eight_processes_on_an_empty_cache(place):
@@ -237,9 +486,9 @@ def test_entry(here, tmp_path):
         return {"log": "said"}
 
     name = cache.digest("a test", 1)
-    path, known = cache.entry(name, ".thing", build)
-    assert (path.read_text(), known) == ("made", {"log": "said"})
-    assert cache.entry(name, ".thing", lambda path: pytest.fail("built twice")) == (path, known)
+    path, known, content = cache.entry(name, ".thing", build)
+    assert (path.read_text(), known, content) == ("made", {"log": "said"}, b"made")
+    assert cache.entry(name, ".thing", lambda path: pytest.fail("built twice")) == (path, known, content)
     assert json.loads(path.with_suffix(".json").read_text())["known"] == known
     assert cache.digest("a test", 2) != name
 

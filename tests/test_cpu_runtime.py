@@ -120,6 +120,7 @@ def _put_back(workers):
     """Ends a launch that a failed test has left in progress; the workers fixture puts their number back."""
     yield
     cpu_device().runtime.convbackprop_cancel()
+    _ENDLESS.clear()
 
 
 @pytest.fixture
@@ -658,10 +659,15 @@ def test_time_slice_ends_between_threads_that_never_wait(runtime):
 
 
 # CPU time bounds how long an end takes: unlike the clock's, it does not depend on what else the machine is doing.
+_ENDLESS = []
+
+
 def endless(workers, blocks=1000, threads=256):
-    """A launch that takes days."""
+    """A launch that takes days. It is kept until the test is over: workers read its arrays after the call returns."""
     values = np.zeros((blocks, threads), np.uint32)
-    return module("launches").prepared("march", (blocks,), (threads,), values, np.int32(2**30), workers=workers)
+    launch = module("launches").prepared("march", (blocks,), (threads,), values, np.int32(2**30), workers=workers)
+    _ENDLESS.append(launch)
+    return launch
 
 
 @pytest.mark.parametrize("workers", (1, 2, 4))
@@ -847,7 +853,8 @@ def on_ucontext(file):
     values = some_values()
     assert in_slices(runtime, module("launches").prepared("march", (3,), (96,), values, np.int32(1000)), 1) > 2
     assert (values == marched(some_values(), 1000, 96)).all()
-    assert uses_ucontext(Path(runtime._name))
+    loaded = compiler.cpu_runtime()
+    assert uses_ucontext(loaded) and f"memfd:{loaded.name}" in Path("/proc/self/maps").read_text()
     np.savez(file, *results)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 import convbackprop
 from convbackprop import InvalidArgument, InvalidType, LaunchFailed, check, conv2d, variants
+from convbackprop.devices import cpu as cpu_module
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
 from convbackprop.problem import ConvProblem
 from tests.problems import CURATED
@@ -151,6 +153,137 @@ print(codes)
 
 def test_fork_while_other_threads_launch():
     assert python(FORK_WHILE_BUSY) == str([0] * 10)
+
+
+def computed(seed):
+    x, w = np.random.default_rng(seed).standard_normal((2, 1, 1, 40, 40)).astype(np.float32)
+    return conv2d(x, w[..., :3, :3].copy(), padding="same", activation="relu", device="cpu").tobytes()
+
+
+def test_spawned_processes():
+    """What a data loader starts where forking is not safe: the same bits."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.map(computed, range(4)) == [computed(seed) for seed in range(4)]
+
+
+def test_first_use_by_many_threads_makes_one_device(monkeypatch):
+    """Two devices would launch on one runtime at the same time, each with a lock of its own."""
+    made = []
+
+    class Slow(cpu_module.CpuDevice):
+        def _load_runtime(self):
+            made.append(self)
+            time.sleep(0.2)
+            return super()._load_runtime()
+
+    monkeypatch.setattr(cpu_module, "CpuDevice", Slow)
+    for cached in (cpu_module.cpu_device, cpu_module._the_device):
+        monkeypatch.setattr(cpu_module, cached.__name__, cpu_module.functools.cache(cached.__wrapped__))
+    with ThreadPoolExecutor(16) as pool:
+        devices = set(pool.map(lambda _: cpu_module.cpu_device(), range(16)))
+    assert len(made) == len(devices) == 1
+    monkeypatch.undo()
+
+
+def test_runtime_is_loaded_once_a_process(cpu):
+    """Also where a first use was interrupted: kernels take their names from the one that was loaded first."""
+    name = cpu_module.compiler.cpu_runtime().name
+    copies = Path("/proc/self/maps").read_text().count(name)
+    assert copies
+    assert cpu_module.CpuDevice().runtime.convbackprop_error() == b""
+    assert Path("/proc/self/maps").read_text().count(name) == copies
+
+
+# -- the end of the interpreter ----------------------------------------------------------------------------------------
+EXIT_AT_WORK = """\
+import sys, threading, time, numpy as np, convbackprop
+x, w = np.ones((1, 256, 256, 256), np.float32), np.ones((64, 256, 5, 5), np.float32)
+convbackprop.conv2d(x[..., :8, :8], w, device="cpu")
+thread = threading.Thread(target=convbackprop.conv2d, args=(x, w), kwargs={"device": "cpu"}, daemon=True)
+thread.start()
+time.sleep(float(sys.argv[1]))
+print("leaving", flush=True)
+"""
+
+
+def exit_at_work(seconds):
+    """Run a program that ends while a launch of minutes is in progress; return how it ended and its errors."""
+    process = subprocess.run([sys.executable, "-c", EXIT_AT_WORK, str(seconds)], capture_output=True, text=True,
+                             timeout=60, env={**ENVIRONMENT, "CONVBACKPROP_NUM_THREADS": "3"})  # fmt: skip
+    return process.returncode, process.stdout, process.stderr
+
+
+def test_interpreter_ends_while_a_launch_is_in_progress():
+    assert exit_at_work(0.15) == (0, "leaving\n", "")
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+WITH_LITTLE_MEMORY = """\
+import resource, sys, numpy as np, convbackprop, convbackprop.ops
+from pathlib import Path
+small, x, w = np.ones((8, 8), np.float32), np.ones((1, 4, 512, 512), np.float32), np.ones((16, 4, 3, 3), np.float32)
+if sys.argv[2] != "first":
+    convbackprop.conv2d(small, small[:3, :3], device="cpu")
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + int(float(sys.argv[1]) * 2**20), resource.RLIM_INFINITY))
+try:
+    y = convbackprop.conv2d(x, w, device="cpu", activation=sys.argv[3])
+except MemoryError as error:
+    ended = type(error).__name__ + ": " + str(error)
+except convbackprop.CompileError as error:
+    ended = type(error).__name__ + ": " + str(error)
+else:
+    ended = "right" if y.min() == y.max() == 36 else "wrong"
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert (convbackprop.conv2d(small, small[:3, :3], device="cpu") == 9).all()
+print(ended)
+"""
+
+
+def with_little_memory(megabytes, stage, activation="relu", **environment):
+    """Run a call that finds so much address space; it has to end, and another call to work after that."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_LITTLE_MEMORY, str(megabytes), stage, activation], capture_output=True, text=True,
+        timeout=120, env={**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1", "CONVBACKPROP_NUM_THREADS": "2", **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, (megabytes, stage, done.stderr)
+    return done.stdout.strip()
+
+
+def test_calls_without_memory_are_exceptions():
+    assert with_little_memory(0, "later").startswith(("MemoryError", "ProblemTooLarge"))
+    assert with_little_memory(2, "later").startswith(
+        "ProblemTooLarge: output of shape (1, 16, 510, 510) needs 16,646,400 bytes, which could not be allocated"
+    )
+    assert with_little_memory(40, "first") == (
+        "ProblemTooLarge: there is no memory left for the stacks of a block's threads"
+    )
+    assert with_little_memory(1000, "first") == "right"
+
+
+def test_compiler_without_memory(tmp_path, monkeypatch):
+    """A real compiler that gets 60 MB of address space, and one that the system ends."""
+    compilers = {"limited": 'ulimit -v 60000; exec {cxx} "$@"', "ended": "kill -9 $$"}
+    for name, line in compilers.items():
+        wrapper = tmp_path / name
+        cxx = cpu_module.compiler.find_cxx()
+        wrapper.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec {cxx} --version\n{line.format(cxx=cxx)}\n')
+        wrapper.chmod(0o755)
+        monkeypatch.setenv("CONVBACKPROP_CXX", str(wrapper))
+        monkeypatch.setenv("CONVBACKPROP_CACHE_DIR", str(tmp_path / "cache"))
+        with pytest.raises(convbackprop.CompileError, match="leave it too little memory") as caught:
+            cpu_module.compiler.cpu_runtime()
+        assert str(caught.value).startswith(f"{name} failed ({'ended by signal 9' if name == 'ended' else 'exit 1'}; ")
+        assert not list((tmp_path / "cache").glob("*building*"))
+
+
+def test_process_that_can_start_no_other(monkeypatch):
+    def run(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(convbackprop.CompileError, match="cannot be started: there is no memory left, or no process"):
+        cpu_module.compiler._run(["/usr/bin/g++"])
 
 
 # -- Ctrl-C ----------------------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 #include "block_runner.h"
 
 #include <algorithm>
+#include <iterator>
+#include <link.h>
 #include <new>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #ifdef CONVBACKPROP_CHECKED
@@ -31,26 +34,66 @@ static __thread BlockRunner* this_runner __attribute__((tls_model("initial-exec"
 // __syncthreads costs 9 ns a thread where 64 KiB and no offset would make it 25.
 constexpr size_t STACK_BYTES = 68 << 10;
 constexpr size_t STACK_OFFSETS = 16, STACK_OFFSET_BYTES = 256;
+constexpr size_t ALLOCATOR_SLACK = 4 << 10;
 constexpr int MAX_POLLS_PER_LOOK = 64;  // a look at the clock costs about 25 ns, a poll without one 0.5 ns
 
 // ------------------------------------------------------------------------------------------------ one launch
 
 BlockRunner* BlockRunner::create() {
-    auto* runner = new (std::nothrow) BlockRunner;
-    if (!runner) return nullptr;
-    // Only the pages that are used are ever real: one or two a fiber.
-    void* stacks = mmap(nullptr, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+    // Only the pages that are used are ever real: one or two a fiber. No `new`: where there is no memory, even
+    // the nothrow one throws inside, which takes memory, and glibc ends the process when that is not there.
+    void* memory = mmap(nullptr, MAX_THREADS * STACK_BYTES + sizeof(BlockRunner), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) {
-        delete runner;
-        return nullptr;
-    }
-    runner->stacks_ = static_cast<char*>(stacks);
+    if (memory == MAP_FAILED) return nullptr;
+    char* stacks = static_cast<char*>(memory);
+    auto* runner = new (stacks + MAX_THREADS * STACK_BYTES) BlockRunner;
+    runner->stacks_ = stacks;
+    runner->os_thread_ = pthread_self();
     runner->forget_fibers();
     return runner;
 }
 
-void BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool>& stop) {
+// The object of a kernel, and how much thread-local memory of it the calling thread does not have yet.
+struct ThreadLocalMemory {
+    uintptr_t entry;
+    size_t missing;
+};
+
+static int look_at_object(dl_phdr_info* object, size_t, void* data) {
+    auto* found = static_cast<ThreadLocalMemory*>(data);
+    bool is_it = false;
+    size_t bytes = 0;
+    for (int i = 0; i < object->dlpi_phnum; ++i) {
+        const ElfW(Phdr)& part = object->dlpi_phdr[i];
+        if (part.p_type == PT_LOAD && found->entry - (object->dlpi_addr + part.p_vaddr) < part.p_memsz) is_it = true;
+        if (part.p_type == PT_TLS && !object->dlpi_tls_data) bytes = part.p_memsz + part.p_align;
+    }
+    if (is_it) found->missing = bytes;
+    return is_it;
+}
+
+// Shared memory is the OS thread's own. glibc allocates it when the thread first touches it, and ends the
+// process when it cannot: so that is tried before.
+bool BlockRunner::has_shared_memory(void (*entry)(void**)) {
+    if (!pthread_equal(os_thread_, pthread_self())) {
+        os_thread_ = pthread_self();
+        std::fill(std::begin(has_memory_of_), std::end(has_memory_of_), nullptr);
+    }
+    auto& kept = has_memory_of_[(reinterpret_cast<uintptr_t>(entry) >> 4) % std::size(has_memory_of_)];
+    if (kept == entry) return true;
+    ThreadLocalMemory found = {reinterpret_cast<uintptr_t>(entry), 0};
+    dl_iterate_phdr(look_at_object, &found);
+    if (found.missing) {
+        void* tried = malloc(found.missing + ALLOCATOR_SLACK);
+        if (!tried) return false;
+        free(tried);
+    }
+    kept = entry;
+    return true;
+}
+
+bool BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool>& stop) {
+    if (!has_shared_memory(launch.entry)) return false;
     launch_ = &launch;
     stop_ = &stop;
     polls_until_look_ = polls_per_look_ = 1;
@@ -62,6 +105,7 @@ void BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool
     TELL(begin_launch(launch));
     TELL(add_own_memory(stacks_, MAX_THREADS * STACK_BYTES));
     TELL(add_own_memory(this, sizeof *this));
+    return true;
 }
 
 // ------------------------------------------------------------------------------------------------- one block

@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <pthread.h>
 #include <stdint.h>
 
 #include "context_switch.h"
@@ -57,8 +58,9 @@ class BlockRunner {
 
     static BlockRunner* create();  // null when there is no memory for the stacks
 
-    // Makes this the runner of the calling OS thread, until the next call, for blocks of `launch`.
-    void enter(const ConvbackpropLaunch& launch, const std::atomic<bool>& stop);
+    // Makes this the runner of the calling OS thread, until the next call, for blocks of `launch`. False when
+    // there is no memory for what the kernel shares within a block.
+    bool enter(const ConvbackpropLaunch& launch, const std::atomic<bool>& stop);
     void set_deadline(Clock::time_point end_of_slice) { deadline_ = end_of_slice; }
 
     BlockOutcome run(uint64_t block_number);
@@ -95,6 +97,7 @@ class BlockRunner {
     };
 
     BlockRunner() = default;
+    bool has_shared_memory(void (*entry)(void**));
     static void fiber_main();
     [[noreturn]] void run_threads_forever(Fiber* me);
     void run_thread(Fiber* me);
@@ -121,6 +124,8 @@ class BlockRunner {
     const std::atomic<bool>* stop_;
     Clock::time_point deadline_, last_look_;
     int polls_per_look_, polls_until_look_;
+    pthread_t os_thread_;
+    void (*has_memory_of_[16])(void**);  // entries whose shared memory this OS thread has
 
     // The block
     Index3 block_index_;

@@ -15,7 +15,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <system_error>
 #include <thread>
 
 #include "block_runner.h"
@@ -38,6 +37,7 @@ class Grid {
     BlockOutcome work(BlockRunner& runner);
     void record_failure(const BlockRunner& runner);
     void wake_helpers(int count);
+    static void* help(void* grid);
     void help_forever();
 
     // Shared by the workers, each on a cache line of its own
@@ -71,9 +71,10 @@ int Grid::launch(const ConvbackpropLaunch& launch, int time_slice_ms) {
     if (in_progress_) return fail("another launch is in progress"), FAILED;
     if (!check(launch)) return FAILED;
     if (!caller_) caller_ = BlockRunner::create();
-    if (!caller_) return fail("there is no memory for the stacks of a block's threads"), FAILED;
+    if (!caller_) return fail("there is no memory left for the stacks of a block's threads"), NO_MEMORY;
 
     launch_ = launch;
+    if (!caller_->enter(launch_, stop_)) return fail("there is no memory left for a block's shared memory"), NO_MEMORY;
     end_block_ =
         launch.end_block ? launch.end_block : uint64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
     next_block_ = launch.first_block;
@@ -86,7 +87,6 @@ int Grid::launch(const ConvbackpropLaunch& launch, int time_slice_ms) {
     const uint64_t blocks = end_block_ - launch.first_block;
     const int helpers = int(std::min<uint64_t>(launch.workers, blocks)) - 1;
     if (helpers > 0) wake_helpers(helpers);
-    caller_->enter(launch_, stop_);
     return work_for(time_slice_ms);
 }
 
@@ -174,10 +174,13 @@ void Grid::wake_helpers(int count) {
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        try {
-            for (; helpers_ < count; ++helpers_) std::thread([this] { help_forever(); }).detach();
-        } catch (const std::system_error&) {  // no more threads to be had: those there are do all the work
-        }
+        // Where no more threads are to be had, those there are do all the work. Not std::thread, which would throw.
+        pthread_attr_t detached;
+        pthread_attr_init(&detached);
+        pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+        pthread_t thread;
+        while (helpers_ < count && pthread_create(&thread, &detached, help, this) == 0) ++helpers_;
+        pthread_attr_destroy(&detached);
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
     tickets_ = std::min(count, helpers_);
@@ -187,9 +190,18 @@ void Grid::wake_helpers(int count) {
         work_to_do_.notify_all();
 }
 
+void* Grid::help(void* grid) {
+    static_cast<Grid*>(grid)->help_forever();
+    return nullptr;
+}
+
 void Grid::help_forever() {
     BlockRunner* runner = BlockRunner::create();
-    if (!runner) return;  // no memory: its tickets stay untaken, and others do its work
+    if (!runner) {  // no memory: its tickets stay untaken, and others do its work
+        std::lock_guard<std::mutex> lock(mutex_);
+        --helpers_;
+        return;
+    }
     for (;;) {
         {
             std::unique_lock<std::mutex> lock(mutex_);
@@ -197,9 +209,10 @@ void Grid::help_forever() {
             --tickets_;
             ++helping_;
         }
-        runner->enter(launch_, stop_);
-        runner->set_deadline(BlockRunner::Clock::time_point::max());
-        work(*runner);
+        if (runner->enter(launch_, stop_)) {
+            runner->set_deadline(BlockRunner::Clock::time_point::max());
+            work(*runner);
+        }
 
         std::lock_guard<std::mutex> lock(mutex_);
         if (--helping_ == 0) helper_left_.notify_one();

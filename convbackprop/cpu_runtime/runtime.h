@@ -26,9 +26,9 @@ struct ConvbackpropLaunch {  // it and what it points to are kept alive until th
     unsigned long long first_block, end_block;
 };
 
-enum { FINISHED = 0, FAILED = 1, RUNNING = 2 };
+enum { FINISHED = 0, FAILED = 1, RUNNING = 2, NO_MEMORY = 3 };
 
-// Runs the grid. RUNNING when the time slice is over before the grid is; a slice of 0 ms or less never ends.
+// Runs the grid. NO_MEMORY when there is none for a worker: nothing has run. RUNNING when the time slice is over before the grid is; a slice of 0 ms or less never ends.
 // The end of the slice is seen when a CUDA thread starts or comes to a barrier, about 2 ms late.
 int convbackprop_launch(const ConvbackpropLaunch* launch, int time_slice_ms);
 
@@ -38,7 +38,7 @@ int convbackprop_resume(int time_slice_ms);
 // Stops the launch in progress, if there is one, and returns when every worker has left it.
 void convbackprop_cancel(void);
 
-// One sentence on why the last launch FAILED; empty if it did not.
+// One sentence on why the last launch FAILED or had NO_MEMORY; empty if it did not.
 const char* convbackprop_error(void);
 
 // To be called in the child of a fork, where the parent's worker threads and launch do not exist.

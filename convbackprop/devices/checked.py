@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from convbackprop import compiler
 from convbackprop.compiler import Source
-from convbackprop.devices.cpu import CpuDevice, CpuKernel, _loaded
+from convbackprop.devices.cpu import CpuDevice, CpuKernel, load_file
 from convbackprop.errors import CompileError
 from convbackprop.sources import files_with_includes
 
@@ -145,7 +145,11 @@ class CheckedDevice(CpuDevice):
         runtime.convbackprop_checks_take_findings.argtypes = (ctypes.POINTER(RawFinding), ctypes.c_int)
 
     def _load_runtime(self) -> ctypes.CDLL:
-        return _loaded(compiler.cpu_runtime(checked=True), self._mode)
+        return self._open(compiler.cpu_runtime(checked=True), compiler.cpu_runtime, self._mode)
+
+    def _open(self, path: Path, again: Callable[[], object], mode: int) -> ctypes.CDLL:
+        # From its file, by whose name the kernels' objects ask for the runtime.
+        return load_file(path, mode)
 
     def compile(self, source: Source) -> Path:
         """Compile a file for this device, where that has not been done yet."""

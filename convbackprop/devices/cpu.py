@@ -5,17 +5,19 @@ How that works is told in ``cpu_runtime/runtime.cpp``; here it is built, loaded 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import itertools
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from convbackprop import cache, compiler
 from convbackprop.compiler import Source
-from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed
+from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed, ProblemTooLarge
 from convbackprop.problem import integer
 
 #: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
@@ -24,7 +26,7 @@ _TIME_SLICE_MS = 100
 #: What one block of the runtime's convbackprop_copy_entry copies.
 _COPY_PART = 64 << 10
 
-_FINISHED, _FAILED, _RUNNING = 0, 1, 2
+_FINISHED, _FAILED, _RUNNING, _NO_MEMORY = 0, 1, 2, 3
 
 
 class _Launch(ctypes.Structure):
@@ -73,18 +75,6 @@ def _initial_num_threads() -> int:
 _num_threads = 0  # not asked for yet
 
 
-def _loaded(path: Path, mode: int) -> ctypes.CDLL:
-    """Load a shared object of the cache."""
-    try:
-        return ctypes.CDLL(str(path), mode=mode)
-    except OSError as error:
-        cache.discard(path)
-        raise DeviceUnusable(
-            f"a compiled kernel cannot be loaded ({error}); CONVBACKPROP_CACHE_DIR should be a directory whose files "
-            "may be run, and the C++ compiler one that works; the next call compiles anew"
-        ) from None
-
-
 class CpuKernel:
     """A loaded entry point with its launch geometry."""
 
@@ -111,6 +101,8 @@ class CpuKernel:
         ------
         LaunchFailed
             A wrong geometry, or threads that wait for each other for ever.
+        ProblemTooLarge
+            There is no memory left for a worker thread; nothing has run.
         """
         device = self._device
         with device.lock:
@@ -133,12 +125,16 @@ class CpuDevice:
         self.runtime = self._load_runtime()
         self._start = self.runtime.convbackprop_launch
         self._start.argtypes = [ctypes.POINTER(_Launch), ctypes.c_int]
+        self._resume, self._cancel = self.runtime.convbackprop_resume, self.runtime.convbackprop_cancel
         self.runtime.convbackprop_error.restype = ctypes.c_char_p
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _load_runtime(self) -> ctypes.CDLL:
         # The kernels' objects find threadIdx, the barriers and the rest here.
-        return _loaded(compiler.cpu_runtime(), ctypes.RTLD_GLOBAL)
+        process = ctypes.CDLL(None)
+        if hasattr(process, "convbackprop_launch"):
+            return process  # loaded on a first use that was interrupted: the kernels would take the names from it
+        return self._open(compiler.cpu_runtime(), compiler.cpu_runtime, ctypes.RTLD_GLOBAL)
 
     def _after_fork(self) -> None:
         self.lock = threading.Lock()
@@ -150,12 +146,16 @@ class CpuDevice:
         try:
             status = self._start(launch, _TIME_SLICE_MS)
             while status == _RUNNING:  # each return to Python lets a KeyboardInterrupt be raised
-                status = self.runtime.convbackprop_resume(_TIME_SLICE_MS)
+                status = self._resume(_TIME_SLICE_MS)
         except BaseException:
-            self.runtime.convbackprop_cancel()
+            # No Python function is called before this one, so that a second Ctrl-C cannot come in between: workers
+            # would go on with arrays that are no longer there.
+            self._cancel()
             raise
         if status == _FAILED:
             raise LaunchFailed(self.runtime.convbackprop_error().decode())
+        if status == _NO_MEMORY:
+            raise ProblemTooLarge(self.runtime.convbackprop_error().decode())
 
     def _workers(self) -> int:
         return _num_threads
@@ -176,7 +176,8 @@ class CpuDevice:
     def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
              shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CpuKernel:  # fmt: skip
         """Compile the file where needed, load it, and prepare a launch of an entry point."""
-        library = self._module(self.compile(source))
+        with _memory_for(f"{source.path.name} on the cpu device"):
+            library = self._module(source)
         launch = _Launch(grid=grid, block=block, shared_bytes=shared_bytes, first_block=0, end_block=0, workers=1)
         self._check_parameters(library, source, entry, pointers, shape, integers)
         return self._kernel(self, library, entry, launch, pointers, shape, integers)
@@ -185,10 +186,15 @@ class CpuDevice:
         """Compile a file for this device, where that has not been done yet."""
         return compiler.shared_object(source)
 
-    def _module(self, path: Path) -> ctypes.CDLL:
+    def _module(self, source: Source) -> ctypes.CDLL:
+        path = self.compile(source)
         if path not in self._modules:
-            self._modules[path] = _loaded(path, self._mode)
+            self._modules[path] = self._open(path, lambda: self.compile(source), self._mode)
         return self._modules[path]
+
+    def _open(self, path: Path, again: Callable[[], object], mode: int) -> ctypes.CDLL:
+        """Load a file of the cache; `again` builds it again, where it is damaged."""
+        return load_from_memory(path, cache.content(path, again), mode)
 
     def _check_parameters(self, library: ctypes.CDLL, source: Source, entry: str, pointers: int, shape: bytes,
                           integers: Sequence[int]) -> None:  # fmt: skip
@@ -211,7 +217,79 @@ class CpuDevice:
             )
 
 
+@contextlib.contextmanager
+def _memory_for(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        if isinstance(error, ProblemTooLarge):
+            raise
+        raise ProblemTooLarge(f"there is no memory left to load {what}") from None
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+_numbers = itertools.count(1)
+
+
+def load_from_memory(path: Path, content: bytes, mode: int) -> ctypes.CDLL:
+    """Load a shared object of which the content was read before.
+
+    A process maps the file that it loads, and runs what is written to that file later.
+
+    Raises
+    ------
+    DeviceUnusable
+        It cannot be loaded; the message says why.
+    """
+    with contextlib.suppress(OSError), open(os.memfd_create(path.name), "wb", buffering=0) as file:
+        file.write(content)
+        # A name takes the library that was loaded under it before; each number makes another name for the same file.
+        detour = f"{next(_numbers):b}".replace("0", "/").replace("1", "./")
+        return ctypes.CDLL(f"/proc/self/fd/{detour}{file.fileno()}", mode=mode)
+    return load_file(path, mode)  # a system that loads nothing from memory, or the error to report
+
+
+def load_file(path: Path, mode: int) -> ctypes.CDLL:
+    """Load a shared object of the cache from its file.
+
+    Raises
+    ------
+    DeviceUnusable
+        It cannot be loaded; it is forgotten, so that it is built again.
+    """
+    try:
+        return ctypes.CDLL(str(path), mode=mode)
+    except OSError as error:
+        cache.discard(path)
+        raise DeviceUnusable(
+            f"a compiled kernel cannot be loaded ({error}); CONVBACKPROP_CACHE_DIR should be a directory whose files "
+            "may be run, and the C++ compiler one that works; the next call compiles anew"
+        ) from None
+
+
+# -- the one device --------------------------------------------------------------------------------------------------
+_first_use = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _first_use
+    _first_use = threading.Lock()  # a thread that is not in this process may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 @functools.cache
 def cpu_device() -> CpuDevice:
     """Return the cpu device, built and loaded on first use."""
+    with _first_use, _memory_for("the cpu device"):
+        return _the_device()
+
+
+@functools.cache
+def _the_device() -> CpuDevice:
+    """Return what `cpu_device` does; a cache alone would let each of several threads make a device.
+
+    They would launch on one runtime at the same time.
+    """
     return CpuDevice()

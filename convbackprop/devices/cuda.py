@@ -237,7 +237,8 @@ class CudaDevice:
         path, _ = compiler.cubin(source, self.architecture)
         with self.active():
             if path not in self._modules:
-                self._modules[path] = self._module(path, source)
+                code = cache.content(path, lambda: compiler.cubin(source, self.architecture))
+                self._modules[path] = self._module(code, path, source)
             function = self._modules[path].get_function(entry)
             if shared_bytes > _SHARED_BYTES_UNASKED:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -245,9 +246,9 @@ class CudaDevice:
             function.prepare(["P"] * pointers + [f"{len(shape)}s"] + ["i"] * len(integers))
         return CudaKernel(function, grid, block, shared_bytes, (shape, *integers))
 
-    def _module(self, path: Path, source: Source) -> Any:
+    def _module(self, code: bytes, path: Path, source: Source) -> Any:
         try:
-            return self.driver.module_from_buffer(path.read_bytes())
+            return self.driver.module_from_buffer(code)
         except self.driver.Error as error:
             if "kernel image" not in str(error):
                 raise
