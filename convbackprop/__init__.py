@@ -36,24 +36,29 @@ _HOMES = {
 
 __all__ = ["__version__", *_HOMES]
 
-if TYPE_CHECKING:
-    from convbackprop.devices.cpu import get_num_threads, set_num_threads
+if TYPE_CHECKING:  # named twice, for type checkers to export them
+    from convbackprop.devices.cpu import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from convbackprop.errors import (
-        CompileError,
-        CompilerNotFound,
-        ConvBackpropError,
-        DeviceNotFound,
-        DeviceUnusable,
-        EnvironmentProblem,
-        InvalidArgument,
-        InvalidType,
-        LaunchFailed,
-        ProblemTooLarge,
-        RankMissing,
-        UnsupportedProblem,
+        CompileError as CompileError,
+        CompilerNotFound as CompilerNotFound,
+        ConvBackpropError as ConvBackpropError,
+        DeviceNotFound as DeviceNotFound,
+        DeviceUnusable as DeviceUnusable,
+        EnvironmentProblem as EnvironmentProblem,
+        InvalidArgument as InvalidArgument,
+        InvalidType as InvalidType,
+        LaunchFailed as LaunchFailed,
+        ProblemTooLarge as ProblemTooLarge,
+        RankMissing as RankMissing,
+        UnsupportedProblem as UnsupportedProblem,
     )
-    from convbackprop.ops import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
-    from convbackprop.problem import ConvProblem
+    from convbackprop.ops import (
+        conv2d as conv2d,
+        conv2d_backward as conv2d_backward,
+        conv2d_input_grad as conv2d_input_grad,
+        conv2d_kernel_grad as conv2d_kernel_grad,
+    )
+    from convbackprop.problem import ConvProblem as ConvProblem
 
 
 def __getattr__(name: str) -> Any:

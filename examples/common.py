@@ -18,8 +18,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from convbackprop import peers
-from convbackprop.bench.plots import FORMATS, rendered
-from convbackprop.bench.plots import figure as figure  # the examples draw with it, too
+from convbackprop.bench.plots import (
+    FORMATS,
+    figure as figure,  # the examples draw with it, too
+    rendered,
+)
 from convbackprop.cli import guarded
 from convbackprop.cli.common import console, print_json, progress, say
 from convbackprop.devices.cpu import get_num_threads, set_num_threads

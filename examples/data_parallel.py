@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -218,13 +219,13 @@ def write(losses: list[float], settings: argparse.Namespace) -> None:
 def connect(backend: str, timeout: timedelta) -> None:
     """Initialise torch.distributed: for this process alone where torchrun has not started it."""
     if "RANK" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
     store, rank, world = next(rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun keeps its store when it starts workers again, and with it the addresses of dead ones. On several
         # machines, whose counts may differ, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun instead.
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 

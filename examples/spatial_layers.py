@@ -60,12 +60,10 @@ def main() -> None:
 
     torch.manual_seed(settings.seed)
     image = torch.randn(1, 1, settings.size, settings.size)
-    layers = torch.nn.Sequential(
-        SpatialConv2d(
-            1, settings.channels, settings.filter, padding="same", activation="relu", variant=settings.variant
-        ),
-        SpatialConv2d(settings.channels, 1, settings.filter, padding="same", variant=settings.variant),
-    ).to(device)
+    options = {"padding": "same", "variant": settings.variant}
+    first = SpatialConv2d(1, settings.channels, settings.filter, activation="relu", **options)
+    second = SpatialConv2d(settings.channels, 1, settings.filter, **options)
+    layers = torch.nn.Sequential(first, second).to(device)
     rows = split_rows(image).to(device)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     profiler = profile(activities=activities)
@@ -79,14 +77,14 @@ def main() -> None:
     profiler.export_chrome_trace(str(trace))
 
     whole = gather_rows(y.detach())
-    first, second = layers
-    options = {"padding": "same", "variant": settings.variant}
     hidden = conv2d(image.to(device), first.weight, first.bias, activation="relu", **options)
     unsplit = conv2d(hidden, second.weight, second.bias, **options)
     (gradient,) = torch.autograd.grad(torch.square(unsplit).sum(), [first.weight])
+    summed = first.weight.grad
+    assert summed is not None
     if rank == 0:
         print(f"{settings.size} x {settings.size} on {ranks} ranks, {rows.shape[-2]} rows on this one")
-        for name, split, one in (("output", whole, unsplit), ("gradient of the filters", first.weight.grad, gradient)):
+        for name, split, one in (("output", whole, unsplit), ("gradient of the filters", summed, gradient)):
             off = (split - one).abs().max().item()
             print(f"{name}: off the image in one piece by {off:.2g}, of numbers up to {one.abs().max().item():.3g}")
         picture(trace, settings.out / "overlap.svg")

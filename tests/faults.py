@@ -31,8 +31,7 @@ from convbackprop import cache, compiler
 from convbackprop.devices import cpu
 from convbackprop.errors import ConvBackpropError
 from tests import driver
-from tests.driver import CONTEXT_LOST, INVALID_VALUE, OUT_OF_MEMORY, StandIn
-from tests.driver import cupy as cupy_on_stand_in
+from tests.driver import CONTEXT_LOST, INVALID_VALUE, OUT_OF_MEMORY, StandIn, cupy as cupy_on_stand_in
 
 PAGE = driver.ROOT / "docs" / "faults.md"
 

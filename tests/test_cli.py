@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import check as checking
-from convbackprop import cli, curated, layers, peers, reference, timing
+from convbackprop import check as checking, cli, curated, layers, peers, reference, timing
 from convbackprop.bench import layer_goals, suites
 from convbackprop.bench.cases import Case
 from convbackprop.bench.rows import Row
 from convbackprop.check import inputs
-from convbackprop.cli import check as check_command
-from convbackprop.cli import goals, main
+from convbackprop.cli import check as check_command, goals, main
 from convbackprop.cli.new import passes_with_a_skeleton
 from convbackprop.devices.cpu import cpu_device
 from convbackprop.plan import constants_of

@@ -11,8 +11,7 @@ import pytest
 
 from convbackprop import cli
 from convbackprop.check import Outcome
-from convbackprop.cli import profile as profile_command
-from convbackprop.cli import profile_report
+from convbackprop.cli import profile as profile_command, profile_report
 from convbackprop.devices.cpu import CpuKernel
 from convbackprop.errors import CompilerNotFound, EnvironmentProblem
 from convbackprop.problem import ConvProblem
