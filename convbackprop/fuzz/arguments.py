@@ -35,7 +35,8 @@ _NUMBERS = (
     "1", "2", "0", "-1", "1.5", "1.0", "True", "None", "'1'", "b'1'", "'same'", "'valid'", "'SAME'", "(1, 2)", "(2,)",
     "()", "(1, 2, 3)", "[1, 1]", "(1, -1)", "(1, None)", "(1, '1')", "((1, 2), (0, 3))", "((1, 2), 3)",
     "((1,), (1,))", "((0, 0), (0, -1))", "(((1, 1), (1, 1)),)", "2**31", "2**31 - 1", "2**63", "2**64 + 1", "-2**31",
-    "10**30", "((0, 2**31), (0, 0))", "(2**31 - 1, 2**31 - 1)", "float('nan')", "float('inf')", "1j", "np.int64(1)",
+    "10**30", "10**5000", "-10**5000", "((0, 2**31), (0, 0))", "(2**31 - 1, 2**31 - 1)", "float('nan')", "float('inf')",
+    "1j", "np.int64(1)",
     "np.uint8(1)", "np.float32(1)", "np.array(1)", "np.array([1, 1])", "np.array([[1, 1], [1, 1]])", "np.array([])",
     "range(2)", "{1, 2}", "{}", "iter((1, 1))", "object()", "int",
 )  # fmt: skip
@@ -49,7 +50,7 @@ _SIZES = (
 
 _WORDS = (
     "'auto'", "'naive'", "'identity'", "'relu'", "'sigmoid'", "'ReLU'", "''", "' '", "'auto '", "'tensor_core'",
-    "'forward/naive'", "'\\0'", "'x' * 10**5", "'cpu'", "'cuda:99'", "'gpu'", "'cpu:1'", "None", "3", "b'auto'",
+    "'forward/naive'", "'\\0'", "'x' * 10**5", "'cpu'", "'cuda:99'", "'cuda:' + '9' * 5000", "'gpu'", "'cpu:1'", "None", "3", "b'auto'",
     "('auto',)", "['auto']", "{}", "object()", "np.str_('naive')", "True", "float('nan')",
 )  # fmt: skip
 
@@ -123,6 +124,8 @@ def fault(call: str) -> str | None:
         if not isinstance(error, (ValueError, TypeError, MemoryError, DeviceNotFound, DeviceUnusable)):
             return f"it ends in {type(error).__name__}: {error}"
         sentence = str(error)
+        if "\n" in sentence:
+            return f"its sentence has several lines: {sentence}"
         return None if 0 < len(sentence) <= _LONGEST else f"its sentence has {len(sentence):,} characters"
     except Exception as error:  # whatever it is, the package should have seen it coming
         return f"it ends in {type(error).__name__}: {error}"

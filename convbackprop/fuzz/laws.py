@@ -59,6 +59,9 @@ class Subject:
         blocks = check.launch(variant, problem, given, self.device, self.tunables)
         if spoilt := [name for name, block in blocks.items() if not block.intact()]:
             raise AssertionError(f"memory next to {' and '.join(spoilt)} was written")
+        for name, block in blocks.items():
+            if name in ("y", "dx", "dw", "db") and np.isnan(block.array).any():
+                raise AssertionError(f"{name} has elements that were not written, or are NaN")
         names = [o.name for o in PASSES[variant.pass_name].present(problem) if o.written and o.name != "mask"]
         return {name: blocks[name].array for name in names}
 
@@ -225,21 +228,19 @@ def _torch() -> Any:
 def _public(subject: Subject, arrays: Arrays) -> Results:
     """Return what the public function of a pass returns for these arrays."""
     p = subject.problem
-    geometry: tuple[Any, ...] = (p.stride, p.padding, p.dilation, p.groups)
-    how: dict[str, Any] = {"activation": p.activation, "variant": subject.variant.name, "device": subject.device.name}
+    how: dict[str, Any] = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation, "groups": p.groups}
+    how |= {"activation": p.activation, "variant": subject.variant.name, "device": subject.device.name}
     pass_name = subject.variant.pass_name
     if pass_name == "forward":
         bias = arrays["b"] if p.bias else None
-        return {"y": ops.conv2d(arrays["x"], arrays["w"], bias, *geometry, **how)}
+        return {"y": ops.conv2d(arrays["x"], arrays["w"], bias, **how)}
     saved: dict[str, Any] = {} if p.activation == "identity" else {"output": arrays["y"]}
     if pass_name == "input_grad":
-        return {"dx": ops.conv2d_input_grad(p.x_shape, arrays["w"], arrays["dy"], *geometry, **saved, **how)}
+        return {"dx": ops.conv2d_input_grad(p.x_shape, arrays["w"], arrays["dy"], **saved, **how)}
     if pass_name == "kernel_grad":
-        results = ops.conv2d_kernel_grad(
-            arrays["x"], p.w_shape, arrays["dy"], *geometry, with_bias=True, **saved, **how
-        )
+        results = ops.conv2d_kernel_grad(arrays["x"], p.w_shape, arrays["dy"], with_bias=True, **saved, **how)
         return dict(zip(("dw", "db"), results, strict=True))
-    results = ops.conv2d_backward(arrays["dy"], arrays["x"], arrays["w"], *geometry, **saved, **how)
+    results = ops.conv2d_backward(arrays["dy"], arrays["x"], arrays["w"], **saved, **how)
     return dict(zip(("dx", "dw", "db"), results, strict=True))
 
 

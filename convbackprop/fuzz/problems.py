@@ -20,7 +20,7 @@ Filter = tuple[int, int, tuple[tuple[int, int], tuple[int, int]], bool]
 SMALL_SIDE, LARGE_SIDE = 80, 400
 
 #: Multiply-adds of a problem that only laws look at, at most: a variant should take well below a second.
-_MOST_PRODUCTS = 2**24
+_MOST_PRODUCTS = 2**23
 
 
 def hypothesis() -> Any:
