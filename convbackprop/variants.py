@@ -13,13 +13,10 @@ from collections.abc import Callable
 from convbackprop import gemms, strips, tiles
 from convbackprop.errors import UnsupportedProblem
 from convbackprop.problem import PASSES, ConvProblem, known
-from convbackprop.variant import Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.variant import MAX_GRID, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
 from convbackprop.workspace import most_slices
 
 __all__ = ["VARIANTS", "Alignment", "Launch", "Tunable", "Variant", "choose", "of_pass", "select", "why_not"]
-
-#: CUDA's limit on the second and third extent of a grid.
-MAX_GRID_YZ = 65535
 
 
 def _one_thread_each(count: Callable[[ConvProblem], int]) -> Geometry:
@@ -39,7 +36,7 @@ def _taps(p: ConvProblem) -> int:
 
 def _slices(p: ConvProblem) -> int:
     """Into how many slices the rows of all images go: one a row, while the partial sums fit in the workspace."""
-    return max(1, min(p.N * p.P, MAX_GRID_YZ, most_slices(p, _taps(p))))
+    return max(1, min(p.N * p.P, MAX_GRID[1], most_slices(p, _taps(p))))
 
 
 #: Of kernel_grad_total.cuh. One group a warp: many where many warps hide the latency of memory, one where threads take

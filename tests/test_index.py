@@ -3,7 +3,8 @@
 An array of more than 2^32 float16 elements is mapped but not touched, except where the blocks that are run read or
 write it: the last ones of the grid, whose offsets are the largest. What that proves: for each variant, that the offsets
 of the last elements of x, y, dy, saved and dx (each > 2^32) do not overflow, and for kernel_grad those of x in every
-tap, and of dy and saved in the last slice of the naive variant. Not shown: a filter of more than 2^31 elements.
+tap, and of dy and saved in the last slice of the naive variant; the same for w and dw. A row of 2^31 - 1 columns is the
+longest that there is. The `hardening` tests run whole grids over 2^31 elements.
 Only the cpu device runs a part of a grid; the .cu file is the GPU's.
 """
 
@@ -139,6 +140,62 @@ def test_kernel_grad_of_a_large_image(cpu, variant):
     run_last_blocks(variant, problem, cpu, arrays, 2**62)
     assert np.array_equal(arrays["dw"][0, :, 0], 2 * taps[0] + 3 * taps[1])
     assert arrays["db"].tolist() == [5]
+
+
+# -- a filter of more than 2^32 elements ----------------------------------------------------------------------------
+def test_forward_and_input_grad_with_a_large_filter(cpu):
+    """One pixel, whose last results are sums over the filter's last row or column."""
+    computed = set()
+    for variant in of_pass("forward") + of_pass("input_grad"):
+        problem = ConvProblem.parse("1,65600,1,1,65600,1,1,dtype=float16")
+        if variant.refusal(problem):
+            continue
+        arrays = arrays_of(variant.pass_name, problem)
+        assert arrays["w"].size > LIMIT
+        source, result = ("x", "y") if variant.pass_name == "forward" else ("dy", "dx")
+        arrays[source][0, -3:, 0, 0] = [1, 2, 3]
+        corner = arrays["w"][-3:, -3:, 0, 0]
+        corner[...] = np.arange(9).reshape(3, 3) - 4
+        # tiled has a block for each plane in two rounds, and most of the second round's blocks have none.
+        run_last_blocks(variant, problem, cpu, arrays, 65480 if variant.name == "tiled" else 1)
+        matrix = corner if variant.pass_name == "forward" else corner.T
+        assert np.array_equal(arrays[result][0, -3:, 0, 0], matrix @ [1, 2, 3]), variant
+        computed.add(variant.pass_name)
+    assert len(computed) == 2
+
+
+def test_kernel_grad_of_a_large_filter(cpu):
+    """One pixel: dw is the product of each channel with each filter."""
+    problem = ConvProblem.parse("1,65600,1,1,65600,1,1,dtype=float16,bias=1")
+    computed = [variant for variant in of_pass("kernel_grad") if variant.refusal(problem) is None]
+    assert computed
+    for variant in computed:
+        arrays = arrays_of("kernel_grad", problem)
+        assert arrays["dw"].size > LIMIT
+        arrays["x"][0, -3:, 0, 0], arrays["dy"][0, -3:, 0, 0] = [1, 2, 3], [3, 4, 5]
+        # naive has threads for the 65,600 biases, which come last; implicit_gemm adds a bias up with its first taps.
+        is_naive = variant.name == "naive"
+        run_last_blocks(variant, problem, cpu, arrays, 2100 if is_naive else 60)
+        assert np.array_equal(arrays["dw"][-3:, -3:, 0, 0], np.outer([3, 4, 5], [1, 2, 3])), variant
+        assert not is_naive or arrays["db"][-3:].tolist() == [3, 4, 5]
+
+
+# -- the longest row -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variant", of_pass("forward") + of_pass("input_grad"), ids=str)
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_the_longest_axis(cpu, variant, axis):
+    """An image of 2^31 - 1 rows or columns, whose last ones the last blocks read and write."""
+    size = 2**31 - 1
+    problem = ConvProblem.parse(f"1,1,{f'{size},1' if axis == 'column' else f'1,{size}'},1,1,1,dtype=float16")
+    if sentence := variant.refusal(problem):
+        assert any(words in sentence for words in ("it counts", "one channel and one filter")), sentence
+        pytest.skip(sentence)
+    arrays = arrays_of(variant.pass_name, problem)
+    source, result = ("x", "y") if variant.pass_name == "forward" else ("dy", "dx")
+    arrays["w"][...] = 2
+    arrays[source].ravel()[-70:] = np.arange(70) + 1
+    run_last_blocks(variant, problem, cpu, arrays, 20)
+    assert np.array_equal(arrays[result].ravel()[-70:], 2 * np.arange(70) + 2)
 
 
 def test_kernel_grad_of_a_large_gradient(cpu):

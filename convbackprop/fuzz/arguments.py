@@ -50,8 +50,8 @@ _SIZES = (
 
 _WORDS = (
     "'auto'", "'naive'", "'identity'", "'relu'", "'sigmoid'", "'ReLU'", "''", "' '", "'auto '", "'tensor_core'",
-    "'forward/naive'", "'\\0'", "'x' * 10**5", "'cpu'", "'cuda:99'", "'cuda:' + '9' * 5000", "'gpu'", "'cpu:1'", "None", "3", "b'auto'",
-    "('auto',)", "['auto']", "{}", "object()", "np.str_('naive')", "True", "float('nan')",
+    "'forward/naive'", "'\\0'", "'x' * 10**5", "'cpu'", "'cuda:99'", "'cuda:' + '9' * 5000", "'gpu'", "'cpu:1'", "None",
+    "3", "b'auto'", "('auto',)", "['auto']", "{}", "object()", "np.str_('naive')", "True", "float('nan')",
 )  # fmt: skip
 
 _FLAGS = (
