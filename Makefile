@@ -18,7 +18,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench bench-layers check sanitize test test-all test-pythons bench-suite bench-compare gpu-report lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench bench-layers check fuzz sanitize test hardening test-all test-pythons bench-suite bench-compare gpu-report lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,8 +46,14 @@ test: $(ENV) ## the tests, without the slow ones
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional
 	@$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses=auto) $(ARGS)
 
+hardening: $(ENV) ## faults, storms and fuzzing: half an hour
+	@$(PY) -m pytest -m hardening $(ARGS)
+
+fuzz: $(ENV) ## random problems and arguments for ten minutes; ARGS="--minutes 1 forward"
+	@$(PY) -m convbackprop fuzz $(ARGS)
+
 test-all: $(ENV) ## the tests, slow ones included
-	@$(MAKE) --no-print-directory test ARGS='-m "" $(ARGS)'
+	@$(MAKE) --no-print-directory test ARGS='-m "not hardening" $(ARGS)'
 
 test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .venvs, without PyTorch
 	@MAKE="$(MAKE)" tools/test_pythons.sh $(ARGS)

@@ -86,7 +86,7 @@ VARIANTS: tuple[Variant, ...] = (
         launches=(Launch("forward", ("x", "w", "b", "y", "mask"), strips.correlation_grid(True), _threads),),
         tunables=strips.TUNABLES,
         specialise=strips.correlation_constants(True),
-        requires=(strips.unit_stride, strips.unit_dilation),
+        requires=(strips.unit_stride, strips.unit_dilation, strips.countable),
     ),
     Variant(
         "forward",
@@ -130,7 +130,7 @@ VARIANTS: tuple[Variant, ...] = (
         launches=(Launch("input_grad", ("dy", "saved", "w", "dx"), strips.correlation_grid(False), _threads),),
         tunables=strips.TUNABLES,
         specialise=strips.correlation_constants(False),
-        requires=(strips.unit_stride, strips.unit_dilation),
+        requires=(strips.unit_stride, strips.unit_dilation, strips.countable),
     ),
     Variant(
         "input_grad",
@@ -182,7 +182,7 @@ VARIANTS: tuple[Variant, ...] = (
         tunables={**strips.TUNABLES, **_TOTAL},
         specialise=strips.kernel_grad_constants,
         partial_sums=lambda p, t: strips.kernel_grad_blocks(p, t) * _taps(p),
-        requires=(strips.unit_stride, strips.unit_dilation),
+        requires=(strips.unit_stride, strips.unit_dilation, strips.countable),
     ),
     Variant(
         "kernel_grad",
@@ -211,7 +211,7 @@ VARIANTS: tuple[Variant, ...] = (
         specialise=strips.backward_constants,
         partial_sums=lambda p, t: strips.backward_blocks(p, t) * _taps(p) * (p.dw or p.bias),
         requires=(strips.unit_stride, strips.unit_dilation, strips.depthwise, strips.small_odd_filter,
-                  strips.enough_registers, strips.same_padding),
+                  strips.enough_registers, strips.same_padding, strips.countable),
     ),
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ wrong, launches that can be interrupted, threads and forks.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -16,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,7 @@ from convbackprop.devices.cpu import cpu_device, set_num_threads
 from convbackprop.errors import CompileError, LaunchFailed
 from convbackprop.plan import constants_of
 from convbackprop.variants import VARIANTS
+from tests.figures import record
 
 KERNELS = Path(__file__).parent / "cpu_runtime"
 FINISHED, FAILED, RUNNING = 0, 1, 2  # of runtime.h
@@ -818,6 +821,93 @@ def test_fork_while_a_launch_is_in_progress(runtime):
             pass
     assert status == FINISHED
     assert (values == marched(some_values(), 8000, 96)).all()
+
+
+@pytest.mark.hardening
+def test_a_million_launches_leave_nothing_behind(runtime):
+    """Neither memory nor threads; with a barrier and two workers, from one OS thread."""
+    counts = np.zeros(2, np.int32)
+    launch = module("launches").prepared("count", (2,), (33,), counts, workers=2)
+
+    def launches(number):
+        for _ in range(number):
+            assert runtime.convbackprop_launch(launch, 0) == FINISHED
+
+    launches(10_000)
+    memory, threads = resident_bytes(), os_threads()
+    launches(1_000_000)
+    assert counts.tolist() == [33 * 1_010_000] * 2
+    assert resident_bytes() - memory < 1 << 20
+    assert os_threads() == threads
+    record("launches", launches=1_010_000)
+
+
+# -- under sanitizers ------------------------------------------------------------------------------------------------
+SANITIZERS = {"address": "AddressSanitizer", "undefined": "runtime error", "thread": "ThreadSanitizer"}
+
+
+@functools.cache
+def sanitized(name, flags=()):
+    """The program sanitized.cpp with the runtime in it, or why it cannot be had; kept for as long as the process."""
+    folder = Path(tempfile.mkdtemp(prefix="convbackprop-sanitized-"))
+    atexit.register(shutil.rmtree, folder)
+    sources = [KERNELS / "sanitized.cpp", *sorted(compiler.RUNTIME.glob("*.cpp"))]
+    command = [str(compiler.find_cxx()), "-std=c++17", "-O1", "-g", f"-fsanitize={name}", "-fno-sanitize-recover=all"]
+    command += [
+        "-pthread",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+        "-Wno-unused-function",
+        *flags,
+        "-I",
+        str(compiler.RUNTIME),
+    ]
+    program = folder / "sanitized"
+    done = subprocess.run([*command, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
+    if "cannot find" in done.stderr:
+        pytest.skip(f"the compiler has no {name} sanitizer: {done.stderr.splitlines()[0]}")
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def run_sanitized(name, *arguments):
+    return subprocess.run([str(sanitized(name)), *arguments], capture_output=True, text=True, timeout=900)
+
+
+def assert_clean(name, rounds):
+    done = run_sanitized(name, str(rounds))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert not done.stderr
+    count = int(done.stdout.split()[0])
+    assert count >= 5 * rounds
+    return count
+
+
+@pytest.mark.parametrize("name", ["address", pytest.param("thread", marks=pytest.mark.slow)])
+def test_sanitizers_find_nothing(name):
+    assert_clean(name, 8)
+
+
+@pytest.mark.hardening
+@pytest.mark.parametrize("name", SANITIZERS)
+def test_sanitizers_find_nothing_in_many_rounds(name):
+    record(f"sanitized_{name}", launches=assert_clean(name, 200 if name == "thread" else 4000))
+
+
+@pytest.mark.hardening
+@pytest.mark.parametrize(
+    ("name", "fault", "kind"),
+    [
+        ("address", "stack", "stack-buffer-overflow"),  # of a fiber's stack
+        ("address", "heap", "heap-buffer-overflow"),
+        ("undefined", "overflow", "signed integer overflow"),
+        ("thread", "race", "data race"),
+    ],
+)
+def test_sanitizers_find_a_fault(name, fault, kind):
+    done = run_sanitized(name, "0", fault)
+    assert done.returncode != 0
+    assert SANITIZERS[name] in done.stderr and kind in done.stderr
 
 
 # -- how it is built -------------------------------------------------------------------------------------------------
