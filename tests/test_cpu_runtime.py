@@ -7,7 +7,6 @@ wrong, launches that can be interrupted, threads and forks.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import functools
@@ -17,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +25,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convbackprop import compiler
+from convbackprop import cache, compiler
 from convbackprop.compiler import Source
 from convbackprop.curated import CURATED
 from convbackprop.devices import cpu as cpu_module
@@ -847,27 +845,22 @@ SANITIZERS = {"address": "AddressSanitizer", "undefined": "runtime error", "thre
 
 
 @functools.cache
-def sanitized(name, flags=()):
-    """The program sanitized.cpp with the runtime in it, or why it cannot be had; kept for as long as the process."""
-    folder = Path(tempfile.mkdtemp(prefix="convbackprop-sanitized-"))
-    atexit.register(shutil.rmtree, folder)
+def sanitized(name):
+    """The program sanitized.cpp with the runtime in it, from the cache."""
     sources = [KERNELS / "sanitized.cpp", *sorted(compiler.RUNTIME.glob("*.cpp"))]
-    command = [str(compiler.find_cxx()), "-std=c++17", "-O1", "-g", f"-fsanitize={name}", "-fno-sanitize-recover=all"]
-    command += [
-        "-pthread",
-        "-Wall",
-        "-Wno-unknown-pragmas",
-        "-Wno-unused-function",
-        *flags,
-        "-I",
-        str(compiler.RUNTIME),
-    ]
-    program = folder / "sanitized"
-    done = subprocess.run([*command, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
-    if "cannot find" in done.stderr:
-        pytest.skip(f"the compiler has no {name} sanitizer: {done.stderr.splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
-    return program
+    flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={name}", "-fno-sanitize-recover=all", "-pthread", "-Wall"]
+    flags += ["-Wno-unknown-pragmas", "-Wno-unused-function", "-I", str(compiler.RUNTIME)]
+    texts = [path.read_text() for path in sorted((*KERNELS.glob("*.c*"), *compiler.RUNTIME.glob("*.[ch]*")))]
+
+    def build(path):
+        command = [str(compiler.find_cxx()), *flags, *map(str, sources), "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "cannot find" in done.stderr:
+            pytest.skip(f"the compiler has no {name} sanitizer: {done.stderr.splitlines()[0]}")
+        assert done.returncode == 0, done.stderr
+        return {}
+
+    return cache.entry(compiler._key(compiler.find_cxx(), flags, texts), ".program", build)[0]
 
 
 def run_sanitized(name, *arguments):

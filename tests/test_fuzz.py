@@ -50,7 +50,7 @@ def wrong_variant(what, folder):
     path = folder / "added.cu"
     turn = "static __device__ int turn;\n"
     path.write_text(
-        "//@ constant THREADS = 128\n" + LAUNCHES["forward"]
+        "//@ constant THREADS = 128\n" + LAUNCHES["forward"].splitlines(keepends=True)[0]  # without the mask
         + text.replace('extern "C"', turn + 'extern "C"').replace(old, f"activate(s_sum.value() + {what})")
     )  # fmt: skip
     return variant_from_file(path, "forward")
@@ -81,8 +81,8 @@ def test_the_law_on_layouts_fails_where_a_layout_is_misread(cpu, monkeypatch):
     right = ops.conv2d
 
     def misread(x, *others, **options):
-        x = np.asarray(x)
-        return right(x if x.flags.c_contiguous else np.ascontiguousarray(x[..., ::-1]), *others, **options)
+        is_misread = isinstance(x, np.ndarray) and not x.flags.c_contiguous
+        return right(np.ascontiguousarray(x[..., ::-1]) if is_misread else x, *others, **options)
 
     monkeypatch.setattr(ops, "conv2d", misread)
     assert faults("layout", naive, TEXT, cpu)
@@ -125,9 +125,9 @@ def test_calls_that_end_badly_are_found(monkeypatch):
 
 def test_arguments_that_are_not_expected(cpu):
     fuzzer = Fuzzer((), cpu, 0, ("arguments",))
-    fuzzer.round(2)
+    fuzzer.round()
     assert fuzzer.findings.failures == []
-    assert fuzzer.findings.parts["arguments"].cases > 300
+    assert fuzzer.findings.parts["arguments"].cases > 150
 
 
 # -- rounds ----------------------------------------------------------------------------------------------------------
@@ -154,9 +154,9 @@ def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capsys):
 
 def test_right_variants_pass(cpu):
     fuzzer = Fuzzer(of_pass("forward")[:1], cpu, 0)
-    fuzzer.round(0.3)
+    fuzzer.round(0.2)
     assert fuzzer.findings.failures == []
-    assert fuzzer.findings.cases > 80 and fuzzer.findings.parts["reference"].cases >= 30
+    assert fuzzer.findings.cases > 60 and fuzzer.findings.parts["reference"].cases >= 20
 
 
 def test_the_same_seed_draws_the_same_cases(cpu):
@@ -198,10 +198,9 @@ def test_command(capsys, tmp_path, monkeypatch):
 
 def test_command_keeps_what_fails(capsys, tmp_path):
     file = tmp_path / "kept.txt"
-    wrong = str(WRONG / "forward_border_off_by_one.cu")
+    wrong = [str(WRONG / "forward_border_off_by_one.cu"), "--pass", "forward", "--only", "reference"]
     for _ in range(2):
-        code, out, _ = run(capsys, wrong, "--pass", "forward", "--minutes", "0.05", "--seed", "1", "--only", "reference",
-                           "--failures", str(file))  # fmt: skip
+        code, out, _ = run(capsys, *wrong, "--minutes", "0.05", "--seed", "1", "--failures", str(file))
         assert code == 1 and "convbackprop check" in out
     lines = file.read_text().splitlines()
     assert sum(line.startswith("# convbackprop fuzz --seed 1") for line in lines) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,9 @@ def fault(call: str) -> str | None:
     Right is a result, or a ValueError, TypeError or MemoryError of the package, or that a device is not there.
     """
     try:
-        result = eval(call, {"np": np, "cb": convbackprop})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numpy, about some of these arguments
+            result = eval(call, {"np": np, "cb": convbackprop})
     except ConvBackpropError as error:
         if not isinstance(error, (ValueError, TypeError, MemoryError, DeviceNotFound, DeviceUnusable)):
             return f"it ends in {type(error).__name__}: {error}"
