@@ -12,13 +12,19 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convbackprop import reference
+from convbackprop import check, reference
+from convbackprop.devices import get_device
+from convbackprop.file_variant import variant_from_file
 from convbackprop.plan import plan
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, of_pass
@@ -213,6 +219,54 @@ def test_kernel_grad_of_a_large_gradient(cpu):
         arrays[name][-1, 0, 0, -50:] = {"dy": 2, "x": 3, "saved": 1}[name]
     run_last_blocks(variant, problem, cpu, arrays, 1)
     assert arrays["partial"][-2:].tolist() == [300, 100]
+
+
+# -- the arithmetic itself -------------------------------------------------------------------------------------------
+#: Runs this file's tests with kernels that end the process where a signed integer overflows.
+TRAPPED = """
+import sys, pytest
+from convbackprop import compiler
+compiler._CPU_FLAGS += ("-fsanitize=signed-integer-overflow", "-fsanitize-undefined-trap-on-error")
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *sys.argv[1:]]))
+"""
+
+
+def trapped(*arguments):
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run([sys.executable, "-c", TRAPPED, *arguments], capture_output=True, text=True, timeout=1800,
+                          cwd=root, env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+
+
+@pytest.mark.hardening
+def test_no_integer_overflows():
+    done = trapped("tests/test_index.py")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+OVERFLOWS = """// WRONG: a product of sizes is formed in 32 bits.
+//@ launch forward(x, w, b, y) grid=[1] block=[1]
+#include "conv2d.cuh"
+extern "C" __global__ void forward(const Scalar* x, const Scalar* w, const Scalar* b, Scalar* y, Conv2dShape shape) {
+    y[0] = from_acc(Acc(shape.W * shape.W > 0));
+}
+"""
+
+
+def run_overflow(path):
+    """Run a kernel whose arithmetic overflows; in a process of its own."""
+    variant = variant_from_file(Path(path), "forward")
+    problem = ConvProblem.parse("1,1,1,65536,1,1,1")
+    check.launch(variant, problem, check.inputs("forward", problem), get_device("cpu"))
+
+
+@pytest.mark.hardening
+def test_an_overflow_ends_the_process(tmp_path):
+    """What test_no_integer_overflows relies on."""
+    kernel, test = tmp_path / "overflows.cu", tmp_path / "test_overflow.py"
+    kernel.write_text(OVERFLOWS)
+    test.write_text(f"from tests.test_index import run_overflow\ndef test(): run_overflow({str(kernel)!r})\n")
+    assert trapped(str(test)).returncode == -signal.SIGILL
 
 
 # -- whole grids over more than 2^31 elements ------------------------------------------------------------------------

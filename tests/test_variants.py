@@ -18,7 +18,7 @@ from convbackprop.curated import CURATED
 from convbackprop.devices.cpu import set_num_threads
 from convbackprop.fuzz import laws
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, Variant, of_pass
+from convbackprop.variants import VARIANTS, Variant, of_pass, why_not
 from tests.conftest import compile_ahead
 from tests.problems import ACTIVATION_KINDS, PROBLEMS
 
@@ -200,6 +200,25 @@ def test_same_bits_at_any_place_in_the_batch(cpu, variant, text, tunables):
         pytest.skip(sentence)
     for seed in range(8):
         assert laws.batch(laws.Subject(variant, problem, cpu, tunables, seed)) == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_auto_does_not_look_at_the_number_of_images(kind):
+    """Else a batch of one might have other bits than a batch of many."""
+    for entry in PROBLEMS:
+        for pass_name in PASSES:
+            chosen = [
+                next(
+                    (
+                        rung
+                        for rung, reason in why_not(pass_name, entry.problem().with_(N=n), kind).items()
+                        if not reason
+                    ),
+                    None,
+                )
+                for n in (1, 2, 3, 64, 1000)
+            ]
+            assert len(set(chosen)) == 1, f"{pass_name} on {entry.text}"
 
 
 @each_variant
