@@ -207,18 +207,11 @@ def test_auto_does_not_look_at_the_number_of_images(kind):
     """Else a batch of one might have other bits than a batch of many."""
     for entry in PROBLEMS:
         for pass_name in PASSES:
-            chosen = [
-                next(
-                    (
-                        rung
-                        for rung, reason in why_not(pass_name, entry.problem().with_(N=n), kind).items()
-                        if not reason
-                    ),
-                    None,
-                )
-                for n in (1, 2, 3, 64, 1000)
-            ]
-            assert len(set(chosen)) == 1, f"{pass_name} on {entry.text}"
+            chosen = set()
+            for n in (1, 2, 3, 64, 1000):
+                reasons = why_not(pass_name, entry.problem().with_(N=n), kind)
+                chosen.add(next((rung for rung, reason in reasons.items() if reason is None), None))
+            assert len(chosen) == 1, f"{pass_name} on {entry.text}"
 
 
 @each_variant
