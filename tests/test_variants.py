@@ -187,7 +187,7 @@ def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunab
     assert all(run == runs[0] for run in runs)
 
 
-BATCHES = ("5,3,64,57,3,3,5,padding=1x2,groups=3", "5,20,9,11,70,3,3,padding=1")
+BATCHES = ("5,3,64,57,3,3,5,padding=1x2,groups=3", "4,6,7,9,66,3,3,padding=1")
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.pass_name != "kernel_grad"], ids=str)
@@ -198,7 +198,7 @@ def test_same_bits_at_any_place_in_the_batch(cpu, variant, text, tunables):
     problem = ConvProblem.parse(text, bias=True, activation="relu")
     if sentence := variant.refusal(problem):
         pytest.skip(sentence)
-    for seed in range(8):
+    for seed in range(4):
         assert laws.batch(laws.Subject(variant, problem, cpu, tunables, seed)) == []
 
 
