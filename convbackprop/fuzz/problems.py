@@ -134,12 +134,24 @@ def of_round(variant: Variant, kind: Kind, rng: random.Random, large: bool = Fal
         if variant.name == "implicit_gemm":  # it is there for channels
             found = st.builds(_widened, found, st.sampled_from((1, 1, 4, 16)), st.sampled_from((1, 1, 8, 32)))
         found = st.builds(lambda problem: problem.with_(**kind), found)
+    if not large:
+        widths = st.sampled_from((0,) * 7 + (50_000, 200_000))
+        found = st.builds(_stretched, found, widths)
     found = found.filter(lambda problem: variant.refusal(problem) is None)
     return st.builds(_affordable, found).filter(lambda problem: variant.refusal(problem) is None)
 
 
 def _widened(problem: ConvProblem, channels: int, filters: int) -> ConvProblem:
     return problem.with_(C=problem.C * channels, K=problem.K * filters)
+
+
+def _stretched(problem: ConvProblem, width: int) -> ConvProblem:
+    """Return the problem with few long rows, whose sums over pixels show whether round-offs add up; 0: as it is."""
+    height = min(problem.H, max(1, problem.filter_extent[0] - sum(problem.padding[0])))
+    if not width:
+        return problem
+    few = {"N": min(problem.N, 1), "C": problem.groups, "K": problem.groups}
+    return problem.with_(H=height, W=problem.W + width, **few)
 
 
 def _affordable(problem: ConvProblem) -> ConvProblem:
