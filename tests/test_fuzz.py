@@ -135,7 +135,7 @@ def commands(fuzzer):
     return [failure.case.command() for failure in fuzzer.findings.failures]
 
 
-def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capsys):
+def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capfd):
     variant = variant_from_file(WRONG / "forward_border_off_by_one.cu", "forward")
     fuzzer = Fuzzer([variant], cpu, 1, ("reference",))
     fuzzer.round()
@@ -146,7 +146,7 @@ def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capsys):
     )
     name, *words = shlex.split(failure.case.command())
     assert name == "convbackprop" and cli.main(words) == 1
-    assert failure.sentences[0] in capsys.readouterr().out
+    assert failure.sentences[0] in capfd.readouterr().out
     before = fuzzer.findings.cases
     fuzzer.round()
     assert fuzzer.findings.cases == before, "a variant that has failed is left alone"
@@ -180,27 +180,27 @@ def test_commands_leave_nothing_to_defaults(cpu):
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
-def run(capsys, *words):
+def run(capfd, *words):
     code = cli.main(["fuzz", "--device", "cpu", *words])
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     return code, said.out, said.err
 
 
-def test_command(capsys, tmp_path, monkeypatch):
+def test_command(capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, "--minutes", "0.01", "--only", "arguments", "--seed", "5")
+    code, out, err = run(capfd, "--minutes", "0.01", "--only", "arguments", "--seed", "5")
     assert (code, err) == (0, "")
     assert "seed 5" in out and "nothing was wrong" in out and "arguments" in out
     assert not list(tmp_path.iterdir())
-    found = json.loads(run(capsys, "--minutes", "0.01", "--only", "arguments", "--json")[1])
+    found = json.loads(run(capfd, "--minutes", "0.01", "--only", "arguments", "--json")[1])
     assert found["ok"] and found["cases"] and {part["part"] for part in found["parts"]} == set(PARTS)
 
 
-def test_command_keeps_what_fails(capsys, tmp_path):
+def test_command_keeps_what_fails(capfd, tmp_path):
     file = tmp_path / "kept.txt"
     wrong = [str(WRONG / "forward_border_off_by_one.cu"), "--pass", "forward", "--only", "reference"]
     for _ in range(2):
-        code, out, _ = run(capsys, *wrong, "--minutes", "0.05", "--seed", "1", "--failures", str(file))
+        code, out, _ = run(capfd, *wrong, "--minutes", "0.05", "--seed", "1", "--failures", str(file))
         assert code == 1 and "convbackprop check" in out
     lines = file.read_text().splitlines()
     assert sum(line.startswith("# convbackprop fuzz --seed 1") for line in lines) == 2
@@ -223,8 +223,8 @@ def test_command_keeps_what_fails(capsys, tmp_path):
         (["forward/coalesced", "--law", "flip", "--problem", f"{TEXT},stride=2", "--seed", "1"], "stride is 2x2"),
     ],
 )
-def test_command_refuses(capsys, words, sentence):
-    code, _, err = run(capsys, *words)
+def test_command_refuses(capfd, words, sentence):
+    code, _, err = run(capfd, *words)
     assert code in (1, 2)
     assert sentence in err
 
