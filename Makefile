@@ -18,7 +18,7 @@ PY := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 endif
 
-.PHONY: help env bench bench-layers check sanitize test test-all hardening test-pythons bench-suite bench-compare gpu-report examples lint format readme build toolchain pycuda clean distclean
+.PHONY: help env bench bench-layers check fuzz sanitize test test-all hardening test-pythons bench-suite bench-compare gpu-report examples lint format readme build toolchain pycuda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: $(ENV) ## the tests, without the slow ones
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/build_pycuda.py --optional
 	@$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses=auto) $(ARGS)
+
+fuzz: $(ENV) ## random problems and arguments for ten minutes; ARGS="--minutes 1 forward"
+	@$(PY) -m convbackprop fuzz $(ARGS)
 
 test-all: $(ENV) ## the tests, slow ones included
 	@$(MAKE) --no-print-directory test ARGS='-m "not hardening" $(ARGS)'

@@ -15,7 +15,7 @@ from convbackprop import arrays, calls
 from convbackprop.calls import Checked, Function, Result
 from convbackprop.devices import Device, get_device
 from convbackprop.errors import InvalidArgument, InvalidType
-from convbackprop.problem import ConvProblem, activation_name, integer, known, pair, resolve_padding
+from convbackprop.problem import ConvProblem, activation_name, integer, known, pair, resolve_padding, shown
 from convbackprop.variants import Variant, choose, of_pass, why_not
 
 Shape = tuple[int, ...]
@@ -53,7 +53,7 @@ class _Arguments:
             return get_device(wanted if wanted is not None or self.library.title == "numpy.ndarray" else "cpu")
         if wanted not in (None, place) and not (wanted == "cuda" and place == "cuda:0"):
             raise InvalidArgument(
-                f"device is {wanted!r}, but {first} is a {self.library.title} on {place}; it runs where it lies"
+                f"device is {shown(wanted)}, but {first} is a {self.library.title} on {place}; it runs where it lies"
             )
         return get_device(place)
 
@@ -117,7 +117,7 @@ def _four(shape: Shape, name: str) -> tuple[int, int, int, int]:
 def _size(size: object, name: str) -> Shape:
     """Return an argument such as input_size as a tuple of ints."""
     if not isinstance(size, Sequence) or isinstance(size, str):
-        raise InvalidType(f"{name} is {size!r} ({type(size).__name__}); it should be a sequence of integers")
+        raise InvalidType(f"{name} is {shown(size)} ({type(size).__name__}); it should be a sequence of integers")
     return tuple(integer(number, f"{name}[{i}]", 0) for i, number in enumerate(size))
 
 
@@ -487,7 +487,7 @@ def conv2d_backward(
         As `conv2d` does.
     """
     if not isinstance(needs, Sequence) or list(map(type, needs)) != [bool, bool, bool]:
-        raise InvalidArgument(f"needs is {needs!r}; it should be three bools, for dx, dw and db")
+        raise InvalidArgument(f"needs is {shown(needs)}; it should be three bools, for dx, dw and db")
     need_dx, need_dw, need_db = needs
     dx_out, dw_out, db_out = _outs(out, 3, "three arrays or Nones, for dx, dw and db")
     outs = (dx_out if need_dx else None, dw_out if need_dw else None, db_out if need_db else None)
@@ -552,7 +552,7 @@ def passes_of_backward(variant: str, problem: ConvProblem, device_kind: str) -> 
 def _flag(value: object, argument: str) -> bool:
     if isinstance(value, bool):
         return value
-    raise InvalidType(f"{argument} is {value!r}; it should be True or False")
+    raise InvalidType(f"{argument} is {shown(value)}; it should be True or False")
 
 
 def _outs(out: Any, count: int, what: str) -> Sequence[Any]:

@@ -25,7 +25,10 @@ Pair = tuple[int, int]
 
 def shown(value: object) -> str:
     """Return what a message says of a value: its repr on one line, of bearable length."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of more digits than Python prints, or somebody's __repr__
+        text = f"{'an' if isinstance(value, int) else 'a'} {type(value).__name__} that cannot be printed"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -51,9 +54,9 @@ def integer(value: object, argument: str, least: int) -> int:
     if number is None:
         raise InvalidType(f"{argument} is {shown(value)} ({type(value).__name__}); it should be an integer")
     if number < least:
-        raise InvalidArgument(f"{argument} is {number}; it should be at least {least}")
+        raise InvalidArgument(f"{argument} is {shown(number)}; it should be at least {least}")
     if number > _INT_MAX:
-        raise InvalidArgument(f"{argument} is {number}; it should be below 2**31")
+        raise InvalidArgument(f"{argument} is {shown(number)}; it should be below 2**31")
     return number
 
 

@@ -126,6 +126,18 @@ def unit_dilation(p: ConvProblem) -> str | None:
     return None
 
 
+#: What 32-bit arithmetic is safe for, with as much again for what a strip or a band reaches beyond the image.
+_LONGEST = 2**30
+
+
+def countable(p: ConvProblem) -> str | None:
+    """It counts rows and columns in 32 bits."""
+    for name, size, padding in (("rows", p.H, p.padding[0]), ("columns", p.W, p.padding[1])):
+        if (padded := size + sum(padding)) > _LONGEST:
+            return f"the padded image has {padded:,} {name}; it counts up to {_LONGEST:,}"
+    return None
+
+
 # -- kernel_grad -----------------------------------------------------------------------------------------------------
 #: What the sums and the ring of rows may take of a thread's 255 registers, by bytes of an accumulator.
 _RING_REGISTERS = {4: 205, 8: 170}

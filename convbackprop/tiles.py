@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
-from convbackprop.variant import Constants, Geometry, Requirement, Tunable, ceil_div
+from convbackprop.variant import MAX_GRID, Constants, Geometry, Requirement, Tunable, ceil_div
 from convbackprop.workspace import most_slices
 
 #: CUDA's limit on the second and third extent of a grid.
-_MAX_GRID_YZ = 65535
+_MAX_GRID_YZ = MAX_GRID[1]
 
 #: The shared memory that every GPU gives a block that does not ask for more.
 _SHARED_BYTES = 48 * 1024

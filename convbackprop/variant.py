@@ -14,6 +14,9 @@ Constants = Mapping[str, int]
 Geometry = Callable[[ConvProblem, Constants], tuple[int, ...]]
 Choice = int | Callable[[ConvProblem], int]
 
+#: CUDA's limits on the three extents of a grid.
+MAX_GRID = (2**31 - 1, 65535, 65535)
+
 #: The widest load and store there is, in bytes; an address need not be aligned to more.
 WIDEST = 16
 
@@ -139,12 +142,27 @@ class Variant:
 
     def refusal(self, problem: ConvProblem) -> str | None:
         """Return the sentence on why this variant does not compute `problem`, or None if it does."""
-        return next(filter(None, (requirement(problem) for requirement in self.requires)), None)
+        sentences = (requirement(problem) for requirement in (*self.requires, self._grid_fits))
+        return next(filter(None, sentences), None)
+
+    def _grid_fits(self, problem: ConvProblem) -> str | None:
+        """Its grids must be within CUDA's limits, with the constants of every device."""
+        for kind in ("cuda", "cpu"):
+            constants = self.constants(kind, problem)
+            for launch in self.launches:
+                grid = launch.grid(problem, constants)
+                if any(extent > most for extent, most in zip(grid, MAX_GRID, strict=False)):
+                    return f"its grid would be {_by(grid)} blocks; it should be at most {_by(MAX_GRID)}, CUDA's limit"
+        return None
 
     def constants(self, device_kind: str, problem: ConvProblem, alignment: Alignment = ALIGNED) -> dict[str, int]:
         """Return the tunables for a kind of device, "cpu" or "cuda", and what follows from problem and alignment."""
         chosen = {name: tunable.value(device_kind, problem) for name, tunable in self.tunables.items()}
         return {**chosen, **self.specialise(problem, alignment, chosen)}
+
+
+def _by(extents: tuple[int, ...]) -> str:
+    return " x ".join(f"{extent:,}" for extent in extents)
 
 
 def ceil_div(a: int, b: int) -> int:

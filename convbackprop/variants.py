@@ -13,13 +13,10 @@ from collections.abc import Callable
 from convbackprop import gemms, strips, tiles
 from convbackprop.errors import UnsupportedProblem
 from convbackprop.problem import PASSES, ConvProblem, known
-from convbackprop.variant import Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.variant import MAX_GRID, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
 from convbackprop.workspace import most_slices
 
 __all__ = ["VARIANTS", "Alignment", "Launch", "Tunable", "Variant", "choose", "of_pass", "select", "why_not"]
-
-#: CUDA's limit on the second and third extent of a grid.
-MAX_GRID_YZ = 65535
 
 
 def _one_thread_each(count: Callable[[ConvProblem], int]) -> Geometry:
@@ -39,7 +36,7 @@ def _taps(p: ConvProblem) -> int:
 
 def _slices(p: ConvProblem) -> int:
     """Into how many slices the rows of all images go: one a row, while the partial sums fit in the workspace."""
-    return max(1, min(p.N * p.P, MAX_GRID_YZ, most_slices(p, _taps(p))))
+    return max(1, min(p.N * p.P, MAX_GRID[1], most_slices(p, _taps(p))))
 
 
 #: Of kernel_grad_total.cuh. One group a warp: many where many warps hide the latency of memory, one where threads take
@@ -89,7 +86,7 @@ VARIANTS: tuple[Variant, ...] = (
         launches=(Launch("forward", ("x", "w", "b", "y", "mask"), strips.correlation_grid(True), _threads),),
         tunables=strips.TUNABLES,
         specialise=strips.correlation_constants(True),
-        requires=(strips.unit_stride, strips.unit_dilation),
+        requires=(strips.unit_stride, strips.unit_dilation, strips.countable),
     ),
     Variant(
         "forward",
@@ -133,7 +130,7 @@ VARIANTS: tuple[Variant, ...] = (
         launches=(Launch("input_grad", ("dy", "saved", "w", "dx"), strips.correlation_grid(False), _threads),),
         tunables=strips.TUNABLES,
         specialise=strips.correlation_constants(False),
-        requires=(strips.unit_stride, strips.unit_dilation),
+        requires=(strips.unit_stride, strips.unit_dilation, strips.countable),
     ),
     Variant(
         "input_grad",
@@ -185,7 +182,7 @@ VARIANTS: tuple[Variant, ...] = (
         tunables={**strips.TUNABLES, **_TOTAL},
         specialise=strips.kernel_grad_constants,
         partial_sums=lambda p, t: strips.kernel_grad_blocks(p, t) * _taps(p),
-        requires=(strips.unit_stride, strips.unit_dilation),
+        requires=(strips.unit_stride, strips.unit_dilation, strips.countable),
     ),
     Variant(
         "kernel_grad",
@@ -214,7 +211,7 @@ VARIANTS: tuple[Variant, ...] = (
         specialise=strips.backward_constants,
         partial_sums=lambda p, t: strips.backward_blocks(p, t) * _taps(p) * (p.dw or p.bias),
         requires=(strips.unit_stride, strips.unit_dilation, strips.depthwise, strips.small_odd_filter,
-                  strips.enough_registers, strips.same_padding),
+                  strips.enough_registers, strips.same_padding, strips.countable),
     ),
 )  # fmt: skip
 

@@ -1,9 +1,8 @@
-"""The problems that the tests run on: the curated ones, more with their reasons, and all others (hypothesis)."""
+"""The problems that the tests run on: the curated ones, and more with their reasons. Others: convbackprop/fuzz."""
 
 from __future__ import annotations
 
 from convbackprop.curated import CURATED, Curated
-from convbackprop.problem import ConvProblem
 
 #: What is known at compile time: (activation, mask).
 ACTIVATION_KINDS = (("identity", False), ("relu", False), ("relu", True), ("logistic", False), ("tanh", False))
@@ -26,35 +25,3 @@ PROBLEMS = CURATED + MORE
 
 #: What torch computes too: it refuses some empty batches.
 WITH_IMAGES = tuple(entry for entry in CURATED if entry.problem().N)
-
-
-def problems(images=(0, 4)):
-    """Return a hypothesis strategy for sizes of every kind; dtype and activation are the caller's."""
-    from hypothesis import strategies as st
-
-    small = st.integers(1, 5)
-    side = st.integers(0, 6)
-
-    @st.composite
-    def strategy(draw):
-        groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
-        r, s = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-        dilation = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
-        padding = ((draw(side), draw(side)), (draw(side), draw(side)))
-        least = [max(1, d * (f - 1) + 1 - sum(p)) for d, f, p in zip(dilation, (r, s), padding, strict=True)]
-        return ConvProblem(
-            N=draw(st.integers(*images)),
-            C=groups * draw(small),
-            H=draw(st.integers(least[0], max(40, least[0]))),
-            W=draw(st.integers(least[1], max(40, least[1]))),
-            K=groups * draw(small),
-            R=r,
-            S=s,
-            stride=(draw(st.integers(1, 4)), draw(st.integers(1, 4))),
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            bias=draw(st.booleans()),
-        )
-
-    return strategy()

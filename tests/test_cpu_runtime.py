@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convbackprop import compiler
+from convbackprop import cache, compiler
 from convbackprop.compiler import Source
 from convbackprop.curated import CURATED
 from convbackprop.devices import cpu as cpu_module
@@ -33,6 +33,7 @@ from convbackprop.devices.cpu import cpu_device, set_num_threads
 from convbackprop.errors import CompileError, LaunchFailed
 from convbackprop.plan import constants_of
 from convbackprop.variants import VARIANTS
+from tests.figures import record
 
 KERNELS = Path(__file__).parent / "cpu_runtime"
 FINISHED, FAILED, RUNNING = 0, 1, 2  # of runtime.h
@@ -824,6 +825,88 @@ def test_fork_while_a_launch_is_in_progress(runtime):
             pass
     assert status == FINISHED
     assert (values == marched(some_values(), 8000, 96)).all()
+
+
+@pytest.mark.hardening
+def test_a_million_launches_leave_nothing_behind(runtime):
+    """Neither memory nor threads; with a barrier and two workers, from one OS thread."""
+    counts = np.zeros(2, np.int32)
+    launch = module("launches").prepared("count", (2,), (33,), counts, workers=2)
+
+    def launches(number):
+        for _ in range(number):
+            assert runtime.convbackprop_launch(launch, 0) == FINISHED
+
+    launches(10_000)
+    memory, threads = resident_bytes(), os_threads()
+    launches(1_000_000)
+    assert counts.tolist() == [33 * 1_010_000] * 2
+    assert resident_bytes() - memory < 1 << 20
+    assert os_threads() == threads
+    record("launches", launches=1_010_000)
+
+
+# -- under sanitizers ------------------------------------------------------------------------------------------------
+SANITIZERS = {"address": "AddressSanitizer", "undefined": "runtime error", "thread": "ThreadSanitizer"}
+
+
+@functools.cache
+def sanitized(name):
+    """The program sanitized.cpp with the runtime in it, from the cache."""
+    sources = [KERNELS / "sanitized.cpp", *sorted(compiler.RUNTIME.glob("*.cpp"))]
+    flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={name}", "-fno-sanitize-recover=all", "-pthread", "-Wall"]
+    flags += ["-Wno-unknown-pragmas", "-Wno-unused-function", "-I", str(compiler.RUNTIME)]
+    texts = [path.read_text() for path in sorted((*KERNELS.glob("*.c*"), *compiler.RUNTIME.glob("*.[ch]*")))]
+
+    def build(path):
+        command = [str(compiler.find_cxx()), *flags, *map(str, sources), "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "cannot find" in done.stderr:
+            pytest.skip(f"the compiler has no {name} sanitizer: {done.stderr.splitlines()[0]}")
+        assert done.returncode == 0, done.stderr
+        return {}
+
+    return cache.entry(compiler._key(compiler.find_cxx(), flags, texts), ".program", build)[0]
+
+
+def run_sanitized(name, *arguments):
+    return subprocess.run([str(sanitized(name)), *arguments], capture_output=True, text=True, timeout=900)
+
+
+def assert_clean(name, rounds):
+    done = run_sanitized(name, str(rounds))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert not done.stderr
+    count = int(done.stdout.split()[0])
+    assert count >= 5 * rounds
+    return count
+
+
+@pytest.mark.parametrize("name", ["address", pytest.param("thread", marks=pytest.mark.slow)])
+def test_sanitizers_find_nothing(name):
+    assert_clean(name, 8)
+
+
+@pytest.mark.hardening
+@pytest.mark.parametrize("name", SANITIZERS)
+def test_sanitizers_find_nothing_in_many_rounds(name):
+    record(f"sanitized_{name}", launches=assert_clean(name, 200 if name == "thread" else 4000))
+
+
+@pytest.mark.hardening
+@pytest.mark.parametrize(
+    ("name", "fault", "kind"),
+    [
+        ("address", "stack", "stack-buffer-overflow"),  # of a fiber's stack
+        ("address", "heap", "heap-buffer-overflow"),
+        ("undefined", "overflow", "signed integer overflow"),
+        ("thread", "race", "data race"),
+    ],
+)
+def test_sanitizers_find_a_fault(name, fault, kind):
+    done = run_sanitized(name, "0", fault)
+    assert done.returncode != 0
+    assert SANITIZERS[name] in done.stderr and kind in done.stderr
 
 
 # -- how it is built -------------------------------------------------------------------------------------------------

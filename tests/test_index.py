@@ -3,7 +3,8 @@
 An array of more than 2^32 float16 elements is mapped but not touched, except where the blocks that are run read or
 write it: the last ones of the grid, whose offsets are the largest. What that proves: for each variant, that the offsets
 of the last elements of x, y, dy, saved and dx (each > 2^32) do not overflow, and for kernel_grad those of x in every
-tap, and of dy and saved in the last slice of the naive variant. Not shown: a filter of more than 2^31 elements.
+tap, and of dy and saved in the last slice of the naive variant; the same for w and dw. A row of 2^31 - 1 columns is the
+longest that there is. The `hardening` tests run whole grids over 2^31 elements.
 Only the cpu device runs a part of a grid; the .cu file is the GPU's.
 """
 
@@ -11,14 +12,23 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convbackprop import reference
+from convbackprop import check, reference
+from convbackprop.devices import get_device
+from convbackprop.file_variant import variant_from_file
 from convbackprop.plan import plan
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import of_pass
+from convbackprop.variants import VARIANTS, of_pass
+from tests.figures import record
 
 LIMIT = 2**32
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -141,6 +151,64 @@ def test_kernel_grad_of_a_large_image(cpu, variant):
     assert arrays["db"].tolist() == [5]
 
 
+# -- a filter of more than 2^32 elements ----------------------------------------------------------------------------
+@pytest.mark.hardening
+def test_forward_and_input_grad_with_a_large_filter(cpu):
+    """One pixel, whose last results are sums over the filter's last row or column."""
+    computed = set()
+    for variant in of_pass("forward") + of_pass("input_grad"):
+        problem = ConvProblem.parse("1,65600,1,1,65600,1,1,dtype=float16")
+        if variant.refusal(problem):
+            continue
+        arrays = arrays_of(variant.pass_name, problem)
+        assert arrays["w"].size > LIMIT
+        source, result = ("x", "y") if variant.pass_name == "forward" else ("dy", "dx")
+        arrays[source][0, -3:, 0, 0] = [1, 2, 3]
+        corner = arrays["w"][-3:, -3:, 0, 0]
+        corner[...] = np.arange(9).reshape(3, 3) - 4
+        # tiled has a block for each plane in two rounds, and most of the second round's blocks have none.
+        run_last_blocks(variant, problem, cpu, arrays, 65480 if variant.name == "tiled" else 1)
+        matrix = corner if variant.pass_name == "forward" else corner.T
+        assert np.array_equal(arrays[result][0, -3:, 0, 0], matrix @ [1, 2, 3]), variant
+        computed.add(variant.pass_name)
+    assert len(computed) == 2
+
+
+@pytest.mark.hardening
+def test_kernel_grad_of_a_large_filter(cpu):
+    """One pixel: dw is the product of each channel with each filter."""
+    problem = ConvProblem.parse("1,65600,1,1,65600,1,1,dtype=float16,bias=1")
+    computed = [variant for variant in of_pass("kernel_grad") if variant.refusal(problem) is None]
+    assert computed
+    for variant in computed:
+        arrays = arrays_of("kernel_grad", problem)
+        assert arrays["dw"].size > LIMIT
+        arrays["x"][0, -3:, 0, 0], arrays["dy"][0, -3:, 0, 0] = [1, 2, 3], [3, 4, 5]
+        # naive has threads for the 65,600 biases, which come last; implicit_gemm adds a bias up with its first taps.
+        is_naive = variant.name == "naive"
+        run_last_blocks(variant, problem, cpu, arrays, 2100 if is_naive else 40)
+        assert arrays["dw"][-1, -3:, 0, 0].tolist() == [5, 10, 15], variant
+        assert not is_naive or arrays["db"][-3:].tolist() == [3, 4, 5]
+
+
+# -- the longest row -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variant", of_pass("forward") + of_pass("input_grad"), ids=str)
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_the_longest_axis(cpu, variant, axis):
+    """An image of 2^31 - 1 rows or columns, whose last ones the last blocks read and write."""
+    size = 2**31 - 1
+    problem = ConvProblem.parse(f"1,1,{f'{size},1' if axis == 'column' else f'1,{size}'},1,1,1,dtype=float16")
+    if sentence := variant.refusal(problem):
+        assert any(words in sentence for words in ("it counts", "one channel and one filter")), sentence
+        pytest.skip(sentence)
+    arrays = arrays_of(variant.pass_name, problem)
+    source, result = ("x", "y") if variant.pass_name == "forward" else ("dy", "dx")
+    arrays["w"][...] = 2
+    arrays[source].ravel()[-70:] = np.arange(70) + 1
+    run_last_blocks(variant, problem, cpu, arrays, 20)
+    assert np.array_equal(arrays[result].ravel()[-70:], 2 * np.arange(70) + 2)
+
+
 def test_kernel_grad_of_a_large_gradient(cpu):
     """The naive variant's last slice adds up the last row of dy."""
     variant = of_pass("kernel_grad")[0]
@@ -151,3 +219,132 @@ def test_kernel_grad_of_a_large_gradient(cpu):
         arrays[name][-1, 0, 0, -50:] = {"dy": 2, "x": 3, "saved": 1}[name]
     run_last_blocks(variant, problem, cpu, arrays, 1)
     assert arrays["partial"][-2:].tolist() == [300, 100]
+
+
+# -- the arithmetic itself -------------------------------------------------------------------------------------------
+#: Runs this file's tests with kernels that end the process where a signed integer overflows.
+TRAPPED = """
+import sys, pytest
+from convbackprop import compiler
+compiler._CPU_FLAGS += ("-fsanitize=signed-integer-overflow", "-fsanitize-undefined-trap-on-error")
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *sys.argv[1:]]))
+"""
+
+
+def trapped(*arguments):
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run([sys.executable, "-c", TRAPPED, *arguments], capture_output=True, text=True, timeout=1800,
+                          cwd=root, env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+
+
+@pytest.mark.hardening
+def test_no_integer_overflows():
+    done = trapped("tests/test_index.py")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+OVERFLOWS = """// WRONG: a product of sizes is formed in 32 bits.
+//@ launch forward(x, w, b, y) grid=[1] block=[1]
+#include "conv2d.cuh"
+extern "C" __global__ void forward(const Scalar* x, const Scalar* w, const Scalar* b, Scalar* y, Conv2dShape shape) {
+    y[0] = from_acc(Acc(shape.W * shape.W > 0));
+}
+"""
+
+
+def run_overflow(path):
+    """Run a kernel whose arithmetic overflows; in a process of its own."""
+    variant = variant_from_file(Path(path), "forward")
+    problem = ConvProblem.parse("1,1,1,65536,1,1,1")
+    check.launch(variant, problem, check.inputs("forward", problem), get_device("cpu"))
+
+
+@pytest.mark.hardening
+def test_an_overflow_ends_the_process(tmp_path):
+    """What test_no_integer_overflows relies on."""
+    kernel, test = tmp_path / "overflows.cu", tmp_path / "test_overflow.py"
+    kernel.write_text(OVERFLOWS)
+    test.write_text(f"from tests.test_index import run_overflow\ndef test(): run_overflow({str(kernel)!r})\n")
+    assert trapped(str(test)).returncode == -signal.SIGILL
+
+
+# -- whole grids over more than 2^31 elements ------------------------------------------------------------------------
+def free_memory():
+    """Return the bytes that can be had without swapping."""
+    text = Path("/proc/meminfo").read_text()
+    return 1024 * int(re.search(r"MemAvailable:\s*(\d+)", text)[1])
+
+
+#: 2^31 + 2^18 elements, in rows that strips take.
+WHOLE = "1,1,2049,1048576,1,1,1,dtype=float16"
+
+
+@pytest.mark.hardening
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_every_element_of_a_large_image(cpu, pass_name):
+    """A result of more than 2^31 elements is written whole, and each element where it belongs."""
+    problem = ConvProblem.parse(WHOLE)
+    if free_memory() < 13 << 30:
+        pytest.skip("needs 13 GB of free memory: 8.6 for two arrays, and room for others")
+    (variant,) = (v for v in of_pass(pass_name) if v.name == "coalesced")
+    arrays = arrays_of(pass_name, problem)
+    source, result = (arrays[name] for name in (("x", "y") if pass_name == "forward" else ("dy", "dx")))
+    arrays["w"][...] = 2
+    # 2,053 values, a prime, so that a row's differ from those above; each is exact in float16.
+    pattern = np.arange(2053).astype(np.float16) / 4
+    rows = source[0, 0]
+    for h in range(problem.H):
+        rows[h] = np.resize(np.roll(pattern, -h), problem.W)
+    plan(variant, problem, cpu).run({name: array.ctypes.data for name, array in arrays.items()})
+    assert source.size == result.size > 2**31
+    for h in range(problem.H):
+        assert np.array_equal(result[0, 0, h], 2 * rows[h]), f"row {h}"
+    record(f"large_{pass_name}", elements=result.size)
+
+
+@pytest.mark.hardening
+@pytest.mark.parametrize("name", ["naive", "coalesced"])
+def test_a_sum_over_a_large_image(cpu, name):
+    """Zeros take no memory until they are written: all of x and dy is read, and a few products are not 0."""
+    problem = ConvProblem.parse(WHOLE, bias=True)
+    (variant,) = (v for v in of_pass("kernel_grad") if v.name == name)
+    arrays = arrays_of("kernel_grad", problem)
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(0, arrays["x"].size, 100), arrays["x"].size - 1, 2**31 - 1, 2**31]
+    dw = 0
+    for i, place in enumerate(dict.fromkeys(map(int, places))):
+        arrays["x"].flat[place], arrays["dy"].flat[place] = i % 7, i % 5
+        dw += (i % 7) * (i % 5)
+    ready = plan(variant, problem, cpu)
+    arrays["partial"] = np.zeros(ready.partial_bytes // 4, np.float32)
+    ready.run({name: array.ctypes.data for name, array in arrays.items()})
+    assert arrays["dw"].item() == dw
+    record(f"large_kernel_grad_{name}", elements=arrays["x"].size)
+
+
+# -- grids beyond CUDA's limits --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("variant", "text", "blocks"),
+    [
+        ("kernel_grad/coalesced", "1,60000,1,1,60000,1,1", "3,600,000,000 blocks"),
+        ("kernel_grad/tiled", "1,60000,1,1,60000,1,1", "3,600,000,000 x 1 blocks"),
+        ("forward/naive", "2000000000,1,3,3,200,1,1", "28,125,000,000 blocks"),
+        ("forward/tiled", "2000000000,1,3,3,200,1,1", "1 x 65,535 x 6,103,609 blocks"),
+    ],
+)
+def test_a_grid_that_no_gpu_takes_is_refused(variant, text, blocks):
+    (chosen,) = (v for v in VARIANTS if str(v) == variant)
+    problem = ConvProblem.parse(text)
+    assert chosen.refusal(problem).startswith(
+        f"its grid would be {blocks}; it should be at most 2,147,483,647 x 65,535"
+    )
+    assert chosen.refusal(ConvProblem.parse("1,2,9,9,2,3,3")) is None
+
+
+@pytest.mark.parametrize("size", [2**30, 2**30 + 1])
+def test_strips_refuse_longer_rows_than_they_count(size):
+    problem = ConvProblem.parse(f"1,1,1,{size},1,1,1")
+    for variant in VARIANTS:
+        if variant.name in ("coalesced", "fused"):
+            assert (variant.refusal(problem) is None) == (size <= 2**30), variant

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, devices
-from convbackprop.problem import ConvProblem
+from convbackprop.fuzz.problems import problems, with_filters
 from convbackprop.variants import VARIANTS
-from tests.problems import problems
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis, which is not installed: random problems")
 from hypothesis import strategies as st  # noqa: E402
@@ -50,27 +49,7 @@ def strategy_for(variant, filters):
     pairs = [(known, kind) for known in filters for kind in KINDS]
     if len(filters) < len(FILTERS):
         pairs = [(known, KINDS[i % len(KINDS)]) for i, known in enumerate(filters)]
-    size, small = st.integers(1, 80), st.integers(1, 5)
-
-    @st.composite
-    def strategy(draw):
-        (r, s, padding, depthwise), kind = draw(st.sampled_from(pairs))
-        channels = draw(small)
-        return ConvProblem(
-            N=draw(st.integers(0, 3)),
-            C=channels,
-            H=max(draw(size), r - sum(padding[0])),
-            W=max(draw(size), s - sum(padding[1])),
-            K=channels if depthwise else draw(small),
-            R=r,
-            S=s,
-            padding=padding,
-            groups=channels if depthwise else 1,
-            bias=draw(st.booleans()),
-            **kind,
-        )
-
-    return strategy()
+    return with_filters(pairs)
 
 
 def hold(variant, where, filters, examples):

@@ -72,6 +72,23 @@ def test_the_page_on_pytorch_runs(readme, capsys):
     assert torch.isfinite(names["loss"])
 
 
+def test_the_page_on_accuracy_is_what_was_measured(readme):
+    tool = runpy.run_path(str(ROOT / "tools" / "accuracy.py"))
+    measured, page = tool["read"](), (ROOT / "docs" / "accuracy.md").read_text()
+    for part in tool["parts"](measured).values():
+        assert part in page, "run 'python tools/accuracy.py'"
+    shares = [pair[0] for row in measured["rows"] for pair in row["ours"].values()]
+    assert len(shares) > 300
+    assert min(shares) >= 0 and max(shares) <= 1
+
+
+def test_the_table_on_accuracy_does_not_hide_a_wrong_number():
+    tool = runpy.run_path(str(ROOT / "tools" / "accuracy.py"))
+    one = {"ours": {"naive": [0.5, 0.1], "tiled": [float("inf"), 0.2]}}
+    assert tool["worst"](one) == (float("inf"), 0.2)
+    assert tool["_share"](float("inf")) == "not finite"
+
+
 def test_its_commands_exist(readme):
     from convbackprop.cli import COMMANDS
 

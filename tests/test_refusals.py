@@ -402,10 +402,24 @@ def test_refused_out_is_left_alone():
     assert out.tobytes() == before
 
 
-def test_long_values_are_shortened():
-    with pytest.raises(InvalidType) as caught:
-        conv(groups=np.zeros((30, 30)))
-    assert len(str(caught.value)) < 150
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: conv(groups=np.zeros((30, 30))),
+        lambda: conv(device="x" * 10**5),
+        lambda: conv(save_mask=np.zeros((30, 30))),
+        lambda: conv(stride=10**5000),  # more digits than Python prints
+        lambda: conv(padding=-(10**5000)),
+        lambda: input_grad(input_size=np.zeros((2, 2, 5, 5))),
+        lambda: kernel_grad(weight_size=np.zeros((2, 2, 5, 5))),
+        lambda: backward(needs=["x" * 1000]),
+    ],
+    ids=["groups", "device", "save_mask", "stride", "padding", "input_size", "weight_size", "needs"],
+)
+def test_long_values_are_shortened(call):
+    with pytest.raises((InvalidType, InvalidArgument)) as caught:
+        call()
+    assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)
 
 

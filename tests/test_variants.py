@@ -16,8 +16,9 @@ import pytest
 from convbackprop import check, reference
 from convbackprop.curated import CURATED
 from convbackprop.devices.cpu import set_num_threads
+from convbackprop.fuzz import laws
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, Variant, of_pass
+from convbackprop.variants import VARIANTS, Variant, of_pass, why_not
 from tests.conftest import compile_ahead
 from tests.problems import ACTIVATION_KINDS, PROBLEMS
 
@@ -184,6 +185,46 @@ def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunab
         set_num_threads(count)
         runs.append(bits(variant, problem, cpu, tunables))
     assert all(run == runs[0] for run in runs)
+
+
+BATCHES = ("5,3,64,57,3,3,5,padding=1x2,groups=3", "4,6,7,9,66,3,3,padding=1")
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.pass_name != "kernel_grad"], ids=str)
+@pytest.mark.parametrize("text", BATCHES)
+@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
+def test_same_bits_at_any_place_in_the_batch(cpu, variant, text, tunables):
+    """Some of the images, in another order and among other neighbours (that a wrong kernel fails: test_fuzz.py)."""
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    if sentence := variant.refusal(problem):
+        pytest.skip(sentence)
+    for seed in range(4):
+        assert laws.batch(laws.Subject(variant, problem, cpu, tunables, seed)) == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_auto_does_not_look_at_the_number_of_images(kind):
+    """Else a batch of one might have other bits than a batch of many."""
+    for entry in PROBLEMS:
+        for pass_name in PASSES:
+            chosen = set()
+            for n in (1, 2, 3, 64, 1000):
+                reasons = why_not(pass_name, entry.problem().with_(N=n), kind)
+                chosen.add(next((rung for rung, reason in reasons.items() if reason is None), None))
+            assert len(chosen) == 1, f"{pass_name} on {entry.text}"
+
+
+@each_variant
+@pytest.mark.parametrize("text", DETERMINISM[:1])
+def test_same_bits_at_any_address(cpu, variant, text):
+    """With a GPU's constants, where the width of loads follows from the address."""
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    given = check.inputs(variant.pass_name, problem, "normal", seed=5)
+    runs = []
+    for offset in (0, 1, 2):
+        blocks = check.launch(variant, problem, given, cpu, "cuda", offset)
+        runs.append({name: block.array.tobytes() for name, block in blocks.items() if name not in given})
+    assert all({**run, "partial": b""} == {**runs[0], "partial": b""} for run in runs)
 
 
 # -- NaN and infinities ----------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType
 
 #: Each is a module of this package with `add_arguments(parser)`, `run(arguments)`, HELP and EPILOG.
 COMMANDS = (
-    "doctor", "list", "check", "sanitize", "bench", "compare", "plot", "report", "demo", "profile", "run", "new",
+    "doctor", "list", "check", "fuzz", "sanitize", "bench", "compare", "plot", "report", "demo", "profile", "run",
+    "new",
 )  # fmt: skip
 
 _EXAMPLES = """\
@@ -23,6 +24,7 @@ examples:
   convbackprop doctor                          what this machine can run, and what is missing
   convbackprop list                            every pass and variant
   convbackprop check forward                   hold the forward variants against the float64 reference
+  convbackprop fuzz                            random problems and arguments for ten minutes
   convbackprop sanitize forward                find invalid accesses and races, by line of source
   convbackprop bench                           time every variant beside torch
   convbackprop profile forward/coalesced       what limits a kernel, and what to change first, without a GPU

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convbackprop.check import BUDGET, DATA, Outcome, check, inputs, within_budget
+from convbackprop.check import BUDGET, DATA, GUARD, Outcome, check, inputs, within_budget
 from convbackprop.cli.common import (
     Shielded,
     add_device,
@@ -29,6 +29,7 @@ from convbackprop.cli.common import (
 )
 from convbackprop.curated import CURATED
 from convbackprop.devices import Device, choice_of_device
+from convbackprop.errors import InvalidArgument
 from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem, activation_name, known
 from convbackprop.reference import answer
 from convbackprop.variants import Variant
@@ -77,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="KIND", help=f"{', '.join(DATA)}; default: each problem's own")
     parser.add_argument("--tunables", metavar="DEVICE", help="take the tunable constants of cpu or cuda; default: "
                         "those of the device")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random numbers; default: 0")
+    parser.add_argument("--offset", type=int, default=0, metavar="N", help="arrays begin N elements after an address "
+                        "that suits the widest loads; default: 0")  # fmt: skip
     parser.add_argument("--all", action="store_true", help="every curated problem, however many compilations it takes")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -169,7 +173,7 @@ def _chosen(variants: Sequence[Variant], work: Sequence[_Task], tunables: str, w
 
 def _check_all(
     variants: Sequence[Variant], work: Sequence[_Task], device: Device, tunables: str | None, whole: bool,
-    shield: Shielded,
+    shield: Shielded, seed: int, offset: int,
 ) -> list[_Row]:  # fmt: skip
     for task in work:
         check_memory(task.problem)
@@ -189,10 +193,10 @@ def _check_all(
                     elif (variant, task.problem) not in chosen:
                         row.left_out += 1
                     else:
-                        given = given or inputs(pass_name, task.problem, task.data)
+                        given = given or inputs(pass_name, task.problem, task.data, seed)
                         expected = expected or answer(pass_name, task.problem, given)
                         row.add(check(variant, task.problem, device, task.data, tunables=tunables,
-                                      given=given, expected=expected))  # fmt: skip
+                                      given=given, expected=expected, offset=offset))  # fmt: skip
                     bar.advance(checking)
             bar.refresh()
     return sorted(rows.values(), key=lambda row: (variants.index(row.variant), list(DTYPES).index(row.dtype)))
@@ -204,12 +208,15 @@ def run(arguments: argparse.Namespace) -> int:
     work = tasks(arguments)
     if arguments.tunables is not None:
         known(arguments.tunables, ("cpu", "cuda"), "--tunables")
+    for name, most in (("seed", 2**63), ("offset", GUARD)):
+        if not 0 <= (value := getattr(arguments, name)) <= most:
+            raise InvalidArgument(f"--{name} is {value}; it should be between 0 and {most}")
     shield = Shielded()
 
     def command() -> int:
         device, choice = choice_of_device(arguments.device)
         whole = arguments.all or bool(arguments.problem) or is_file(arguments.target)
-        rows = _check_all(variants, work, device, arguments.tunables, whole, shield)
+        rows = _check_all(variants, work, device, arguments.tunables, whole, shield, arguments.seed, arguments.offset)
         (_print_json if arguments.json else _print_table)(rows, device, choice)
         return int(any(row.failed for row in rows) or not any(row.checks for row in rows))
 

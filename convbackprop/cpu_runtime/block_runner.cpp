@@ -102,6 +102,7 @@ bool BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool
     block_index_variable_ = &convbackprop_blockIdx;
     convbackprop_blockDim = {launch.block[0], launch.block[1], launch.block[2]};
     convbackprop_gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
+    outside_.stack.be_os_thread();
     TELL(begin_launch(launch));
     TELL(add_own_memory(stacks_, MAX_THREADS * STACK_BYTES));
     TELL(add_own_memory(this, sizeof *this));
@@ -152,6 +153,7 @@ void BlockRunner::forget_fibers() {
 // ----------------------------------------------------------------------------------------------- the threads
 
 void BlockRunner::fiber_main() {
+    SanitizedStack::begin();
     BlockRunner* runner = this_runner;
     runner->run_threads_forever(runner->current_);
 }

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from convbackprop.compiler import Source
 from convbackprop.errors import InvalidArgument
+from convbackprop.problem import shown
 
 
 class Kernel(Protocol):
@@ -58,8 +59,8 @@ def get_device(name: str | None = None) -> Device:
     """
     if name is None:
         name = os.environ.get("CONVBACKPROP_DEVICE") or ("cuda" if why_not_cuda() is None else "cpu")
-    if not isinstance(name, str) or not (match := re.fullmatch(r"cpu|cuda(?::(\d+))?", name)):
-        raise InvalidArgument(f"device is {name!r}; it should be 'cpu', 'cuda' or 'cuda:N'")
+    if not isinstance(name, str) or not (match := re.fullmatch(r"cpu|cuda(?::(\d{1,9}))?", name)):
+        raise InvalidArgument(f"device is {shown(name)}; it should be 'cpu', 'cuda' or 'cuda:N'")
     if name == "cpu":
         from convbackprop.devices.cpu import cpu_device
 
