@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import convbackprop
 from convbackprop import cache
-from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound
+from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound, InvalidArgument
 from convbackprop.sources import entry_points, source_root, text_with_includes
 
 #: Where the CPU's meaning of CUDA's words stands, and the half types that a machine without CUDA lacks.
@@ -88,6 +89,25 @@ def find_cxx() -> Path:
     )
 
 
+def cxx_flags() -> tuple[str, ...]:
+    """Return the user's flags for the C++ compiler: the words of CONVBACKPROP_CXXFLAGS, quoted as in a shell.
+
+    They come last, after the package's own, and so prevail.
+
+    Raises
+    ------
+    InvalidArgument
+        A quotation mark is not closed.
+    """
+    text = os.environ.get("CONVBACKPROP_CXXFLAGS", "")
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise InvalidArgument(
+            f"CONVBACKPROP_CXXFLAGS is {text!r}: {str(error).lower()}; it should be flags of a compiler, such as '-O1 -g'"
+        ) from None
+
+
 def find_nvcc() -> Path:
     """Return nvcc: CONVBACKPROP_NVCC, $CUDA_HOME/bin, $CUDA_PATH/bin, PATH, the wheels' nvcc, /usr/local/cuda/bin.
 
@@ -114,8 +134,24 @@ def compiler_version(compiler: Path) -> str:
     """Return what the compiler says of itself; asked once for each state of its file."""
     file = compiler.resolve()
     status = file.stat()
-    name = cache.digest("compiler version", file, status.st_size, status.st_mtime_ns)
+    return _version(compiler, cache.digest("compiler version", file, status.st_size, status.st_mtime_ns))
+
+
+@functools.cache
+def _version(compiler: Path, name: str) -> str:
     return cache.remembered(name, lambda: _run([str(compiler), "--version"]))
+
+
+def cxx_name() -> str:
+    """Return what the C++ compiler calls itself, with the flags that the user adds: what CPU timings depend on."""
+    added = " ".join(cxx_flags())
+    return compiler_version(find_cxx()).splitlines()[0] + (f" with {added} (CONVBACKPROP_CXXFLAGS)" if added else "")
+
+
+@functools.cache
+def _recipe() -> str:
+    """Return how a result is made: this file, as it was when the process first asked."""
+    return Path(__file__).read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -136,9 +172,8 @@ def _native() -> str:
 
 
 def _key(compiler: Path, *made_from: object) -> str:
-    """Return the name under which a result is cached; how it is made, this file, is a part of it."""
-    recipe = Path(__file__).read_text(encoding="utf-8")
-    return cache.digest(convbackprop.__version__, recipe, compiler_version(compiler), *made_from)
+    """Return the name under which a result is cached; how it is made is a part of it."""
+    return cache.digest(convbackprop.__version__, _recipe(), compiler_version(compiler), *made_from)
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------
@@ -151,7 +186,11 @@ def _run(command: list[str]) -> str:
     output = (done.stdout + done.stderr).strip()
     if done.returncode:
         shown = " ".join(command)
-        raise CompileError(f"{Path(command[0]).name} failed (exit {done.returncode}):\n{output}\ncommand: {shown}")
+        users = cxx_flags()
+        note = f"\nCONVBACKPROP_CXXFLAGS added: {' '.join(users)}" if users and set(users) <= set(command) else ""
+        raise CompileError(
+            f"{Path(command[0]).name} failed (exit {done.returncode}):\n{output}\ncommand: {shown}{note}"
+        )
     return output
 
 
@@ -238,7 +277,7 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     source : Source
         The file and its constants.
     flags : tuple of str
-        More flags for the C++ compiler.
+        More flags for the C++ compiler; those of CONVBACKPROP_CXXFLAGS come after them, if there is no `runtime`.
     runtime : Path, optional
         The library that it takes the runtime's names from; else these are looked up in the process.
 
@@ -251,9 +290,12 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     ------
     CompilerNotFound, CompileError
         Without a C++ compiler; where it rejects the file, with its messages.
+    InvalidArgument
+        CONVBACKPROP_CXXFLAGS cannot be read.
     """
     compiler = find_cxx()
-    options = [*_CPU_FLAGS, _native(), *flags]
+    # The checks' flags are chosen so that no access is optimised away: the user's could undo that.
+    options = [*_CPU_FLAGS, _native(), *flags, *(() if runtime else cxx_flags())]
     words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
     texts = text_with_includes(source.path)
     libraries = [str(runtime)] if runtime else []

@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+import convbackprop
 from convbackprop import compiler
 from convbackprop.compiler import ARCHITECTURES, Source
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
@@ -121,6 +122,38 @@ def test_error_of_the_cxx_compiler_names_the_line(broken):
     assert f"{broken.path}:3" in str(caught.value)
     assert "undeclared" in str(caught.value)
     assert isinstance(caught.value, EnvironmentProblem)
+
+
+def test_flags_of_the_user_prevail_and_are_part_of_the_name(tmp_path, monkeypatch):
+    """Here -O0, under which the compiler's own __OPTIMIZE__ is not defined, and a macro with a space in it."""
+    path = tmp_path / "flags.cu"
+    path.write_text(
+        "#ifndef __OPTIMIZE__\nstatic const char* kinds[] = {WORDS};\n#endif\n"
+        'extern "C" __global__ void flags(int* y) {\n#ifndef __OPTIMIZE__\n  *y = sizeof(kinds[0][0]);\n#endif\n}\n'
+    )
+    monkeypatch.delenv("CONVBACKPROP_CXXFLAGS", raising=False)
+    shipped = compiler.shared_object(Source.of(path, {}))
+    monkeypatch.setenv("CONVBACKPROP_CXXFLAGS", """-O0 '-DWORDS="a", "b"'""")
+    other = compiler.shared_object(Source.of(path, {}))
+    assert other != shipped
+    assert other == compiler.shared_object(Source.of(path, {}))
+    monkeypatch.setenv("CONVBACKPROP_CXXFLAGS", "-O0")  # without the macro it does not compile
+    with pytest.raises(CompileError, match="WORDS.*\n(.*\n)*CONVBACKPROP_CXXFLAGS added: -O0$"):
+        compiler.shared_object(Source.of(path, {}))
+    assert compiler.cxx_name().endswith(" with -O0 (CONVBACKPROP_CXXFLAGS)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "words"),
+    [
+        ("--no-such-flag", CompileError, r"--no-such-flag.*\n(.*\n)*CONVBACKPROP_CXXFLAGS added: --no-such-flag$"),
+        ("'-O1", convbackprop.InvalidArgument, """CONVBACKPROP_CXXFLAGS is "'-O1": no closing quotation; it should be"""),
+    ],
+)
+def test_bad_flags(monkeypatch, broken, flags, error, words):
+    monkeypatch.setenv("CONVBACKPROP_CXXFLAGS", flags)
+    with pytest.raises(error, match=words):
+        compiler.shared_object(broken)
 
 
 @needs_nvcc
