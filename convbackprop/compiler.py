@@ -104,7 +104,7 @@ def cxx_flags() -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError as error:
         raise InvalidArgument(
-            f"CONVBACKPROP_CXXFLAGS is {text!r}: {str(error).lower()}; it should be flags of a compiler, such as '-O1 -g'"
+            f"CONVBACKPROP_CXXFLAGS is {text!r}: {str(error).lower()}; it should be a compiler's flags, as in '-O1 -g'"
         ) from None
 
 

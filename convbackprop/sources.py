@@ -20,6 +20,11 @@ def source_root() -> Path:
         return Path(__file__).parent.parent / "cuda_src"
 
 
+@functools.lru_cache(maxsize=256)
+def _included(text: str) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, flags=re.MULTILINE)
+
+
 def _with_includes(path: Path) -> dict[str, tuple[Path, str]]:
     """Return a source file and all that it includes by "...", with their texts, by the names they are included by."""
     found: dict[str, tuple[Path, str]] = {}
@@ -29,7 +34,7 @@ def _with_includes(path: Path) -> dict[str, tuple[Path, str]]:
             return
         text = file.read_text(encoding="utf-8")
         found[name] = file, text
-        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, flags=re.MULTILINE):
+        for included in _included(text):
             for folder in (file.parent, source_root()):
                 if (folder / included).is_file():
                     follow(folder / included, included)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 
 from convbackprop import compiler, devices
 from convbackprop.compiler import Source
+from convbackprop.devices.cpu import CpuDevice
 from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import Variant
@@ -31,6 +33,40 @@ def cpu() -> devices.Device:
     return devices.get_device("cpu")
 
 
+#: Compiles in about half the time of the flags that the package has for its kernels.
+QUICK = "-O1"
+
+
+@functools.cache
+def quick_cpu() -> CpuDevice:
+    """Return the cpu device with kernels that are compiled quickly.
+
+    For what is wrong in a source, whatever machine code is made of it: mistakes made on purpose, constants that the cpu
+    device does not have, and commands whose output is what is looked at.
+    """
+    return CpuDevice((QUICK,))
+
+
+def quick_on_cpu(device: devices.Device) -> devices.Device:
+    """Return the quick device in place of cpu."""
+    return quick_cpu() if device.kind == "cpu" else device
+
+
+@pytest.fixture
+def quick() -> devices.Device:
+    """The cpu device with kernels that are compiled quickly."""
+    return quick_cpu()
+
+
+@pytest.fixture
+def quick_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands and functions of this process run on the quick device; pass `QUICK_ENVIRONMENT` to other processes."""
+    monkeypatch.setattr("convbackprop.devices.cpu.cpu_device", quick_cpu)
+
+
+QUICK_ENVIRONMENT = {"CONVBACKPROP_CXXFLAGS": QUICK}
+
+
 @pytest.fixture
 def workers() -> Iterable[None]:
     """Puts the number of worker threads back after a test that changes it."""
@@ -46,9 +82,9 @@ def compile_ahead(
 ) -> None:
     """Compile kernels for the cpu device, several at once; a cold cache is then half as slow on two cores.
 
-    Not for a few tests: each compiles what it needs.
+    Not for a few tests: each compiles what it needs. Nor under pytest-xdist, whose workers do so side by side.
     """
-    if len(request.session.items) < 40:
+    if len(request.session.items) < 40 or "PYTEST_XDIST_WORKER" in os.environ:
         return
     sources = {Source.of(variant.path, constants_of(variant, problem, tunables)) for variant, problem in wanted}
     compiler.cpu_runtime()

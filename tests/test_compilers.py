@@ -138,7 +138,7 @@ def test_flags_of_the_user_prevail_and_are_part_of_the_name(tmp_path, monkeypatc
     assert other != shipped
     assert other == compiler.shared_object(Source.of(path, {}))
     monkeypatch.setenv("CONVBACKPROP_CXXFLAGS", "-O0")  # without the macro it does not compile
-    with pytest.raises(CompileError, match="WORDS.*\n(.*\n)*CONVBACKPROP_CXXFLAGS added: -O0$"):
+    with pytest.raises(CompileError, match=r"WORDS.*\n(.*\n)*CONVBACKPROP_CXXFLAGS added: -O0$"):
         compiler.shared_object(Source.of(path, {}))
     assert compiler.cxx_name().endswith(" with -O0 (CONVBACKPROP_CXXFLAGS)")
 
@@ -147,7 +147,7 @@ def test_flags_of_the_user_prevail_and_are_part_of_the_name(tmp_path, monkeypatc
     ("flags", "error", "words"),
     [
         ("--no-such-flag", CompileError, r"--no-such-flag.*\n(.*\n)*CONVBACKPROP_CXXFLAGS added: --no-such-flag$"),
-        ("'-O1", convbackprop.InvalidArgument, """CONVBACKPROP_CXXFLAGS is "'-O1": no closing quotation; it should be"""),
+        ("'-O1", convbackprop.InvalidArgument, """CONVBACKPROP_CXXFLAGS is "'-O1": no closing quotation; it should"""),
     ],
 )
 def test_bad_flags(monkeypatch, broken, flags, error, words):
