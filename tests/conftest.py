@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from convbackprop import compiler, devices
+from convbackprop import calls, devices
 from convbackprop.compiler import Source
 from convbackprop.devices.cpu import CpuDevice
 from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import Variant
+from tests.quick import quick_cpu
 
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
@@ -33,25 +33,6 @@ def cpu() -> devices.Device:
     return devices.get_device("cpu")
 
 
-#: Compiles in about half the time of the flags that the package has for its kernels.
-QUICK = "-O1"
-
-
-@functools.cache
-def quick_cpu() -> CpuDevice:
-    """Return the cpu device with kernels that are compiled quickly.
-
-    For what is wrong in a source, whatever machine code is made of it: mistakes made on purpose, constants that the cpu
-    device does not have, and commands whose output is what is looked at.
-    """
-    return CpuDevice((QUICK,))
-
-
-def quick_on_cpu(device: devices.Device) -> devices.Device:
-    """Return the quick device in place of cpu."""
-    return quick_cpu() if device.kind == "cpu" else device
-
-
 @pytest.fixture
 def quick() -> devices.Device:
     """The cpu device with kernels that are compiled quickly."""
@@ -59,12 +40,13 @@ def quick() -> devices.Device:
 
 
 @pytest.fixture
-def quick_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_commands(monkeypatch: pytest.MonkeyPatch) -> Iterable[None]:
     """Commands and functions of this process run on the quick device; pass `QUICK_ENVIRONMENT` to other processes."""
-    monkeypatch.setattr("convbackprop.devices.cpu.cpu_device", quick_cpu)
-
-
-QUICK_ENVIRONMENT = {"CONVBACKPROP_CXXFLAGS": QUICK}
+    calls.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr("convbackprop.devices.cpu.cpu_device", quick_cpu)
+        yield
+    calls.forget()
 
 
 @pytest.fixture
@@ -78,15 +60,14 @@ def workers() -> Iterable[None]:
 
 
 def compile_ahead(
-    request: pytest.FixtureRequest, wanted: Iterable[tuple[Variant, ConvProblem]], tunables: str = "cpu"
+    request: pytest.FixtureRequest, wanted: Iterable[tuple[Variant, ConvProblem]], device: CpuDevice
 ) -> None:
-    """Compile kernels for the cpu device, several at once; a cold cache is then half as slow on two cores.
+    """Compile kernels for a cpu device, several at once; a cold cache is then half as slow on two cores.
 
     Not for a few tests: each compiles what it needs. Nor under pytest-xdist, whose workers do so side by side.
     """
     if len(request.session.items) < 40 or "PYTEST_XDIST_WORKER" in os.environ:
         return
-    sources = {Source.of(variant.path, constants_of(variant, problem, tunables)) for variant, problem in wanted}
-    compiler.cpu_runtime()
+    sources = {Source.of(variant.path, constants_of(variant, problem, "cpu")) for variant, problem in wanted}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compiler.shared_object, sources))
+        list(pool.map(device.compile, sources))

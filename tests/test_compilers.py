@@ -18,8 +18,8 @@ from convbackprop import compiler
 from convbackprop.compiler import ARCHITECTURES, Source
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
 from convbackprop.plan import constants_of
-from convbackprop.problem import DTYPES, ConvProblem
-from convbackprop.variants import VARIANTS
+from convbackprop.problem import DTYPES, PASSES, ConvProblem
+from convbackprop.variants import VARIANTS, of_pass
 from tests.problems import ACTIVATION_KINDS
 
 ANY = ConvProblem.parse("1,1,8,8,1,3,3,padding=same")
@@ -49,11 +49,24 @@ KINDS = (("float32", "relu", True), ("float64", "identity", False), ("float16", 
 
 
 def some():
-    """Yield (source, architecture): the oldest and newest architectures, and for one of them each dtype."""
-    for variant, architecture in product(VARIANTS, (ARCHITECTURES[0], ARCHITECTURES[-1])):
-        yield source(variant, ANY.with_(activation="relu")), architecture
-    for variant, (dtype, activation, mask) in product(VARIANTS, KINDS):
-        yield source(variant, ANY.with_(dtype=dtype, activation=activation, mask=mask)), FULL
+    """Yield (source, architecture): each variant once, so that a rung meets other kinds and architectures in each pass.
+
+    Which are the oldest, the newest and `FULL`, for which test_machine_code.py compiles more.
+    """
+    for variant in VARIANTS:
+        i = of_pass(variant.pass_name).index(variant) + list(PASSES).index(variant.pass_name)
+        dtype, activation, mask = KINDS[i % len(KINDS)]
+        architecture = (ARCHITECTURES[0], ARCHITECTURES[-1], FULL)[i % 3]
+        yield source(variant, ANY.with_(dtype=dtype, activation=activation, mask=mask)), architecture
+
+
+def test_the_oldest_and_newest_architectures_meet_every_rung_and_dtype():
+    """Each rung meets each of the three architectures in some pass; each dtype is met."""
+    wanted = list(some())
+    rungs = {(path.path.stem, architecture) for path, architecture in wanted}
+    names = {variant.name for variant in VARIANTS} - {"fused"}  # there is one
+    assert rungs >= set(product(names, (ARCHITECTURES[0], ARCHITECTURES[-1], FULL)))
+    assert {dict(made_from.constants)["SCALAR"] for made_from, _ in wanted} == set(DTYPES)
 
 
 def everything():

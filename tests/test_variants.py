@@ -13,83 +13,37 @@ from itertools import product
 import numpy as np
 import pytest
 
-from convbackprop import check, reference
+from convbackprop import check, devices, reference
 from convbackprop.curated import CURATED
 from convbackprop.devices.cpu import set_num_threads
 from convbackprop.plan import constants_of
 from convbackprop.problem import ACCUMULATORS, ACTIVATIONS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, Variant, of_pass
-from tests.conftest import compile_ahead, quick_on_cpu
-from tests.problems import ACTIVATION_KINDS, PROBLEMS
+from tests.conftest import compile_ahead
+from tests.problems import (
+    ACTIVATION_KINDS,
+    BUDGETS,
+    EACH_KIND_ONCE,
+    EVERY_KIND,
+    EVERYTHING,
+    PROBLEMS,
+    chosen,
+    is_costly,
+    is_long,
+    kind_of,
+)
+from tests.quick import quick_on_cpu
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
-#: Each dtype, each activation and what is saved, once.
-EACH_KIND_ONCE = (
-    ("float32", "relu", False), ("float32", "relu", True), ("float64", "tanh", False), ("float16", "identity", False),
-    ("bfloat16", "logistic", False),
-)  # fmt: skip
-EVERY_KIND = tuple((dtype, *kind) for dtype, kind in product(DTYPES, ACTIVATION_KINDS))
 
-#: All problems in all kinds, with the reason for each.
-EVERYTHING = tuple(
-    entry.problem(dtype=dtype, activation=activation, mask=mask)
-    for entry in PROBLEMS
-    for dtype, activation, mask in EVERY_KIND
-)
-
-#: Sets of compile-time constants that a variant is compiled for, if they follow from the problem.
-BUDGETS = {"cpu": 6, "cuda": 4}
-
-
-def is_costly(variant):
-    """Return whether a variant takes long to compile, or is compiled anew for each problem."""
-    return variant.specialised or variant.name == "implicit_gemm"
-
-
-def kind_of(problem):
-    return problem.dtype, problem.activation, problem.mask
-
-
-def is_long(variant, problem):
-    """Return whether the threads of a block meet at so many barriers that a CPU takes long: one for each tile."""
-    return variant.name == "tiled" and problem.K * problem.C // problem.groups >= 1000
-
-
-@functools.cache
-def chosen(variant, tunables):
-    """Return the problems on which a variant is checked.
-
-    On the cpu device's own tunables: all of them in float32, and in each other dtype, where the activations take turns.
-    Each kind once where that is costly, and on a GPU's tunables. One that is compiled anew for other sizes: for as few
-    sets of constants as `BUDGETS` says, those that differ most.
-    """
-    if variant.specialised:
-        sets, met, taken = check.compiled_alike(variant, EVERYTHING, tunables), set(), []
-        for _ in range(BUDGETS[tunables]):
-            taken.append(max(sets, key=lambda alike: len(facts_of(alike) - met)))
-            met |= facts_of(taken[-1])
-        return frozenset(problem for alike in taken for problem in alike)
-    if is_costly(variant) or tunables == "cuda":
-        some = [p for p in EVERYTHING if kind_of(p) in EACH_KIND_ONCE]
-    else:
-        some = [p for i, p in enumerate(EVERYTHING) if p.dtype == "float32" or sum(divmod(i, len(EVERY_KIND))) % 3 == 0]
-    some = [p for p in some if not is_long(variant, p) or kind_of(p) in EACH_KIND_ONCE[:2]]
-    return check.within_budget(variant, some, tunables)
-
-
-def facts_of(problems):
-    """Return what is to be met at least once: dtypes, activations, masks and filters."""
-    return {fact for p in problems for fact in (p.dtype, p.activation, p.mask, (p.R, p.S, p.groups == p.C))}
-
-
-def with_kinds(kinds=EVERY_KIND, costly=None):
+def with_kinds(kinds=EVERY_KIND, costly=None, variants=VARIANTS):
     """Parametrise over variants and kinds; a variant that is checked on few problems meets all of them in one test."""
     return pytest.mark.parametrize(
         ("variant", "kinds"),
         [
             pytest.param(variant, some, id=f"{variant}-{'-'.join(map(str, some[0])) if len(some) == 1 else 'kinds'}")
-            for variant in VARIANTS
+            for variant in variants
             for some in ([costly or kinds] if is_costly(variant) else [(kind,) for kind in kinds])
         ],
     )
@@ -113,7 +67,8 @@ def with_dtypes(variants, dtypes=DTYPES, costly=("float32",)):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(request):
-    compile_ahead(request, [(variant, problem) for variant in VARIANTS for problem in chosen(variant, "cpu")])
+    wanted = [(variant, problem) for variant in VARIANTS for problem in chosen(variant, "cpu")]
+    compile_ahead(request, wanted, devices.get_device("cpu"))
 
 
 @functools.lru_cache(maxsize=512)
@@ -167,7 +122,11 @@ def test_integers_are_exact(device, variant, kinds):
     assert faults_of(variant, device, integers, kinds) == []
 
 
-@with_kinds(EACH_KIND_ONCE, costly=EVERY_KIND)
+@with_kinds(
+    EACH_KIND_ONCE,
+    costly=EVERY_KIND,
+    variants=[v for v in VARIANTS if any(t.cuda != t.cpu for t in v.tunables.values())],
+)
 def test_tunables_of_a_gpu(cpu, variant, kinds):
     assert faults_of(variant, cpu, PROBLEMS, kinds, "cuda") == []
 

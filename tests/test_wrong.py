@@ -19,8 +19,8 @@ from convbackprop.file_variant import variant_from_file
 from convbackprop.problem import PASSES
 from convbackprop.sources import source_root, text_with_includes
 from convbackprop.variants import select
-from tests.conftest import compile_ahead, quick_on_cpu
 from tests.mutations import MUTATIONS
+from tests.quick import quick_on_cpu
 
 WRONG = sorted((Path(__file__).parent / "wrong").glob("*.cu"))
 
@@ -65,15 +65,6 @@ def rejections(variant, device, changes):
             if outcome.faults:
                 found.setdefault(entry.text, outcome.faults[0])
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(request):
-    problem = CURATED[0].problem()
-    compile_ahead(
-        request,
-        [(variant_from_file(path, pass_of(path)), problem.with_(**change)) for path in WRONG for change in CHANGES[:2]],
-    )
 
 
 @pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
