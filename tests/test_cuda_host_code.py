@@ -42,7 +42,7 @@ def test_cuda_is_chosen_when_it_is_usable(driver, monkeypatch):
     assert devices.get_device().name == "cpu"
 
 
-def test_host_arrays_are_copied_there_and_back(driver):
+def test_host_arrays_are_copied_there_and_back(driver, quick_commands):
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 3, 9, 8)), rng.standard_normal((4, 3, 3, 3))
     y = convbackprop.conv2d(x, w, padding=1, activation="tanh", device="cuda")

@@ -20,6 +20,9 @@ from convbackprop import (
 )
 from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem
 
+#: What is looked at are arguments and results; test_variants.py shows the machine code of all kernels to be right.
+pytestmark = pytest.mark.usefixtures("quick_commands")
+
 PROBLEM = ConvProblem.parse("2,4,9,8,6,3,2,groups=2,stride=2x1,padding=1:0x2:1,dilation=1x2", bias=True)
 
 
@@ -356,7 +359,7 @@ DEPTHWISE = ConvProblem.parse("2,3,9,8,3,3,3,groups=3,padding=1", bias=True)
     ids=str,
 )
 @pytest.mark.parametrize("variant", ["auto", "fused"])
-def test_fused(variant, needs, activation, dtype, monkeypatch, quick_commands):
+def test_fused(variant, needs, activation, dtype, monkeypatch):
     layer = Layer(DEPTHWISE.with_(dtype=dtype, activation=activation))
     y = layer.forward()
     launched = watch(monkeypatch)
