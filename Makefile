@@ -45,7 +45,7 @@ sanitize: $(ENV) ## look at each access to memory of every variant, on the CPU: 
 test: $(ENV) ## the tests, without the slow ones
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/toolchain.py --optional
 	@[ $(TOOLCHAIN) = no ] || $(PY) tools/build_pycuda.py --optional
-	@$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses=auto) $(ARGS)
+	@$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses=auto --dist=worksteal) $(ARGS)
 
 fuzz: $(ENV) ## random problems and arguments for ten minutes; ARGS="--minutes 1 forward"
 	@$(PY) -m convbackprop fuzz $(ARGS)

@@ -92,6 +92,25 @@ def find_cxx() -> Path:
     )
 
 
+def cxx_flags() -> tuple[str, ...]:
+    """Return the user's flags for the C++ compiler: the words of CONVBACKPROP_CXXFLAGS, quoted as in a shell.
+
+    They come last, after the package's own, and so prevail.
+
+    Raises
+    ------
+    InvalidArgument
+        A quotation mark is not closed.
+    """
+    text = os.environ.get("CONVBACKPROP_CXXFLAGS", "")
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise InvalidArgument(
+            f"CONVBACKPROP_CXXFLAGS is {text!r}: {str(error).lower()}; it should be a compiler's flags, as in '-O1 -g'"
+        ) from None
+
+
 def find_nvcc() -> Path:
     """Return nvcc: CONVBACKPROP_NVCC, $CUDA_HOME/bin, $CUDA_PATH/bin, PATH, the wheels' nvcc, /usr/local/cuda/bin.
 
@@ -118,8 +137,24 @@ def compiler_version(compiler: Path) -> str:
     """Return what the compiler says of itself; asked once for each state of its file."""
     file = compiler.resolve()
     status = file.stat()
-    name = cache.digest("compiler version", file, status.st_size, status.st_mtime_ns)
+    return _version(compiler, cache.digest("compiler version", file, status.st_size, status.st_mtime_ns))
+
+
+@functools.cache
+def _version(compiler: Path, name: str) -> str:
     return cache.remembered(name, lambda: _run([str(compiler), "--version"]))
+
+
+def cxx_name() -> str:
+    """Return what the C++ compiler calls itself, with the flags that the user adds: what CPU timings depend on."""
+    added = " ".join(cxx_flags())
+    return compiler_version(find_cxx()).splitlines()[0] + (f" with {added} (CONVBACKPROP_CXXFLAGS)" if added else "")
+
+
+@functools.cache
+def _recipe() -> str:
+    """Return how a result is made: this file, as it was when the process first asked."""
+    return Path(__file__).read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -140,9 +175,8 @@ def _native() -> str:
 
 
 def _key(compiler: Path, *made_from: object) -> str:
-    """Return the name under which a result is cached; how it is made, this file, is a part of it."""
-    recipe = Path(__file__).read_text(encoding="utf-8")
-    return cache.digest(convbackprop.__version__, recipe, compiler_version(compiler), *made_from)
+    """Return the name under which a result is cached; how it is made is a part of it."""
+    return cache.digest(convbackprop.__version__, _recipe(), compiler_version(compiler), *made_from)
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------
@@ -165,7 +199,9 @@ def _run(command: list[str], **options: Any) -> str:
             ended = f"was ended from outside ({signal.strsignal(-done.returncode) or f'signal {-done.returncode}'})"
         if done.returncode < 0 or _OUT_OF_MEMORY.search(output):
             ended += "; the machine, or a limit such as ulimit -v, may leave it too little memory"
-        raise CompileError(f"{name} {ended}:\n{output}\ncommand: {shown}")
+        users = cxx_flags()
+        note = f"\nCONVBACKPROP_CXXFLAGS added: {' '.join(users)}" if users and set(users) <= set(command) else ""
+        raise CompileError(f"{name} {ended}:\n{output}\ncommand: {shown}{note}")
     if "-o" in command and not Path(command[command.index("-o") + 1]).is_file():
         raise CompileError(
             f"{name} said that all is well, but wrote nothing; it should be a compiler that works\n{output}\n"
@@ -289,7 +325,7 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     source : Source
         The file and its constants.
     flags : tuple of str
-        More flags for the C++ compiler.
+        More flags for the C++ compiler; those of CONVBACKPROP_CXXFLAGS come after them, if there is no `runtime`.
     runtime : Path, optional
         The library that it takes the runtime's names from; else these are looked up in the process.
 
@@ -302,9 +338,12 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     ------
     CompilerNotFound, CompileError
         Without a C++ compiler; where it rejects the file, with its messages.
+    InvalidArgument
+        CONVBACKPROP_CXXFLAGS cannot be read.
     """
     compiler = find_cxx()
-    options = [*_CPU_FLAGS, _native(), *flags]
+    # The checks' flags are chosen so that no access is optimised away: the user's could undo that.
+    options = [*_CPU_FLAGS, _native(), *flags, *(() if runtime else cxx_flags())]
     words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
     include = _include(source.path.absolute())
     texts = text_with_includes(source.path)

@@ -20,28 +20,38 @@ def source_root() -> Path:
         return Path(__file__).parent.parent / "cuda_src"
 
 
-def files_with_includes(path: Path) -> dict[str, Path]:
-    """Return a source file and all that it includes by "...", each by the name by which it is included."""
-    files: dict[str, Path] = {}
+@functools.lru_cache(maxsize=256)
+def _included(text: str) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, flags=re.MULTILINE)
+
+
+def _with_includes(path: Path) -> dict[str, tuple[Path, str]]:
+    """Return a source file and all that it includes by "...", with their texts, by the names they are included by."""
+    found: dict[str, tuple[Path, str]] = {}
 
     def follow(file: Path, name: str) -> None:
-        if name in files:
+        if name in found:
             return
-        files[name] = file
         text = file.read_text(encoding="utf-8")
-        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, flags=re.MULTILINE):
+        found[name] = file, text
+        for included in _included(text):
             for folder in (file.parent, source_root()):
                 if (folder / included).is_file():
                     follow(folder / included, included)
                     break
 
     follow(path, path.name)
-    return files
+    return found
+
+
+def files_with_includes(path: Path) -> dict[str, Path]:
+    """Return a source file and all that it includes by "...", each by the name by which it is included."""
+    return {name: file for name, (file, _) in _with_includes(path).items()}
 
 
 def text_with_includes(path: Path) -> dict[str, str]:
     """Return the text of a source file and of all that it includes by "...", each by its name."""
-    return {name: file.read_text(encoding="utf-8") for name, file in files_with_includes(path).items()}
+    return {name: text for name, (_, text) in _with_includes(path).items()}
 
 
 def head_comment(path: Path) -> list[str]:

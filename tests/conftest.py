@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from convbackprop import compiler, devices
+from convbackprop import calls, devices
 from convbackprop.compiler import Source
+from convbackprop.devices.cpu import CpuDevice
 from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import Variant
 from tests import driver
+from tests.quick import quick_cpu
 
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
@@ -60,6 +62,22 @@ def cpu() -> devices.Device:
 
 
 @pytest.fixture
+def quick() -> devices.Device:
+    """The cpu device with kernels that are compiled quickly."""
+    return quick_cpu()
+
+
+@pytest.fixture
+def quick_commands(monkeypatch: pytest.MonkeyPatch) -> Iterable[None]:
+    """Commands and functions of this process run on the quick device; pass `QUICK_ENVIRONMENT` to other processes."""
+    calls.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr("convbackprop.devices.cpu.cpu_device", quick_cpu)
+        yield
+    calls.forget()
+
+
+@pytest.fixture
 def workers() -> Iterable[None]:
     """Puts the number of worker threads back after a test that changes it."""
     from convbackprop.devices.cpu import get_num_threads, set_num_threads
@@ -70,18 +88,17 @@ def workers() -> Iterable[None]:
 
 
 def compile_ahead(
-    request: pytest.FixtureRequest, wanted: Iterable[tuple[Variant, ConvProblem]], tunables: str = "cpu"
+    request: pytest.FixtureRequest, wanted: Iterable[tuple[Variant, ConvProblem]], device: CpuDevice
 ) -> None:
-    """Compile kernels for the cpu device, several at once; a cold cache is then half as slow on two cores.
+    """Compile kernels for a cpu device, several at once; a cold cache is then half as slow on two cores.
 
-    Not for a few tests: each compiles what it needs.
+    Not for a few tests: each compiles what it needs. Nor under pytest-xdist, whose workers do so side by side.
     """
-    if len(request.session.items) < 40:
+    if len(request.session.items) < 40 or "PYTEST_XDIST_WORKER" in os.environ:
         return
-    sources = {Source.of(variant.path, constants_of(variant, problem, tunables)) for variant, problem in wanted}
-    compiler.cpu_runtime()
+    sources = {Source.of(variant.path, constants_of(variant, problem, "cpu")) for variant, problem in wanted}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compiler.shared_object, sources))
+        list(pool.map(device.compile, sources))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -22,7 +22,9 @@ class Mutation(NamedTuple):
     what : str
         What is wrong then, in a few words.
     shown_by : tuple of str
-        Of a variant that is compiled anew for each problem: the curated problem that shows the mistake.
+        Of what takes long to compile: the curated problem that shows the mistake.
+    shown_in : str
+        Of what: "tanh" (in most), "identity", or "mask", where the mistake shows in the ReLU's bits only.
     """
 
     variant: str
@@ -31,6 +33,7 @@ class Mutation(NamedTuple):
     new: str
     what: str
     shown_by: tuple[str, ...] = ()
+    shown_in: str = "tanh"
 
 
 _STAGED = "__syncthreads();  // the tile is complete"
@@ -50,7 +53,8 @@ MUTATIONS = (
         "is_output = p < shape.P / TILE_P * TILE_P",
         "the last row of tiles is skipped where it is not full",
     ),
-    Mutation("forward/tiled", "pack_mask.cuh", "q - first_q)", "first_q + 7 - q)", "the mask's bits are reversed"),
+    Mutation("forward/tiled", "pack_mask.cuh", "q - first_q)", "first_q + 7 - q)", "the mask's bits are reversed",
+             shown_in="mask"),
     Mutation("forward/tiled", "add_products.cuh", "i > 0", "i > 1", "the last tap of a row is dropped"),
     # -- input_grad/tiled --------------------------------------------------------------------------------------
     Mutation("input_grad/tiled", "tiled.cu", _STAGED, "", "the tile is read before it is complete"),
@@ -140,6 +144,7 @@ MUTATIONS = (
         "        if",
         "the last run of a long sum is dropped",
         ("1,700,2,3,2,1,1",),
+        "identity",
     ),
     Mutation(
         "forward/coalesced",
@@ -147,6 +152,7 @@ MUTATIONS = (
         "if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;",
         "",
         "the mask has bits beyond the row's end",
+        shown_in="mask",
     ),
     # -- input_grad/coalesced ------------------------------------------------------------------------------------
     Mutation("input_grad/coalesced", "coalesced.cu", "correlate<true>", "correlate<false>", "the filter is not turned"),
@@ -163,6 +169,7 @@ MUTATIONS = (
         "return bits >> (first & 7);",
         "return bits;",
         "the mask's bits are those of other columns",
+        shown_in="mask",
     ),
     # -- kernel_grad/coalesced -----------------------------------------------------------------------------------
     Mutation(
@@ -268,6 +275,7 @@ MUTATIONS = (
         "(c.plane * shape.H + row)",
         "(c.plane * shape.W + row)",
         "a step's offset takes the width for the height",
+        ("1,64,5,6,128,3,3,padding=1",),
     ),
     Mutation(
         "forward/implicit_gemm",
@@ -282,9 +290,10 @@ MUTATIONS = (
         "if (place.first_pixel >= phase.grid.count()) return;",
         "if (place.first_pixel >= phase.grid.count() || place.phase == 1) return;",
         "one phase of the stride is missing",
+        ("1,33,13,13,66,3,3,stride=2,padding=1",),
     ),
     Mutation("input_grad/implicit_gemm", "implicit_gemm.cu", "return first + i * step;", "return first + i;",
-             "taps of other phases are taken"),
+             "taps of other phases are taken", shown_by=("1,33,13,13,66,3,3,stride=2,padding=1",)),
     Mutation("input_grad/implicit_gemm", "gather.cuh", "group * shape.group_filters()", "0",
              "every group reads the filters of the first"),
     Mutation(
@@ -295,7 +304,8 @@ MUTATIONS = (
         "phi' is applied twice",
     ),
     Mutation("input_grad/implicit_gemm", "gather.cuh", "(line + col / cols)", "line",
-             "a vector's bits are all taken from its first row", shown_by=("2,64,4,6,64,1,1",)),
+             "a vector's bits are all taken from its first row", shown_by=("2,64,4,6,64,1,1",),
+             shown_in="mask"),
     Mutation("forward/implicit_gemm", "filter_product.cuh", "ONE_TAP ? i * AT_ONCE : 0", "0",
              "all planes of a slice are the first one", shown_by=("1,64,5,6,128,3,3,padding=1",)),
     Mutation(
@@ -304,6 +314,7 @@ MUTATIONS = (
         "int(blockIdx.y * split_slices)};",
         "max(0, int(blockIdx.y * split_slices) - 1)};",
         "slices between two splits are added twice",
+        ("2,2,5,6,3,3,3,padding=4x5",),
     ),
     Mutation(
         "kernel_grad/implicit_gemm",

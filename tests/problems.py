@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from itertools import product
+
+from convbackprop import check
 from convbackprop.curated import CURATED, Curated
+from convbackprop.problem import DTYPES
 
 #: What is known at compile time: (activation, mask).
 ACTIVATION_KINDS = (("identity", False), ("relu", False), ("relu", True), ("logistic", False), ("tanh", False))
@@ -22,6 +27,65 @@ MORE = (
 )
 
 PROBLEMS = CURATED + MORE
+
+#: Each dtype, each activation and what is saved, once.
+EACH_KIND_ONCE = (
+    ("float32", "relu", False), ("float32", "relu", True), ("float64", "tanh", False), ("float16", "identity", False),
+    ("bfloat16", "logistic", False),
+)  # fmt: skip
+EVERY_KIND = tuple((dtype, *kind) for dtype, kind in product(DTYPES, ACTIVATION_KINDS))
+
+#: All problems in all kinds, with the reason for each.
+EVERYTHING = tuple(
+    entry.problem(dtype=dtype, activation=activation, mask=mask)
+    for entry in PROBLEMS
+    for dtype, activation, mask in EVERY_KIND
+)
+
+#: Sets of compile-time constants that a variant is compiled for, if they follow from the problem.
+BUDGETS = {"cpu": 6, "cuda": 4}
+
+
+def is_costly(variant):
+    """Return whether a variant takes long to compile, or is compiled anew for each problem."""
+    return variant.specialised or variant.name == "implicit_gemm"
+
+
+def kind_of(problem):
+    return problem.dtype, problem.activation, problem.mask
+
+
+def is_long(variant, problem):
+    """Return whether the threads of a block meet at so many barriers that a CPU takes long: one for each tile."""
+    return variant.name == "tiled" and problem.K * problem.C // problem.groups >= 1000
+
+
+@functools.cache
+def chosen(variant, tunables):
+    """Return the problems on which a variant is checked.
+
+    On the cpu device's own tunables: all of them in float32, and in each other dtype, where the activations take turns.
+    Each kind once where that is costly, and on a GPU's tunables. One that is compiled anew for other sizes: for as few
+    sets of constants as `BUDGETS` says, those that differ most.
+    """
+    if variant.specialised:
+        sets, met, taken = check.compiled_alike(variant, EVERYTHING, tunables), set(), []
+        for _ in range(BUDGETS[tunables]):
+            taken.append(max(sets, key=lambda alike: len(facts_of(alike) - met)))
+            met |= facts_of(taken[-1])
+        return frozenset(problem for alike in taken for problem in alike)
+    if is_costly(variant) or tunables == "cuda":
+        some = [p for p in EVERYTHING if kind_of(p) in EACH_KIND_ONCE]
+    else:
+        some = [p for i, p in enumerate(EVERYTHING) if p.dtype == "float32" or sum(divmod(i, len(EVERY_KIND))) % 3 == 0]
+    some = [p for p in some if not is_long(variant, p) or kind_of(p) in EACH_KIND_ONCE[:2]]
+    return check.within_budget(variant, some, tunables)
+
+
+def facts_of(problems):
+    """Return what is to be met at least once: dtypes, activations, masks and filters."""
+    return {fact for p in problems for fact in (p.dtype, p.activation, p.mask, (p.R, p.S, p.groups == p.C))}
+
 
 #: What torch computes too: it refuses some empty batches.
 WITH_IMAGES = tuple(entry for entry in CURATED if entry.problem().N)

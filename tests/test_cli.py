@@ -25,13 +25,14 @@ from convbackprop.plan import constants_of
 from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, choose, of_pass
 from tests import fake_driver
+from tests.quick import QUICK_ENVIRONMENT
 
 SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"
 QUICK = ("--seconds", "0.01", "--device", "cpu")
 
 
 @pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
+def run(capfd, monkeypatch, tmp_path, quick_commands):
     """Run a command in an empty directory; return (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -47,7 +48,7 @@ def in_a_process(*arguments, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-m", "convbackprop", *map(str, arguments)],
         capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), **environment},
+        env={**os.environ, **QUICK_ENVIRONMENT, "PYTHONPATH": str(Path(cli.__file__).parents[2]), **environment},
     )  # fmt: skip
 
 
@@ -295,7 +296,8 @@ def on_a_terminal(arguments, columns, **environment):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
     unset = ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR")
     env = {name: value for name, value in os.environ.items() if name not in unset}
-    env |= {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "TERM": "xterm-256color", **environment}
+    env |= {**QUICK_ENVIRONMENT, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "TERM": "xterm-256color"}
+    env |= environment
     process = subprocess.Popen(
         [sys.executable, "-m", "convbackprop", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env
     )
@@ -408,14 +410,19 @@ def test_check_says_what_the_budget_left_out(run, monkeypatch):
 
 
 def test_check_of_one_problem(run):
-    code, out, err = run("check", "--problem", SMALL, "--dtype", "float32", "--device", "cpu", "--json")
+    command = ("check", "--problem", SMALL, "--dtype", "float32", "--device", "cpu", "--json")
+    code, out, err = run(*command, "--activation", "relu")
     found = json.loads(out)
     documented("check", found)
     assert code == 0 and not err and found["ok"] and found["faults"] == []
     assert [row["variant"] for row in found["rows"]] == [str(variant) for variant in VARIANTS]
-    for row in found["rows"]:  # four activations, and the ReLU once more with its mask
-        assert row["checks"] + row["refused"] == 5 and 0 <= row["error"] <= 1
-    code, out, err = run("check", "forward", "--problem", f"{SMALL},activation=tanh", "--device", "cpu")
+    for row in found["rows"]:  # with and without the mask
+        assert row["checks"] + row["refused"] == 2 and 0 <= row["error"] <= 1
+    (row,) = json.loads(run(command[0], "kernel_grad/naive", *command[1:])[1])["rows"]
+    assert row["checks"] == 5  # four activations, and the ReLU once more with its mask
+    code, out, err = run(
+        "check", "forward", "--problem", f"{SMALL},activation=tanh", "--dtype", "float32", "--device", "cpu"
+    )
     assert code == 0 and not err and " 0 failed" in out
     row = json.loads(
         run("check", "forward/naive", "--problem", f"{SMALL},activation=tanh", "--device", "cpu", "--json")[1]
@@ -425,7 +432,8 @@ def test_check_of_one_problem(run):
 
 @pytest.mark.parametrize("option", [("--tunables", "cuda"), ("--data", "integers"), ("--activation", "sigmoid")])
 def test_check_options(run, option):
-    code, out, _ = run("check", "kernel_grad", "--problem", SMALL, "--dtype", "float16", *option, "--device", "cpu")
+    command = ("check", "kernel_grad/tiled", "--problem", SMALL, "--dtype", "float16", "--device", "cpu")
+    code, out, _ = run(*command, *option)
     assert code == 0 and " 0 failed" in out
 
 
@@ -433,9 +441,10 @@ def test_check_counts_what_is_refused(run, monkeypatch):
     ladder = [variant for variant in VARIANTS if variant.refusal(ConvProblem.parse(SMALL)) is None]
     refusal = type(ladder[0]).refusal
     monkeypatch.setattr(type(ladder[0]), "refusal", lambda self, p: "no" if p.mask else refusal(self, p))
-    found = json.loads(run("check", "--problem", SMALL, "--dtype", "float32", "--device", "cpu", "--json")[1])
-    assert found["ok"] and found["checks"] == 4 * len(ladder)
-    assert found["refused"] == len(ladder) + 5 * (len(VARIANTS) - len(ladder))
+    command = ("check", "--problem", SMALL, "--dtype", "float32", "--activation", "relu", "--device", "cpu", "--json")
+    found = json.loads(run(*command)[1])
+    assert found["ok"] and found["checks"] == len(ladder)
+    assert found["refused"] == len(ladder) + 2 * (len(VARIANTS) - len(ladder))
     code, out, _ = run("check", "--problem", f"{SMALL},mask=1", "--device", "cpu")
     assert code == 1 and "nothing was checked" in out  # exit 0 only when something is right
 
@@ -605,7 +614,7 @@ def test_bench_main_job_is_the_lab_s_layer(monkeypatch):
 
 def test_bench_beside_torch(run):
     pytest.importorskip("torch", reason="torch, the peer, is not installed")
-    command = ("bench", "--problem", SMALL, "--dtype", "bfloat16", "--against", "torch", *QUICK)
+    command = ("bench", "forward", "--problem", SMALL, "--dtype", "bfloat16", "--against", "torch", *QUICK)
     code, out, err = run(*command, "--json")
     found = json.loads(out)
     assert code == 0 and not err
@@ -799,8 +808,8 @@ def test_bench_on_a_stand_in_for_a_gpu(run, monkeypatch, tmp_path):
     driver.Device.get_attribute = lambda self, attribute: {38: 60_000_000, 16: 1}[attribute]
     monkeypatch.setattr("convbackprop.bench.roof._ROUNDS", {"cuda": 2})
     try:
-        command = ("bench", "--problem", SMALL, "--against", "none", "--seconds", "0.01", "--json", "--device", "cuda")
-        code, out, err = run(*command)
+        command = ("bench", "kernel_grad", "--problem", SMALL, "--against", "none", "--json", "--device", "cuda")
+        code, out, err = run(*command, "--seconds", "0.01")
         found = json.loads(out)
         assert code == 0 and not err and found["device"] == "cuda:0"
         assert found["environment"]["machine"] == "stand-in"

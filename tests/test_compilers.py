@@ -13,12 +13,13 @@ from itertools import product
 import numpy as np
 import pytest
 
+import convbackprop
 from convbackprop import compiler
 from convbackprop.compiler import ARCHITECTURES, Source
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
 from convbackprop.plan import constants_of
-from convbackprop.problem import DTYPES, ConvProblem
-from convbackprop.variants import VARIANTS
+from convbackprop.problem import DTYPES, PASSES, ConvProblem
+from convbackprop.variants import VARIANTS, of_pass
 from tests.problems import ACTIVATION_KINDS
 
 ANY = ConvProblem.parse("1,1,8,8,1,3,3,padding=same")
@@ -48,11 +49,24 @@ KINDS = (("float32", "relu", True), ("float64", "identity", False), ("float16", 
 
 
 def some():
-    """Yield (source, architecture): the oldest and newest architectures, and for one of them each dtype."""
-    for variant, architecture in product(VARIANTS, (ARCHITECTURES[0], ARCHITECTURES[-1])):
-        yield source(variant, ANY.with_(activation="relu")), architecture
-    for variant, (dtype, activation, mask) in product(VARIANTS, KINDS):
-        yield source(variant, ANY.with_(dtype=dtype, activation=activation, mask=mask)), FULL
+    """Yield (source, architecture): each variant once, so that a rung meets other kinds and architectures in each pass.
+
+    Which are the oldest, the newest and `FULL`, for which test_machine_code.py compiles more.
+    """
+    for variant in VARIANTS:
+        i = of_pass(variant.pass_name).index(variant) + list(PASSES).index(variant.pass_name)
+        dtype, activation, mask = KINDS[i % len(KINDS)]
+        architecture = (ARCHITECTURES[0], ARCHITECTURES[-1], FULL)[i % 3]
+        yield source(variant, ANY.with_(dtype=dtype, activation=activation, mask=mask)), architecture
+
+
+def test_the_oldest_and_newest_architectures_meet_every_rung_and_dtype():
+    """Each rung meets each of the three architectures in some pass; each dtype is met."""
+    wanted = list(some())
+    rungs = {(path.path.stem, architecture) for path, architecture in wanted}
+    names = {variant.name for variant in VARIANTS} - {"fused"}  # there is one
+    assert rungs >= set(product(names, (ARCHITECTURES[0], ARCHITECTURES[-1], FULL)))
+    assert {dict(made_from.constants)["SCALAR"] for made_from, _ in wanted} == set(DTYPES)
 
 
 def everything():
@@ -121,6 +135,38 @@ def test_error_of_the_cxx_compiler_names_the_line(broken):
     assert f"{broken.path}:3" in str(caught.value)
     assert "undeclared" in str(caught.value)
     assert isinstance(caught.value, EnvironmentProblem)
+
+
+def test_flags_of_the_user_prevail_and_are_part_of_the_name(tmp_path, monkeypatch):
+    """Here -O0, under which the compiler's own __OPTIMIZE__ is not defined, and a macro with a space in it."""
+    path = tmp_path / "flags.cu"
+    path.write_text(
+        "#ifndef __OPTIMIZE__\nstatic const char* kinds[] = {WORDS};\n#endif\n"
+        'extern "C" __global__ void flags(int* y) {\n#ifndef __OPTIMIZE__\n  *y = sizeof(kinds[0][0]);\n#endif\n}\n'
+    )
+    monkeypatch.delenv("CONVBACKPROP_CXXFLAGS", raising=False)
+    shipped = compiler.shared_object(Source.of(path, {}))
+    monkeypatch.setenv("CONVBACKPROP_CXXFLAGS", """-O0 '-DWORDS="a", "b"'""")
+    other = compiler.shared_object(Source.of(path, {}))
+    assert other != shipped
+    assert other == compiler.shared_object(Source.of(path, {}))
+    monkeypatch.setenv("CONVBACKPROP_CXXFLAGS", "-O0")  # without the macro it does not compile
+    with pytest.raises(CompileError, match=r"WORDS.*\n(.*\n)*CONVBACKPROP_CXXFLAGS added: -O0$"):
+        compiler.shared_object(Source.of(path, {}))
+    assert compiler.cxx_name().endswith(" with -O0 (CONVBACKPROP_CXXFLAGS)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "words"),
+    [
+        ("--no-such-flag", CompileError, r"--no-such-flag.*\n(.*\n)*CONVBACKPROP_CXXFLAGS added: --no-such-flag$"),
+        ("'-O1", convbackprop.InvalidArgument, """CONVBACKPROP_CXXFLAGS is "'-O1": no closing quotation; it should"""),
+    ],
+)
+def test_bad_flags(monkeypatch, broken, flags, error, words):
+    monkeypatch.setenv("CONVBACKPROP_CXXFLAGS", flags)
+    with pytest.raises(error, match=words):
+        compiler.shared_object(broken)
 
 
 @needs_nvcc

@@ -10,10 +10,10 @@ import pytest
 
 import convbackprop
 from convbackprop import check, devices
-from convbackprop.curated import CURATED
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import VARIANTS
 from tests import fake_driver
+from tests.problems import chosen
 
 
 @pytest.fixture
@@ -24,12 +24,11 @@ def driver(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_variant_gives_the_right_answer_through_the_cuda_device(driver, variant):
+    """On two sets of constants with which test_variants.py compiles it, too; a few problems of each."""
     device = devices.get_device("cuda")
-    problems = [curated.problem(activation="relu") for curated in CURATED]
-    chosen = check.within_budget(variant, problems, "cuda", 3)
-    for curated, problem in zip(CURATED, problems, strict=True):
-        if problem in chosen:
-            outcome = check.check(variant, problem, device, curated.data)
+    for alike in check.compiled_alike(variant, chosen(variant, "cuda"), "cuda")[:2]:
+        for problem in alike[:10]:
+            outcome = check.check(variant, problem, device)
             assert outcome.ok, (str(problem), outcome.faults)
     assert driver.launches
 
@@ -43,7 +42,7 @@ def test_cuda_is_chosen_when_it_is_usable(driver, monkeypatch):
     assert devices.get_device().name == "cpu"
 
 
-def test_host_arrays_are_copied_there_and_back(driver):
+def test_host_arrays_are_copied_there_and_back(driver, quick_commands):
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 3, 9, 8)), rng.standard_normal((4, 3, 3, 3))
     y = convbackprop.conv2d(x, w, padding=1, activation="tanh", device="cuda")

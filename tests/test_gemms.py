@@ -26,7 +26,7 @@ GEMM = {name: next(v for v in of_pass(name) if v.name == "implicit_gemm") for na
 
 # -- the product's threads -------------------------------------------------------------------------------------------
 @pytest.fixture
-def places(cpu):
+def places(quick):
     """Return a function: a variant, for a problem -> the rows and columns of each thread's sums on a GPU."""
 
     def find(variant, problem):
@@ -36,7 +36,7 @@ def places(cpu):
         constants = variant.constants("cuda", problem)
         threads = constants["THREADS"]
         rows, columns = (np.full((threads, constants[name]), -1, np.int32) for name in ("REG_M", "REG_N"))
-        kernel = cpu.load(source, "places", (1, 1, 1), (threads, 1, 1), 1 << 17, 2, pack_shape(problem), ())
+        kernel = quick.load(source, "places", (1, 1, 1), (threads, 1, 1), 1 << 17, 2, pack_shape(problem), ())
         kernel.launch([rows.ctypes.data, columns.ctypes.data])
         return rows, columns, constants
 
@@ -97,17 +97,17 @@ def test_no_product_with_an_inserted_zero(stride, dilation, taps):
 
 
 @pytest.mark.parametrize("text", ["2,3,6,5,4,2,2,stride=2147483647,dilation=3", "2,2,7,9,3,3,4,stride=9x4,padding=8"])
-def test_strides_beyond_the_image(cpu, text):
+def test_strides_beyond_the_image(quick, text):
     """Only phases that have a pixel are worked on."""
     for tunables in ("cpu", "cuda"):
-        assert check.check(GEMM["input_grad"], ConvProblem.parse(text), cpu, tunables=tunables).faults == []
+        assert check.check(GEMM["input_grad"], ConvProblem.parse(text), quick, tunables=tunables).faults == []
 
 
 @pytest.mark.parametrize("tunables", ["cpu", "cuda"])
-def test_a_sum_over_many_pixels_stays_far_below_its_bound(cpu, tunables):
+def test_a_sum_over_many_pixels_stays_far_below_its_bound(quick, tunables):
     """32 images of 112 x 112 equal terms: a plain float32 sum would be out by more than the bound."""
     problem = ConvProblem.parse("32,1,112,112,2,1,1", bias=True)
-    outcome = check.check(GEMM["kernel_grad"], problem, cpu, "constant", tunables=tunables)
+    outcome = check.check(GEMM["kernel_grad"], problem, quick, "constant", tunables=tunables)
     assert outcome.faults == [] and outcome.share < 0.02
 
 
@@ -131,15 +131,15 @@ def limited(monkeypatch):
     workspace.limit.cache_clear()
 
 
-def test_the_workspace_is_capped(cpu, limited):
+def test_the_workspace_is_capped(quick, limited):
     problem = ConvProblem.parse("8,16,40,40,24,3,3,padding=1", bias=True)
     sums = 24 * 16 * 9 + 24
     for bytes_ in (64 << 20, 4 * sums * 3 + 5, 1):
         limited(str(bytes_))
         variant = dataclasses.replace(GEMM["kernel_grad"])  # plans are kept
-        used = plan(variant, problem, cpu).partial_bytes
+        used = plan(variant, problem, quick).partial_bytes
         assert used <= max(bytes_, 4 * sums) and used % (4 * sums) == 0
-        assert check.check(variant, problem, cpu).faults == []
+        assert check.check(variant, problem, quick).faults == []
     assert used == 4 * sums
 
 

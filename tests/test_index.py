@@ -69,7 +69,7 @@ def fill_corner(array, rows, columns, rng):
 
 
 @pytest.mark.parametrize("variant", of_pass("forward"), ids=str)
-def test_forward(cpu, variant):
+def test_forward(quick, variant):
     problem = ConvProblem.parse("3,5,16930,16931,5,3,3,padding=1,dtype=float16,activation=relu,mask=1")
     if variant.refusal(problem):
         pytest.skip(variant.refusal(problem))
@@ -78,7 +78,7 @@ def test_forward(cpu, variant):
     rng = np.random.default_rng(0)
     fill_corner(arrays["x"], 2, 40, rng)
     arrays["w"][...] = rng.integers(-3, 4, problem.w_shape)
-    run_last_blocks(variant, problem, cpu, arrays, 4)
+    run_last_blocks(variant, problem, quick, arrays, 4)
     small = problem.with_(N=1, H=2, W=40, padding=((0, 1), (0, 1)), mask=False)
     given = {"x": arrays["x"][-1:, :, -2:, -40:], "w": arrays["w"]}
     expected = reference.answer("forward", small, given)["y"][0][0, -1, -1, -16:]
@@ -92,7 +92,7 @@ def test_forward(cpu, variant):
 
 @pytest.mark.parametrize("variant", of_pass("input_grad"), ids=str)
 @pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
-def test_input_grad(cpu, variant, mask):
+def test_input_grad(quick, variant, mask):
     problem = ConvProblem.parse("3,5,16930,16931,5,3,3,padding=1,dtype=float16,activation=relu", mask=mask)
     if variant.refusal(problem):
         pytest.skip(variant.refusal(problem))
@@ -105,7 +105,7 @@ def test_input_grad(cpu, variant, mask):
         arrays["saved"][-1, :, -2:, -6:] = 255
     else:
         arrays["saved"][-1, :, -2:, -48:] = 1
-    run_last_blocks(variant, problem, cpu, arrays, 4)
+    run_last_blocks(variant, problem, quick, arrays, 4)
     # The corner as a problem of its own: the image's last two rows, whose gradients the two last rows of dy give.
     small = problem.with_(N=1, H=3, W=41, padding=((0, 1), (0, 1)), activation="identity", mask=False)
     given = {"dy": arrays["dy"][-1:, :, -2:, -40:][..., -small.P :, -small.Q :], "w": arrays["w"]}
@@ -116,7 +116,7 @@ def test_input_grad(cpu, variant, mask):
 
 
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
-def test_many_images(cpu, pass_name):
+def test_many_images(quick, pass_name):
     """implicit_gemm counts the elements of neighbouring images in 32 bits, but not those of the batch."""
     variant = next(v for v in of_pass(pass_name) if v.name == "implicit_gemm")
     problem = ConvProblem.parse("700,8,1000,1000,8,1,1,dtype=float16")
@@ -127,14 +127,14 @@ def test_many_images(cpu, pass_name):
     rng = np.random.default_rng(0)
     fill_corner(arrays[source], 1, 100, rng)
     arrays["w"][...] = rng.integers(-3, 4, problem.w_shape)
-    run_last_blocks(variant, problem, cpu, arrays, 8)
+    run_last_blocks(variant, problem, quick, arrays, 8)
     w = arrays["w"][:, :, 0, 0] if pass_name == "forward" else arrays["w"][:, :, 0, 0].T
     expected = w @ arrays[source][-1, :, -1, -100:]
     assert np.array_equal(arrays[result][-1, :, -1, -100:], expected) and (expected != 0).any()
 
 
 @pytest.mark.parametrize("variant", of_pass("kernel_grad"), ids=str)
-def test_kernel_grad_of_a_large_image(cpu, variant):
+def test_kernel_grad_of_a_large_image(quick, variant):
     """Two output pixels that lie far apart, in each of many channels: the whole grid is run, all of dw is checked."""
     problem = ConvProblem.parse("1,2100,1,2097155,1,1,3,stride=1x2097152,dtype=float16,bias=1")
     if variant.refusal(problem):
@@ -146,7 +146,7 @@ def test_kernel_grad_of_a_large_image(cpu, variant):
     arrays["dy"][...] = [[[[2, 3]]]]
     taps = rng.integers(-3, 4, (2, 2100, 3))
     arrays["x"][0, :, 0, :3], arrays["x"][0, :, 0, -3:] = taps
-    run_last_blocks(variant, problem, cpu, arrays, 2**62)
+    run_last_blocks(variant, problem, quick, arrays, 2**62)
     assert np.array_equal(arrays["dw"][0, :, 0], 2 * taps[0] + 3 * taps[1])
     assert arrays["db"].tolist() == [5]
 
@@ -209,7 +209,7 @@ def test_the_longest_axis(cpu, variant, axis):
     assert np.array_equal(arrays[result].ravel()[-70:], 2 * np.arange(70) + 2)
 
 
-def test_kernel_grad_of_a_large_gradient(cpu):
+def test_kernel_grad_of_a_large_gradient(quick):
     """The naive variant's last slice adds up the last row of dy."""
     variant = of_pass("kernel_grad")[0]
     problem = ConvProblem.parse("60000,1,1,80000,1,1,1,dtype=float16,activation=relu,bias=1")
@@ -217,7 +217,7 @@ def test_kernel_grad_of_a_large_gradient(cpu):
     assert arrays["dy"].size > LIMIT
     for name in ("dy", "x", "saved"):
         arrays[name][-1, 0, 0, -50:] = {"dy": 2, "x": 3, "saved": 1}[name]
-    run_last_blocks(variant, problem, cpu, arrays, 1)
+    run_last_blocks(variant, problem, quick, arrays, 1)
     assert arrays["partial"][-2:].tolist() == [300, 100]
 
 

@@ -14,6 +14,8 @@ from convbackprop import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kern
 from convbackprop.problem import ACTIVATIONS, ConvProblem  # noqa: E402
 from tests.problems import WITH_IMAGES  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_commands")
+
 PHI = {"identity": lambda s: s, "relu": torch.relu, "logistic": torch.sigmoid, "tanh": torch.tanh}
 U = 2.0**-53
 

@@ -22,6 +22,7 @@ from convbackprop.devices import cpu as cpu_module
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
 from convbackprop.problem import ConvProblem
 from tests.problems import CURATED
+from tests.quick import quick_on_cpu
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
@@ -74,6 +75,7 @@ def test_import_is_quick():
 # -- threads and forks -----------------------------------------------------------------------------------------------
 def test_eight_threads(device):
     """Mixed problems from eight threads at once: the same bits as one after another."""
+    device = quick_on_cpu(device)
     problems = {
         entry.problem(activation=activation): entry.data
         for entry in CURATED[:24]

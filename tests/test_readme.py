@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convbackprop import cli
 from convbackprop.bench import runs
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,16 @@ def test_the_picture_is_of_the_saved_run(readme):
     assert len(medians) >= 10
     written = set(map(float, re.findall(r"<!-- ([\d.e+]+) -->", (ROOT / "docs" / "bench.svg").read_text())))
     assert set(medians) <= written, "run 'make readme'"
+
+
+def test_the_comparison_is_of_the_saved_runs(readme, capfd, monkeypatch, tmp_path):
+    pytest.importorskip("scipy", reason="scipy, of the extra stats, is not installed: `compare`")
+    tool = runpy.run_path(str(ROOT / "tools" / "readme.py"))
+    tool["place_runs"](tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(tool["COMMANDS"][0].split()) == 0
+    output = tool["tidy"](capfd.readouterr().out)
+    assert "slower" in output and output in readme, "run 'make readme'"
 
 
 def test_the_example_runs(readme):

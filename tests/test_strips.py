@@ -13,6 +13,8 @@ from convbackprop.problem import ConvProblem
 from convbackprop.variant import Alignment
 from convbackprop.variants import VARIANTS, choose, select, why_not
 
+# All on kernels that are compiled quickly: there are many, and what is special about them stands in their sources.
+
 STRIPS = [variant for variant in VARIANTS if "COLS" in variant.tunables]
 SETS = ("cpu", "cuda")
 
@@ -29,34 +31,34 @@ def faults(variant, device, text, tunables, offset=0, data="normal", **changes):
 @each_variant
 @each_set
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
-def test_every_width(cpu, variant, tunables, dtype):
+def test_every_width(quick, variant, tunables, dtype):
     """A strip and its neighbours, one column more and less, rows whose pitch breaks every alignment."""
     found = []
     for width in (*range(1, 41), 63, 64, 65, 127, 128, 129, 150):
-        found += faults(variant, cpu, f"2,2,5,{width},2,3,3,padding=same,groups=2", tunables, dtype=dtype)
+        found += faults(variant, quick, f"2,2,5,{width},2,3,3,padding=same,groups=2", tunables, dtype=dtype)
     assert found == []
 
 
 @each_variant
 @each_set
 @pytest.mark.parametrize("mask", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_every_offset(cpu, variant, tunables, mask):
+def test_every_offset(quick, variant, tunables, mask):
     """Arrays that begin one to three elements after an aligned address, in rows that are aligned and not."""
     found = []
     for width in (16, 32, 35, 64):
         for offset in range(4):
             text = f"1,1,9,{width},1,3,3,padding=same"
-            found += faults(variant, cpu, text, tunables, offset, mask=mask)
+            found += faults(variant, quick, text, tunables, offset, mask=mask)
     assert found == []
 
 
 @each_variant
 @each_set
-def test_every_height(cpu, variant, tunables):
+def test_every_height(quick, variant, tunables):
     """Fewer rows than a filter, than a band, and one row and two more."""
     found = []
     for height in (1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 34, 65):
-        found += faults(variant, cpu, f"2,1,{height},17,1,3,3,padding=same", tunables)
+        found += faults(variant, quick, f"2,1,{height},17,1,3,3,padding=same", tunables)
     assert found == []
 
 
@@ -70,11 +72,11 @@ def test_every_height(cpu, variant, tunables):
         for size in range(1, 10)
     ],
 )
-def test_every_filter(cpu, variant, tunables, size):
+def test_every_filter(quick, variant, tunables, size):
     found = []
     for text in (f"2,1,19,37,1,{size},{size},padding=same", f"1,2,12,{size + 17},2,{size},{size},groups=2"):
         if variant.refusal(ConvProblem.parse(text)) is None:
-            found += faults(variant, cpu, text, tunables)
+            found += faults(variant, quick, text, tunables)
     assert found == []
 
 
@@ -91,8 +93,8 @@ def test_every_filter(cpu, variant, tunables, size):
         pytest.param("1,1,5,9,1,3,3,padding=6x9", marks=pytest.mark.slow),
     ],
 )
-def test_large_filters_and_many_channels(cpu, variant, tunables, text):
-    assert faults(variant, cpu, text, tunables) == []
+def test_large_filters_and_many_channels(quick, variant, tunables, text):
+    assert faults(variant, quick, text, tunables) == []
 
 
 @pytest.mark.parametrize("variant", [v for v in STRIPS if v.pass_name == "backward"], ids=str)
@@ -101,11 +103,11 @@ def test_large_filters_and_many_channels(cpu, variant, tunables, text):
     [pytest.param(t, mask, marks=() if t == "cpu" and mask else pytest.mark.slow) for t in SETS for mask in (0, 1)],
 )
 @pytest.mark.parametrize("needs", [(dx, dw, db) for dx in (0, 1) for dw in (0, 1) for db in (0, 1)][1:], ids=str)
-def test_needs(cpu, variant, tunables, mask, needs):
+def test_needs(quick, variant, tunables, mask, needs):
     """What is not needed is neither computed nor written, nor are its operands read."""
     dx, dw, db = (bool(need) for need in needs)
     text = "2,2,35,41,2,3,3,padding=same,groups=2"
-    assert faults(variant, cpu, text, tunables, mask=bool(mask), dx=dx, dw=dw, bias=db) == []
+    assert faults(variant, quick, text, tunables, mask=bool(mask), dx=dx, dw=dw, bias=db) == []
     problem = ConvProblem.parse(text, dx=dx, dw=dw, bias=db)
     constants = constants_of(variant, problem, tunables)
     assert [constants[f"NEED_{name}"] for name in ("DX", "DW", "DB")] == [int(need) for need in needs]
@@ -114,24 +116,24 @@ def test_needs(cpu, variant, tunables, mask, needs):
 @each_variant
 @each_set
 @pytest.mark.parametrize("data", ["constant", "positive", "integers"])
-def test_long_sums(cpu, variant, tunables, data):
-    assert faults(variant, cpu, "1,1,700,1111,1,3,3,padding=same", tunables, data=data) == []
+def test_long_sums(quick, variant, tunables, data):
+    assert faults(variant, quick, "1,1,700,1111,1,3,3,padding=same", tunables, data=data) == []
 
 
 @pytest.mark.parametrize("name", ["kernel_grad/coalesced", "backward/fused"])
 @each_set
-def test_error_of_a_large_image_is_far_below_the_bound(cpu, name, tunables):
+def test_error_of_a_large_image_is_far_below_the_bound(quick, name, tunables):
     """Equal terms, whose round-offs do not cancel; the bound at this size is 8 * sqrt(2**22) = 16,384 round-offs."""
     (variant,) = select(name)
     problem = ConvProblem.parse("1,1,2048,2048,1,3,3,padding=same,bias=1,dx=0")
-    assert check.check(variant, problem, cpu, "constant", tunables=tunables).share < 0.01
+    assert check.check(variant, problem, quick, "constant", tunables=tunables).share < 0.01
 
 
 @each_variant
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
 @pytest.mark.parametrize("mask", [True, pytest.param(False, marks=pytest.mark.slow)])
 @each_set
-def test_infinite_inputs_beyond_what_they_meet(cpu, variant, tunables, mask, value):
+def test_infinite_inputs_beyond_what_they_meet(quick, variant, tunables, mask, value):
     """Every pixel of the border, and of the columns where a strip reaches beyond the row's end."""
     problem = ConvProblem.parse("1,1,6,19,1,3,3,padding=same,bias=1,activation=relu", mask=mask)
     valid = ConvProblem.parse("1,1,6,19,1,3,3,bias=1,activation=relu", mask=mask)
@@ -144,7 +146,7 @@ def test_infinite_inputs_beyond_what_they_meet(cpu, variant, tunables, mask, val
             for w_ in range(p.W if name == "x" else p.Q):
                 given = {key: array.copy() for key, array in plain.items()}
                 given[name][0, 0, h, w_] = value
-                assert check.check(variant, p, cpu, tunables=tunables, given=given).faults == []
+                assert check.check(variant, p, quick, tunables=tunables, given=given).faults == []
 
 
 # -- vectors -------------------------------------------------------------------------------------------------------

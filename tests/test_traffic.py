@@ -84,12 +84,12 @@ def test_arrays(patterns):
 STRIPS = ("forward/coalesced", "input_grad/coalesced", "kernel_grad/coalesced", "backward/fused")
 
 
-@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize("size", [3, pytest.param(5, marks=pytest.mark.slow), 7])
 @pytest.mark.parametrize("name", STRIPS)
 def test_strips_read_each_sector_hardly_more_than_once(name, size):
     """In a block: the rows of its band, and the R - 1 rows of the window around it."""
     (variant,) = select(name)
-    problem = ConvProblem.parse(f"1,1,1024,4096,1,{size},{size},padding=same", bias=True, activation="relu")
+    problem = ConvProblem.parse(f"1,1,256,4096,1,{size},{size},padding=same", bias=True, activation="relu")
     kernel = traffic(variant, problem, blocks=16)[0]
     rows = variant.constants("cuda", problem)["ROWS"]
     arrays = {array.name: array for array in kernel.arrays}
@@ -102,7 +102,7 @@ def test_strips_read_each_sector_hardly_more_than_once(name, size):
             assert arrays[operand].stored_sectors * 32 == arrays[operand].stored_bytes == 4 * pixels
 
 
-@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("size", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_no_bank_conflicts(variant, size):
     problem = ConvProblem.parse(f"1,1,256,512,1,{size},{size},padding=same", bias=True, activation="relu")

@@ -13,29 +13,45 @@ from itertools import product
 import numpy as np
 import pytest
 
-from convbackprop import check, reference
+from convbackprop import check, devices, reference
 from convbackprop.curated import CURATED
 from convbackprop.devices.cpu import set_num_threads
 from convbackprop.fuzz import laws
-from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
+from convbackprop.plan import constants_of
+from convbackprop.problem import ACCUMULATORS, ACTIVATIONS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, Variant, of_pass, why_not
 from tests.conftest import compile_ahead
-from tests.problems import ACTIVATION_KINDS, PROBLEMS
+from tests.problems import (
+    ACTIVATION_KINDS,
+    BUDGETS,
+    EACH_KIND_ONCE,
+    EVERY_KIND,
+    EVERYTHING,
+    PROBLEMS,
+    chosen,
+    is_costly,
+    is_long,
+    kind_of,
+)
+from tests.quick import quick_on_cpu
 
-KINDS = [
-    pytest.param(dtype, activation, mask, id=f"{dtype}-{activation}{'-mask' * mask}")
-    for dtype, (activation, mask) in product(DTYPES, ACTIVATION_KINDS)
-]
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 
-def is_costly(variant):
-    """Return whether a variant takes long to compile, or is compiled anew for each problem."""
-    return variant.specialised or variant.name == "implicit_gemm"
+def with_kinds(kinds=EVERY_KIND, costly=None, variants=VARIANTS):
+    """Parametrise over variants and kinds; a variant that is checked on few problems meets all of them in one test."""
+    return pytest.mark.parametrize(
+        ("variant", "kinds"),
+        [
+            pytest.param(variant, some, id=f"{variant}-{'-'.join(map(str, some[0])) if len(some) == 1 else 'kinds'}")
+            for variant in variants
+            for some in ([costly or kinds] if is_costly(variant) else [(kind,) for kind in kinds])
+        ],
+    )
 
 
-def with_dtypes(variants, dtypes=DTYPES):
-    """Parametrise over variants and dtypes; two dtypes of what is costly are slow tests."""
+def with_dtypes(variants, dtypes=DTYPES, costly=("float32",)):
+    """Parametrise over variants and dtypes; of what is costly, other dtypes than these are slow tests."""
     return pytest.mark.parametrize(
         ("variant", "dtype"),
         [
@@ -43,108 +59,132 @@ def with_dtypes(variants, dtypes=DTYPES):
                 variant,
                 dtype,
                 id=f"{variant}-{dtype}",
-                marks=pytest.mark.slow if is_costly(variant) and dtype in ("float64", "bfloat16") else (),
+                marks=pytest.mark.slow if is_costly(variant) and dtype not in costly else (),
             )
             for variant, dtype in product(variants, dtypes)
         ],
     )
 
 
-each_kind = pytest.mark.parametrize(("dtype", "activation", "mask"), KINDS)
-
-
-#: All problems in all kinds, with the reason for each.
-EVERYTHING = tuple(
-    entry.problem(dtype=dtype, activation=activation, mask=mask)
-    for entry in PROBLEMS
-    for dtype, (activation, mask) in product(DTYPES, ACTIVATION_KINDS)
-)
-
-
-#: Sets of compile-time constants that a variant is compiled for.
-BUDGETS = {"cpu": 7, "cuda": 4}
-
-
-#: Of what takes long to compile: all kinds in float32, and each of the others with some other dtype.
-FEWER_KINDS = {
-    *product(["float32"], ACTIVATION_KINDS),
-    ("float64", ("identity", False)), ("float16", ("relu", False)), ("float16", ("logistic", False)),
-    ("bfloat16", ("tanh", False)), ("bfloat16", ("relu", True)),
-}  # fmt: skip
-
-
-@functools.cache
-def chosen(variant, tunables):
-    """Return the problems on which a variant is checked."""
-    some = EVERYTHING
-    if is_costly(variant) and not variant.specialised:
-        some = [p for p in EVERYTHING if (p.dtype, (p.activation, p.mask)) in FEWER_KINDS]
-    return check.within_budget(variant, some, tunables, BUDGETS[tunables])
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(request):
-    for tunables in ("cpu", "cuda"):
-        wanted = [(variant, problem) for variant in VARIANTS for problem in chosen(variant, tunables)]
-        compile_ahead(request, wanted, tunables)
+    wanted = [(variant, problem) for variant in VARIANTS for problem in chosen(variant, "cpu")]
+    compile_ahead(request, wanted, devices.get_device("cpu"))
 
 
-def faults_of(variant, device, problems, tunables=None, among=None, **changes):
+@functools.lru_cache(maxsize=512)
+def data_of(pass_name, problem, data):
+    """Return the inputs of a pass and the reference's answer, which its variants share."""
+    given = check.inputs(pass_name, problem, data)
+    for array in given.values():
+        array.flags.writeable = False
+    return given, reference.answer(pass_name, problem, given)
+
+
+def on(device, tunables):
+    """Return where to run: what a GPU's constants are tried with on a CPU is not what anybody runs there."""
+    return quick_on_cpu(device) if tunables == "cuda" else device
+
+
+def faults_of(variant, device, problems, kinds, tunables=None, among=None):
     """Check a variant on those of the problems that are chosen for it; return what is wrong, with the problem."""
     among = chosen(variant, tunables or device.kind) if among is None else among
     found, computed = [], 0
-    for entry in problems:
-        problem = entry.problem(**changes)
+    for (dtype, activation, mask), entry in product(kinds, problems):
+        problem = entry.problem(dtype=dtype, activation=activation, mask=mask)
         if problem not in among:
             continue
-        outcome = check.check(variant, problem, device, entry.data, tunables=tunables)
+        given, expected = data_of(variant.pass_name, problem, entry.data)
+        outcome = check.check(
+            variant, problem, on(device, tunables), entry.data, tunables=tunables, given=given, expected=expected
+        )
         found += [f"{problem} ({entry.reason}): {fault}" for fault in outcome.faults]
         computed += 1
-    if not computed:
-        assert is_costly(variant), "no problem was computed"
-        pytest.skip(f"none of the few problems for which {variant} is compiled is of this kind")
+    assert computed, "no problem was computed"
     return found
 
 
-@each_variant
-@each_kind
-def test_every_problem(device, variant, dtype, activation, mask):
-    assert faults_of(variant, device, PROBLEMS, dtype=dtype, activation=activation, mask=mask) == []
+@with_kinds()
+def test_every_problem(device, variant, kinds):
+    assert faults_of(variant, device, PROBLEMS, kinds) == []
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
-def test_integers_are_exact(device, variant, dtype, mask):
+@pytest.mark.slow
+@with_kinds()
+def test_every_problem_in_every_kind(cpu, variant, kinds):
+    """And three times the constants, of a variant that is compiled anew for other sizes."""
+    among = check.within_budget(variant, EVERYTHING, "cpu", 3 * BUDGETS["cpu"])
+    assert faults_of(variant, cpu, PROBLEMS, kinds, "cpu", among) == []
+
+
+@with_kinds([kind for kind in EVERY_KIND if kind[1] == "relu"])
+def test_integers_are_exact(device, variant, kinds):
     integers = [dataclasses.replace(entry, data="integers") for entry in PROBLEMS]
-    assert faults_of(variant, device, integers, dtype=dtype, activation="relu", mask=mask) == []
+    assert faults_of(variant, device, integers, kinds) == []
 
 
-@each_variant
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
-def test_both_sets_of_tunables(cpu, variant, tunables, dtype, activation):
-    assert faults_of(variant, cpu, PROBLEMS, tunables, dtype=dtype, activation=activation) == []
+@with_kinds(
+    EACH_KIND_ONCE,
+    costly=EVERY_KIND,
+    variants=[v for v in VARIANTS if any(t.cuda != t.cpu for t in v.tunables.values())],
+)
+def test_tunables_of_a_gpu(cpu, variant, kinds):
+    assert faults_of(variant, cpu, PROBLEMS, kinds, "cuda") == []
+
+
+def test_every_variant_meets_every_kind():
+    """In the problems chosen above: each dtype, each activation, the mask, and both in some combination."""
+    for variant in VARIANTS:
+        kinds = [{kind_of(problem) for problem in chosen(variant, tunables)} for tunables in ("cpu", "cuda")]
+        assert {dtype for dtype, _, _ in kinds[0]} == set(DTYPES), variant
+        assert {activation for _, activation, _ in kinds[0]} == set(ACTIVATIONS), variant
+        assert {mask for _, _, mask in kinds[0]} == {False, True}, variant
+        if not variant.specialised:
+            assert kinds[1] == set(EACH_KIND_ONCE), variant
+        if not is_costly(variant):
+            assert kinds[0] == set(EVERY_KIND), variant
+            computed = {str(entry.text) for entry in PROBLEMS if variant.refusal(entry.problem()) is None}
+            met = {entry.text for entry in PROBLEMS if entry.problem(activation="relu") in chosen(variant, "cpu")}
+            assert met == computed, variant
+            of_each = {dtype: {p for p in chosen(variant, "cpu") if p.dtype == dtype} for dtype in DTYPES}
+            for entry in PROBLEMS:
+                for dtype, some in of_each.items():
+                    as_is = entry.problem(dtype=dtype)
+                    is_met = any(p.with_(activation="identity", mask=False) == as_is for p in some)
+                    assert is_met or is_long(variant, as_is) or variant.refusal(as_is), (variant, entry.text, dtype)
 
 
 def legal_values():
-    """Yield (variant, tunable, value); of what is costly, those between the least and the largest are slow tests."""
+    """Yield (variant, tunable, value).
+
+    Slow tests of what is costly: values between the least and the largest, and those of kernel_grad_total.cuh, which
+    naive and tiled meet.
+    """
     for variant in VARIANTS:
         for name, tunable in variant.tunables.items():
             for value in tunable.legal:
                 is_extreme = value in (min(tunable.legal), max(tunable.legal))
-                marks = () if is_extreme or not is_costly(variant) else pytest.mark.slow
+                is_quick = not is_costly(variant) or (is_extreme and name not in ("SLICE_GROUPS", "TAPS_EACH"))
+                marks = () if is_quick else pytest.mark.slow
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
+
+
+#: Tried beside a GPU's other tunables: beside the cpu device's a block has fewer threads than a tile has rows.
+BESIDE_A_GPUS = {("kernel_grad/implicit_gemm", "REG_N", 8)}
 
 
 @pytest.mark.parametrize(("variant", "name", "value"), list(legal_values()))
 def test_every_legal_value(cpu, variant, name, value):
     tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
     other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
-    relu = [p for p in EVERYTHING if p.dtype == "float32" and p.activation == "relu" and not variant.refusal(p)]
-    among = max(check.compiled_alike(other, relu, "cpu"), key=len) if is_costly(other) else relu
-    assert faults_of(other, cpu, PROBLEMS, "cpu", among, activation="relu") == []
+    relu = [p for p in EVERYTHING if kind_of(p) == ("float32", "relu", False) and not variant.refusal(p)]
+    among = [p for p in relu if not is_long(variant, p)]
+    tunables = "cuda" if (str(variant), name, value) in BESIDE_A_GPUS else "cpu"
+    if is_costly(other):
+        among = max(check.compiled_alike(other, relu, tunables), key=len)
+    is_usual = all(constants_of(other, p, tunables) == constants_of(variant, p, "cpu") for p in among)
+    where = cpu if is_usual else quick_on_cpu(cpu)
+    assert faults_of(other, where, PROBLEMS, [("float32", "relu", False)], tunables, among) == []
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.tunables], ids=str)
@@ -170,9 +210,9 @@ DETERMINISM = ("2,3,64,57,3,3,5,padding=1x2,groups=3", "1,1,200,210,1,3,3,paddin
 @pytest.mark.parametrize("text", DETERMINISM)
 def test_same_bits_in_every_run(device, variant, text):
     problem = ConvProblem.parse(text, bias=True, activation="relu")
-    first = bits(variant, problem, device)
+    first = bits(variant, problem, shared(variant, device))
     for _ in range(20):
-        assert bits(variant, problem, device) == first
+        assert bits(variant, problem, shared(variant, device)) == first
 
 
 @each_variant
@@ -183,7 +223,7 @@ def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunab
     runs = []
     for count in (1, 2, 3, 4):
         set_num_threads(count)
-        runs.append(bits(variant, problem, cpu, tunables))
+        runs.append(bits(variant, problem, on(shared(variant, cpu), tunables), tunables))
     assert all(run == runs[0] for run in runs)
 
 
@@ -241,14 +281,26 @@ def special(variant, **changes):
     return next(problem for problem in problems if variant.refusal(problem) is None)
 
 
-def tunables_on(device):
-    """Return the sets of tunables that a device can run: the cpu device runs a GPU's, too."""
-    return ("cpu", "cuda") if device.kind == "cpu" else ("cuda",)
+def ways(variant, problem, device):
+    """Yield where and with which tunables to run: the cpu device runs a GPU's, too, where these are other ones."""
+    if device.kind == "cuda":
+        yield device, "cuda"
+        return
+    yield shared(variant, device), "cpu"
+    is_other = constants_of(variant, problem, "cuda") != constants_of(variant, problem, "cpu")
+    if is_other and kind_of(problem) in EACH_KIND_ONCE:
+        yield on(device, "cuda"), "cuda"
+
+
+def shared(variant, device):
+    """Return where to run what other tests do not run, too: there kernels are compiled quickly."""
+    return quick_on_cpu(device) if variant.specialised else device
 
 
 def check_given(variant, problem, device, given):
-    for tunables in tunables_on(device):
-        outcome = check.check(variant, problem, device, tunables=tunables, given=given)
+    expected = reference.answer(variant.pass_name, problem, given)
+    for where, tunables in ways(variant, problem, device):
+        outcome = check.check(variant, problem, where, tunables=tunables, given=given, expected=expected)
         assert outcome.faults == []
 
 
@@ -256,7 +308,7 @@ def check_given(variant, problem, device, given):
 VARIANTS_AND_KINDS = [
     pytest.param(variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}")
     for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
-    if not is_costly(variant) or (dtype, activation) in (("float32", "relu"), ("float16", "logistic"))
+    if not is_costly(variant) or (dtype, activation) in (("float32", "relu"), ("float64", "tanh"))
 ]
 
 
@@ -291,7 +343,7 @@ def test_infinite_taps(device, variant, text):
             continue
         # An input pixel at the border meets not every tap. Higher rungs multiply the zeros round g by all of them, as
         # over padding; they are held to the pixels that meet every tap.
-        got = check.launch(variant, problem, given, device)["dx"].array
+        got = check.launch(variant, problem, given, shared(variant, device))["dx"].array
         touched = np.zeros(problem.x_shape, bool)
         touched[:, 2 if problem.groups == 1 else 1, 0 : problem.P, 2 : 2 + problem.Q] = True
         seen = np.s_[...] if variant.name in ("naive", "tiled") else np.s_[:, :, 2:-2, 2:-2]
@@ -310,7 +362,7 @@ def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
     if mask:
         given["saved"] = np.packbits(~closed, axis=-1, bitorder="little")
     check_given(variant, problem, device, given)
-    blocks = check.launch(variant, problem, given, device)
+    blocks = check.launch(variant, problem, given, shared(variant, device))
     for operand in PASSES[variant.pass_name].present(problem):
         if operand.written:
             assert np.isfinite(blocks[operand.name].array.astype(np.float64)).all()
@@ -327,7 +379,7 @@ def test_relu_rule_for_the_saved_output(device, variant, y, is_open):
     given = check.inputs(variant.pass_name, problem, "constant")
     given["saved"][...] = y
     check_given(variant, problem, device, given)
-    blocks = check.launch(variant, problem, given, device)
+    blocks = check.launch(variant, problem, given, shared(variant, device))
     for operand in PASSES[variant.pass_name].present(problem):
         if operand.written:
             result = blocks[operand.name].array
@@ -338,7 +390,7 @@ def test_relu_rule_for_the_saved_output(device, variant, y, is_open):
 def test_relu_of_zeros_and_nan(device, variant):
     problem = ConvProblem.parse("1,1,1,6,1,1,1", activation="relu", mask=True)
     x = np.array([0.0, -0.0, np.nan, -1.0, np.inf, -np.inf], np.float32).reshape(problem.x_shape)
-    blocks = check.launch(variant, problem, {"x": x, "w": np.ones((1, 1, 1, 1), np.float32)}, device)
+    blocks = check.launch(variant, problem, {"x": x, "w": np.ones((1, 1, 1, 1), np.float32)}, shared(variant, device))
     assert np.array_equal(blocks["y"].array.ravel(), np.float32([0, 0, np.nan, 0, np.inf, 0]), equal_nan=True)
     assert blocks["mask"].array.ravel().tolist() == [0b010100]
 
@@ -360,10 +412,10 @@ def long_sum(variant, dtype, count):
 def result(variant, problem, given, device):
     """Launch, and return the first of the results."""
     name = next(operand.name for operand in PASSES[variant.pass_name].present(problem) if operand.written)
-    return check.launch(variant, problem, given, device)[name].array
+    return check.launch(variant, problem, given, shared(variant, device))[name].array
 
 
-@with_dtypes(VARIANTS)
+@with_dtypes(VARIANTS, costly=("float16",))
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
 def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     """Compensated addition forms inf - inf, which must not reach the result."""
@@ -376,7 +428,7 @@ def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     assert result(variant, problem, given, device) == np.inf
 
 
-@with_dtypes(VARIANTS)
+@with_dtypes(VARIANTS, costly=("float16",))
 @pytest.mark.parametrize("count", [2, 40, 64, 100, 128, 1000])
 def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
     """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
@@ -390,7 +442,7 @@ def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
         assert got == sign * np.inf, f"{count} terms of {sign * term:.3g} give {got.item()}"
 
 
-@with_dtypes(VARIANTS)
+@with_dtypes(VARIANTS, costly=("float16",))
 def test_subnormal_results_are_kept(device, variant, dtype):
     """Integers times a power of two so small that their sums of products are subnormal, and exact."""
     problem = ConvProblem.parse("1,1,3,4,1,2,2", dtype=dtype)
@@ -409,7 +461,7 @@ def test_subnormal_results_are_kept(device, variant, dtype):
     assert ((value != 0) & (abs(value) < normal)).any(), "the test's data gives no subnormal result"
 
 
-@with_dtypes(VARIANTS, ["float16", "bfloat16"])
+@with_dtypes(VARIANTS, ["float16", "bfloat16"], costly=("float16",))
 def test_half_results_are_rounded_once(device, variant, dtype):
     """Integer sums that float32 holds and the half type does not: the nearest half number, to the last bit."""
     problem = ConvProblem.parse("2,30,9,8,30,3,3,padding=1", dtype=dtype, bias=True)
@@ -420,7 +472,7 @@ def test_half_results_are_rounded_once(device, variant, dtype):
         name: rng.integers(0, 13, array.shape).astype(array.dtype)
         for name, array in check.inputs(variant.pass_name, problem).items()
     }
-    got = check.launch(variant, problem, given, device)
+    got = check.launch(variant, problem, given, shared(variant, device))
     rounded_at_all = False
     for name, (value, _) in reference.answer(variant.pass_name, problem, given).items():
         rounded = value.astype(np.float32).astype(got[name].array.dtype)

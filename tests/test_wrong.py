@@ -19,13 +19,18 @@ from convbackprop.file_variant import variant_from_file
 from convbackprop.problem import PASSES
 from convbackprop.sources import source_root, text_with_includes
 from convbackprop.variants import select
-from tests.conftest import compile_ahead
 from tests.mutations import MUTATIONS
+from tests.quick import quick_on_cpu
 
 WRONG = sorted((Path(__file__).parent / "wrong").glob("*.cu"))
 
 #: The dtypes and activations on which `convbackprop check` and test_variants.py run every problem, or some of them.
 CHANGES = ({}, {"activation": "relu"}, {"activation": "tanh"}, {"dtype": "float16"})
+
+MASKED = {"activation": "relu", "mask": True}
+
+#: What a mutation is tried on first, by what shows it; then on all else.
+FIRST = {"tanh": {"activation": "tanh"}, "identity": {}, "mask": MASKED}
 
 LAUNCHES = {
     "forward": """\
@@ -62,20 +67,13 @@ def rejections(variant, device, changes):
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(request):
-    problem = CURATED[0].problem()
-    compile_ahead(
-        request,
-        [(variant_from_file(path, pass_of(path)), problem.with_(**change)) for path in WRONG for change in CHANGES[:2]],
-    )
-
-
 @pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
 def test_rejected(device, path):
     assert path.read_text().startswith("// WRONG: "), "the first line should tell what is wrong"
     variant = variant_from_file(path, pass_of(path))
-    assert any(rejections(variant, device, [change]) for change in CHANGES), "the curated problems accept it"
+    assert any(rejections(variant, quick_on_cpu(device), [change]) for change in CHANGES), (
+        "the curated problems accept it"
+    )
 
 
 @pytest.mark.parametrize("pass_name", LAUNCHES)
@@ -88,20 +86,17 @@ def test_right_kernel_is_accepted(device, pass_name, tmp_path):
     changes = (*CHANGES, {"activation": "relu", "mask": True})
     if pass_name == "forward":
         changes = changes[-1:]  # its mask is written in any case
-    assert rejections(variant, device, changes) == {}
+    assert rejections(variant, quick_on_cpu(device), changes) == {}
 
 
 def test_running_sum_is_rejected_by_constant_data_only(device):
     """On normal data the round-offs of a float32 running sum cancel well enough to pass; on equal terms they add up."""
     path = Path(__file__).parent / "wrong" / "kernel_grad_float32_running_sum.cu"
-    found = rejections(variant_from_file(path, "kernel_grad"), device, CHANGES[:1])
+    found = rejections(variant_from_file(path, "kernel_grad"), quick_on_cpu(device), CHANGES[:1])
     assert {entry.data for entry in CURATED if entry.text in found} == {"constant"}
 
 
 # -- variants with one text replaced ---------------------------------------------------------------------------------
-MASKED = {"activation": "relu", "mask": True}
-
-
 def copied(name, folder, change=lambda file, text: text):
     """Return a variant whose files, with all that they include, are copies in a folder, each one changed."""
     (variant,) = select(name)
@@ -150,7 +145,7 @@ def is_rejected(variant, device, entries, changes, every_set=("cpu", "cuda")):
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.variant}: {mutation.what}")
-def test_mutation_is_rejected(cpu, mutation, tmp_path):
+def test_mutation_is_rejected(quick, mutation, tmp_path):
     """On the cpu device: there the threads of a block take turns, so that a missing barrier shows in every run."""
     replaced = []
 
@@ -164,12 +159,14 @@ def test_mutation_is_rejected(cpu, mutation, tmp_path):
     variant = copied(mutation.variant, tmp_path, change)
     assert replaced, f"{mutation.variant} does not include {mutation.file}"
     entries = tried(variant, mutation.shown_by)
-    assert is_rejected(variant, cpu, entries, (MASKED, *CHANGES)), "the curated problems accept it"
+    assert is_rejected(variant, quick, entries, (FIRST[mutation.shown_in], MASKED, *CHANGES)), (
+        "the curated problems accept it"
+    )
 
 
 @pytest.mark.parametrize("name", sorted({mutation.variant for mutation in MUTATIONS}))
-def test_copy_is_accepted(cpu, name, tmp_path):
+def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)
     shown_by = REVEALING_GEMM if variant.name == "implicit_gemm" else ()
-    assert not is_rejected(variant, cpu, tried(variant, shown_by), [MASKED])
+    assert not is_rejected(variant, quick, tried(variant, shown_by), [MASKED])

@@ -1,9 +1,10 @@
-"""Write the generated parts of README.md anew: the table of variants, and the picture of a run.
+"""Write the generated parts of README.md anew: the table of variants, the picture of a run, two runs compared.
 
-    python tools/readme.py [--errors] [--bench]
+    python tools/readme.py [--errors] [--bench] [--compare]
 
 The table's errors stand in docs/errors.json; --errors measures them anew, on the cpu device. The run is the saved run
-docs/bench.json; --bench times it anew.
+docs/bench.json; --bench times it anew. The runs that are compared are docs/before.json and docs/after.json; --compare
+times both anew, the second one with kernels that the C++ compiler optimised less.
 
 Each part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +33,8 @@ RUN = ROOT / "docs" / "bench.json"
 PICTURE = ROOT / "docs" / "bench.svg"
 SHOWN = "1024x1024 5x5"  # of the run, what the picture shows
 ERRORS = ROOT / "docs" / "errors.json"
+COMPARED = {"before": {}, "after": {"CONVBACKPROP_CXXFLAGS": "-O1"}}  # saved runs in docs, and how they were made
+COMMANDS = ("compare before after", "plot before", "report before after")
 
 
 def variants_table() -> str:
@@ -82,6 +86,50 @@ def bench_picture() -> bytes:
     return plots.rendered(plots.ladder(only(runs.read(str(RUN)), re.escape(SHOWN))), "svg")
 
 
+def measure_compared() -> None:
+    """Time the kernel gradients of one problem twice, and keep both runs."""
+    command = ["bench", "kernel_grad", "--problem", "1,1,1024,1024,1,5,5,padding=same", "--against", "none"]
+    with tempfile.TemporaryDirectory() as workshop:
+        for name, environment in COMPARED.items():
+            saved = Path(workshop) / f"{name}.json"
+            subprocess.run(
+                [sys.executable, "-m", "convbackprop", *command, "--seconds", "1", "--save", str(saved)],
+                env={**os.environ, **environment},
+                check=True,
+            )
+            shutil.move(saved, ROOT / "docs" / saved.name)
+
+
+def place_runs(folder: Path) -> None:
+    """Copy the runs that are compared to where the commands look for them in a folder."""
+    (folder / ".convbackprop" / "runs").mkdir(parents=True)
+    for name in COMPARED:
+        shutil.copy(ROOT / "docs" / f"{name}.json", folder / ".convbackprop" / "runs")
+
+
+def compared_part() -> str:
+    """Return what the commands that read saved runs print, after each of them."""
+    shown = []
+    with tempfile.TemporaryDirectory() as workshop:
+        place_runs(Path(workshop))
+        for command in COMMANDS:
+            done = subprocess.run(
+                [sys.executable, "-m", "convbackprop", *command.split()],
+                cwd=workshop,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            shown.append(f"$ convbackprop {command}\n{tidy(done.stdout)}")
+    return "```text\n" + "\n\n".join(shown) + "\n```"
+
+
+def tidy(output: str) -> str:
+    """Return lines without the blanks at their ends."""
+    return "\n".join(line.rstrip() for line in output.strip().splitlines())
+
+
 def replace(text: str, name: str, part: str) -> str:
     """Return the text with a generated part exchanged."""
     pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -93,14 +141,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", action="store_true", help="run the benchmark, too: a minute and a half")
     parser.add_argument("--errors", action="store_true", help="measure the largest errors, too: a minute or two")
+    parser.add_argument("--compare", action="store_true", help="time the runs that are compared, too")
     arguments = parser.parse_args()
     if arguments.errors:
         measure_errors()
     if arguments.bench:
         measure_bench()
+    if arguments.compare:
+        measure_compared()
     write_whole(PICTURE, bench_picture())
     text = replace(README.read_text(), "variants", variants_table())
-    write_whole(README, replace(text, "bench", bench_part()))
+    text = replace(text, "bench", bench_part())
+    write_whole(README, replace(text, "compare", compared_part()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import convbackprop
 from convbackprop.bench.peers import Peer
 from convbackprop.bench.rows import Row
-from convbackprop.compiler import compiler_version, find_cxx
+from convbackprop.compiler import cxx_name
 from convbackprop.devices import Device
 from convbackprop.devices.cpu import get_num_threads
 
@@ -62,7 +62,7 @@ def environment(device: Device, peers: Sequence[Peer]) -> dict[str, Any]:
         "numpy": np.__version__,
     }
     if device.kind == "cpu":
-        facts["compiler"] = compiler_version(find_cxx()).splitlines()[0]
+        facts["compiler"] = cxx_name()
     for peer in peers:
         facts |= peer.versions()
     return facts

@@ -19,7 +19,7 @@ import convbackprop
 from convbackprop import cache
 from convbackprop.bench.machine import processor
 from convbackprop.cli.common import console, print_json
-from convbackprop.compiler import compiler_version, find_cxx, find_nvcc
+from convbackprop.compiler import compiler_version, cxx_name, find_cxx, find_nvcc
 from convbackprop.devices import get_device, why_not_cuda
 from convbackprop.devices.cpu import cpu_device, get_num_threads
 from convbackprop.errors import ConvBackpropError
@@ -117,7 +117,7 @@ def findings() -> Iterator[Finding]:
     """Look at everything, the most needed first."""
     yield Finding("python", True, f"{platform.python_version()} ({sys.executable})")
     yield _tried("numpy", lambda: _version("numpy"))
-    yield _tried("C++ compiler", lambda: f"{find_cxx()}: {_first_line(compiler_version(find_cxx()))}")
+    yield _tried("C++ compiler", lambda: f"{find_cxx()}: {cxx_name()}")
     yield _tried("cpu device", _cpu)
     yield _tried("nvcc", lambda: f"{find_nvcc()}: {_last_version(compiler_version(find_nvcc()))}")
     yield _tried("PyCUDA", lambda: _version("pycuda"),

@@ -111,14 +111,21 @@ class CpuKernel:
 
 
 class CpuDevice:
-    """The CPU of this machine as a device."""
+    """The CPU of this machine as a device.
+
+    Parameters
+    ----------
+    flags : tuple of str
+        More flags for the C++ compiler of the kernels.
+    """
 
     name = "cpu"
     kind = "cpu"
     _kernel = CpuKernel
     _mode = ctypes.DEFAULT_MODE
 
-    def __init__(self) -> None:
+    def __init__(self, flags: tuple[str, ...] = ()) -> None:
+        self._flags = flags
         get_num_threads()  # a bad CONVBACKPROP_NUM_THREADS is found before the first launch
         self.lock = threading.Lock()
         self._modules: dict[Path, ctypes.CDLL] = {}
@@ -184,7 +191,7 @@ class CpuDevice:
 
     def compile(self, source: Source) -> Path:
         """Compile a file for this device, where that has not been done yet."""
-        return compiler.shared_object(source)
+        return compiler.shared_object(source, self._flags)
 
     def _module(self, source: Source) -> ctypes.CDLL:
         path = self.compile(source)
