@@ -54,7 +54,8 @@ test-all: $(ENV) ## the tests, slow ones included
 	@$(MAKE) --no-print-directory test ARGS='-m "not hardening" $(ARGS)'
 
 hardening: $(ENV) ## faults, storms and fuzzing, and the tests on a stand-in for a GPU: half an hour
-	@$(MAKE) --no-print-directory test ARGS='-m hardening $(ARGS)'
+	@mkdir -p build/figures
+	@CONVBACKPROP_FIGURES=$(CURDIR)/build/figures $(MAKE) --no-print-directory test ARGS='-m hardening $(ARGS)'
 
 test-pythons: ## the tests on each CPython 3.10 to 3.13 of this machine, in .venvs, without PyTorch
 	@MAKE="$(MAKE)" tools/test_pythons.sh $(ARGS)

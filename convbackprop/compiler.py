@@ -191,7 +191,7 @@ def _run(command: list[str], **options: Any) -> str:
         if isinstance(error, MemoryError) or error.errno in (errno.ENOMEM, errno.EAGAIN):
             raise CompileError(f"{name} cannot be started: there is no memory left, or no process") from None
         raise CompilerNotFound(f"{command[0]} cannot be run: {error.strerror}") from None
-    output = (done.stdout + done.stderr).strip()
+    output = _UNPRINTABLE.sub("?", done.stdout + done.stderr).strip()
     shown = shlex.join(command)
     if done.returncode:
         ended = f"failed (exit {done.returncode})"
@@ -202,13 +202,16 @@ def _run(command: list[str], **options: Any) -> str:
         users = cxx_flags()
         note = f"\nCONVBACKPROP_CXXFLAGS added: {' '.join(users)}" if users and set(users) <= set(command) else ""
         raise CompileError(f"{name} {ended}:\n{output}\ncommand: {shown}{note}")
-    if "-o" in command and not Path(command[command.index("-o") + 1]).is_file():
+    if "-o" in command and not Path(options.get("cwd", "."), command[command.index("-o") + 1]).is_file():
         raise CompileError(
             f"{name} said that all is well, but wrote nothing; it should be a compiler that works\n{output}\n"
             f"command: {shown}"
         )
     return output
 
+
+#: What has no place in a message, or on a page.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 #: What g++, its parts and nvcc say when they get no memory, or when the system ends one of them for want of it.
 _OUT_OF_MEMORY = re.compile(

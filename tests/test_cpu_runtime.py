@@ -866,7 +866,9 @@ def sanitized(name):
         assert done.returncode == 0, done.stderr
         return {}
 
-    return cache.entry(compiler._key(compiler.find_cxx(), flags, texts), ".program", build)[0]
+    program = cache.entry(compiler._key(compiler.find_cxx(), flags, texts), ".program", build).path
+    program.chmod(0o700)  # nothing else of a cache is run as a program
+    return program
 
 
 def run_sanitized(name, *arguments):

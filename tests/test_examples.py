@@ -18,6 +18,7 @@ pytest.importorskip("skimage", reason="scikit-image, of the extra data, is not i
 pytest.importorskip("sklearn", reason="scikit-learn, of the extra examples, is not installed: the examples' digits")
 
 import convbackprop  # noqa: E402
+from convbackprop import ops  # noqa: E402
 
 FOLDER = Path(__file__).parent.parent / "examples"
 NAMES = ("edge_filter", "numeric_gradient", "basic_cnn", "unet_level", "resnet_block", "whole_layer")
@@ -98,13 +99,13 @@ def test_the_numeric_gradient(tmp_path, capfd, monkeypatch):
 
 def test_the_numeric_gradient_tells_a_wrong_one(tmp_path, capfd, monkeypatch):
     module = load("numeric_gradient")
-    backward = convbackprop.conv2d_backward
+    backward = ops.conv2d_backward
 
     def flipped(*arguments, **options):
         dx, dw, db = backward(*arguments, **options)
         return dx, dw.flip(-1), db
 
-    monkeypatch.setattr(convbackprop, "conv2d_backward", flipped)
+    monkeypatch.setattr(ops, "conv2d_backward", flipped)
     monkeypatch.setattr(module, "SWEEP", (1e-4, 1e-7))
     code, found = numbers(module, capfd, "--variant", "naive", "--output", str(tmp_path / "n.png"))
     assert code == 1 and [claim["ok"] for claim in found["claims"]] == [False, False]

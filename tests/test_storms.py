@@ -122,7 +122,7 @@ def test_memory_of_any_size():
     print(ends)
     assert ends["right"] > 10 and ends["ProblemTooLarge"] > 10  # both ends of the range
     assert ends.keys() <= {"right", "ProblemTooLarge", "MemoryError"}
-    record("memory", calls=ends.total(), **{name.lower(): count for name, count in ends.items()})
+    record("memory", calls=ends.total(), **ends)
 
 
 def test_compiler_with_memory_of_any_size(tmp_path):
@@ -136,7 +136,7 @@ def test_compiler_with_memory_of_any_size(tmp_path):
     print(ends)
     assert ends.keys() <= {"right", "ProblemTooLarge", "MemoryError", "CompileError"}
     assert ends["right"] and ends.total() > ends["right"]
-    record("compiler_memory", calls=ends.total(), **{name.lower(): count for name, count in ends.items()})
+    record("compiler_memory", calls=ends.total(), **ends)
 
 
 def test_interpreter_ends_at_any_moment():

@@ -8,13 +8,16 @@ build_pycuda.py            put the wheel, and those of what PyCUDA needs at run 
 build_pycuda.py --install  install it in this interpreter's environment too
 build_pycuda.py --optional go on where it fails: the tests that need it are skipped with their reason
 
-A wheel that is there is used again. It takes some two minutes on two cores.
+A wheel that is there is used again, or one that another checkout has left in the user's cache directory. Else it takes
+some two minutes on two cores.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = ROOT / "build" / "wheels"
 CONSTRAINTS = ROOT / "constraints.txt"
+#: Wheels for other checkouts: what is left here is code, so only a directory that is the user's own is used.
+KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convbackprop-wheels"
 
 
 def pinned(name: str) -> str:
@@ -148,19 +153,47 @@ def main() -> None:
             )
 
 
-def built() -> list[Path]:
+def built(folder: Path = WHEELS) -> list[Path]:
     """Return the wheel for this interpreter, if it is there."""
     tag = "cp{}{}".format(*sys.version_info)
-    return list(WHEELS.glob(f"{pinned('pycuda').replace('==', '-')}-{tag}-*.whl"))
+    return list(folder.glob(f"{pinned('pycuda').replace('==', '-')}-{tag}-*.whl"))
+
+
+def trusted(folder: Path) -> bool:
+    """Return whether nobody but this user can have written to a directory."""
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def fetch_kept() -> None:
+    """Take the wheel that another checkout has built, if there is one."""
+    if KEPT.is_dir() and trusted(KEPT):
+        for wheel in built(KEPT):
+            WHEELS.mkdir(parents=True, exist_ok=True)
+            shutil.copy(wheel, WHEELS)
+
+
+def keep() -> None:
+    """Leave the wheel to other checkouts."""
+    with contextlib.suppress(OSError):  # it is here, and that is enough
+        KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if trusted(KEPT):
+            for wheel in built():
+                unfinished = KEPT / f"{wheel.name}.{os.getpid()}"
+                shutil.copy(wheel, unfinished)
+                unfinished.replace(KEPT / wheel.name)
 
 
 def make(install: bool) -> None:
     """Build the wheel where it is missing, and see to it that what it needs lies beside it."""
     if not built():
+        fetch_kept()
+    if not built():
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
             build(Path(scratch))
         print(f"PyCUDA: built in {time.monotonic() - start:.0f} s.", flush=True)
+        keep()
     (wheel,) = built()
     print(f"PyCUDA: {wheel.relative_to(ROOT)}", flush=True)
 

@@ -1,6 +1,6 @@
 """The layer on plain tensors in eager mode, without PyTorch's dispatcher in between: half of a small layer's time.
 
-What transforms calls (compile, func, vmap, forward mode, autocast, fake tensors, modes that look at each operator) sees
+What transforms calls or looks at them (compile, func, vmap, forward mode, autocast, fake tensors, the profiler) sees
 the operators instead; `possible` tells the two apart.
 """
 
@@ -53,6 +53,7 @@ def _looked_at() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
         or torch._C._is_any_autocast_enabled()
+        or torch.autograd._profiler_enabled()
     )
 
 
