@@ -67,7 +67,9 @@ def test_every_height(quick, variant, tunables):
     ("tunables", "size"),
     [
         # Each size is compiled anew.
-        pytest.param(tunables, size, marks=() if size in (2, 5, 9 if tunables == "cpu" else 7) else pytest.mark.slow)
+        pytest.param(
+            tunables, size, marks=() if size in ((2, 5, 9) if tunables == "cpu" else (7,)) else pytest.mark.slow
+        )
         for tunables in SETS
         for size in range(1, 10)
     ],

@@ -157,14 +157,15 @@ def test_every_variant_meets_every_kind():
 def legal_values():
     """Yield (variant, tunable, value).
 
-    Slow tests of what is costly: values between the least and the largest, and those of kernel_grad_total.cuh, which
-    naive and tiled meet.
+    Slow tests of what is costly: values between the least and the largest; those of kernel_grad_total.cuh, which naive
+    and tiled meet; and those of filter_product.cuh that forward meets.
     """
     for variant in VARIANTS:
         for name, tunable in variant.tunables.items():
             for value in tunable.legal:
                 is_extreme = value in (min(tunable.legal), max(tunable.legal))
-                is_quick = not is_costly(variant) or (is_extreme and name not in ("SLICE_GROUPS", "TAPS_EACH"))
+                is_met = name in ("SLICE_GROUPS", "TAPS_EACH") or str(variant) == "input_grad/implicit_gemm"
+                is_quick = not is_costly(variant) or (is_extreme and not is_met)
                 marks = () if is_quick else pytest.mark.slow
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
 

@@ -168,5 +168,5 @@ def test_mutation_is_rejected(quick, mutation, tmp_path):
 def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)
-    shown_by = REVEALING_GEMM if variant.name == "implicit_gemm" else ()
+    shown_by = REVEALING_GEMM[:1] if variant.name == "implicit_gemm" else ()
     assert not is_rejected(variant, quick, tried(variant, shown_by), [MASKED])
