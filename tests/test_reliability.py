@@ -24,7 +24,7 @@ def test_its_tests_exist(text):
     named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", text)
     assert len(named) > 20
     for file, function in named:
-        assert (f"def {function}(" if function else "def test_") in (ROOT / "tests" / file).read_text(), f"{file}::{function}" if function else file
+        assert f"def {function or 'test_'}" in (ROOT / "tests" / file).read_text(), (file, function)
     for kernel in re.findall(r"`(\w+\.cu)`", text):
         assert (ROOT / "tests" / "wrong" / kernel).exists(), kernel
 

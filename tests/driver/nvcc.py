@@ -62,7 +62,9 @@ def main() -> int:
     if "-cubin" not in arguments:
         print("the stand-in for nvcc makes nothing but cubins", file=sys.stderr)
         return 1
-    output = Path(arguments[arguments.index("-o") + 1])
+    output = Path(arguments[arguments.index("-o") + 1]).absolute()
+    # The package has a file included whose name nvcc is not given.
+    (source,) = re.findall(r'#include "(.+)"', Path(arguments[-1]).read_text())
     constants = dict(argument[2:].split("=", 1) for argument in arguments if argument.startswith("-D"))
     lines, log = [], ""
     if real := os.environ.get("CONVBACKPROP_STAND_IN_NVCC"):
@@ -75,7 +77,7 @@ def main() -> int:
     os.environ["CONVBACKPROP_CACHE_DIR"] = str(output.parent.parent)  # where the package wants the cubin
     try:
         runtime = compiler.cpu_runtime(ISOLATED)
-        kernels = compiler.shared_object(Source.of(Path(arguments[-1]), constants), runtime=runtime)
+        kernels = compiler.shared_object(Source.of(Path(source), constants), runtime=runtime)
     except ConvBackpropError as error:
         print(error, file=sys.stderr)
         return 1
