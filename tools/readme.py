@@ -97,7 +97,8 @@ def measure_compared() -> None:
                 env={**os.environ, **environment},
                 check=True,
             )
-            shutil.move(saved, ROOT / "docs" / saved.name)
+        for name in COMPARED:  # both from the checkout as it was
+            shutil.move(Path(workshop) / f"{name}.json", ROOT / "docs" / f"{name}.json")
 
 
 def place_runs(folder: Path) -> None:
