@@ -17,6 +17,9 @@ _RUN = 256
 #: An H200's multiprocessors, and the CUDA threads that the registers of one hold.
 _MULTIPROCESSORS, _RESIDENT_THREADS = 132, 384
 
+#: Rows of fewer columns leave most of a CPU's vector registers empty in a strip: measured, one and a half registers.
+_NARROW = 24
+
 #: What 32-bit arithmetic is safe for, with as much again for padding that is not there.
 _LARGEST = 2**30
 
@@ -294,7 +297,7 @@ def enough_rows(pass_name: str) -> Callable[[ConvProblem, str], str | None]:
     """Return the rule of "auto": few rows are left to lower rungs, which waste nothing on a tile.
 
     With unit strides these are strips of columns. They read all channels anew for each row; but on a CPU, whose caches
-    hold what is read again, they are the faster ones for longer.
+    hold what is read again, they are the faster ones for longer: as long as a row of the image fills its registers.
     """
 
     def rule(p: ConvProblem, device_kind: str) -> str | None:
@@ -305,6 +308,9 @@ def enough_rows(pass_name: str) -> Callable[[ConvProblem, str], str | None]:
             enough = 16
         else:
             enough = 32 if pass_name == "kernel_grad" or p.R * p.S == 1 else 64
+            columns = p.W if pass_name == "input_grad" else p.Q
+            if columns < _NARROW:
+                enough = min(enough, columns)
         rows = _product(pass_name, p)[0]
         if rows >= enough:
             return None

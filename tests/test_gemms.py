@@ -177,6 +177,8 @@ def test_auto_takes_it_for_many_channels(kind, pass_name):
         ("forward", "1,3,56,56,15,3,3", "cuda", "coalesced", "a group has 15 filters; it is the faster one from 16 on"),
         ("forward", "1,3,56,56,16,3,3", "cuda", "implicit_gemm", None),
         ("forward", "1,3,56,56,63,3,3", "cpu", "coalesced", "a group has 63 filters; it is the faster one from 64 on"),
+        ("forward", "1,3,9,9,6,3,3", "cpu", "coalesced", "a group has 6 filters; it is the faster one from 7 on"),
+        ("forward", "1,3,9,9,7,3,3", "cpu", "implicit_gemm", None),
         ("forward", "1,3,56,56,32,1,1", "cpu", "implicit_gemm", None),
         ("kernel_grad", "1,3,56,56,32,3,3", "cpu", "implicit_gemm", None),
         ("input_grad", "1,3,56,56,64,3,3", "cpu", "coalesced",
