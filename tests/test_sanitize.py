@@ -162,6 +162,8 @@ def test_published_variants_are_clean(variant):
     for text in SAMPLE:
         for mask in (False, True) if variant.name in ("naive", "tiled") else (False,):
             problem = ConvProblem.parse(text, bias=True, activation="relu", mask=mask)
+            if variant.specialised and text == SAMPLE[0]:
+                continue  # compiled once more, for nothing that is new
             if variant.refusal(problem) is None and (variant.name == "implicit_gemm") == (problem.K > 9):
                 assert sanitize(variant, problem).findings == []
                 runs += 1

@@ -87,7 +87,7 @@ def test_every_filter(quick, variant, tunables, size):
 @pytest.mark.parametrize(
     "text",
     [
-        "1,1,20,40,1,15,15,padding=same",
+        pytest.param("1,1,20,40,1,15,15,padding=same", marks=pytest.mark.slow),  # one of the curated problems
         "1,1,40,50,1,17,19,padding=3x4",  # too large to be known at compile time
         "2,6,9,18,4,3,5,padding=2:0x1:7,groups=2",
         pytest.param("1,1,4,300,1,1,70,padding=same", marks=pytest.mark.slow),

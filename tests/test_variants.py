@@ -176,10 +176,11 @@ BESIDE_A_GPUS = {("kernel_grad/implicit_gemm", "REG_N", 8)}
 
 @pytest.mark.parametrize(("variant", "name", "value"), list(legal_values()))
 def test_every_legal_value(cpu, variant, name, value):
+    """On every other problem, by turns; of what is costly, on those of the most frequent constants."""
     tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
     other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
     relu = [p for p in EVERYTHING if kind_of(p) == ("float32", "relu", False) and not variant.refusal(p)]
-    among = [p for p in relu if not is_long(variant, p)]
+    among = [p for p in relu if not is_long(variant, p)][variant.tunables[name].legal.index(value) % 2 :: 2]
     tunables = "cuda" if (str(variant), name, value) in BESIDE_A_GPUS else "cpu"
     if is_costly(other):
         among = max(check.compiled_alike(other, relu, tunables), key=len)
