@@ -62,9 +62,13 @@ def main() -> int:
     if "-cubin" not in arguments:
         print("the stand-in for nvcc makes nothing but cubins", file=sys.stderr)
         return 1
-    output = Path(arguments[arguments.index("-o") + 1]).absolute()
-    # The package has a file included whose name nvcc is not given.
-    (source,) = re.findall(r'#include "(.+)"', Path(arguments[-1]).read_text())
+    try:
+        output = Path(arguments[arguments.index("-o") + 1]).absolute()
+        # The package has a file included whose name nvcc is not given.
+        (source,) = re.findall(r'#include "(.+)"', Path(arguments[-1]).read_text())
+    except OSError as error:
+        print(f"{arguments[-1]} cannot be read: {error.strerror}", file=sys.stderr)
+        return 1
     constants = dict(argument[2:].split("=", 1) for argument in arguments if argument.startswith("-D"))
     lines, log = [], ""
     if real := os.environ.get("CONVBACKPROP_STAND_IN_NVCC"):
