@@ -463,7 +463,8 @@ def allocate(library: NumpyArrays, shape: tuple[int, ...], dtype: str, like: Any
     except Exception as error:  # each library has its own: torch a RuntimeError, PyCUDA an Exception
         if isinstance(error, MemoryError) or _NO_MEMORY.search(f"{type(error).__name__} {error}"):
             raise ProblemTooLarge(
-                f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated"
+                f"{what} of shape {shape} needs {size:,} bytes, which could not be allocated; use a smaller batch or "
+                "image"
             ) from error
         device: Any = get_device(library.device_name(like))
         if device.kind == "cuda":

@@ -119,6 +119,8 @@ def entry(name: str, suffix: str, build: Callable[[Path], Mapping[str, Any]]) ->
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # someone may have emptied it since
         with _alone(path.with_suffix(".lock")) as alone:
             return _kept(path) or _build(path, build, alone)
+    except FileNotFoundError as error:
+        raise _emptied(path.parent) from error
     except OSError as error:
         raise EnvironmentProblem(
             f"the kernel cache {path.parent} cannot be written now ({error.strerror or error}); make room, or set "
@@ -198,7 +200,12 @@ def _build(path: Path, build: Callable[[Path], Mapping[str, Any]], alone: bool) 
         prefix = f"unlocked-{prefix}"
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, ignore_cleanup_errors=True) as workshop:
         made = Path(workshop) / path.name
-        known = json.loads(json.dumps(dict(build(made))))
+        try:
+            known = json.loads(json.dumps(dict(build(made))))
+        except CompileError as error:
+            if Path(workshop).exists():
+                raise
+            raise _emptied(path.parent) from error
         built = Entry(path, known, made.read_bytes())
         manifest = Path(workshop) / "manifest"
         manifest.write_text(json.dumps({"sha256": _seal(built), "known": known}))
@@ -206,6 +213,10 @@ def _build(path: Path, build: Callable[[Path], Mapping[str, Any]], alone: bool) 
             file.chmod(0o600)  # whatever the umask is: others must not write to it
             os.replace(file, place)
     return built
+
+
+def _emptied(cache: Path) -> EnvironmentProblem:
+    return EnvironmentProblem(f"the kernel cache {cache} was emptied while a kernel was compiled; call again")
 
 
 def remembered(name: str, find: Callable[[], str]) -> str:

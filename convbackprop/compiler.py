@@ -199,6 +199,8 @@ def _run(command: list[str], **options: Any) -> str:
             ended = f"was ended from outside ({signal.strsignal(-done.returncode) or f'signal {-done.returncode}'})"
         if done.returncode < 0 or _OUT_OF_MEMORY.search(output):
             ended += "; the machine, or a limit such as ulimit -v, may leave it too little memory"
+        if _FULL.search(output):
+            ended += "; the disk may be full: make room, or name another one in CONVBACKPROP_CACHE_DIR and TMPDIR"
         users = cxx_flags()
         note = f"\nCONVBACKPROP_CXXFLAGS added: {' '.join(users)}" if users and set(users) <= set(command) else ""
         raise CompileError(f"{name} {ended}:\n{output}\ncommand: {shown}{note}")
@@ -217,6 +219,9 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|cannot allocate|memory exhausted|bad_alloc|[Kk]illed|failed to map segment", re.IGNORECASE
 )
+
+#: What they say when they cannot write; of a precompiled header g++ does not always say why.
+_FULL = re.compile("No space left on device|Disk quota exceeded|cannot write PCH file")
 
 
 def _include(path: Path) -> str:

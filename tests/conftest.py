@@ -15,7 +15,6 @@ from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import Variant
 from tests import driver
-from tests.figures import record
 from tests.quick import quick_cpu
 
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
@@ -112,4 +111,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             survived += count * (outcome == "passed")
     if injected:
         terminalreporter.write_line(f"{injected} faults injected, {survived} survived")
-        record("faults", injected=injected, survived=survived)

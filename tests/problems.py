@@ -43,7 +43,7 @@ EVERYTHING = tuple(
 )
 
 #: Sets of compile-time constants that a variant is compiled for, if they follow from the problem.
-BUDGETS = {"cpu": 5, "cuda": 4}
+BUDGET, BUDGET_BRIEFLY = 5, 4
 
 
 def is_costly(variant):
@@ -61,20 +61,20 @@ def is_long(variant, problem):
 
 
 @functools.cache
-def chosen(variant, tunables):
+def chosen(variant, tunables, briefly=False):
     """Return the problems on which a variant is checked.
 
-    On the cpu device's own tunables: all of them in float32, and in each other dtype, where the activations take turns.
-    Each kind once where that is costly, and on a GPU's tunables. One that is compiled anew for other sizes: for as few
-    sets of constants as `BUDGETS` says, those that differ most.
+    All of them in float32, and in each other dtype, where the activations take turns. Each kind once where that is
+    costly, and briefly. One that is compiled anew for other sizes: for as few sets of constants as `BUDGET` says,
+    those that differ most.
     """
     if variant.specialised:
         sets, met, taken = check.compiled_alike(variant, EVERYTHING, tunables), set(), []
-        for _ in range(BUDGETS[tunables]):
+        for _ in range(BUDGET_BRIEFLY if briefly else BUDGET):
             taken.append(max(sets, key=lambda alike: len(facts_of(alike) - met)))
             met |= facts_of(taken[-1])
         return frozenset(problem for alike in taken for problem in alike)
-    if is_costly(variant) or tunables == "cuda":
+    if is_costly(variant) or briefly:
         some = [p for p in EVERYTHING if kind_of(p) in EACH_KIND_ONCE]
     else:
         some = [p for i, p in enumerate(EVERYTHING) if p.dtype == "float32" or sum(divmod(i, len(EVERY_KIND))) % 3 == 0]

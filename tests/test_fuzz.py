@@ -14,12 +14,14 @@ from convbackprop.errors import InvalidArgument
 from convbackprop.file_variant import variant_from_file
 from convbackprop.fuzz import arguments
 from convbackprop.fuzz.cases import Called, Compared, Lawful
-from convbackprop.fuzz.laws import LAWS, LAYOUTS, Subject, applies
+from convbackprop.fuzz.crashes import crashes, shrink, smaller
+from convbackprop.fuzz.laws import LAWS, LAYOUTS, Subject, applies, other_device
 from convbackprop.fuzz.problems import spelled
 from convbackprop.fuzz.rounds import PARTS, Fuzzer
 from convbackprop.problem import ConvProblem
 from convbackprop.sources import source_root
 from convbackprop.variants import VARIANTS, of_pass
+from tests import driver
 from tests.figures import record
 from tests.test_wrong import LAUNCHES
 
@@ -34,6 +36,7 @@ BREAKS = {
     "flip": "forward_border_off_by_one",
     "adjoint": "forward_flipped",
     "agree": "forward_taps_transposed",
+    "devices": "Acc(atomicAdd(&turn, 1))",
     "batch": "Acc(n)",
     "workers": "Acc(atomicAdd(&turn, 1))",
 }
@@ -69,10 +72,16 @@ TEXT = "3,2,12,15,3,3,4,padding=1"
 @pytest.mark.parametrize("law", BREAKS)
 def test_each_law_fails_on_something_wrong_and_holds_otherwise(device, law, tmp_path):
     naive = of_pass("forward")[0]
-    if device.kind != "cpu" and law == "workers":
-        pytest.skip("a GPU has no workers")
+    if (law == "workers" and device.kind != "cpu") or (law == "devices" and other_device(device) is None):
+        pytest.skip("a GPU has no workers" if law == "workers" else "there is no other device")
     assert faults(law, naive, TEXT, device) == []
     assert faults(law, wrong_variant(BREAKS[law], tmp_path), TEXT, device)
+
+
+def test_the_law_on_devices_compares_with_the_other_one(stand_in, tmp_path):
+    naive, wrong = of_pass("forward")[0], wrong_variant(BREAKS["devices"], tmp_path)
+    assert faults("devices", naive, TEXT, driver.device()) == []
+    assert "beside device cpu" in faults("devices", wrong, TEXT, driver.device())[0]
 
 
 def test_the_law_on_layouts_fails_where_a_layout_is_misread(cpu, monkeypatch):
@@ -124,7 +133,7 @@ def test_calls_that_end_badly_are_found(monkeypatch):
 
 
 def test_arguments_that_are_not_expected(cpu):
-    fuzzer = Fuzzer((), cpu, 0, ("arguments",))
+    fuzzer = Fuzzer((), [cpu], 0, ("arguments",))
     fuzzer.round()
     assert fuzzer.findings.failures == []
     assert fuzzer.findings.parts["arguments"].cases > 150
@@ -137,7 +146,7 @@ def commands(fuzzer):
 
 def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capfd):
     variant = variant_from_file(WRONG / "forward_border_off_by_one.cu", "forward")
-    fuzzer = Fuzzer([variant], cpu, 1, ("reference",))
+    fuzzer = Fuzzer([variant], [cpu], 1, ("reference",))
     fuzzer.round()
     (failure,) = fuzzer.findings.failures
     problem = failure.case.problem
@@ -153,7 +162,7 @@ def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capfd):
 
 
 def test_right_variants_pass(cpu):
-    fuzzer = Fuzzer(of_pass("forward")[:1], cpu, 0)
+    fuzzer = Fuzzer(of_pass("forward")[:1], [cpu], 0)
     fuzzer.round(0.2)
     assert fuzzer.findings.failures == []
     assert fuzzer.findings.cases > 60 and fuzzer.findings.parts["reference"].cases >= 20
@@ -163,7 +172,7 @@ def test_the_same_seed_draws_the_same_cases(cpu):
     drawn = []
     for _ in range(2):
         cases = []
-        Fuzzer((), cpu, 3, ("arguments",), cases.append).round(0.1)
+        Fuzzer((), [cpu], 3, ("arguments",), cases.append).round(0.1)
         drawn.append([case.call for case in cases if case])
     assert drawn[0] == drawn[1] and len(drawn[0]) >= 20
 
@@ -177,6 +186,28 @@ def test_commands_leave_nothing_to_defaults(cpu):
     lawful = Lawful("flip", Subject(variant, problem, cpu, None, 7)).command()
     assert cli.main(shlex.split(lawful)[1:]) == 0
     assert shlex.split(Called("cb.conv2d('x')").command())[-1].endswith("cb.conv2d('x')")
+
+
+# -- crashes ---------------------------------------------------------------------------------------------------------
+def test_smaller_problems_are_valid_and_end():
+    problem = ConvProblem.parse("3,4,12,15,6,3,4,padding=1:0x2:1,stride=2,dilation=1x2,groups=2")
+    count = 0
+    while candidates := list(smaller(problem)):
+        problem, count = candidates[-1], count + 1
+    sizes = (problem.N, problem.C, problem.H, problem.W, problem.K, problem.R, problem.S, problem.groups)
+    assert sizes == (1,) * 8 and count < 100
+
+
+def test_a_crash_is_made_small(tmp_path):
+    """It takes two images and five rows."""
+    variant = wrong_variant("Acc(n > 0 && shape.P > 4 ? *(volatile int *)8 : 0)", tmp_path)
+    case = ["convbackprop", "check", str(variant.file), "--pass", "forward", "--device", "cpu"]
+    case += ["--problem", "5,2,12,15,3,3,4"]
+    assert crashes(case, 60)
+    *_, last = shrink(case, 60)
+    problem = ConvProblem.parse(last[last.index("--problem") + 1])
+    assert (problem.N, problem.C, problem.H, problem.W, problem.K, problem.R, problem.S) == (2, 1, 5, 1, 1, 1, 1)
+    assert crashes(last, 60)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -242,7 +273,7 @@ def test_fuzz_at_length(cpu):
 @pytest.mark.parametrize("path", sorted(WRONG.glob("*.cu")), ids=lambda path: path.stem)
 def test_fuzz_rejects_every_wrong_kernel(cpu, path):
     pass_name = next(v.pass_name for v in VARIANTS if path.stem.startswith(v.pass_name))
-    fuzzer = Fuzzer([variant_from_file(path, pass_name)], cpu, 0, [part for part in PARTS if part != "arguments"])
+    fuzzer = Fuzzer([variant_from_file(path, pass_name)], [cpu], 0, [part for part in PARTS if part != "arguments"])
     for _ in range(12):
         fuzzer.round()
         if fuzzer.findings.failures:

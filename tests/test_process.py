@@ -255,7 +255,7 @@ def with_little_memory(megabytes, stage, activation="relu", **environment):
 def test_calls_without_memory_are_exceptions():
     assert with_little_memory(0, "later").startswith(("MemoryError", "ProblemTooLarge"))
     assert with_little_memory(2, "later").startswith(
-        "ProblemTooLarge: output of shape (1, 16, 510, 510) needs 16,646,400 bytes, which could not be allocated"
+        "ProblemTooLarge: output of shape (1, 16, 510, 510) needs 16,646,400 bytes, which could not be allocated; use "
     )
     assert with_little_memory(40, "first") == (
         "ProblemTooLarge: there is no memory left for the stacks of a block's threads"

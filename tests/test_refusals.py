@@ -452,7 +452,10 @@ def test_memory_that_cannot_be_allocated(monkeypatch):
     monkeypatch.setattr(np, "empty", lambda *a, **k: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(ProblemTooLarge) as caught:
         conv()
-    assert str(caught.value) == "output of shape (2, 6, 4, 3) needs 576 bytes, which could not be allocated"
+    assert (
+        str(caught.value)
+        == "output of shape (2, 6, 4, 3) needs 576 bytes, which could not be allocated; use a smaller batch or image"
+    )
 
 
 # -- variants and devices --------------------------------------------------------------------------------------------

@@ -101,6 +101,31 @@ def test_a_second_device(stand_in):
         devices.get_device("cuda:2")
 
 
+TO_THE_END = """\
+import atexit
+counts = []  # what is registered first is called last
+atexit.register(lambda: print(counts[0]().contexts, stand_in.calls().get("cuDevicePrimaryCtxRelease"), stand_in.why()))
+import numpy as np, convbackprop
+from tests import driver
+stand_in = driver.start()
+counts.append(stand_in.counts)
+with driver.compiling(): convbackprop.conv2d(np.ones((5, 5)), np.ones((3, 3)), device="cuda")
+print(stand_in.counts().contexts)
+"""
+
+
+def test_the_context_is_given_back_at_the_end(stand_in):
+    """PyCUDA by itself would give back the primary context as if it had made it, which a driver refuses."""
+    convbackprop.conv2d(np.ones((5, 5)), np.ones((3, 3)), device="cuda")
+    assert stand_in.counts().contexts == 1
+    cuda.forget()
+    assert stand_in.counts().contexts == 0
+    done = subprocess.run([sys.executable, "-c", TO_THE_END], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["1", "0", "1"]
+
+
 def test_memory_of_another_thread_is_given_back(stand_in, recwarn):
     """PyCUDA frees memory in the thread that opened the device only, and else warns and leaks it."""
     convbackprop.conv2d(X, W, device="cuda")

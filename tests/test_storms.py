@@ -139,6 +139,39 @@ def test_compiler_with_memory_of_any_size(tmp_path):
     record("compiler_memory", calls=ends.total(), **ends)
 
 
+ON_A_DISK = """\
+import subprocess, sys, numpy as np, convbackprop
+folder, kilobytes = sys.argv[1:]
+def mount(*options): subprocess.run(["mount", "-t", "tmpfs", *options, "none", folder], check=True)
+mount("-o", f"size={kilobytes}k,mode=700")
+def call(): return convbackprop.conv2d(np.ones((5, 5), np.float32), np.ones((3, 3), np.float32), device="cpu")
+try: print("right" if (call() == 9).all() else "wrong")
+except convbackprop.ConvBackpropError as error: print(type(error).__name__, "make room" in str(error))
+mount("-o", "remount,size=128m,mode=700")
+print((call() == 9).all())
+"""
+
+
+def test_disk_of_any_size(tmp_path):
+    """A cache on a file system that is full at once, in the middle of what is written, or not at all."""
+    alone = ["unshare", "--map-root-user", "--mount"]  # a process that sees mounts of its own
+    if not shutil.which("unshare") or subprocess.run([*alone, "mount", "-t", "tmpfs", "none", tmp_path]).returncode:
+        pytest.skip("no file system can be mounted here, not even in a namespace of one's own")
+    ends = Counter()
+    for kilobytes in (4, 8, 64, 512, *range(2048, 20000, 1500), 65536):
+        done = subprocess.run([*alone, sys.executable, "-c", ON_A_DISK, tmp_path, str(kilobytes)], timeout=120,
+                              capture_output=True, text=True,
+                              env={**test_process.ENVIRONMENT, "CONVBACKPROP_CACHE_DIR": str(tmp_path)})  # fmt: skip
+        assert done.returncode == 0, (kilobytes, done.stderr)
+        end, again = done.stdout.splitlines()
+        assert again == "True"
+        ends[end] += 1
+        print(kilobytes, end, done.stderr)
+    assert ends.keys() <= {"right", "CompileError True", "EnvironmentProblem True"}
+    assert ends["right"] and ends["CompileError True"] and ends["EnvironmentProblem True"]
+    record("disk", calls=ends.total(), **{end.split()[0]: count for end, count in ends.items()})
+
+
 def test_interpreter_ends_at_any_moment():
     for number in range(30):
         assert test_process.exit_at_work(number * 0.01) == (0, "leaving\n", "")

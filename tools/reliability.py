@@ -26,6 +26,7 @@ TITLES = {
     "interrupts": "launches ended by Ctrl-C",
     "memory": "calls with little memory",
     "compiler_memory": "compilations with little memory",
+    "disk": "compilations on a disk of little room",
     "exits": "interpreters that end with work in flight",
     "forks": "forks while threads launch",
     "ucontext": "runs of the portable fibers on a busy machine",

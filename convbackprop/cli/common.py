@@ -179,8 +179,8 @@ class Shielded:
         text = what.encode()[:4095]
         self._note[: len(text) + 1] = text + b"\0"
 
-    def run(self, command: Callable[[], int]) -> int:
-        """Return the exit code of a command."""
+    def run(self, command: Callable[[], int], crashed: Callable[[str, str], None] | None = None) -> int:
+        """Return the exit code of a command; after a crash `crashed` gets what was being done, and what is wrong."""
         if "torch" in sys.modules or threading.active_count() > 1:  # a fork would lose their threads
             return command()
         sys.stdout.flush()
@@ -197,8 +197,10 @@ class Shielded:
         number = os.WTERMSIG(status)
         what = self._note[:].split(b"\0")[0].decode(errors="replace") or "the kernel"
         hint = "; it reads or writes outside its arrays" if number in (signal.SIGSEGV, signal.SIGBUS) else ""
-        name = signal.strsignal(number) or f"signal {number}"
-        print(f"convbackprop: error: {what} ended in a crash ({name}){hint}", file=sys.stderr)
+        sentence = f"ended in a crash ({signal.strsignal(number) or f'signal {number}'}){hint}"
+        print(f"convbackprop: error: {what} {sentence}", file=sys.stderr)
+        if crashed is not None:
+            crashed(what, sentence)
         return 1
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import secrets
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +26,35 @@ from convbackprop.cli.common import (
     title,
     variants_of,
 )
-from convbackprop.devices import choice_of_device
+from convbackprop.devices import Device, choice_of_device, get_device, usable_devices
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
 from convbackprop.files import check_writable, write_whole
 from convbackprop.fuzz.cases import Case, Lawful
+from convbackprop.fuzz.crashes import shrink
 from convbackprop.fuzz.laws import LAWS, Subject, applies
 from convbackprop.fuzz.problems import hypothesis
-from convbackprop.fuzz.rounds import PARTS, Findings, Fuzzer
+from convbackprop.fuzz.rounds import PARTS, Failure, Findings, Fuzzer
 from convbackprop.problem import ConvProblem, known
+
+#: How long a smaller problem is looked for after a crash.
+_SHRINK_SECONDS = 60
 
 HELP = "random problems and arguments until the time is over"
 EPILOG = """\
 "reference" holds a variant against the float64 reference, as `check` does, with
 arrays that need not be aligned. The laws need no reference, so they take large
 images: "linear", "shift" (by whole strides), "flip" (half a turn), "adjoint"
-(<conv(x), dy> = <x, dx> = <w, dw>), "agree" (with another variant), "batch" (an
-image's result does not depend on its neighbours), "workers" (nor on how many
-there are), "layout" (nor on how arrays lie in memory). "arguments" calls the
-public functions with what they do not expect: a sentence must come of it.
+(<conv(x), dy> = <x, dx> = <w, dw>), "agree" (with another variant), "devices"
+(the CPU and the GPU agree), "batch" (an image's result does not depend on its
+neighbours), "workers" (nor on how many there are), "layout" (nor on how arrays
+lie in memory). "arguments" calls the public functions with what they do not
+expect: a sentence must come of it.
 
 What is known at compile time is drawn once a round, since compiling takes
-longer than computing. A case that fails is made smaller, printed as the command
-that repeats it, and kept in --failures; its variant is left alone from then on.
+longer than computing; without --device every device has its rounds. A case that
+fails is made smaller, printed as the command that repeats it, and kept in
+--failures; its variant is left alone from then on. So is a case that ends in a
+crash, which ends the run.
 
 examples:
   convbackprop fuzz
@@ -52,7 +62,7 @@ examples:
   convbackprop fuzz mine.cu --pass forward --minutes 1
   convbackprop fuzz --only arguments --seed 1
 
-JSON keys: device, seed, seconds, ok, rounds, cases, parts [part, cases,
+JSON keys: devices, seed, seconds, ok, rounds, cases, parts [part, cases,
 seconds, failures], failures [part, command, sentences]
 """
 
@@ -94,7 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     if is_file(arguments.target):  # the calls of public functions are not its business
         parts = tuple(part for part in parts if part not in ("arguments", "layout"))
-    return shield.run(lambda: _rounds(arguments, variants, parts, seed, path, shield))
+    return shield.run(
+        lambda: _rounds(arguments, variants, parts, seed, path, shield),
+        crashed=lambda command, sentence: _crashed(command, sentence, path, seed),
+    )
 
 
 def _again(arguments: argparse.Namespace, variants: Any, shield: Shielded) -> int:
@@ -118,8 +131,16 @@ def _again(arguments: argparse.Namespace, variants: Any, shield: Shielded) -> in
     return int(bool(faults))
 
 
+def _devices(name: str | None) -> tuple[tuple[Device, ...], str]:
+    """Return the devices that have rounds, and a sentence on why these."""
+    if name is None and not os.environ.get("CONVBACKPROP_DEVICE") and len(usable := usable_devices()) > 1:
+        return tuple(map(get_device, usable)), f"devices {' and '.join(usable)}, in turn"
+    device, choice = choice_of_device(name)
+    return (device,), choice
+
+
 def _rounds(arguments: argparse.Namespace, variants: Any, parts: Any, seed: int, path: Path, shield: Shielded) -> int:
-    device, choice = choice_of_device(arguments.device)
+    devices, choice = _devices(arguments.device)
     out, seconds, begin = console(), 60 * arguments.minutes, time.monotonic()
     if not arguments.json:
         say(out, choice, f"seed {seed}: --seed {seed} draws the same cases")
@@ -137,31 +158,45 @@ def _rounds(arguments: argparse.Namespace, variants: Any, parts: Any, seed: int,
                 bar.update(task, completed=min(round(passed), round(seconds)), refresh=True,
                            description=f"{fuzzer.findings.cases:,} cases, {rate:,.0f}/s")  # fmt: skip
 
-        fuzzer = Fuzzer(variants, device, seed, parts, tell)
+        def found(failure: Failure) -> None:
+            _keep(path, seed, failure.sentences, failure.case.command())
+
+        fuzzer = Fuzzer(variants, devices, seed, parts, tell, found)
         with contextlib.suppress(KeyboardInterrupt):  # what there is by then is printed
             fuzzer.run(seconds)
     findings, passed = fuzzer.findings, time.monotonic() - begin
-    if findings.failures:
-        _keep(path, seed, findings)
     if arguments.json:
-        _print_json(findings, device.name, seed, passed)
+        _print_json(findings, devices, seed, passed)
     else:
         _print_table(findings, parts, passed, path)
     return int(bool(findings.failures) or not findings.cases)
 
 
-def _keep(path: Path, seed: int, findings: Findings) -> None:
-    """Add the failing cases to those of earlier runs: each a command, and in comments what is wrong."""
+def _crashed(text: str, sentence: str, path: Path, seed: int) -> None:
+    """Look for a smaller problem that ends in a crash, and keep the command."""
+    words = shlex.split(text)
+    if "--problem" in words:
+        with progress() as bar, contextlib.suppress(KeyboardInterrupt):
+            bar.add_task(f"making it smaller, for at most {_SHRINK_SECONDS} s", total=None)
+            for smaller in shrink(words, _SHRINK_SECONDS):
+                words = smaller
+    command = shlex.join(words)
+    _keep(path, seed, (sentence,), command)
+    say(console(), f"  {command}", f"kept in {path}")
+
+
+def _keep(path: Path, seed: int, sentences: Sequence[str], command: str) -> None:
+    """Add a failing case to those that are there: a command, and in comments what is wrong."""
     lines = path.read_text().splitlines() if path.exists() else []
     lines.append(f"# convbackprop fuzz --seed {seed}, {time.strftime('%Y-%m-%d %H:%M')}")
-    for failure in findings.failures:
-        lines += [*(f"# {sentence}" for sentence in failure.sentences), failure.case.command()]
+    lines += [*(f"# {sentence}" for sentence in sentences), command]
     write_whole(path, "\n".join(lines) + "\n")
 
 
-def _print_json(findings: Findings, device: str, seed: int, seconds: float) -> None:
+def _print_json(findings: Findings, devices: Sequence[Device], seed: int, seconds: float) -> None:
     print_json({
-        "device": device, "seed": seed, "seconds": seconds, "ok": not findings.failures and findings.cases > 0,
+        "devices": [device.name for device in devices], "seed": seed, "seconds": seconds,
+        "ok": not findings.failures and findings.cases > 0,
         "rounds": findings.rounds, "cases": findings.cases,
         "parts": [
             {"part": name, "cases": part.cases, "seconds": part.seconds, "failures": part.failures}

@@ -196,7 +196,10 @@ class CudaDevice:
                 "start the program again, under compute-sanitizer where a kernel of your own may be to blame"
             )
         if isinstance(error, self.driver.MemoryError) or "out of memory" in said:
-            return ProblemTooLarge(f"the GPU has no memory left for this problem ({said}); use a smaller batch")
+            return ProblemTooLarge(
+                f"{self.name} has no memory left for this problem ({said}); use a smaller batch, or end what else "
+                "uses it ('nvidia-smi' lists that)"
+            )
         return LaunchFailed(f"the NVIDIA driver reports: {said}; nothing is lost, and the next call may work")
 
     def _is_lost(self) -> bool:
@@ -381,11 +384,17 @@ def owner_of(address: int) -> str:
     for value, attribute in ((context, attribute_context), (ordinal, attribute_device_ordinal)):
         status = cuda.cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(address))
         if status == 1:  # CUDA_ERROR_INVALID_VALUE
-            raise InvalidArgument(f"{address:#x} is no address of device memory")
+            raise InvalidArgument(f"the GPUArray at {address:#x} lies in no memory of a GPU; it may have been freed")
         if status:
-            raise LaunchFailed(f"the NVIDIA driver reports: {_meaning(cuda, status)}; nothing was launched")
+            raise LaunchFailed(
+                f"the NVIDIA driver does not tell whose the GPUArray at {address:#x} is ({_meaning(cuda, status)}); "
+                "nothing was launched"
+            )
     if status := cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal):
-        raise DeviceUnusable(f"GPU {ordinal.value} cannot be used ({_meaning(cuda, status)})")
+        raise DeviceUnusable(
+            f"GPU {ordinal.value}, where the GPUArray lies, cannot be used ({_meaning(cuda, status)}); another process "
+            "may hold it exclusively, or it has no memory"
+        )
     cuda.cuDevicePrimaryCtxRelease_v2(ordinal)
     if context.value != primary.value:
         raise InvalidArgument(

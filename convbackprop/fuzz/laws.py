@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convbackprop import check, ops
-from convbackprop.devices import Device
+from convbackprop.devices import Device, get_device, usable_devices
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.variants import Variant, of_pass
@@ -46,9 +46,12 @@ class Subject:
         shapes = {"x": p.x_shape, "w": p.w_shape, "b": (p.K,), "dy": p.y_shape, "y": p.y_shape}
         return {name: check.fill(shape, p.dtype, data, rng) for name, shape in shapes.items()}
 
-    def run(self, arrays: Arrays, problem: ConvProblem | None = None, variant: Variant | None = None) -> Results:
-        """Return the results that the variant computes, on this problem unless another is given."""
-        variant, problem = variant or self.variant, problem or self.problem
+    def run(
+        self, arrays: Arrays, problem: ConvProblem | None = None, variant: Variant | None = None,
+        device: Device | None = None,
+    ) -> Results:  # fmt: skip
+        """Return the results that the variant computes on this problem and device, unless others are given."""
+        variant, problem, device = variant or self.variant, problem or self.problem, device or self.device
         given = {}
         for operand in PASSES[variant.pass_name].present(problem):
             if operand.name == "saved":
@@ -56,7 +59,7 @@ class Subject:
                 given["saved"] = np.packbits(~(y <= 0), axis=-1, bitorder="little") if problem.mask else y
             elif not operand.written:
                 given[operand.name] = arrays[operand.name]
-        blocks = check.launch(variant, problem, given, self.device, self.tunables)
+        blocks = check.launch(variant, problem, given, device, self.tunables)
         if spoilt := [name for name, block in blocks.items() if not block.intact()]:
             raise AssertionError(f"memory next to {' and '.join(spoilt)} was written")
         for name, block in blocks.items():
@@ -154,6 +157,20 @@ def agree(subject: Subject) -> list[str]:
     return found
 
 
+def devices(subject: Subject) -> list[str]:
+    """Another device computes the same."""
+    arrays, other = subject.arrays("integers", subject.rng()), other_device(subject.device)
+    assert other
+    return _differences(f"beside device {other.name}", subject.run(arrays), subject.run(arrays, device=other))
+
+
+def other_device(device: Device) -> Device | None:
+    """Return the CPU in place of a GPU, and a GPU, if there is one, in place of the CPU."""
+    if device.kind != "cpu":
+        return get_device("cpu")
+    return get_device("cuda") if "cuda" in usable_devices() else None
+
+
 def batch(subject: Subject) -> list[str]:
     """What an image gives does not depend on its place in the batch, nor on its neighbours."""
     p, rng = subject.problem, subject.rng()
@@ -245,7 +262,7 @@ def _public(subject: Subject, arrays: Arrays) -> Results:
 
 
 LAWS: dict[str, Callable[[Subject], list[str]]] = {
-    law.__name__: law for law in (linear, shift, flip, adjoint, agree, batch, workers, layout)
+    law.__name__: law for law in (linear, shift, flip, adjoint, agree, devices, batch, workers, layout)
 }
 
 
@@ -265,6 +282,8 @@ def applies(law: str, variant: Variant, problem: ConvProblem, device: Device) ->
         return variant.refusal(turned) is None and all(
             (size + sum(problem.padding[i]) - problem.filter_extent[i]) % problem.stride[i] == 0 for size, i in sizes
         )
+    if law == "devices":
+        return other_device(device) is not None
     if law == "batch":
         return variant.pass_name != "kernel_grad" and problem.N > 1
     if law == "workers":

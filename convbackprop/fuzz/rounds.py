@@ -29,6 +29,7 @@ PARTS = ("reference", *LAWS, "arguments")
 _COMPARED, _LAWFUL, _CALLED = 120, 60, 300
 
 _Tell = Callable[[Case | None], None]
+_Found = Callable[["Failure"], None]
 
 
 @dataclass
@@ -67,28 +68,31 @@ class TimeIsOver(Exception):
 
 
 class Fuzzer:
-    """Draws cases for some variants on one device, and tries them.
+    """Draws cases for some variants, and tries them.
 
     Parameters
     ----------
     variants : sequence of Variant
         What is tried.
-    device : Device
-        Where.
+    devices : sequence of Device
+        Where; each round is of one of them.
     seed : int
         All cases follow from it, and from how many of them the time allows.
     parts : sequence of str
         Which of `PARTS` are tried.
     tell : callable
         Called with each case before it is tried, and with None after.
+    found : callable
+        Called with each failure as soon as its smallest case is known.
     """
 
     def __init__(
-        self, variants: Sequence[Variant], device: Device, seed: int, parts: Sequence[str] = PARTS,
-        tell: _Tell = lambda case: None,
+        self, variants: Sequence[Variant], devices: Sequence[Device], seed: int, parts: Sequence[str] = PARTS,
+        tell: _Tell = lambda case: None, found: _Found = lambda failure: None,
     ) -> None:  # fmt: skip
         self.findings = Findings()
-        self._variants, self._device, self._parts, self._tell = tuple(variants), device, tuple(parts), tell
+        self._variants, self._devices, self._parts = tuple(variants), tuple(devices), tuple(parts)
+        self._tell, self._found = tell, found
         self._random = random.Random(seed)
         self._given_up: set[tuple[Variant | None, str]] = set()  # what has failed once is not tried again
         self._known: set[str] = set()  # ways in which calls fail
@@ -105,19 +109,22 @@ class Fuzzer:
         """Try the cases of one round, or a share of them."""
         rng = self._random
         kind, order = some_kind(rng), rng.sample(self._variants, len(self._variants))
+        device = self._devices[self.findings.rounds % len(self._devices)]
         laws = [part for part in self._parts if part in LAWS]
         try:
             if "arguments" in self._parts:
                 self._hold(None, "arguments", hypothesis().strategies.builds(Called, arguments.calls()),
                            int(_CALLED * scale))  # fmt: skip
             for variant in order:
-                tunables = rng.choice(("cpu", "cuda")) if self._device.kind == "cpu" else None
+                tunables = rng.choice(("cpu", "cuda")) if device.kind == "cpu" else None
                 own = {**kind}
                 if "reference" in self._parts:
-                    self._hold(variant, "reference", self._compared(variant, own, tunables), int(_COMPARED * scale))
+                    self._hold(
+                        variant, "reference", self._compared(variant, device, own, tunables), int(_COMPARED * scale)
+                    )
                 left = [law for law in laws if (variant, law) not in self._given_up]
                 if left:
-                    self._hold(variant, "", self._lawful(variant, own, tunables, left), int(_LAWFUL * scale))
+                    self._hold(variant, "", self._lawful(variant, device, own, tunables, left), int(_LAWFUL * scale))
         except TimeIsOver:
             pass
         self.findings.rounds += 1
@@ -127,20 +134,20 @@ class Fuzzer:
         return bool(wanted - self._given_up)
 
     # -- what is drawn -------------------------------------------------------------------------------------------
-    def _compared(self, variant: Variant, kind: Any, tunables: str | None) -> Any:
+    def _compared(self, variant: Variant, device: Device, kind: Any, tunables: str | None) -> Any:
         st = hypothesis().strategies
         found = of_round(variant, kind, self._random)
-        return st.builds(Compared, st.just(variant), found, st.just(self._device), st.sampled_from(DATA),
+        return st.builds(Compared, st.just(variant), found, st.just(device), st.sampled_from(DATA),
                          st.integers(0, 2**16), st.just(tunables), st.sampled_from((0, 0, 1, 2, 3)))  # fmt: skip
 
-    def _lawful(self, variant: Variant, kind: Any, tunables: str | None, laws: Sequence[str]) -> Any:
+    def _lawful(self, variant: Variant, device: Device, kind: Any, tunables: str | None, laws: Sequence[str]) -> Any:
         st = hypothesis().strategies
         identity = {**kind, "activation": "identity", "mask": False}
         found = of_round(variant, self._random.choice((kind, identity)), self._random, large=True)
-        subjects = st.builds(Subject, st.just(variant), found, st.just(self._device), st.just(tunables),
+        subjects = st.builds(Subject, st.just(variant), found, st.just(device), st.just(tunables),
                              st.integers(0, 2**16))  # fmt: skip
         cases = st.builds(Lawful, st.sampled_from(laws), subjects)
-        return cases.filter(lambda case: applies(case.law, variant, case.subject.problem, self._device))
+        return cases.filter(lambda case: applies(case.law, variant, case.subject.problem, device))
 
     # -- trying --------------------------------------------------------------------------------------------------
     def _hold(self, variant: Variant | None, what: str, cases: Any, count: int) -> None:
@@ -173,6 +180,7 @@ class Fuzzer:
             if last is None:
                 raise
             self.findings.failures.append(last)
+            self._found(last)
             self.findings.parts[last.case.part].failures += 1
             if isinstance(last.case, Called):
                 self._known.add(self._way_of_failing(last.case, last.sentences))
