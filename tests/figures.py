@@ -10,6 +10,9 @@ from convbackprop.files import write_whole
 
 
 def record(name: str, **counts: int) -> None:
-    """Write FOLDER/NAME.json; nothing where CONVBACKPROP_FIGURES is not set."""
+    """Write FOLDER/NAME.json; nothing where CONVBACKPROP_FIGURES is not set.
+
+    What several tests count together has a part in its name: "fuzz.1" and "fuzz.2" are added up.
+    """
     if folder := os.environ.get("CONVBACKPROP_FIGURES"):
         write_whole(Path(folder) / f"{name}.json", json.dumps(counts, indent=1) + "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 from convbackprop.files import write_whole
@@ -61,7 +62,9 @@ def page(counts: dict[str, dict[str, int]]) -> str:
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "figures")
     counts = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
-    new = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    new: dict[str, Counter[str]] = {}
+    for path in sorted(folder.glob("*.json")):  # what comes in several parts has NAME.PART.json: their sum is counted
+        new.setdefault(path.name.partition(".")[0], Counter()).update(json.loads(path.read_text()))
     if not new:
         raise SystemExit(f"{folder} has no counts; run 'make hardening' first, or name another folder")
     if unknown := sorted(set(new) - set(TITLES)):
