@@ -190,7 +190,9 @@ def _run(command: list[str], **options: Any) -> str:
     except (OSError, MemoryError) as error:
         if isinstance(error, MemoryError) or error.errno in (errno.ENOMEM, errno.EAGAIN):
             raise CompileError(f"{name} cannot be started: there is no memory left, or no process") from None
-        raise CompilerNotFound(f"{command[0]} cannot be run: {error.strerror}") from None
+        raise CompilerNotFound(
+            f"{command[0]} cannot be run: {error.strerror}; CONVBACKPROP_CXX and CONVBACKPROP_NVCC name other compilers"
+        ) from None
     output = _UNPRINTABLE.sub("?", done.stdout + done.stderr).strip()
     shown = shlex.join(command)
     if done.returncode:

@@ -77,7 +77,7 @@ def conv2d(
         )
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
-            _check_tensor(tensor, name)
+            check_tensor(tensor, name)
     options = normalized(weight, geometry, activation)
     kind = input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -91,7 +91,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
 
 
-def _check_tensor(tensor: Any, name: str) -> None:
+def check_tensor(tensor: Any, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise InvalidType(f"{name} is a {type(tensor).__name__}; it should be a torch.Tensor")
     if tensor.is_complex():

@@ -152,7 +152,7 @@ def _facts(
     given = {"input": input, "weight": weight, "bias": bias}
     for name, tensor in given.items():
         if tensor is not None or name != "bias":
-            functional._check_tensor(tensor, name)
+            functional.check_tensor(tensor, name)
     if input.ndim < 2:
         raise InvalidArgument(f"input has shape {tuple(input.shape)}; it should be (N, C, H, W), (C, H, W) or (H, W)")
     if not torch.is_autocast_enabled(input.device.type):
