@@ -92,6 +92,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_tensor(tensor: Any, name: str) -> None:
+    """Raise InvalidType for what is no tensor, or one whose numbers no kernel reads."""
     if not isinstance(tensor, Tensor):
         raise InvalidType(f"{name} is a {type(tensor).__name__}; it should be a torch.Tensor")
     if tensor.is_complex():
