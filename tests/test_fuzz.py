@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -198,16 +201,50 @@ def test_smaller_problems_are_valid_and_end():
     assert sizes == (1,) * 8 and count < 100
 
 
-def test_a_crash_is_made_small(tmp_path):
-    """It takes two images and five rows."""
-    variant = wrong_variant("Acc(n > 0 && shape.P > 4 ? *(volatile int *)8 : 0)", tmp_path)
-    case = ["convbackprop", "check", str(variant.file), "--pass", "forward", "--device", "cpu"]
-    case += ["--problem", "5,2,12,15,3,3,4"]
-    assert crashes(case, 60)
-    *_, last = shrink(case, 60)
-    problem = ConvProblem.parse(last[last.index("--problem") + 1])
-    assert (problem.N, problem.C, problem.H, problem.W, problem.K, problem.R, problem.S) == (2, 1, 5, 1, 1, 1, 1)
-    assert crashes(last, 60)
+CRASHES = "Acc(n > 0 && shape.P > 4 ? *(volatile int *)8 : 0)"  # with two images and five rows
+
+
+def test_a_crash_is_seen(tmp_path):
+    variant = wrong_variant(CRASHES, tmp_path)
+    case = ["convbackprop", "check", str(variant.file), "--pass", "forward", "--device", "cpu", "--problem"]
+    assert crashes([*case, "2,1,5,1,1,1,1"], 60)
+    assert not crashes([*case, "1,1,5,1,1,1,1"], 60)
+
+
+def test_a_crash_is_made_small():
+    """Down to the smallest problem of which `crashes` says that it does, and no further than time allows."""
+    tried = []
+
+    def says(words, seconds):
+        problem = ConvProblem.parse(words[words.index("--problem") + 1])
+        tried.append(problem)
+        return problem.N > 1 and problem.P > 4 and problem.C * problem.groups >= 4
+
+    case = ["convbackprop", "check", "x.cu", "--problem", "5,8,12,15,6,3,4,padding=1:0x2:1,groups=2", "--seed", "3"]
+    *_, last = shrink(case, 60, says)
+    assert ConvProblem.parse(last[4]) == ConvProblem.parse("2,4,5,1,1,1,1,dtype=float32")
+    assert last[:4] + last[5:] == case[:4] + case[5:]
+    assert len(tried) < 60
+    tried.clear()
+    assert list(shrink(case, 0, says)) == [] and not tried
+
+
+@pytest.mark.hardening
+def test_command_with_a_crash(tmp_path):
+    """The run ends, and what is kept is small and crashes again."""
+    path = wrong_variant(CRASHES, tmp_path).file
+    command = [sys.executable, "-m", "convbackprop", "fuzz", str(path), "--pass", "forward", "--device", "cpu"]
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run([*command, "--minutes", "1", "--seed", "1"], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=280, env={**os.environ, "PYTHONPATH": root})  # fmt: skip
+    assert done.returncode == 1 and "ended in a crash" in done.stderr
+    about, sentence, kept = (tmp_path / "fuzz-failures.txt").read_text().splitlines()
+    assert about.startswith("# convbackprop fuzz --seed 1") and sentence.startswith("# ended in a crash")
+    assert kept in done.stdout
+    words = shlex.split(kept)
+    problem = ConvProblem.parse(words[words.index("--problem") + 1])
+    assert (problem.N, problem.P) == (2, 5) and problem.C * problem.K * problem.R * problem.S * problem.Q == 1
+    assert crashes(words, 60)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
