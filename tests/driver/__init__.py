@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,12 +55,16 @@ class Counts(ctypes.Structure):
 class StandIn:
     """The loaded library, and what tests ask of it."""
 
+    #: What it says of its L2 cache.
+    L2_BYTES = 1 << 16
+
     def __init__(self, library: ctypes.CDLL) -> None:
         self.cuda = library
-        for name in ("calls", "why"):
+        for name in ("calls", "recorded", "why"):
             getattr(library, f"convbackprop_stand_in_{name}").restype = ctypes.c_char_p
         library.convbackprop_stand_in_reset.argtypes = [ctypes.c_int, ctypes.c_size_t]
         library.convbackprop_stand_in_fail.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_long, ctypes.c_int]
+        library.convbackprop_stand_in_tell_times.argtypes = [ctypes.c_float]
 
     def reset(self, devices: int = 2, memory: int = MEMORY) -> None:
         """Forget everything, in the driver and in the package, as in a new process."""
@@ -84,6 +89,32 @@ class StandIn:
         """Return how often each call was used since the last `fail`, `heal` or `reset`."""
         lines = self.cuda.convbackprop_stand_in_calls().decode().splitlines()
         return {name: int(count) for name, count in map(str.split, lines)}
+
+    def record(self) -> None:
+        """Write down each call from now on, until `reset`."""
+        self.cuda.convbackprop_stand_in_record()
+
+    def has_context(self) -> bool:
+        """Return whether a context is current in this thread."""
+        handle = ctypes.c_void_p()
+        self.cuda.cuCtxGetCurrent(ctypes.byref(handle))
+        return bool(handle)
+
+    def recorded(self, names: str = "") -> list[str]:
+        """Return the calls since `record` in their order, each with the kernel or the bytes that it was of.
+
+        `names` is a regular expression: those whose name matches it.
+        """
+        lines = self.cuda.convbackprop_stand_in_recorded().decode().splitlines()
+        return [line for line in lines if re.match(names, line)]
+
+    def tell_times(self, milliseconds: float) -> None:
+        """Let any two events be so far apart, until `reset`; otherwise the driver refuses to tell."""
+        self.cuda.convbackprop_stand_in_tell_times(milliseconds)
+
+    def share_host_memory(self) -> None:
+        """Let kernels reach the host's memory, until `reset`; otherwise an address of the host's is an illegal one."""
+        self.cuda.convbackprop_stand_in_share_host_memory()
 
     def why(self) -> str:
         """Return why the last call failed that did: more than the driver's code says."""
@@ -208,6 +239,15 @@ def compiling(real: Path | None = None) -> Iterator[Path]:
         os.environ.pop("CONVBACKPROP_NVCC")
         if before is not None:
             os.environ["CONVBACKPROP_NVCC"] = before
+
+
+def pass_for_gpu(patch: Any, stand_in: StandIn, milliseconds: float) -> None:
+    """Have the package choose the stand-in and time it, which it refuses to do otherwise; each time is the one given.
+
+    For tests of the host code that takes times, before a device is opened. `patch` is pytest's monkeypatch.
+    """
+    patch.setattr(cuda, "STAND_IN", "the name of no device")
+    stand_in.tell_times(milliseconds)
 
 
 def device(name: str = "cuda") -> Any:
