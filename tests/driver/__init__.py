@@ -38,6 +38,9 @@ OUT_OF_MEMORY, INVALID_VALUE, CONTEXT_LOST = 2, 1, 700
 
 MEMORY = 1 << 30
 
+#: Orders in which queued work runs: as late as it may, and by coins.
+ORDERS = (0, 1, 2, 3)
+
 
 class Unavailable(Exception):
     """The stand-in cannot be used here; the message says why, and what to do."""
@@ -201,6 +204,19 @@ def find_pycuda() -> None:
     importlib.invalidate_caches()
 
 
+def check() -> None:
+    """See to it that the stand-in can be loaded into a process.
+
+    Raises
+    ------
+    Unavailable
+        PyCUDA is missing, or there is a driver: two cannot be in one process.
+    """
+    if _has_driver():
+        raise Unavailable("this machine has an NVIDIA driver, and a process can have one libcuda.so.1 only")
+    find_pycuda()
+
+
 @functools.cache
 def start() -> StandIn:
     """Load the stand-in into this process.
@@ -208,11 +224,9 @@ def start() -> StandIn:
     Raises
     ------
     Unavailable
-        PyCUDA is missing, or there is a driver: two cannot be in one process.
+        As `check` does.
     """
-    if "pycuda._driver" in sys.modules or _has_driver():
-        raise Unavailable("this machine has an NVIDIA driver, and a process can have one libcuda.so.1 only")
-    find_pycuda()
+    check()
     library = ctypes.CDLL(str(build()), mode=ctypes.RTLD_GLOBAL)
     stand_in = StandIn(library)
     stand_in.reset()
@@ -221,10 +235,10 @@ def start() -> StandIn:
 
 def _has_driver() -> bool:
     try:
-        ctypes.CDLL("libcuda.so.1")
+        library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
-    return True
+    return not hasattr(library, "convbackprop_stand_in_reset")
 
 
 @contextmanager
