@@ -309,17 +309,17 @@ def test_what_a_timed_call_asks_of_the_driver(stand_in, monkeypatch, least):
 
 
 def test_memory_of_timings_that_fail_is_given_back(stand_in, monkeypatch):
-    """While the exception is at hand, which keeps what it came through alive: and also of a stage that is half made."""
+    """At once, though the exception keeps alive what it came through; also where the stage is half made."""
     driver.pass_for_gpu(monkeypatch, stand_in, 3)
     device = driver.device()
     for call, use in (("cuMemcpyHtoD", 2), ("cuLaunchKernel", 1)):
         stand_in.fail(call, use, driver.INVALID_VALUE)
         with (
-            pytest.raises(convbackprop.LaunchFailed, match=call),
+            pytest.raises(convbackprop.LaunchFailed, match=call) as raised,
             timing.stage(device, "forward", SMALL, check.inputs("forward", SMALL)) as place,
         ):
             place.clock(place.ours(VARIANTS[0]))
-        assert stand_in.counts().allocations == stand_in.counts().events == 0
+        assert raised.tb and stand_in.counts().allocations == stand_in.counts().events == 0
         assert not stand_in.has_context()
 
 

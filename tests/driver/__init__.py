@@ -2,7 +2,8 @@
 
 `start()` builds it (with g++, through the package's cache of kernels), loads it into this process, and has the package
 compile for it. PyCUDA is the real one; it finds the library by its name among those that are loaded. There is no GPU:
-kernels run on the CPU, the driver refuses to tell times, and the package never chooses this device by itself.
+kernels run on the CPU, the driver refuses to tell times, and the package never chooses this device by itself. A test
+of what the package does with times can have the driver tell a number of its own choice (`pass_for_gpu`).
 """
 
 from __future__ import annotations
