@@ -69,7 +69,7 @@ bench-suite: $(ENV) ## every suite by pytest-benchmark: long; ARGS="-k lab" for 
 bench-compare: $(ENV) ## a few passes; fails where one is SLOWER (15 %) than in this machine's saved run
 	@$(PY) tools/bench_compare.py --slower $(SLOWER) $(ARGS)
 
-gpu-report: $(ENV) ## the GPU's goals, measured: needs a GPU, PyCUDA and torch (ARGS=--dry-run needs none)
+gpu-report: $(ENV) ## the GPU's goals, measured: needs a GPU, PyCUDA and torch (ARGS=--dry-run needs no GPU)
 	@$(PY) benchmarks/gpu_report.py $(ARGS)
 
 examples: $(ENV) ## run the examples in full, pictures into build/examples: minutes

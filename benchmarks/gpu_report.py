@@ -6,7 +6,7 @@ rows, which are checked before they are timed; the goals. A step or row that fai
 exit code is then 1. A goal that is missed is no failure.
 
 --dry-run, on a machine without a GPU: nvcc compiles all of it for sm_90a, and every step and row is walked through with
-small problems on a stand-in for the driver (tests/fake_driver.py), on the CPU. Nothing is measured.
+small problems on a stand-in for the driver (tests/driver; it needs PyCUDA), on the CPU. Nothing is measured.
 
 JSON (benchmarks/results/DEVICE-DATE.json):
     dry_run     true: none of the numbers means anything
@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.table import Table
 
-from benchmarks.report import steps
+from benchmarks.report import stand_in, steps
 from benchmarks.report.goals import Verdict, evaluate_all, floor_us
 from benchmarks.report.jobs import Job, all_jobs, sources
 from benchmarks.report.measure import DRY, MEASURED, Place
@@ -85,8 +85,6 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def be_worker(dry: bool, wanted: str, write_end: int) -> None:
     """Carry out jobs in this process."""
     if dry:
-        from benchmarks.report import stand_in
-
         stand_in.install()
 
     def make_place() -> Place:
@@ -108,6 +106,9 @@ def report(arguments: argparse.Namespace, out: Any) -> int:
             return 1
         device = get_device("cuda")
     else:
+        if reason := stand_in.why_not():
+            say(out, f"a dry run needs the stand-in for a driver, which cannot be used: {reason}")
+            return 1
         say(out, "DRY RUN: no GPU takes part and nothing is measured; small problems run on a stand-in.", "")
     jobs = [job for job in all_jobs() if re.search(arguments.only or "", job.name)]
     if not jobs:

@@ -29,6 +29,9 @@ Call = Callable[[], object]
 #: Repetitions of each call: at least and at most.
 LEAST, MOST = 5, 50
 
+#: Bytes that are overwritten at least before a call is timed on a GPU: the GPU is busy while the call is queued.
+_LEAST_FLUSHED = 64 << 20
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -158,47 +161,40 @@ class CpuStage:
 class CudaStage(CpuStage):
     """The same on a GPU, while its context is active; everything is queued on the default stream, torch's too."""
 
-    def __init__(self, device: Device, pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> None:
+    def __init__(
+        self, device: Device, pass_name: str, problem: ConvProblem, given: Mapping[str, Array], held: dict[str, Any]
+    ) -> None:
+        self._held = held  # the memory on the GPU, which `CudaDevice.holding` frees
         super().__init__(device, pass_name, problem, given)
-        driver = self.device.driver
-        self._start, self._stop = driver.Event(), driver.Event()
 
     @functools.cached_property
     def _flushed(self) -> tuple[int, int]:
         """Address and size of what is overwritten before a call is timed."""
         driver = self.device.driver
         l2_bytes = driver.Device(self.device.ordinal).get_attribute(driver.device_attribute.L2_CACHE_SIZE)
-        # Several times the cache: its overwriting also keeps the GPU busy while the call is being queued.
-        size = max(4 * l2_bytes, 64 << 20)
+        size = max(4 * l2_bytes, _LEAST_FLUSHED)
         return self._reserve(size), size
 
     def _place(self, array: Array) -> int:
-        self._memory.append(self.device.upload(array.ctypes.data, array.nbytes))
-        return int(self._memory[-1])
+        return self._hold(self.device.upload(array.ctypes.data, array.nbytes))
 
     def _reserve(self, size: int) -> int:
-        self._memory.append(self.device.allocate(size))
-        self.device.driver.memset_d8(int(self._memory[-1]), 0x3C, max(1, size))
-        return int(self._memory[-1])
+        address = self._hold(self.device.allocate(size))
+        self.device.driver.memset_d8(address, 0x3C, max(1, size))
+        return address
+
+    def _hold(self, allocation: Any) -> int:
+        self._held[f"array {len(self._held)}"] = allocation
+        return int(allocation)
 
     def clock(self, call: Call) -> float:  # noqa: D102
         check_timeable(self.device)
         address, size = self._flushed
         self.device.driver.memset_d8_async(address, 0x3C, size)
-        self._start.record()
-        call()
-        self._stop.record()
-        self._stop.synchronize()
-        return float(self._stop.time_since(self._start)) * 1e-3
+        return float(self.device.seconds(call))
 
     def wait(self) -> None:  # noqa: D102
-        self._stop.record()
-        self._stop.synchronize()
-
-    def free(self) -> None:
-        """Give the memory back to the GPU."""
-        while self._memory:
-            self._memory.pop().free()
+        self.device.context.synchronize()
 
 
 @contextlib.contextmanager
@@ -208,9 +204,5 @@ def stage(device: Device, pass_name: str, problem: ConvProblem, given: Mapping[s
         yield CpuStage(device, pass_name, problem, given)
         return
     cuda: Any = device
-    with cuda.active():
-        made = CudaStage(device, pass_name, problem, given)
-        try:
-            yield made
-        finally:
-            made.free()
+    with cuda.holding() as held:
+        yield CudaStage(device, pass_name, problem, given, held)

@@ -29,9 +29,13 @@ import pytest
 from rich.progress import track
 
 import convbackprop
-from convbackprop import cache, compiler
+from convbackprop import cache, compiler, timing as timed
+from convbackprop.bench import roof
+from convbackprop.cli import doctor
 from convbackprop.devices import cpu, cuda
 from convbackprop.errors import ConvBackpropError
+from convbackprop.problem import ConvProblem
+from convbackprop.variants import select
 from tests import driver
 from tests.driver import CONTEXT_LOST, INVALID_VALUE, OUT_OF_MEMORY, StandIn, cupy as cupy_on_stand_in
 
@@ -145,7 +149,49 @@ def shared_memory(stand_in: StandIn, patch: pytest.MonkeyPatch) -> Callable[[], 
     return lambda: {"y": convbackprop.conv2d(X, W, variant="tiled", device="cuda")}
 
 
-SCENES = {"host": host_arrays, "device": device_arrays, "gpuarray": gpu_arrays, "shared memory": shared_memory}
+def timing(stand_in: StandIn, patch: pytest.MonkeyPatch) -> Callable[[], dict[str, np.ndarray]]:
+    """What `bench` does on a GPU: a variant beside a copy, and the roof. Nothing is measured: each time is 2 ms."""
+    driver.pass_for_gpu(patch, stand_in, 2)
+    patch.setattr(timed, "_LEAST_FLUSHED", 0)  # else it takes a second, for nothing
+    patch.setattr(roof, "_LAUNCHES", 2)
+    patch.setattr(roof, "_ROUNDS", {"cuda": 1})
+    device = driver.device()
+    problem = ConvProblem.parse("2,3,9,8,4,3,3")
+    (naive,) = select("forward/naive")
+
+    def call() -> dict[str, np.ndarray]:
+        roof._highest.clear()
+        with timed.stage(device, "forward", problem, {"x": X, "w": W}) as place:
+            calls = {"naive": place.ours(naive), "copy": place.copy()}
+            for timing in timed.alternate(calls, place.clock, 0, least=1, most=1).values():
+                assert timing.seconds == pytest.approx([2e-3]), "a time is wrong, and nobody said so"
+            place.wait()
+            roof.measure_roof(device, "float32")
+        return {}
+
+    return call
+
+
+def doctor_command(stand_in: StandIn, patch: pytest.MonkeyPatch) -> Callable[[], dict[str, np.ndarray]]:
+    """What `convbackprop doctor` says of a GPU that it can use."""
+    driver.pass_for_gpu(patch, stand_in, 2)
+    driver.device()
+
+    def call() -> dict[str, np.ndarray]:
+        assert "1.0 GiB free, and 1 more" in doctor._gpu()
+        return {}
+
+    return call
+
+
+SCENES = {
+    "host": host_arrays,
+    "device": device_arrays,
+    "gpuarray": gpu_arrays,
+    "shared memory": shared_memory,
+    "timing": timing,
+    "doctor": doctor_command,
+}
 
 #: What a scene calls; each use of each is a case, three times.
 CALLS = {
@@ -165,6 +211,13 @@ CALLS = {
         "cuFuncSetBlockShape", "cuLaunchKernel", "cuCtxGetDevice",
     ),
     "shared memory": ("cuFuncSetAttribute",),
+    "timing": (
+        "cuCtxPushCurrent", "cuCtxPopCurrent", "cuDeviceGet", "cuDeviceGetAttribute", "cuMemAlloc", "cuMemFree",
+        "cuMemcpyHtoD", "cuMemcpyDtoH", "cuMemcpyDtoDAsync", "cuMemsetD8", "cuMemsetD8Async", "cuModuleLoadDataEx",
+        "cuModuleGetFunction", "cuFuncSetBlockShape", "cuLaunchKernel", "cuEventCreate", "cuEventRecord",
+        "cuEventSynchronize", "cuEventElapsedTime", "cuEventDestroy", "cuCtxSynchronize",
+    ),
+    "doctor": ("cuDeviceGetCount", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuMemGetInfo"),
 }  # fmt: skip
 
 

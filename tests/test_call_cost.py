@@ -11,8 +11,10 @@ import pytest
 
 import convbackprop
 from convbackprop import calls, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
+from convbackprop.devices import get_device
 from convbackprop.devices.cpu import CpuKernel, set_num_threads
-from tests import fake_driver
+from convbackprop.devices.cuda import CudaKernel
+from tests.driver import cupy as cupy_on_stand_in
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((1, 1, 28, 28), np.float32)
@@ -87,16 +89,16 @@ def test_own_cost_of_a_call(make, monkeypatch, workers):
         calls.forget()
 
 
-def test_own_cost_on_a_gpu(monkeypatch, tmp_path):
-    driver = fake_driver.install(monkeypatch, tmp_path)
-    try:
-        cupy = fake_driver.install_cupy(monkeypatch, driver)
-        monkeypatch.setattr(fake_driver.Function, "prepared_async_call", lambda *a, **k: None)
-        x, w, b = (cupy.ndarray(array) for array in (X, W, B))
-        out = conv2d(x, w, b, **OPTIONS)
-        assert best(lambda: conv2d(x, w, b, **OPTIONS, out=out)) < MICROSECONDS
-    finally:
-        fake_driver.uninstall()
+def test_own_cost_on_a_gpu(stand_in, monkeypatch):
+    """The launch alone is left out: the real PyCUDA pushes and pops the context."""
+    cupy = cupy_on_stand_in.install(monkeypatch, stand_in, own_stream=False)
+    x, w, b = map(cupy.asarray, (X, W, B))
+    out = conv2d(x, w, b, **OPTIONS)
+    monkeypatch.setattr(CudaKernel, "launch", lambda *a: None)
+    conv2d(x, w, b, **OPTIONS, out=out)
+    stand_in.heal()
+    assert best(lambda: conv2d(x, w, b, **OPTIONS, out=out)) < MICROSECONDS
+    assert set(stand_in.calls()) == {"cuCtxPushCurrent", "cuCtxPopCurrent"}
 
 
 # -- the second call of a kind is not checked again, and right ---------------------------------------------------------
@@ -367,22 +369,21 @@ def test_fork():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_fork_after_the_use_of_a_gpu(monkeypatch, tmp_path):
-    driver = fake_driver.install(monkeypatch, tmp_path)
-    try:
-        cupy = fake_driver.install_cupy(monkeypatch, driver)
-        x, w = cupy.ndarray(X), cupy.ndarray(W)
-        conv2d(x, w)
-        child = os.fork()
-        if child == 0:
-            try:
-                conv2d(x, w)
-            except convbackprop.DeviceUnusable as error:
-                os._exit(7 if "spawn" in str(error) else 1)
+def test_fork_after_the_use_of_a_gpu(stand_in, monkeypatch):
+    """The child refuses a call that would not be checked again, and to open the device."""
+    cupy = cupy_on_stand_in.install(monkeypatch, stand_in)
+    x, w = cupy.asarray(X), cupy.asarray(W)
+    conv2d(x, w)
+    child = os.fork()
+    if child == 0:
+        try:
+            for call in (lambda: conv2d(x, w), lambda: get_device("cuda")):
+                with pytest.raises(convbackprop.DeviceUnusable, match="spawn"):
+                    call()
+        except BaseException:  # what failed is not to run the other tests here
             os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    finally:
-        fake_driver.uninstall()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_threads():

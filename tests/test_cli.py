@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from convbackprop.devices.cpu import cpu_device
 from convbackprop.plan import constants_of
 from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
 from convbackprop.variants import VARIANTS, choose, of_pass
-from tests import fake_driver
+from tests import driver
 from tests.quick import QUICK_ENVIRONMENT
 
 SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"
@@ -774,57 +773,41 @@ def test_the_copy_that_timings_are_compared_with(size):
     assert (target[:size] == source[:size]).all() and (target[size:] == 9).all()
 
 
-def test_bench_on_a_stand_in_for_a_gpu(run, monkeypatch, tmp_path):
-    """The host code of the cuda path: contexts, memory, events and the flush between repetitions."""
-    driver = fake_driver.install(monkeypatch, tmp_path)
-    done = []
+#: What is on the GPU between two repetitions: flush, event, launches or a copy, event; then the wait and the time.
+TIMED = re.compile(
+    r"cuMemsetD8Async (?P<flushed>\d+)\ncuEventRecord\n(?P<what>(cuLaunchKernel \w+\n)+|cuMemcpyDtoDAsync \d+\n)"
+    r"cuEventRecord\ncuEventSynchronize\ncuEventElapsedTime\n"
+)
 
-    class Event:
-        def __init__(self):
-            driver.require_context()
 
-        def record(self, stream=None):
-            driver.require_context()
-            done.append("record")
+def test_bench_on_a_stand_in_for_a_gpu(run, stand_in, monkeypatch):
+    """The host code of the cuda path: contexts, memory, events and the flush between repetitions.
 
-        def synchronize(self):
-            assert done[-1] == "record"
-
-        def time_since(self, other):
-            return 2.5  # milliseconds
-
-    def flush(address, value, size):
-        assert driver.is_device_memory(address) and size >= 4 * 60_000_000
-        assert driver.allocations[address].size == size
-        done.append("flush")
-
-    def copy(target, source, size):
-        assert all(driver.is_device_memory(address + size - 1) for address in (target, source))
-        done.append("copy")
-
-    driver.Event, driver.memset_d8, driver.memset_d8_async = Event, lambda *_: driver.require_context(), flush
-    driver.memcpy_dtod_async = copy
-    driver.device_attribute = types.SimpleNamespace(L2_CACHE_SIZE=38, MULTIPROCESSOR_COUNT=16)
-    driver.Device.get_attribute = lambda self, attribute: {38: 60_000_000, 16: 1}[attribute]
+    The stand-in passes for a GPU here, which it does for nobody else, and any two events are 2.5 ms apart: nothing is
+    measured.
+    """
+    driver.pass_for_gpu(monkeypatch, stand_in, 2.5)
     monkeypatch.setattr("convbackprop.bench.roof._ROUNDS", {"cuda": 2})
-    try:
-        command = ("bench", "kernel_grad", "--problem", SMALL, "--against", "none", "--json", "--device", "cuda")
-        code, out, err = run(*command, "--seconds", "0.01")
-        found = json.loads(out)
-        assert code == 0 and not err and found["device"] == "cuda:0"
-        assert found["environment"]["machine"] == "stand-in"
-        rows = [row for row in found["rows"] if not row["refused"]]
-        assert all(row["median_ms"] == pytest.approx(2.5) and row["error"] <= 1 for row in rows)
-        peak = {row["peak_gflop_per_s"] for row in rows}  # 2 operations, 8 chains, 16 steps, 2 rounds, 8 blocks of 256
-        assert len(peak) == 1 and peak.pop() == pytest.approx(2 * 8 * 16 * 2 * 8 * 256 / 2.5e-3 * 1e-9)
-        launches = 24 * len({row["variant"].split("/")[0] for row in rows})  # 12 of the peak's kernel in each pass
-        assert done.count("flush") * 2 + launches == done.count("record") and "copy" in done
-        first = done.index("copy")
-        assert done[first - 2 : first + 2] == ["flush", "record", "copy", "record"]
-        assert driver.stack() == []
-        assert not any(allocation.size >= 4 * 60_000_000 for allocation in driver.allocations.values())
-    finally:
-        fake_driver.uninstall()
+    monkeypatch.setattr("convbackprop.timing._LEAST_FLUSHED", 0)  # nothing but what the driver says of the cache
+    stand_in.record()
+    command = ("bench", "kernel_grad", "--problem", SMALL, "--against", "none", "--json", "--device", "cuda")
+    code, out, err = run(*command, "--seconds", "0.01")
+    found = json.loads(out)
+    assert code == 0 and not err and found["device"] == "cuda:0"
+    assert found["environment"]["machine"] == "stand-in (no GPU)"
+    rows = [row for row in found["rows"] if not row["refused"]]
+    assert all(row["median_ms"] == pytest.approx(2.5) and row["error"] <= 1 for row in rows)
+    peak = {row["peak_gflop_per_s"] for row in rows}  # 2 operations, 8 chains, 16 steps, 2 rounds, 8 blocks of 256
+    assert len(peak) == 1 and peak.pop() == pytest.approx(2 * 8 * 16 * 2 * 8 * 256 / 2.5e-3 * 1e-9)
+    queued = "".join(f"{line}\n" for line in stand_in.recorded("cuLaunchKernel|cuMem.*Async|cuEvent(?!Create|Destroy)"))
+    timed = list(TIMED.finditer(queued))
+    assert {int(each["flushed"]) for each in timed} == {4 * stand_in.L2_BYTES}
+    copies, ours = (sum(each["what"].startswith(name) for each in timed) for name in ("cuMemcpy", "cuLaunch"))
+    assert copies > 5 and ours >= 6 * len(rows)
+    left = TIMED.sub("", queued)  # the roof's launches, and those of the checks
+    assert left.count("cuEventElapsedTime") == left.count("cuLaunchKernel fma_peak") == 12
+    assert "cuMemsetD8Async" not in left and "cuMemcpyDtoDAsync" not in left
+    assert stand_in.counts().allocations == 0 and not stand_in.has_context()
 
 
 # -- photographs -----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from convbackprop.problem import PASSES, ConvProblem
 pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
 
 from benchmarks import gpu_report
-from benchmarks.report import exact, jobs, measure, steps, worker
+from benchmarks.report import exact, jobs, measure, stand_in, steps, worker
 from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
 from convbackprop.bench import roof
@@ -288,6 +288,7 @@ def quick(monkeypatch):
     """The report on the rows of one job, in this process and without its slow steps."""
     from convbackprop.cli import common
 
+    monkeypatch.setattr(stand_in, "why_not", lambda: None)  # no row is run
     monkeypatch.setattr(steps, "environment", lambda step, device: None)
     monkeypatch.setattr(steps, "compile_all", lambda *arguments: None)
 
@@ -315,7 +316,14 @@ def test_a_row_that_failed_fails_the_report(quick, capsys, monkeypatch):
 
 
 # -- the dry run -----------------------------------------------------------------------------------------------------
-def test_a_variant_that_is_wrong_gets_no_time(monkeypatch):
+@pytest.fixture
+def can_stand_in():
+    """A dry run is possible here."""
+    if reason := stand_in.why_not():
+        pytest.skip(f"the GPU report's dry run needs the stand-in for a driver: {reason}")
+
+
+def test_a_variant_that_is_wrong_gets_no_time(can_stand_in):
     """In a process of its own, for the stand-in stays."""
     text = """
 import sys
@@ -356,7 +364,15 @@ assert "y[0] is wrong" in rows["forward/naive"].failed
     assert done.returncode == 0, done.stderr
 
 
-def test_dry_run(tmp_path):
+def test_dry_run_without_a_stand_in(monkeypatch, capsys):
+    from convbackprop.cli.common import console
+
+    monkeypatch.setattr(stand_in, "why_not", lambda: "it is Sunday")
+    assert gpu_report.report(gpu_report.arguments_of(["--dry-run"]), console()) == 1
+    assert "a dry run needs the stand-in for a driver, which cannot be used: it is Sunday" in capsys.readouterr().out
+
+
+def test_dry_run(tmp_path, can_stand_in):
     try:
         compiler.find_nvcc()
     except errors.CompilerNotFound as error:

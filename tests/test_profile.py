@@ -26,7 +26,6 @@ from convbackprop.profile.traffic import ArrayTraffic, KernelTraffic, LineTraffi
 from convbackprop.sources import source_root
 from convbackprop.timing import Timing
 from convbackprop.variants import select
-from tests import fake_driver
 from tests.test_machine_code import listing, needs_cuobjdump, needs_nvcc
 
 PROBLEM = "1,1,256,256,1,5,5,padding=2"
@@ -526,18 +525,14 @@ def test_run_with_a_mask(run, launched):
     assert code == 0 and not err and len(launched) == 1 and all(launched[0])
 
 
-def test_run_on_a_gpu(run, monkeypatch, tmp_path):
+def test_run_on_a_gpu(run, stand_in):
     """No memory is flushed and nothing is timed: a profiler sees the launches alone."""
-    driver = fake_driver.install(monkeypatch, tmp_path)
-    try:
-        code, out, err = run(
-            "run", "kernel_grad/naive", "--problem", "1,1,9,8,1,3,3", "--repeat", 2, "--device", "cuda"
-        )
-        assert code == 0 and not err and "launched 2 times on cuda:0" in out
-        assert driver.launches == ["kernel_grad", "kernel_grad_total"] * 2
-        assert driver.allocations == {}  # all is given back
-    finally:
-        fake_driver.uninstall()
+    stand_in.record()
+    code, out, err = run("run", "kernel_grad/naive", "--problem", "1,1,9,8,1,3,3", "--repeat", 2, "--device", "cuda")
+    assert code == 0 and not err and "launched 2 times on cuda:0" in out
+    queued = stand_in.recorded("cuLaunchKernel|cuMem.*Async|cuEvent|cuCtxSynchronize")
+    assert queued == ["cuLaunchKernel kernel_grad", "cuLaunchKernel kernel_grad_total"] * 2 + ["cuCtxSynchronize"]
+    assert stand_in.counts().allocations == 0
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------

@@ -1,141 +1,54 @@
-"""The stand-in for a driver (tests/driver): PyCUDA and the package's CUDA path on it, and that it sees a wrong host.
+"""The stand-in for a driver (tests/driver): what a real driver enforces, it enforces, and it sees a wrong host.
 
-Numbers come from the very same .cu files, with the constants of the cuda device, on the CPU. There is no GPU.
+What the package does on it: test_cuda_host_code.py. There is no GPU.
 """
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
-import json
 import os
 import resource
 import subprocess
-import sys
-import threading
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import check, compiler, devices
-from convbackprop.arrays import CupyArrays
-from convbackprop.cli import doctor
+from convbackprop import check, compiler
 from convbackprop.compiler import Source
-from convbackprop.devices import cuda
 from convbackprop.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.variants import VARIANTS
 from tests import driver
-from tests.driver import cupy as cupy_on_stand_in
-
-#: Orders in which queued work runs: as late as it may, and by coins.
-ORDERS = (0, 1, 2, 3)
+from tests.driver import ORDERS
 
 SMALL = ConvProblem.parse("2,3,9,8,4,3,3,padding=1", bias=True, activation="relu")
-DEPTHWISE = ConvProblem.parse("2,3,9,8,3,3,3,padding=1,groups=3", bias=True, activation="relu")
-rng = np.random.default_rng(0)
-X, W, DY = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 9, 8), (4, 3, 3, 3), (2, 4, 9, 8)))
 
 
-# -- right numbers ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_every_variant(stand_in, variant):
-    problem = DEPTHWISE if variant.refusal(SMALL) else SMALL
-    outcome = check.check(variant, problem, driver.device())
-    assert outcome.ok, outcome.faults
-    assert stand_in.calls()["cuLaunchKernel"] == len([each for each in variant.launches if each.when(problem)])
-    assert stand_in.counts().allocations == 0
+# -- the driver's interface is cuda.h's, and a launch's is nvcc's ------------------------------------------------------
+@pytest.mark.hardening
+def test_signatures_and_numbers_are_those_of_cuda_h():
+    headers = [nvcc_root / "include" for nvcc_root in toolkits() if (nvcc_root / "include" / "cuda.h").is_file()]
+    if not headers:
+        pytest.skip("there is no CUDA toolkit, whose cuda.h would be compared with tests/driver/cuda_api.h")
+    command = [str(compiler.find_cxx()), "-std=c++17", "-fsyntax-only", "-DREAL_CUDA_H", "-I", str(headers[0]), "-w"]
+    sources = [str(source) for source in driver.SOURCES if source.name != "unsupported.cpp"]
+    done = subprocess.run([*command, *sources], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    wrong = '#include "cuda_api.h"\nCONSTANT(CUDA_ERROR_OUT_OF_MEMORY, 3)\nextern "C" CUresult cuInit(int);\n'
+    done = subprocess.run([*command, f"-I{driver.FOLDER}", "-xc++", "-"], input=wrong, capture_output=True, text=True)
+    assert "is another number" in done.stderr and "conflicting declaration" in done.stderr
 
 
-def test_wrong_numbers_are_seen(stand_in, monkeypatch):
-    """A launch that is left out is found: what it should have written is NaN on the stand-in."""
-    monkeypatch.setattr(cuda.CudaKernel, "launch", lambda *arguments: None)
-    assert not check.check(VARIANTS[0], SMALL, driver.device()).ok
-
-
-def test_arrays_of_the_host(stand_in):
-    here = convbackprop.conv2d_backward(DY, X, W, padding=1, device="cpu")
-    for _ in range(2):
-        there = convbackprop.conv2d_backward(DY, X, W, padding=1, device="cuda")
-        for a, b in zip(there, here, strict=True):
-            assert np.allclose(a, b, rtol=1e-4, atol=1e-4)
-    assert stand_in.counts().allocations == 0
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("own_stream", (False, True), ids=("legacy stream", "own stream"))
-def test_arrays_of_the_device_on_the_callers_stream(stand_in, monkeypatch, order, own_stream):
-    cupy = cupy_on_stand_in.install(monkeypatch, stand_in, own_stream)
-    stand_in.order(order)
-    expected = convbackprop.conv2d_backward(DY, X, W, padding=1, device="cpu")
-    for _ in range(2):  # the second call is not checked again
-        dy, x, w = map(cupy.asarray, (DY, X, W))
-        for a, b in zip(convbackprop.conv2d_backward(dy, x, w, padding=1), expected, strict=True):
-            assert type(a) is cupy.ndarray
-            assert np.allclose(a.get(), b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_gpu_arrays_of_pycuda(stand_in, order):
-    driver.device()
-    from pycuda import gpuarray
-
-    stand_in.order(order)
-    with driver.device().active():
-        x, w = gpuarray.to_gpu(X), gpuarray.to_gpu(W)
-        y = convbackprop.conv2d(x, w, padding=1, activation="tanh")
-        got = y.get()
-        del x, w, y
-    assert np.allclose(got, convbackprop.conv2d(X, W, padding=1, activation="tanh", device="cpu"), atol=1e-5)
-    assert stand_in.counts().allocations == 0
-
-
-def test_a_second_device(stand_in):
-    y = convbackprop.conv2d(X, W, device="cuda:1")
-    assert np.allclose(y, convbackprop.conv2d(X, W, device="cpu"), atol=1e-5)
-    with pytest.raises(convbackprop.DeviceNotFound, match=r"device is 'cuda:2'; it should be below 'cuda:2'"):
-        devices.get_device("cuda:2")
-
-
-TO_THE_END = """\
-import atexit
-counts = []  # what is registered first is called last
-atexit.register(lambda: print(counts[0]().contexts, stand_in.calls().get("cuDevicePrimaryCtxRelease"), stand_in.why()))
-import numpy as np, convbackprop
-from tests import driver
-stand_in = driver.start()
-counts.append(stand_in.counts)
-with driver.compiling(): convbackprop.conv2d(np.ones((5, 5)), np.ones((3, 3)), device="cuda")
-print(stand_in.counts().contexts)
-"""
-
-
-def test_the_context_is_given_back_at_the_end(stand_in):
-    """PyCUDA by itself would give back the primary context as if it had made it, which a driver refuses."""
-    convbackprop.conv2d(np.ones((5, 5)), np.ones((3, 3)), device="cuda")
-    assert stand_in.counts().contexts == 1
-    cuda.forget()
-    assert stand_in.counts().contexts == 0
-    done = subprocess.run([sys.executable, "-c", TO_THE_END], capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["1", "0", "1"]
-
-
-def test_memory_of_another_thread_is_given_back(stand_in, recwarn):
-    """PyCUDA frees memory in the thread that opened the device only, and else warns and leaks it."""
-    convbackprop.conv2d(X, W, device="cuda")
-    results = []
-    thread = threading.Thread(target=lambda: results.append(convbackprop.conv2d(X, W, device="cuda")))
-    thread.start()
-    thread.join()
-    assert len(results) == 1
-    assert stand_in.counts().allocations == 0
-    assert not recwarn.list
+def toolkits():
+    nvcc = real_nvcc()
+    if nvcc is None:
+        return []
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
+    return [Path(line.split("=", 1)[1]).parent for line in dry.splitlines() if line.startswith("#$ _HERE_=")]
 
 
 def real_nvcc():
@@ -160,85 +73,6 @@ def test_the_struct_of_a_launch_lies_where_nvcc_looks_for_it(stand_in):
     (facts,) = [words for words in kernels if words[1] == VARIANTS[0].launches[0].entry]
     assert 0 < int(facts[5]) < 256 and int(facts[3]) <= 1024
     assert facts[8:12] == ["offsets", "0", "8", "16"]
-
-
-# -- never mistaken for a GPU ------------------------------------------------------------------------------------------
-def test_nobody_gets_it_unasked(stand_in, monkeypatch):
-    monkeypatch.delenv("CONVBACKPROP_DEVICE", raising=False)
-    assert "there is no GPU" in devices.why_not_cuda()
-    assert devices.usable_devices() == ["cpu"]
-    assert devices.get_device().name == "cpu"
-    assert driver.device().title == cuda.STAND_IN
-    assert "the tests' stand-in for a GPU, on the CPU" in devices.choice_of_device("cuda")[1]
-
-
-def cli(capsys, *arguments):
-    from convbackprop.cli import main
-
-    code = main(list(arguments))
-    return code, *capsys.readouterr()
-
-
-def test_doctor_does_not_take_it_for_a_gpu(stand_in, capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda module: "not asked")  # importing them takes seconds
-    code, out, _ = cli(capsys, "doctor", "--json")
-    found = {finding["item"]: finding for finding in json.loads(out)["findings"]}
-    assert code == 0 and found["cpu device"]["usable"]
-    for item in ("NVIDIA driver", "cuda device"):
-        assert not found[item]["usable"]
-        assert "stand-in" in found[item]["found"] and "no GPU" in found[item]["found"]
-
-
-def test_nothing_is_timed_on_it(stand_in, capsys):
-    code, _, err = cli(capsys, "bench", "forward/naive", "--device", "cuda")
-    assert code != 0
-    assert "device cuda:0 is the tests' stand-in for a GPU: its kernels run on the CPU, and are not timed" in err
-    from convbackprop.bench.roof import measure_roof
-    from convbackprop.timing import stage
-
-    with pytest.raises(convbackprop.DeviceUnusable, match="not timed"):
-        measure_roof(driver.device(), "float32")
-    given = check.inputs("forward", SMALL)
-    with stage(driver.device(), "forward", SMALL, given) as place, pytest.raises(convbackprop.DeviceUnusable):
-        place.clock(lambda: None)
-    drv = driver.device().driver
-    with driver.device().active():
-        start, stop = drv.Event(), drv.Event()
-        start.record(), stop.record(), stop.synchronize()
-        with pytest.raises(drv.LogicError, match="operation not supported"):
-            stop.time_since(start)
-
-
-def test_the_gpu_report_refuses_it(stand_in, capsys):
-    from benchmarks.gpu_report import main
-
-    with pytest.raises(SystemExit) as ended:
-        raise SystemExit(main([]))
-    assert ended.value.code == 1
-    assert "gpu-report needs a GPU: libcuda.so.1 is the tests' stand-in" in capsys.readouterr().out
-
-
-# -- the driver's interface is cuda.h's ------------------------------------------------------------------------------
-@pytest.mark.hardening
-def test_signatures_and_numbers_are_those_of_cuda_h():
-    headers = [nvcc_root / "include" for nvcc_root in toolkits() if (nvcc_root / "include" / "cuda.h").is_file()]
-    if not headers:
-        pytest.skip("there is no CUDA toolkit, whose cuda.h would be compared with tests/driver/cuda_api.h")
-    command = [str(compiler.find_cxx()), "-std=c++17", "-fsyntax-only", "-DREAL_CUDA_H", "-I", str(headers[0]), "-w"]
-    sources = [str(source) for source in driver.SOURCES if source.name != "unsupported.cpp"]
-    done = subprocess.run([*command, *sources], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    wrong = '#include "cuda_api.h"\nCONSTANT(CUDA_ERROR_OUT_OF_MEMORY, 3)\nextern "C" CUresult cuInit(int);\n'
-    done = subprocess.run([*command, f"-I{driver.FOLDER}", "-xc++", "-"], input=wrong, capture_output=True, text=True)
-    assert "is another number" in done.stderr and "conflicting declaration" in done.stderr
-
-
-def toolkits():
-    nvcc = real_nvcc()
-    if nvcc is None:
-        return []
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
-    return [Path(line.split("=", 1)[1]).parent for line in dry.splitlines() if line.startswith("#$ _HERE_=")]
 
 
 # -- what a real driver enforces, it enforces --------------------------------------------------------------------------
@@ -551,83 +385,45 @@ def test_work_is_deferred_until_it_must_run(host):
     assert queries == 3001 and host.stand_in.counts().pending == 0
 
 
-@pytest.mark.parametrize("lost", ("before", "after"))
-def test_the_package_without_one_of_its_waits(stand_in, monkeypatch, lost):
-    """The bridge between the caller's stream and ours, with either of its waits left out, gives wrong numbers."""
-
-    @contextmanager
-    def on_other_stream(self, device):
-        cupy = sys.modules["cupy"].cuda
-        theirs = cupy.get_current_stream()
-        stream = device.stream_beside(theirs.ptr)
-        ours = cupy.ExternalStream(stream.handle)
-        if lost != "before":
-            ours.wait_event(theirs.record())
-        yield stream
-        if lost != "after":
-            theirs.wait_event(ours.record())
-
-    monkeypatch.setattr(CupyArrays, "on_other_stream", on_other_stream)
-    cupy = cupy_on_stand_in.install(monkeypatch, stand_in)
-    x, w = cupy.asarray(X), cupy.asarray(W)
-    y = convbackprop.conv2d(x, w, padding=1, variant="naive").get()
-    assert not np.allclose(y, convbackprop.conv2d(X, W, padding=1, device="cpu"), atol=1e-5)
+# -- what tests can have of it, and nobody else ------------------------------------------------------------------------
+def test_it_tells_no_time_unasked(host):
+    start, stop = host.drv.Event(), host.drv.Event()
+    start.record(), stop.record(), stop.synchronize()
+    with refused(host, "operation not supported", "no GPU here whose time could be taken"):
+        stop.time_since(start)
+    host.stand_in.tell_times(1.5)
+    assert stop.time_since(start) == 1.5
+    with refused(host, "invalid resource handle", "never recorded"):
+        host.drv.Event().time_since(start)
+    stop.record()
+    with refused(host, "device not ready", "nobody has waited"):
+        stop.time_since(start)
 
 
-def test_the_package_without_its_context(stand_in, monkeypatch):
-    device = driver.device()
-    monkeypatch.setattr(cuda.CudaDevice, "active", lambda self: nullcontext())
-    with pytest.raises(device.driver.LogicError, match=r"no currently active context|invalid device context"):
-        convbackprop.conv2d(X, W, device="cuda")
+def test_what_is_recorded(host):
+    x = host.floats(3)
+    assert host.stand_in.recorded() == []
+    host.stand_in.record()
+    host.drv.memset_d32(int(x), 0, 2)
+    host.function("twice", "PPi").prepared_async_call((1, 1), (3, 1, 1), None, x, x, 3)
+    x.free()
+    assert host.stand_in.recorded("cuMem|cuLaunch") == ["cuMemsetD32 8", "cuLaunchKernel twice", "cuMemFree"]
 
 
-def test_the_package_without_the_attribute_of_shared_memory(stand_in, monkeypatch):
-    naive = VARIANTS[0]
-    greedy = replace(naive, launches=(replace(naive.launches[0], shared_bytes=lambda p, c: 100 * 1024),))
-    assert check.check(greedy, SMALL, driver.device()).ok
+def test_memory_of_the_host_that_is_shared(host):
+    of_host = np.full(4, 3, np.float32)
+    twice, y = host.function("twice", "PPi"), host.floats(4)
+    host.stand_in.share_host_memory()
+    twice.prepared_async_call((1, 1), (4, 1, 1), None, of_host.ctypes.data, y, 4)
+    assert (host.read(y, 4) == 6).all()
+
+
+def test_a_reset_takes_it_back(stand_in):
+    stand_in.tell_times(1)
+    stand_in.share_host_memory()
+    stand_in.record()
     stand_in.reset()
-    monkeypatch.setattr(cuda, "_SHARED_BYTES_UNASKED", 1 << 30)
-    with pytest.raises(convbackprop.LaunchFailed, match="invalid argument"):
-        check.check(greedy, SMALL, driver.device())
-    assert "attribute" in stand_in.why()
-
-
-def test_the_package_without_a_field_of_the_struct(stand_in, monkeypatch):
-    from convbackprop import plan
-
-    monkeypatch.setattr(plan, "pack_shape", lambda problem, pack=plan.pack_shape: pack(problem)[:-4])
-    with pytest.raises(convbackprop.LaunchFailed, match="invalid argument"):
-        check.check(VARIANTS[0], SMALL, driver.device())
-    assert "bytes for parameters of" in stand_in.why()
-
-
-# -- capture -----------------------------------------------------------------------------------------------------------
-def test_a_captured_call_is_replayed(stand_in, monkeypatch):
-    cupy = cupy_on_stand_in.install(monkeypatch, stand_in)
-    x, w = cupy.asarray(X), cupy.asarray(W)
-    out = cupy.empty((2, 4, 9, 8), np.float32)
-    expected = convbackprop.conv2d(X, W, padding=1, variant="naive", device="cpu")
-    convbackprop.conv2d(x, w, padding=1, variant="naive", out=out)  # loads the kernel
-    out.set(zeros := np.zeros((2, 4, 9, 8), np.float32))
-    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-    cupy.drive("cuStreamBeginCapture_v2", cupy.stream, 0)
-    convbackprop.conv2d(x, w, padding=1, variant="naive", out=out)
-    cupy.drive("cuStreamEndCapture", cupy.stream, ctypes.byref(graph))
-    assert (out.get() == zeros).all(), "a capture runs nothing"
-    cupy.drive("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-    x.set(twice := 2 * X)
-    cupy.drive("cuGraphLaunch", executable, cupy.stream)
-    assert np.allclose(out.get(), 2 * expected, atol=1e-4)
-    assert twice is not None
-
-
-def test_a_capture_does_not_meet_the_legacy_stream(stand_in, monkeypatch):
-    cupy = cupy_on_stand_in.install(monkeypatch, stand_in)
-    convbackprop.conv2d(X, W, device="cuda")
-    cupy.drive("cuStreamBeginCapture_v2", cupy.stream, 0)
-    with pytest.raises(convbackprop.LaunchFailed, match="depend on a capturing blocking stream"):
-        convbackprop.conv2d(X, W, device="cuda")
-    # What the call did has spoilt the capture, as with a real driver.
-    with pytest.raises(RuntimeError, match="previous error during capture"):
-        cupy.drive("cuStreamEndCapture", cupy.stream, ctypes.byref(ctypes.c_void_p()))
-    convbackprop.conv2d(X, W, device="cuda")
+    with driver.device().active():
+        test_it_tells_no_time_unasked(host := Host(stand_in))
+        test_a_double_free_and_memory_of_the_host(host)
+    assert stand_in.recorded() == []

@@ -88,17 +88,8 @@ def _of_launches(device: Any, accumulator: str, blocks: int, threads: int, lanes
             for name, array in (("factors", factors), ("out", out)):
                 there[name] = device.upload(array.ctypes.data, array.nbytes)
             pointers = (int(there["factors"]), int(there["out"]))
-            seconds = [_event_clock(device, lambda: kernel.launch(pointers)) for _ in range(_LAUNCHES)]
+            seconds = [device.seconds(lambda: kernel.launch(pointers)) for _ in range(_LAUNCHES)]
             device.download(there["out"], out.ctypes.data, out.nbytes)
     if not np.isfinite(out).all():
         raise ArithmeticError("fma_peak.cu did not write every sum")
     return operations / min(seconds)
-
-
-def _event_clock(device: Any, call: Any) -> float:
-    start, stop = device.driver.Event(), device.driver.Event()
-    start.record()
-    call()
-    stop.record()
-    stop.synchronize()
-    return float(stop.time_since(start)) * 1e-3

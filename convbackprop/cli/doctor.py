@@ -22,7 +22,7 @@ from convbackprop.cli.common import console, print_json
 from convbackprop.compiler import compiler_version, cxx_name, find_cxx, find_nvcc
 from convbackprop.devices import get_device, why_not_cuda
 from convbackprop.devices.cpu import cpu_device, get_num_threads
-from convbackprop.errors import ConvBackpropError
+from convbackprop.errors import ConvBackpropError, DeviceUnusable, ProblemTooLarge
 from convbackprop.timing import aligned
 
 HELP = "what this machine can run, and what is missing"
@@ -102,9 +102,16 @@ def _gpu() -> str:
     if why := why_not_cuda():
         raise ConvBackpropError(why)
     device: Any = get_device("cuda")
-    count = device.driver.Device.count()
+    try:
+        with device.active():
+            count = device.driver.Device.count()
+            free = device.free_bytes()
+    except ProblemTooLarge as error:  # whose advice is about a batch, and there is none
+        raise DeviceUnusable(
+            f"{device.name} has no memory left ({error.__cause__}); end what else uses it ('nvidia-smi' lists that)"
+        ) from None
     others = f", and {count - 1} more" if count > 1 else ""
-    return f"{device.title}, {device.architecture}, {device.free_bytes() / 2**30:.1f} GiB free{others}"
+    return f"{device.title}, {device.architecture}, {free / 2**30:.1f} GiB free{others}"
 
 
 def _cache() -> str:

@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ _ARCHITECTURE_SPECIFIC = {"sm_90": "sm_90a"}
 
 #: What the driver of tests/driver calls its devices: kernels run on the CPU there, and nothing is worth timing.
 STAND_IN = "stand-in (no GPU)"
+
+#: A driver says so when it starts, or by its number of GPUs.
+_NO_GPU = "the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES"
 
 #: Above this a kernel must ask for its dynamic shared memory.
 _SHARED_BYTES_UNASKED = 48 * 1024
@@ -63,6 +66,8 @@ def _driver() -> Any:
     try:
         drv.init()
     except drv.Error as error:
+        if "no CUDA-capable device" in str(error):
+            raise DeviceNotFound(_NO_GPU) from None
         raise DeviceUnusable(
             f"the NVIDIA driver does not start ({error}); 'nvidia-smi' should list a GPU before CUDA can be used"
         ) from None
@@ -147,7 +152,7 @@ class CudaDevice:
         try:
             count = drv.Device.count()
             if count == 0:
-                raise DeviceNotFound("the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES")
+                raise DeviceNotFound(_NO_GPU)
             if ordinal >= count:
                 raise DeviceNotFound(
                     f"device is 'cuda:{ordinal}'; it should be below 'cuda:{count}', the number of GPUs"
@@ -311,6 +316,20 @@ class CudaDevice:
     def copy(self, target: int, source: int, size: int) -> None:
         """Queue a copy of `size` bytes between two device addresses: what timings are compared with."""
         self.driver.memcpy_dtod_async(target, source, size)
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Return how many seconds the GPU takes for what a call queues on the default stream, once that has ended."""
+        start, stop = self.driver.Event(), self.driver.Event()
+        try:
+            start.record()
+            call()
+            stop.record()
+            stop.synchronize()
+            return float(stop.time_since(start)) * 1e-3
+        finally:
+            # Not left to whoever handles an exception: an event that dies while its context is not current, and cannot
+            # be made so, has PyCUDA end the process.
+            del start, stop
 
 
 def _give_back(context: Any, driver_error: type[Exception], process: int) -> None:

@@ -2,7 +2,8 @@
 
 `start()` builds it (with g++, through the package's cache of kernels), loads it into this process, and has the package
 compile for it. PyCUDA is the real one; it finds the library by its name among those that are loaded. There is no GPU:
-kernels run on the CPU, the driver refuses to tell times, and the package never chooses this device by itself.
+kernels run on the CPU, the driver refuses to tell times, and the package never chooses this device by itself. A test
+of what the package does with times can have the driver tell a number of its own choice (`pass_for_gpu`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,9 @@ OUT_OF_MEMORY, INVALID_VALUE, CONTEXT_LOST = 2, 1, 700
 
 MEMORY = 1 << 30
 
+#: Orders in which queued work runs: as late as it may, and by coins.
+ORDERS = (0, 1, 2, 3)
+
 
 class Unavailable(Exception):
     """The stand-in cannot be used here; the message says why, and what to do."""
@@ -54,12 +59,16 @@ class Counts(ctypes.Structure):
 class StandIn:
     """The loaded library, and what tests ask of it."""
 
+    #: What it says of its L2 cache.
+    L2_BYTES = 1 << 16
+
     def __init__(self, library: ctypes.CDLL) -> None:
         self.cuda = library
-        for name in ("calls", "why"):
+        for name in ("calls", "recorded", "why"):
             getattr(library, f"convbackprop_stand_in_{name}").restype = ctypes.c_char_p
         library.convbackprop_stand_in_reset.argtypes = [ctypes.c_int, ctypes.c_size_t]
         library.convbackprop_stand_in_fail.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_long, ctypes.c_int]
+        library.convbackprop_stand_in_tell_times.argtypes = [ctypes.c_float]
 
     def reset(self, devices: int = 2, memory: int = MEMORY) -> None:
         """Forget everything, in the driver and in the package, as in a new process."""
@@ -84,6 +93,32 @@ class StandIn:
         """Return how often each call was used since the last `fail`, `heal` or `reset`."""
         lines = self.cuda.convbackprop_stand_in_calls().decode().splitlines()
         return {name: int(count) for name, count in map(str.split, lines)}
+
+    def record(self) -> None:
+        """Write down each call from now on, until `reset`."""
+        self.cuda.convbackprop_stand_in_record()
+
+    def has_context(self) -> bool:
+        """Return whether a context is current in this thread."""
+        handle = ctypes.c_void_p()
+        self.cuda.cuCtxGetCurrent(ctypes.byref(handle))
+        return bool(handle)
+
+    def recorded(self, names: str = "") -> list[str]:
+        """Return the calls since `record` in their order, each with the kernel or the bytes that it was of.
+
+        `names` is a regular expression: those whose name matches it.
+        """
+        lines = self.cuda.convbackprop_stand_in_recorded().decode().splitlines()
+        return [line for line in lines if re.match(names, line)]
+
+    def tell_times(self, milliseconds: float) -> None:
+        """Let any two events be so far apart, until `reset`; otherwise the driver refuses to tell."""
+        self.cuda.convbackprop_stand_in_tell_times(milliseconds)
+
+    def share_host_memory(self) -> None:
+        """Let kernels reach the host's memory, until `reset`; otherwise an address of the host's is an illegal one."""
+        self.cuda.convbackprop_stand_in_share_host_memory()
 
     def why(self) -> str:
         """Return why the last call failed that did: more than the driver's code says."""
@@ -170,6 +205,19 @@ def find_pycuda() -> None:
     importlib.invalidate_caches()
 
 
+def check() -> None:
+    """See to it that the stand-in can be loaded into a process.
+
+    Raises
+    ------
+    Unavailable
+        PyCUDA is missing, or there is a driver: two cannot be in one process.
+    """
+    if _has_driver():
+        raise Unavailable("this machine has an NVIDIA driver, and a process can have one libcuda.so.1 only")
+    find_pycuda()
+
+
 @functools.cache
 def start() -> StandIn:
     """Load the stand-in into this process.
@@ -177,11 +225,9 @@ def start() -> StandIn:
     Raises
     ------
     Unavailable
-        PyCUDA is missing, or there is a driver: two cannot be in one process.
+        As `check` does.
     """
-    if "pycuda._driver" in sys.modules or _has_driver():
-        raise Unavailable("this machine has an NVIDIA driver, and a process can have one libcuda.so.1 only")
-    find_pycuda()
+    check()
     library = ctypes.CDLL(str(build()), mode=ctypes.RTLD_GLOBAL)
     stand_in = StandIn(library)
     stand_in.reset()
@@ -190,10 +236,10 @@ def start() -> StandIn:
 
 def _has_driver() -> bool:
     try:
-        ctypes.CDLL("libcuda.so.1")
+        library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
-    return True
+    return not hasattr(library, "convbackprop_stand_in_reset")
 
 
 @contextmanager
@@ -208,6 +254,15 @@ def compiling(real: Path | None = None) -> Iterator[Path]:
         os.environ.pop("CONVBACKPROP_NVCC")
         if before is not None:
             os.environ["CONVBACKPROP_NVCC"] = before
+
+
+def pass_for_gpu(patch: Any, stand_in: StandIn, milliseconds: float) -> None:
+    """Have the package choose the stand-in and time it, which it refuses to do otherwise; each time is the one given.
+
+    For tests of the host code that takes times, before a device is opened. `patch` is pytest's monkeypatch.
+    """
+    patch.setattr(cuda, "STAND_IN", "the name of no device")
+    stand_in.tell_times(milliseconds)
 
 
 def device(name: str = "cuda") -> Any:

@@ -14,7 +14,8 @@ namespace {
 
 std::recursive_mutex lock;
 std::map<std::string, long> calls;
-std::string last_why, told;
+std::string last_why, told, record;
+bool records = false;
 
 struct Fault {  // the calls of this name from the first-th on fail, `times` of them
     std::string name;
@@ -29,6 +30,7 @@ bool loses_context(CUresult code) {
 
 bool strikes(const char* name) {
     const long count = ++calls[name];
+    if (records) record += std::string(name) + "\n";
     if (fault.name != name || count < fault.first || count >= fault.first + fault.times) return false;
     ++faults;
     last_why = std::string(name) + " was made to fail";
@@ -36,6 +38,10 @@ bool strikes(const char* name) {
 }
 
 }  // namespace
+
+void note(const std::string& what) {
+    if (records) record.insert(record.size() - 1, " " + what);
+}
 
 void lose(Context& context, CUresult code, const std::string& why) {
     if (context.lost == CUDA_SUCCESS) {
@@ -120,10 +126,14 @@ STAND_IN void convbackprop_stand_in_reset(int devices, size_t memory) {
     driver.memory = memory;
     driver.order = 0;
     driver.process = 0;
+    driver.milliseconds = 0;
+    driver.shares_host_memory = false;
     calls.clear();
     fault = Fault();
     faults = 0;
     last_why.clear();
+    record.clear();
+    records = false;
 }
 
 // Chooses when work runs: 0 as late as possible, else some of it at once, by a row of coins that this number starts.
@@ -144,6 +154,26 @@ STAND_IN const char* convbackprop_stand_in_calls() {
     for (const auto& [name, count] : calls) told += name + " " + std::to_string(count) + "\n";
     return told.c_str();
 }
+
+// Writes down each call from now on.
+STAND_IN void convbackprop_stand_in_record() {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    record.clear();
+    records = true;
+}
+
+// The calls that were written down, one a line in their order, with the kernel or the bytes that some are of.
+STAND_IN const char* convbackprop_stand_in_recorded() {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    told = record;
+    return told.c_str();
+}
+
+// Lets any two events be so far apart: nothing is measured. 0: the driver tells no times.
+STAND_IN void convbackprop_stand_in_tell_times(float milliseconds) { driver.milliseconds = milliseconds; }
+
+// Lets kernels reach the host's memory.
+STAND_IN void convbackprop_stand_in_share_host_memory() { driver.shares_host_memory = true; }
 
 // Why the last call failed that did.
 STAND_IN const char* convbackprop_stand_in_why() {

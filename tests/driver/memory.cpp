@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include <algorithm>
+
 #include "stand_in.h"
 
 namespace {
@@ -24,6 +26,7 @@ size_t used(int device) {
 CUresult copy(const char* name, bool to_device, CUdeviceptr device, void* host, size_t bytes) {
     return call(name, Needs::WORK, [&] {
         Context& context = current_context();
+        note_bytes(bytes);
         host_range(device, bytes);
         auto move = [=] {
             char* there = host_range(device, bytes);  // looked up when it is done: it may have been freed
@@ -37,6 +40,7 @@ CUresult copy(const char* name, bool to_device, CUdeviceptr device, void* host, 
 
 CUresult copy_within(const char* name, CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream stream) {
     return call(name, Needs::WORK, [&] {
+        note_bytes(bytes);
         host_range(target, bytes), host_range(source, bytes);
         queue(stream_at(stream), name, [=] { memmove(host_range(target, bytes), host_range(source, bytes), bytes); });
     });
@@ -46,10 +50,11 @@ template <class T>
 CUresult fill(const char* name, CUdeviceptr target, T value, size_t count, CUstream stream) {
     return call(name, Needs::WORK, [&] {
         require(target % sizeof(T) == 0, CUDA_ERROR_INVALID_VALUE, "the address is not aligned");
+        note_bytes(count * sizeof(T));
         host_range(target, count * sizeof(T));
         queue(stream_at(stream), name, [=] {
-            char* there = host_range(target, count * sizeof(T));
-            for (size_t i = 0; i < count; ++i) memcpy(there + i * sizeof(T), &value, sizeof(T));
+            T* there = reinterpret_cast<T*>(host_range(target, count * sizeof(T)));
+            std::fill_n(there, count, value);
         });
     });
 }
@@ -97,6 +102,7 @@ std::string broken_guard(int device) {
 STAND_IN CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
     return call("cuMemAlloc", Needs::WORK, [&] {
         Context& context = current_context();
+        note_bytes(bytes);
         refuse_capture(context, "an allocation");
         require(bytes > 0, CUDA_ERROR_INVALID_VALUE, "no bytes are asked for");
         require(bytes <= driver.memory - used(context.device), CUDA_ERROR_OUT_OF_MEMORY, "the device is full");
@@ -171,6 +177,7 @@ STAND_IN CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr target, CUdeviceptr source, s
 
 STAND_IN CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t bytes, CUstream stream) {
     return call("cuMemcpyHtoDAsync", Needs::WORK, [&] {
+        note_bytes(bytes);
         host_range(target, bytes);
         queue(stream_at(stream), "cuMemcpyHtoDAsync", [=] { memcpy(host_range(target, bytes), source, bytes); });
     });
@@ -178,6 +185,7 @@ STAND_IN CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, s
 
 STAND_IN CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t bytes, CUstream stream) {
     return call("cuMemcpyDtoHAsync", Needs::WORK, [&] {
+        note_bytes(bytes);
         host_range(source, bytes);
         queue(stream_at(stream), "cuMemcpyDtoHAsync", [=] { memcpy(target, host_range(source, bytes), bytes); });
     });

@@ -135,6 +135,7 @@ void translate(std::string& value, const Context& context, size_t index) {
     if (!address) return;
     const std::string which = "argument " + std::to_string(index);
     Allocation* allocation = allocation_at(address);
+    if (!allocation && driver.shares_host_memory) return;
     if (!allocation) fail(CUDA_ERROR_ILLEGAL_ADDRESS, which + " is no device memory: it was freed, or is the host's");
     if (allocation->context->device != context.device)
         fail(CUDA_ERROR_ILLEGAL_ADDRESS, which + " is memory of another device");
@@ -268,6 +269,7 @@ STAND_IN CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     return call("cuLaunchKernel", Needs::WORK, [&] {
         Context& context = current_context();
         const Function& function = driver.functions.at(handle);
+        note(function.name);
         require(driver.modules.at(function.module).context == &context, CUDA_ERROR_INVALID_CONTEXT,
                 "the function was loaded in another context");
         const Geometry at{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};

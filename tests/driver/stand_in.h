@@ -138,6 +138,8 @@ struct Driver {
     size_t memory = size_t(1) << 30;  // of each device
     unsigned order = 0;               // see streams.cpp
     int process = 0;                  // that called cuInit
+    float milliseconds = 0;           // between any two events; 0: nothing tells a time
+    bool shares_host_memory = false;  // kernels reach it, as on a GPU with the host's page tables
     Table<CUcontext, Context> contexts{"the context", CUDA_ERROR_CONTEXT_IS_DESTROYED};
     Table<CUstream, Stream> streams{"the stream", CUDA_ERROR_INVALID_HANDLE};
     Table<CUevent, Event> events{"the event", CUDA_ERROR_INVALID_HANDLE};
@@ -159,6 +161,10 @@ enum class Needs {
 enum class Kind { PLAIN, RELEASES };  // one that releases does so whatever it reports, as with errors of earlier work
 
 CUresult called(const char* name, Needs needs, Kind kind, const std::function<void()>& body);
+
+// Writes behind the name of the call that is being made what it is of, where calls are recorded.
+void note(const std::string& what);
+inline void note_bytes(size_t bytes) { note(std::to_string(bytes)); }
 
 // A documented call: `body` does its work, or throws a Failure.
 inline CUresult call(const char* name, Needs needs, const std::function<void()>& body) {

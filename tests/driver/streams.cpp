@@ -46,9 +46,15 @@ bool takes_part(const std::vector<CUstream>& streams, CUstream stream) {
     return std::find(streams.begin(), streams.end(), stream) != streams.end();
 }
 
-CUresult elapsed(float*, CUevent, CUevent) {
-    return call("cuEventElapsedTime", Needs::WORK, [] {
-        fail(CUDA_ERROR_NOT_SUPPORTED, "there is no GPU here whose time could be taken");
+CUresult elapsed(float* milliseconds, CUevent start, CUevent stop) {
+    return call("cuEventElapsedTime", Needs::WORK, [&] {
+        require(driver.milliseconds > 0, CUDA_ERROR_NOT_SUPPORTED, "there is no GPU here whose time could be taken");
+        for (CUevent handle : {start, stop}) {
+            const Event& event = driver.events.at(handle);
+            require(bool(event.recorded), CUDA_ERROR_INVALID_HANDLE, "the event was never recorded");
+            require(!pending(event.recorded), CUDA_ERROR_NOT_READY, "nobody has waited for the event");
+        }
+        *milliseconds = driver.milliseconds;
     });
 }
 
