@@ -163,7 +163,8 @@ class CudaDevice:
             self.context = device.retain_primary_context()
         except drv.Error as error:
             raise DeviceUnusable(
-                f"GPU {ordinal} cannot be used ({error}); another process may hold it exclusively, or it has no memory"
+                f"GPU {ordinal} cannot be used ({error}); another process may hold it, or all of its memory: "
+                "'nvidia-smi' tells"
             ) from None
         #: Gives the context back, once; Python's end does, too.
         self.close = weakref.finalize(self, _give_back, self.context, drv.Error, self._process)
@@ -205,7 +206,10 @@ class CudaDevice:
                 f"{self.name} has no memory left for this problem ({said}); use a smaller batch, or end what else "
                 "uses it ('nvidia-smi' lists that)"
             )
-        return LaunchFailed(f"the NVIDIA driver reports: {said}; nothing is lost, and the next call may work")
+        return LaunchFailed(
+            f"the NVIDIA driver reports: {said}; nothing is lost: call again, and if that fails too, "
+            "'convbackprop check --device cuda' tells whether anything works"
+        )
 
     def _is_lost(self) -> bool:
         """Ask the driver something harmless: after certain errors each call returns that error, for ever."""
@@ -412,7 +416,7 @@ def owner_of(address: int) -> str:
     if status := cuda.cuDevicePrimaryCtxRetain(ctypes.byref(primary), ordinal):
         raise DeviceUnusable(
             f"GPU {ordinal.value}, where the GPUArray lies, cannot be used ({_meaning(cuda, status)}); another process "
-            "may hold it exclusively, or it has no memory"
+            "may hold it, or all of its memory: 'nvidia-smi' tells"
         )
     cuda.cuDevicePrimaryCtxRelease_v2(ordinal)
     if context.value != primary.value:
