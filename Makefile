@@ -53,7 +53,7 @@ fuzz: $(ENV) ## random problems and arguments for ten minutes; ARGS="--minutes 1
 test-all: $(ENV) ## the tests, slow ones included
 	@$(MAKE) --no-print-directory test ARGS='-m "not hardening" $(ARGS)'
 
-hardening: $(ENV) ## faults, storms and fuzzing, and the tests on a stand-in for a GPU: half an hour
+hardening: $(ENV) ## faults, storms and fuzzing, and the tests on a stand-in for a GPU: a quarter of an hour
 	@mkdir -p build/figures
 	@CONVBACKPROP_FIGURES=$(CURDIR)/build/figures $(MAKE) --no-print-directory test ARGS='-m hardening $(ARGS)'
 
