@@ -196,10 +196,11 @@ def draw(rows: list[dict[str, Any]]) -> Any:
         (axes[1], "peak", 1e6, "peak of a training step", "MB"),
         (axes[2], "seconds", 1e-3, "processor time of a training step", "ms"),
     ):
-        for checkpointed, name, colour, marker, above in (
-            (False, "all is kept", common.COLOURS[1], "o", 6),
-            (True, "a checkpoint a block", common.OURS, "s", -13),
+        for checkpointed, name, colour, marker in (
+            (False, "all is kept", common.COLOURS[1], "o"),
+            (True, "a checkpoint a block", common.OURS, "s"),
         ):
+            above = 6 if checkpointed == (key == "seconds") else -13  # numbers stand outside of the two lines
             chosen = [row for row in rows if row["checkpointed"] == checkpointed]
             places, heights = [row["blocks"] for row in chosen], [row[key] / scale for row in chosen]
             ax.plot(places, heights, marker=marker, color=colour, label=name)

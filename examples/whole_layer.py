@@ -139,7 +139,7 @@ def draw(
     axes[0].axvline(1, color="black", linestyle=":", linewidth=1)
     axes[0].set_xscale("log")
     common.plain_axes(axes[0], "error as a share of its bound", "|found - exact| / bound (1: dotted)", "% of elements")
-    axes[0].legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.8, 1))
+    axes[0].legend(fontsize=8, framealpha=1, edgecolor="none", loc="upper center", bbox_to_anchor=(0.8, 1))
     for i, (name, colour) in enumerate(zip(LIBRARIES, (common.OURS, common.TORCH), strict=True)):
         medians = [1e3 * times[pass_name][name].median for pass_name in times]
         bars = axes[1].bar([place + 0.38 * i - 0.19 for place in range(len(times))], medians, 0.36, color=colour,

@@ -121,6 +121,11 @@ def title(variant: Variant) -> str:
     return f"{variant.pass_name}/{variant.file.name}" if variant.file else str(variant)
 
 
+def counted(number: int, what: str) -> str:
+    """Return "1 case" or "1,234 cases"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def distinct(items: Iterable[Any]) -> tuple[Any, ...]:
     """Return the items without repetition, in their order."""
     return tuple(dict.fromkeys(items))

@@ -18,7 +18,7 @@ from rich.text import Text
 import convbackprop
 from convbackprop import cache
 from convbackprop.bench.machine import processor
-from convbackprop.cli.common import console, print_json
+from convbackprop.cli.common import console, counted, print_json
 from convbackprop.compiler import compiler_version, cxx_name, find_cxx, find_nvcc
 from convbackprop.devices import get_device, why_not_cuda
 from convbackprop.devices.cpu import cpu_device, get_num_threads
@@ -86,7 +86,7 @@ def _cpu() -> str:
     if not (target == 7).all():
         raise ConvBackpropError("a copy on the cpu device gives a wrong result; please report it")
     count = get_num_threads()
-    return f"{processor()}, {count} thread{'s' * (count > 1)} (CONVBACKPROP_NUM_THREADS)"
+    return f"{processor()}, {counted(count, 'thread')} (CONVBACKPROP_NUM_THREADS)"
 
 
 def _driver() -> str:

@@ -19,6 +19,7 @@ from convbackprop.cli.common import (
     add_device,
     add_target,
     console,
+    counted,
     is_file,
     print_json,
     progress,
@@ -218,8 +219,9 @@ def _print_table(findings: Findings, parts: Any, seconds: float, path: Path) -> 
         rate = f"{part.cases / part.seconds:,.0f}" if part.seconds else "-"
         table.add_row(name, f"{part.cases:,}", f"{part.seconds:,.1f}", rate, f"{part.failures:,}")
     out.print(table)
-    say(out, f"{findings.cases:,} cases in {findings.rounds} rounds and {seconds:,.0f} s, compiling included: "
-        + (f"{len(findings.failures)} failures" if findings.failures else "nothing was wrong"))  # fmt: skip
+    tried = f"{counted(findings.cases, 'case')} in {counted(findings.rounds, 'round')} and {seconds:,.0f} s"
+    say(out, f"{tried}, compiling included: "
+        + (counted(len(findings.failures), "failure") if findings.failures else "nothing was wrong"))  # fmt: skip
     for failure in findings.failures:
         say(out, "", *failure.sentences, f"  {failure.case.command()}")
     if findings.failures:

@@ -18,6 +18,7 @@ from convbackprop.cli.common import (
     check_memory,
     compile_ahead,
     console,
+    counted,
     distinct,
     is_file,
     print_json,
@@ -194,14 +195,14 @@ def _print(found: Sequence[_Found], refused: int, left_out: int) -> None:
         own = [each for each in places if each[0] is variant]
         runs = sum(v is variant for v, _, _ in found)
         verdict = Text(f"{len(own)} found", "red") if own else Text("clean", "green")
-        out.print(Text.assemble((title(variant), "cyan"), f": {_counted(runs, 'problem')}, ", verdict))
+        out.print(Text.assemble((title(variant), "cyan"), f": {counted(runs, 'problem')}, ", verdict))
         for _, outcome, finding, problems in own[:_SHOWN]:
             _print_finding(out, outcome, finding, problems)
         if len(own) > _SHOWN:
             out.print(f"  ... and {len(own) - _SHOWN} more")
     total = sum(outcome.seconds for _, outcome, _ in found)
     most = max(outcome.notes_bytes for _, outcome, _ in found)
-    counts = f"{_counted(len(found), 'run')} in {total:.1f} s, {_counted(len(places), 'finding')}"
+    counts = f"{counted(len(found), 'run')} in {total:.1f} s, {counted(len(places), 'finding')}"
     say(out, f"\n{counts}, {refused:,} refused by the variant; notes on memory took at most {most / 1e6:,.1f} MB")
     if left_out:
         say(out, f"{left_out:,} left out: variants that are compiled for the problem's sizes; --all takes them all")
@@ -221,10 +222,6 @@ def _print_finding(out: Console, outcome: Outcome, finding: Finding, problems: i
             out.print(f"{before}{_name(path)}:{number}:  {_line(path, number)}", soft_wrap=True)
             if path.suffix == ".cu":
                 break  # from here on, the kernel itself
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _name(path: Path) -> str:
