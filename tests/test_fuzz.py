@@ -240,7 +240,7 @@ def test_command_with_a_crash(tmp_path):
     assert done.returncode == 1 and "ended in a crash" in done.stderr
     about, sentence, kept = (tmp_path / "fuzz-failures.txt").read_text().splitlines()
     assert about.startswith("# convbackprop fuzz --seed 1") and sentence.startswith("# ended in a crash")
-    assert kept in done.stdout
+    assert kept in done.stderr
     words = shlex.split(kept)
     problem = ConvProblem.parse(words[words.index("--problem") + 1])
     assert (problem.N, problem.P) == (2, 5) and problem.C * problem.K * problem.R * problem.S * problem.Q == 1

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from convbackprop.cli.common import (
@@ -176,14 +177,15 @@ def _rounds(arguments: argparse.Namespace, variants: Any, parts: Any, seed: int,
 def _crashed(text: str, sentence: str, path: Path, seed: int) -> None:
     """Look for a smaller problem that ends in a crash, and keep the command."""
     words = shlex.split(text)
+    err = Console(stderr=True)
     if "--problem" in words:
-        with progress() as bar, contextlib.suppress(KeyboardInterrupt):
-            bar.add_task(f"making it smaller, for at most {_SHRINK_SECONDS} s", total=None)
+        say(err, f"looking for a smaller problem that does, for at most {_SHRINK_SECONDS} s")
+        with contextlib.suppress(KeyboardInterrupt):
             for smaller in shrink(words, _SHRINK_SECONDS):
                 words = smaller
     command = shlex.join(words)
     _keep(path, seed, (sentence,), command)
-    say(console(), f"  {command}", f"kept in {path}")
+    say(err, f"  {command}", f"kept in {path}")
 
 
 def _keep(path: Path, seed: int, sentences: Sequence[str], command: str) -> None:

@@ -50,7 +50,11 @@ class Subject:
         self, arrays: Arrays, problem: ConvProblem | None = None, variant: Variant | None = None,
         device: Device | None = None,
     ) -> Results:  # fmt: skip
-        """Return the results that the variant computes on this problem and device, unless others are given."""
+        """Return the results that the variant computes on this problem and device, unless others are given.
+
+        Another device has the constants that it has for its users.
+        """
+        tunables = None if device else self.tunables
         variant, problem, device = variant or self.variant, problem or self.problem, device or self.device
         given = {}
         for operand in PASSES[variant.pass_name].present(problem):
@@ -59,7 +63,7 @@ class Subject:
                 given["saved"] = np.packbits(~(y <= 0), axis=-1, bitorder="little") if problem.mask else y
             elif not operand.written:
                 given[operand.name] = arrays[operand.name]
-        blocks = check.launch(variant, problem, given, device, self.tunables)
+        blocks = check.launch(variant, problem, given, device, tunables)
         if spoilt := [name for name, block in blocks.items() if not block.intact()]:
             raise AssertionError(f"memory next to {' and '.join(spoilt)} was written")
         for name, block in blocks.items():
