@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import cli, ops
+from convbackprop import check, cli, ops
 from convbackprop.errors import InvalidArgument
 from convbackprop.file_variant import variant_from_file
 from convbackprop.fuzz import arguments
@@ -85,6 +85,20 @@ def test_the_law_on_devices_compares_with_the_other_one(stand_in, tmp_path):
     naive, wrong = of_pass("forward")[0], wrong_variant(BREAKS["devices"], tmp_path)
     assert faults("devices", naive, TEXT, driver.device()) == []
     assert "beside device cpu" in faults("devices", wrong, TEXT, driver.device())[0]
+
+
+def test_another_device_has_constants_of_its_own(stand_in, monkeypatch, cpu):
+    """What is tried on the CPU is not what a GPU is to be given; here the stand-in passes for one."""
+    driver.pass_for_gpu(monkeypatch, stand_in, 1)
+    launched, launch = [], check.launch
+
+    def recorded(variant, problem, given, device, tunables):
+        launched.append((device.name, tunables))
+        return launch(variant, problem, given, device, tunables)
+
+    monkeypatch.setattr(check, "launch", recorded)
+    assert faults("devices", of_pass("forward")[0], TEXT, cpu, "cpu") == []
+    assert launched == [("cpu", "cpu"), ("cuda:0", None)] * len(SEEDS)
 
 
 def test_the_law_on_layouts_fails_where_a_layout_is_misread(cpu, monkeypatch):

@@ -185,7 +185,7 @@ class Shielded:
         self._note[: len(text) + 1] = text + b"\0"
 
     def run(self, command: Callable[[], int], crashed: Callable[[str, str], None] | None = None) -> int:
-        """Return the exit code of a command; after a crash `crashed` gets what was being done, and what is wrong."""
+        """Return the exit code of a command; after a crash `crashed` gets what was noted, if any, and how it ended."""
         if "torch" in sys.modules or threading.active_count() > 1:  # a fork would lose their threads
             return command()
         sys.stdout.flush()
@@ -200,11 +200,11 @@ class Shielded:
         if not os.WIFSIGNALED(status):
             return os.waitstatus_to_exitcode(status)
         number = os.WTERMSIG(status)
-        what = self._note[:].split(b"\0")[0].decode(errors="replace") or "the kernel"
+        what = self._note[:].split(b"\0")[0].decode(errors="replace")
         hint = "; it reads or writes outside its arrays" if number in (signal.SIGSEGV, signal.SIGBUS) else ""
         sentence = f"ended in a crash ({signal.strsignal(number) or f'signal {number}'}){hint}"
-        print(f"convbackprop: error: {what} {sentence}", file=sys.stderr)
-        if crashed is not None:
+        print(f"convbackprop: error: {what or 'the kernel'} {sentence}", file=sys.stderr)
+        if crashed is not None and what:
             crashed(what, sentence)
         return 1
 
