@@ -11,17 +11,19 @@ from typing import Any
 
 import pytest
 
-from convbackprop import check, timing
+from convbackprop import check
+from convbackprop.bench import timing
 from convbackprop.bench.cases import Case, case_on_image
 from convbackprop.bench.measure import Shared
 from convbackprop.bench.roof import measure_roof
 from convbackprop.bench.rows import Row
 from convbackprop.bench.suites import SUITES
+from convbackprop.bench.timing import Timing
 from convbackprop.devices import get_device, usable_devices
 from convbackprop.errors import EnvironmentProblem
+from convbackprop.ladder.registry import VARIANTS, of_pass
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import DTYPES
-from convbackprop.timing import Timing
-from convbackprop.variants import VARIANTS, Variant, of_pass
 
 #: What `make bench-compare` times, the highest rung of each pass: an image that leaves the caches, and a small one.
 QUICK = ((1024, 5), (256, 3))

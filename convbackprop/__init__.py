@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from convbackprop._version import __version__
 
 #: Where each public name lives; it is imported when it is first used.
 _HOMES = {

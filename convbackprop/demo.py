@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop import ops, peers, reference
+from convbackprop import ops
+from convbackprop.bench import torch_calls
+from convbackprop.bench.photograph import CAMERA, Photograph, drawn, photograph, read_image
 from convbackprop.bench.plots import figure
+from convbackprop.check import reference
 from convbackprop.devices import Device
 from convbackprop.errors import EnvironmentProblem
-from convbackprop.photograph import CAMERA, Photograph, drawn, photograph, read_image
 from convbackprop.problem import ConvProblem
 
 Array = Any
@@ -97,7 +99,7 @@ def compute(image: Photograph, device: Device) -> Edge:
         image=image,
         problem=problem,
         ours={name: _plain(ours[name]) for name in PARTS},
-        torch=None if peers.why_no_torch("cpu") else _by_torch(x, w, b, target),
+        torch=None if torch_calls.why_no_torch("cpu") else _by_torch(x, w, b, target),
         errors=_errors(problem, given, results),
     )
 
@@ -109,7 +111,7 @@ def _plain(array: Array) -> Array:
 
 def _by_torch(x: Array, w: Array, b: Array, target: Array) -> dict[str, Array]:
     """Return the parts by torch.autograd of the loss."""
-    torch = peers.import_torch()
+    torch = torch_calls.import_torch()
     leaves = {
         name: torch.from_numpy(array.copy()).requires_grad_() for name, array in (("dx", x), ("dw", w), ("db", b))
     }

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convbackprop import arrays, calls
-from convbackprop.calls import Checked, Function, Result
+from convbackprop.arguments import activation_name, integer, known, pair, resolve_padding, shown
 from convbackprop.devices import Device, get_device
 from convbackprop.errors import InvalidArgument, InvalidType
-from convbackprop.problem import ConvProblem, activation_name, integer, known, pair, resolve_padding, shown
-from convbackprop.variants import Variant, choose, of_pass, why_not
+from convbackprop.ladder.registry import choose, of_pass, why_not
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch import arrays, calls
+from convbackprop.launch.calls import Checked, Function, Result
+from convbackprop.problem import ConvProblem
 
 Shape = tuple[int, ...]
 
@@ -275,7 +277,7 @@ def _gradient_problem(
     y_shape = _seen(problem.y_shape, x_shape)
     call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
     call.check_shape("output", y_shape, "the shape of grad_output")
-    call.check_shape("mask", (*y_shape[:-1], -(-y_shape[-1] // 8)), "a bit for each element of grad_output")
+    call.check_shape("mask", _seen(problem.mask_shape, x_shape), "a bit for each element of grad_output")
     if output is not None and mask is not None:
         raise InvalidArgument("output and mask are both given; phi' should be formed from one of them")
     if problem.saved == "output" and output is None:

@@ -21,11 +21,11 @@ from typing import Any
 
 from rich.progress import Progress
 
+from convbackprop.arguments import known
 from convbackprop.bench.plots import FORMATS
 from convbackprop.cli import guarded
 from convbackprop.cli.common import console, print_json, progress, say
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import known
 
 EXAMPLES = ("edge_filter", "numeric_gradient", "basic_cnn", "unet_level", "resnet_block", "whole_layer")
 

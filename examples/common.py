@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-from convbackprop import peers
+from convbackprop.bench import torch_calls
 from convbackprop.bench.plots import (
     FORMATS,
     figure as figure,  # the examples draw with it, too
@@ -30,7 +30,7 @@ from convbackprop.errors import EnvironmentProblem, InvalidArgument
 from convbackprop.files import check_writable, write_whole
 
 try:
-    torch = peers.import_torch()  # before anyone else: idle OpenMP threads are to sleep
+    torch = torch_calls.import_torch()  # before anyone else: idle OpenMP threads are to sleep
 except ImportError as error:
     sys.exit(f"the examples need PyTorch, which cannot be imported ({error}); pip install 'convbackprop[examples]'")
 

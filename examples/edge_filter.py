@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 import convbackprop.torch as cbt
 from convbackprop import demo
-from convbackprop.photograph import CAMERA, photograph
+from convbackprop.bench.photograph import CAMERA, photograph
 
 Tensor = torch.Tensor
 

@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import convbackprop.torch as cbt
-from convbackprop import timing
+from convbackprop.bench import timing
 
 Tensor = torch.Tensor
 

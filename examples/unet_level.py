@@ -27,7 +27,7 @@ from rich.progress import Progress
 from torch import nn
 
 import convbackprop.torch as cbt
-from convbackprop.photograph import photograph
+from convbackprop.bench.photograph import photograph
 
 Tensor = torch.Tensor
 

@@ -1,8 +1,8 @@
 """A whole layer: 64 channels to 128 at 112 x 112, 3 x 3 filters, bias and ReLU, on a mini-batch; forward and backward.
 
 Every element of y, dx, dw and db is held against torch in float64 and has to be within the bound that any order of
-summation obeys (`convbackprop.reference.error_bound`). Then the two passes are timed beside torch's in turns, and the
-peak of memory of both passes is measured, for each library in a process of its own.
+summation obeys (`convbackprop.check.reference.error_bound`). Then the two passes are timed beside torch's in turns, and
+the peak of memory of both passes is measured, for each library in a process of its own.
 
 On a GPU, `make gpu-report` times this layer.
 """
@@ -25,7 +25,8 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 import convbackprop.torch as cbt
-from convbackprop import reference, timing
+from convbackprop.bench import timing
+from convbackprop.check import reference
 from convbackprop.problem import ConvProblem
 
 Tensor = torch.Tensor

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from convbackprop import calls, devices
-from convbackprop.compiler import Source
+from convbackprop import devices
+from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import CpuDevice
-from convbackprop.plan import constants_of
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch import calls
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
-from convbackprop.variants import Variant
 from tests import driver
 from tests.quick import quick_cpu
 

@@ -29,13 +29,12 @@ import pytest
 from rich.progress import track
 
 import convbackprop
-from convbackprop import cache, compiler, timing as timed
-from convbackprop.bench import roof
+from convbackprop.bench import roof, timing as timed
 from convbackprop.cli import doctor
-from convbackprop.devices import cpu, cuda
+from convbackprop.devices import cache, compiler, cpu, cuda
 from convbackprop.errors import ConvBackpropError
+from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
-from convbackprop.variants import select
 from tests import driver
 from tests.driver import CONTEXT_LOST, INVALID_VALUE, OUT_OF_MEMORY, StandIn, cupy as cupy_on_stand_in
 
@@ -298,8 +297,8 @@ class Place:
             self.variable, self.name = "CONVBACKPROP_NVCC", "nvcc"
             patch.setenv(self.variable, str(driver.compiler_script(folder)))
         else:
-            convbackprop.calls.forget()
-            convbackprop.plan.plan.cache_clear()
+            convbackprop.launch.calls.forget()
+            convbackprop.launch.plan.plan.cache_clear()
             cpu.cpu_device.cache_clear()
             self.variable, self.name = "CONVBACKPROP_CXX", "g++"
             patch.setenv(self.variable, str(compiler.find_cxx()))
@@ -364,8 +363,8 @@ def _removed_before(place: Place) -> None:
     if error := attempt(place.call):
         raise error
     shutil.rmtree(place.cache)
-    convbackprop.calls.forget()
-    convbackprop.plan.plan.cache_clear()
+    convbackprop.launch.calls.forget()
+    convbackprop.launch.plan.plan.cache_clear()
 
 
 def _cannot_be_loaded(place: Place) -> None:

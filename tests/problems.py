@@ -6,7 +6,7 @@ import functools
 from itertools import product
 
 from convbackprop import check
-from convbackprop.curated import CURATED, Curated
+from convbackprop.check.curated import CURATED, Curated
 from convbackprop.problem import DTYPES
 
 #: What is known at compile time: (activation, mask).

@@ -6,8 +6,8 @@ import numpy as np
 
 from convbackprop.bench.rows import Row
 from convbackprop.bench.runs import Run
+from convbackprop.bench.timing import Timing
 from convbackprop.problem import ConvProblem
-from convbackprop.timing import Timing
 
 ENVIRONMENT = {
     "machine": "a processor", "cpus": 2, "threads": 2, "device": "cpu", "convbackprop": "0.1.0", "commit": "abc",

@@ -11,19 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import reference, timing
-from convbackprop.bench import machine, peers, roof, runs
+from convbackprop.bench import machine, peers, roof, runs, timing
 from convbackprop.bench.machine import Noise, spread_of
 from convbackprop.bench.peers import PEERS
 from convbackprop.bench.rows import ARITHMETIC, MEMORY, Row
 from convbackprop.bench.suites import CPU_CUT, SUITES
-from convbackprop.check import inputs
+from convbackprop.bench.timing import Timing
+from convbackprop.check import inputs, reference
 from convbackprop.cli import main
 from convbackprop.devices.cpu import cpu_device
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
+from convbackprop.ladder.registry import VARIANTS, choose, of_pass
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.timing import Timing
-from convbackprop.variants import VARIANTS, choose, of_pass
 from tests import saved_runs
 
 SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import pytest
 
-from convbackprop import CompileError, InvalidArgument, cache, compiler
-from convbackprop.compiler import Source
+from convbackprop import CompileError, InvalidArgument
+from convbackprop.devices import cache, compiler
+from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import load_from_memory
 from convbackprop.errors import EnvironmentProblem
-from convbackprop.plan import constants_of
+from convbackprop.ladder.registry import VARIANTS
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
-from convbackprop.variants import VARIANTS
 
 USE = """\
 import numpy as np, convbackprop
@@ -334,7 +335,7 @@ def test_the_package_runs_no_shell_and_no_data():
 # -- many processes ----------------------------------------------------------------------------------------------------
 HOLD = """\
 import sys, time
-from convbackprop import cache
+from convbackprop.devices import cache
 def build(path):
     path.write_text("half"); print("building", flush=True); time.sleep(60)
 cache.entry("wanted", ".thing", build)
@@ -450,7 +451,7 @@ def test_name_follows_constants_flags_version_and_machine(here, monkeypatch):
         compiler.shared_object(Source.of(here, {}), ("-DUNUSED",)),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("convbackprop.__version__", "0.0.0")
+        patch.setattr("convbackprop.devices.compiler.__version__", "0.0.0")
         made.append(compiler.shared_object(Source.of(here, {})))
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "cpu_features", lambda: "another CPU")

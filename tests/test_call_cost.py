@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import calls, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
+from convbackprop import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
 from convbackprop.devices import get_device
 from convbackprop.devices.cpu import CpuKernel, set_num_threads
 from convbackprop.devices.cuda import CudaKernel
+from convbackprop.launch import calls
 from tests.driver import cupy as cupy_on_stand_in
 
 RNG = np.random.default_rng(0)
@@ -348,7 +349,7 @@ def test_memory_that_is_not_there(monkeypatch):
 
 
 def test_large_results_are_asked_for_each_time(monkeypatch):
-    from convbackprop import arrays
+    from convbackprop.launch import arrays
 
     monkeypatch.setattr(arrays, "SMALL", 1000)
     conv2d(X, W, B, **OPTIONS)

@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import check as checking, cli, curated, layers, peers, reference, timing
-from convbackprop.bench import layer_goals, suites
+from convbackprop import check as checking, cli
+from convbackprop.arguments import ACTIVATIONS
+from convbackprop.bench import layer_goals, layers, suites, timing, torch_calls
 from convbackprop.bench.cases import Case
 from convbackprop.bench.rows import Row
-from convbackprop.check import inputs
+from convbackprop.check import curated, inputs, reference
 from convbackprop.cli import check as check_command, goals, main
 from convbackprop.cli.new import passes_with_a_skeleton
 from convbackprop.devices.cpu import cpu_device
-from convbackprop.plan import constants_of
-from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, choose, of_pass
+from convbackprop.ladder.registry import VARIANTS, choose, of_pass
+from convbackprop.launch.plan import constants_of
+from convbackprop.problem import DTYPES, PASSES, ConvProblem
 from tests import driver
 from tests.quick import QUICK_ENVIRONMENT
 
@@ -715,14 +716,14 @@ def test_the_goals_compare_the_same_job(monkeypatch):
 
 
 def test_the_goals_need_torch(run, monkeypatch):
-    monkeypatch.setattr(peers, "import_torch", lambda: __import__("torch"))
+    monkeypatch.setattr(torch_calls, "import_torch", lambda: __import__("torch"))
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, err = run("bench", "--goals", *QUICK)
     assert code == 1 and not out and "pip install 'convbackprop[torch]'" in err and len(err.splitlines()) == 1
 
 
 def test_bench_without_torch(run, monkeypatch):
-    monkeypatch.setattr(peers, "import_torch", lambda: __import__("torch"))
+    monkeypatch.setattr(torch_calls, "import_torch", lambda: __import__("torch"))
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, _ = run("bench", "forward", "--problem", SMALL, *QUICK)
     assert code == 0 and "vs torch" not in out and out.count("pip install 'convbackprop[torch]'") == 1
@@ -735,7 +736,7 @@ def test_torch_does_the_same_job(pass_name, text):
     problem = ConvProblem.parse(text, **{"bias": True, "activation": "logistic", "dtype": "float64"})
     given = inputs(pass_name, problem)
     expected = reference.answer(pass_name, problem, given)
-    results = peers.torch_calls(pass_name, problem, given)["torch"]()
+    results = torch_calls.calls(pass_name, problem, given)["torch"]()
     assert len(results) == len(expected)
     for (name, (value, magnitude)), got in zip(expected.items(), results, strict=True):
         # g is rounded to float64 before torch gets it: one round-off more than the bound allows
@@ -788,7 +789,7 @@ def test_bench_on_a_stand_in_for_a_gpu(run, stand_in, monkeypatch):
     """
     driver.pass_for_gpu(monkeypatch, stand_in, 2.5)
     monkeypatch.setattr("convbackprop.bench.roof._ROUNDS", {"cuda": 2})
-    monkeypatch.setattr("convbackprop.timing._LEAST_FLUSHED", 0)  # nothing but what the driver says of the cache
+    monkeypatch.setattr("convbackprop.bench.timing._LEAST_FLUSHED", 0)  # nothing but what the driver says of the cache
     stand_in.record()
     command = ("bench", "kernel_grad", "--problem", SMALL, "--against", "none", "--json", "--device", "cuda")
     code, out, err = run(*command, "--seconds", "0.01")
@@ -823,7 +824,7 @@ def photo(tmp_path):
 def test_pictures(run, photo):
     from PIL import Image
 
-    from convbackprop.photograph import Photograph
+    from convbackprop.bench.photograph import Photograph
 
     file, values = photo
     code, out, err = run(
@@ -862,7 +863,7 @@ def test_pictures_refuse_a_file(run, photo):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "I;16", "CMYK", "LA"])
 def test_images_are_made_grey(tmp_path, mode):
     image = pytest.importorskip("PIL.Image", reason="pillow, of the extra data, is not installed: image files")
-    from convbackprop.photograph import read_image
+    from convbackprop.bench.photograph import read_image
 
     if mode == "I;16":
         picture = image.fromarray(np.full((3, 5), 65535 // 2, np.uint16))

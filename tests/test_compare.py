@@ -15,9 +15,9 @@ import pytest
 
 from convbackprop.bench import plots, report, runs
 from convbackprop.bench.comparison import FASTER, FEW, SAME_SPEED, SLOWER, UNTESTED, compare
+from convbackprop.bench.timing import Timing
 from convbackprop.cli import main
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
-from convbackprop.timing import Timing
 from tests import saved_runs
 
 needs_scipy = pytest.mark.usefixtures("scipy")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import compiler
-from convbackprop.compiler import ARCHITECTURES, Source
+from convbackprop.devices import compiler
+from convbackprop.devices.compiler import ARCHITECTURES, Source
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
-from convbackprop.plan import constants_of
+from convbackprop.ladder.registry import VARIANTS, of_pass
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, of_pass
 from tests.problems import ACTIVATION_KINDS
 
 ANY = ConvProblem.parse("1,1,8,8,1,3,3,padding=same")

@@ -25,14 +25,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convbackprop import cache, compiler
-from convbackprop.compiler import Source
-from convbackprop.curated import CURATED
-from convbackprop.devices import cpu as cpu_module
+from convbackprop.check.curated import CURATED
+from convbackprop.devices import cache, compiler, cpu as cpu_module
+from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import cpu_device, set_num_threads
 from convbackprop.errors import CompileError, LaunchFailed
-from convbackprop.plan import constants_of
-from convbackprop.variants import VARIANTS
+from convbackprop.ladder.registry import VARIANTS
+from convbackprop.launch.plan import constants_of
 from tests.figures import record
 
 KERNELS = Path(__file__).parent / "cpu_runtime"

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import check, devices, timing
-from convbackprop.arrays import CupyArrays
+from convbackprop import check, devices
+from convbackprop.bench import timing
 from convbackprop.bench.roof import measure_roof
 from convbackprop.cli import doctor
 from convbackprop.devices import cuda
-from convbackprop.plan import pack_shape, shape_fields
+from convbackprop.ladder.registry import VARIANTS
+from convbackprop.launch.arrays import CupyArrays
+from convbackprop.launch.plan import pack_shape, shape_fields
 from convbackprop.problem import ConvProblem
-from convbackprop.variants import VARIANTS
 from tests import driver
 from tests.driver import ORDERS, cupy as cupy_on_stand_in
 from tests.problems import chosen
@@ -366,7 +367,7 @@ def test_the_package_without_the_attribute_of_shared_memory(stand_in, monkeypatc
 
 
 def test_the_package_without_a_field_of_the_struct(stand_in, monkeypatch):
-    from convbackprop import plan
+    from convbackprop.launch import plan
 
     monkeypatch.setattr(plan, "pack_shape", lambda problem, pack=plan.pack_shape: pack(problem)[:-4])
     with pytest.raises(convbackprop.LaunchFailed, match="invalid argument"):

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import demo, reference
+from convbackprop import demo
+from convbackprop.bench.photograph import Photograph, drawn
+from convbackprop.check import reference
 from convbackprop.cli import main
 from convbackprop.devices.cpu import cpu_device
-from convbackprop.photograph import Photograph, drawn
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capfd):
 def test_without_matplotlib_or_torch(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "image_of", lambda file: drawn(32))
-    monkeypatch.setattr(demo.peers, "why_no_torch", lambda kind: "torch is not installed")
+    monkeypatch.setattr(demo.torch_calls, "why_no_torch", lambda kind: "torch is not installed")
     monkeypatch.setattr("convbackprop.cli.demo.why_no_torch", lambda kind: "torch is not installed")
     assert demo.compute(drawn(32), cpu_device()).torch is None
     monkeypatch.setitem(sys.modules, "matplotlib", None)

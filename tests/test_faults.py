@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convbackprop import cache
+from convbackprop.devices import cache
 from tests import faults
 from tests.driver import CONTEXT_LOST, INVALID_VALUE, OUT_OF_MEMORY
 from tests.figures import record

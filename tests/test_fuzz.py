@@ -14,16 +14,16 @@ import pytest
 
 from convbackprop import check, cli, ops
 from convbackprop.errors import InvalidArgument
-from convbackprop.file_variant import variant_from_file
 from convbackprop.fuzz import arguments
 from convbackprop.fuzz.cases import Called, Compared, Lawful
 from convbackprop.fuzz.crashes import crashes, shrink, smaller
 from convbackprop.fuzz.laws import LAWS, LAYOUTS, Subject, applies, other_device
 from convbackprop.fuzz.problems import spelled
 from convbackprop.fuzz.rounds import PARTS, Fuzzer
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import ConvProblem
 from convbackprop.sources import source_root
-from convbackprop.variants import VARIANTS, of_pass
 from tests import driver
 from tests.figures import record
 from tests.test_wrong import LAUNCHES

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import check, conv2d, conv2d_kernel_grad, gemms, workspace
-from convbackprop.compiler import Source
+from convbackprop import check, conv2d, conv2d_kernel_grad
+from convbackprop.bench.layers import DEEPBENCH, WHOLE
+from convbackprop.devices.compiler import Source
 from convbackprop.errors import InvalidArgument
-from convbackprop.layers import DEEPBENCH, WHOLE
-from convbackprop.plan import constants_of, pack_shape, plan
+from convbackprop.ladder import implicit_gemm as gemms, scratch as workspace
+from convbackprop.ladder.registry import choose, of_pass, why_not
+from convbackprop.launch.plan import constants_of, pack_shape, plan
 from convbackprop.problem import ConvProblem
-from convbackprop.variants import choose, of_pass, why_not
 
 PASSES = ("forward", "input_grad", "kernel_grad")
 GEMM = {name: next(v for v in of_pass(name) if v.name == "implicit_gemm") for name in PASSES}
@@ -137,7 +138,7 @@ def test_the_workspace_is_capped(quick, limited):
     for bytes_ in (64 << 20, 4 * sums * 3 + 5, 1):
         limited(str(bytes_))
         variant = dataclasses.replace(GEMM["kernel_grad"])  # plans are kept
-        used = plan(variant, problem, quick).partial_bytes
+        used = plan(variant, problem, quick).scratch_bytes
         assert used <= max(bytes_, 4 * sums) and used % (4 * sums) == 0
         assert check.check(variant, problem, quick).faults == []
     assert used == 4 * sums

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import compiler, errors, peers, reference
-from convbackprop.check import inputs
+from convbackprop import errors
+from convbackprop.bench import torch_calls
+from convbackprop.check import inputs, reference
+from convbackprop.devices import compiler
 from convbackprop.problem import PASSES, ConvProblem
 
 pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
@@ -130,7 +132,7 @@ def test_percentiles():
 
 # -- the same kernels ------------------------------------------------------------------------------------------------
 def test_small_problems_run_the_kernels_that_are_timed():
-    from convbackprop.plan import constants_of
+    from convbackprop.launch.plan import constants_of
 
     for job in jobs.all_jobs():
         for variant in job.variants:
@@ -173,7 +175,7 @@ def test_torch_computes_all_gradients_at_once(options):
     )
     given = inputs("backward", problem)
     expected = reference.answer("backward", problem, given)
-    results = peers.torch_calls("backward", problem, given)["torch"]()
+    results = torch_calls.calls("backward", problem, given)["torch"]()
     assert len(results) == len(expected)
     for (value, _), got in zip(expected.values(), results, strict=True):
         assert np.allclose(got.numpy(), value, rtol=1e-12, atol=1e-12)
@@ -352,7 +354,7 @@ assert not place.torch.backends.cudnn.allow_tf32
 
 def raise_():
     raise MemoryError("no more")
-measure.peers.calls_on = lambda *arguments, **options: raise_()
+measure.torch_calls.calls_on = lambda *arguments, **options: raise_()
 rows = {row.who: row for row in measure.measure(job, place).rows}
 assert rows["torch"].failed == "MemoryError: no more" and rows["forward/coalesced"].cold and rows["copy"].cold
 place.clock = lambda call, cold: raise_()

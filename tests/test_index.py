@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import check, reference
+from convbackprop import check
+from convbackprop.check import reference
 from convbackprop.devices import get_device
-from convbackprop.file_variant import variant_from_file
-from convbackprop.plan import plan
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import VARIANTS, of_pass
+from convbackprop.launch.plan import plan
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, of_pass
 from tests.figures import record
 
 LIMIT = 2**32
@@ -54,7 +55,7 @@ def run_last_blocks(variant, problem, device, arrays, count):
     """Run the last blocks of each of the variant's launches."""
     ready = plan.__wrapped__(variant, problem, device)  # a plan of our own: its launches are changed
     accumulator = np.float32
-    arrays["partial"] = np.zeros(ready.partial_bytes // 4, accumulator)
+    arrays["scratch"] = np.zeros(ready.scratch_bytes // 4, accumulator)
     for _, kernel in ready.steps:
         blocks = math.prod(kernel._launch.grid)
         kernel._launch.first_block = max(0, blocks - count)
@@ -218,14 +219,14 @@ def test_kernel_grad_of_a_large_gradient(quick):
     for name in ("dy", "x", "saved"):
         arrays[name][-1, 0, 0, -50:] = {"dy": 2, "x": 3, "saved": 1}[name]
     run_last_blocks(variant, problem, quick, arrays, 1)
-    assert arrays["partial"][-2:].tolist() == [300, 100]
+    assert arrays["scratch"][-2:].tolist() == [300, 100]
 
 
 # -- the arithmetic itself -------------------------------------------------------------------------------------------
 #: Runs this file's tests with kernels that end the process where a signed integer overflows.
 TRAPPED = """
 import sys, pytest
-from convbackprop import compiler
+from convbackprop.devices import compiler
 compiler._CPU_FLAGS += ("-fsanitize=signed-integer-overflow", "-fsanitize-undefined-trap-on-error")
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *sys.argv[1:]]))
 """
@@ -317,7 +318,7 @@ def test_a_sum_over_a_large_image(cpu, name):
         arrays["x"].flat[place], arrays["dy"].flat[place] = i % 7, i % 5
         dw += (i % 7) * (i % 5)
     ready = plan(variant, problem, cpu)
-    arrays["partial"] = np.zeros(ready.partial_bytes // 4, np.float32)
+    arrays["scratch"] = np.zeros(ready.scratch_bytes // 4, np.float32)
     ready.run({name: array.ctypes.data for name, array in arrays.items()})
     assert arrays["dw"].item() == dw
     record(f"large_kernel_grad_{name}", elements=arrays["x"].size)

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from convbackprop import cli, compiler
+from convbackprop import cli
 from convbackprop.cli import profile as profile_command
+from convbackprop.devices import compiler
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
+from convbackprop.ladder.registry import VARIANTS, select
+from convbackprop.ladder.variant import Launch, Variant
 from convbackprop.problem import DTYPES
 from convbackprop.profile import sass
 from convbackprop.profile.machine_code import FILTERS, Configuration, Usage, kernels, problem_of, usage
 from convbackprop.profile.occupancy import LIMITS, Occupancy, occupancy
-from convbackprop.variants import VARIANTS, Launch, Variant, select
 
 
 def why_missing(find):

@@ -8,9 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from convbackprop import reference
 from convbackprop.bench.peers import PEERS
-from convbackprop.check import inputs
+from convbackprop.check import inputs, reference
 from convbackprop.cli import main
 from convbackprop.problem import ConvProblem
 

@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import (
-    calls,
-    check,
-    conv2d,
-    conv2d_backward,
-    conv2d_input_grad,
-    conv2d_kernel_grad,
-    reference,
-    variants,
-)
-from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem
+from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
+from convbackprop.arguments import ACTIVATIONS
+from convbackprop.check import reference
+from convbackprop.ladder import registry as variants
+from convbackprop.launch import calls
+from convbackprop.problem import DTYPES, ConvProblem
 
 #: What is looked at are arguments and results; test_variants.py shows the machine code of all kernels to be right.
 pytestmark = pytest.mark.usefixtures("quick_commands")

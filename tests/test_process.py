@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import InvalidArgument, InvalidType, LaunchFailed, check, conv2d, variants
+from convbackprop import InvalidArgument, InvalidType, LaunchFailed, check, conv2d
 from convbackprop.devices import cpu as cpu_module
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
+from convbackprop.ladder import registry as variants
 from convbackprop.problem import ConvProblem
 from tests.problems import CURATED
 from tests.quick import quick_on_cpu

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from convbackprop import cli
+from convbackprop.bench.timing import Timing
 from convbackprop.check import Outcome
 from convbackprop.cli import profile as profile_command, profile_report
 from convbackprop.devices.cpu import CpuKernel
 from convbackprop.errors import CompilerNotFound, EnvironmentProblem
+from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import annotate, hot_loop, report, sass
 from convbackprop.profile.gpus import GPUS, gpu
@@ -24,8 +26,6 @@ from convbackprop.profile.roofline import Bound, Verdict
 from convbackprop.profile.tables import array_rows, cache_sentence, share_sentence
 from convbackprop.profile.traffic import ArrayTraffic, KernelTraffic, LineTraffic
 from convbackprop.sources import source_root
-from convbackprop.timing import Timing
-from convbackprop.variants import select
 from tests.test_machine_code import listing, needs_cuobjdump, needs_nvcc
 
 PROBLEM = "1,1,256,256,1,5,5,padding=2"
@@ -593,7 +593,7 @@ def test_emit_needs_nvcc(run, monkeypatch):
     def find():
         raise CompilerNotFound("nvcc was not found; install it")
 
-    monkeypatch.setattr("convbackprop.compiler.find_nvcc", find)
+    monkeypatch.setattr("convbackprop.devices.compiler.find_nvcc", find)
     for kind in profile_report.EMITTED:
         code, out, err = run("profile", "forward/naive", "--emit", kind)
         assert (code, out) == (1, "") and len(err.splitlines()) == 1

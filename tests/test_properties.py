@@ -7,7 +7,7 @@ import pytest
 
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, devices
 from convbackprop.fuzz.problems import problems, with_filters
-from convbackprop.variants import VARIANTS
+from convbackprop.ladder.registry import VARIANTS
 from tests.quick import quick_on_cpu
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis, which is not installed: random problems")

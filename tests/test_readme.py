@@ -30,7 +30,7 @@ def test_the_table_of_variants_is_the_registry(readme):
 
 def test_every_variant_has_its_largest_error(readme):
     """As measured when 'make readme ARGS=--errors' was run last."""
-    from convbackprop.variants import VARIANTS
+    from convbackprop.ladder.registry import VARIANTS
 
     for variant in VARIANTS:
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| [{variant}]("))

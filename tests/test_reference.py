@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from convbackprop import check, reference
-from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES, RESULTS, ConvProblem
+from convbackprop import check
+from convbackprop.arguments import ACTIVATIONS
+from convbackprop.check import reference
+from convbackprop.problem import DTYPES, PASSES, RESULTS, ConvProblem
 from tests.problems import PROBLEMS, WITH_IMAGES
 
 TINY = (

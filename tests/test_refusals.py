@@ -14,15 +14,15 @@ from convbackprop import (
     InvalidType,
     ProblemTooLarge,
     UnsupportedProblem,
-    calls,
     conv2d,
     conv2d_backward,
     conv2d_input_grad,
     conv2d_kernel_grad,
     devices,
-    variants,
 )
-from convbackprop.plan import Plan
+from convbackprop.ladder import registry as variants
+from convbackprop.launch import calls
+from convbackprop.launch.plan import Plan
 
 X = np.ones((2, 4, 6, 5), np.float32)
 W = np.ones((6, 2, 3, 3), np.float32)

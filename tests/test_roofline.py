@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from convbackprop.compiler import ARCHITECTURES
+from convbackprop.devices.compiler import ARCHITECTURES
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import roofline

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import pytest
 
 from convbackprop import check
+from convbackprop.check.sanitize import sanitize
 from convbackprop.cli import main
-from convbackprop.file_variant import variant_from_file
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
-from convbackprop.sanitize import sanitize
-from convbackprop.variants import VARIANTS, select
 from tests.test_wrong import copied
 
 SEEDED = sorted((Path(__file__).parent / "seeded").glob("*.cu"))

@@ -8,9 +8,9 @@ import pytest
 
 from convbackprop import cli
 from convbackprop.errors import InvalidArgument
-from convbackprop.file_variant import variant_from_file
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.signature import pass_signature
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.signature import pass_signature
 from convbackprop.sources import Parameter, parameters
 from tests.test_machine_code import needs_nvcc
 

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import check, compiler
-from convbackprop.compiler import Source
-from convbackprop.plan import constants_of
+from convbackprop import check
+from convbackprop.devices import compiler
+from convbackprop.devices.compiler import Source
+from convbackprop.ladder.registry import VARIANTS
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
-from convbackprop.variants import VARIANTS
 from tests import driver
 from tests.driver import ORDERS
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop import cache, check, variants
+from convbackprop import check
+from convbackprop.devices import cache
+from convbackprop.ladder import registry as variants
 from tests import test_cpu_runtime, test_process
 from tests.figures import record
 from tests.problems import CURATED

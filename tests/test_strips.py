@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from convbackprop import check
-from convbackprop.plan import alignment_of, constants_of
+from convbackprop.ladder.registry import VARIANTS, choose, select, why_not
+from convbackprop.ladder.variant import Alignment
+from convbackprop.launch.plan import alignment_of, constants_of
 from convbackprop.problem import ConvProblem
-from convbackprop.variant import Alignment
-from convbackprop.variants import VARIANTS, choose, select, why_not
 
 # All on kernels that are compiled quickly: there are many, and what is special about them stands in their sources.
 

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
-from convbackprop import check, tiles
+from convbackprop import check
+from convbackprop.ladder import tiled as tiles
+from convbackprop.ladder.registry import of_pass
 from convbackprop.problem import DTYPES, ConvProblem
-from convbackprop.variants import of_pass
 
 TILED = {name: next(v for v in of_pass(name) if v.name == "tiled") for name in ("forward", "input_grad", "kernel_grad")}
 

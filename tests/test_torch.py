@@ -10,8 +10,8 @@ from torch.nn import functional  # noqa: E402
 from torch.utils import checkpoint as checkpointing  # noqa: E402
 
 import convbackprop.torch as ours  # noqa: E402
+from convbackprop.arguments import ACTIVATIONS, resolve_padding  # noqa: E402
 from convbackprop.errors import InvalidArgument, InvalidType, UnsupportedProblem  # noqa: E402
-from convbackprop.problem import ACTIVATIONS, resolve_padding  # noqa: E402
 from convbackprop.torch import direct, functions  # noqa: E402
 
 PHI = {"identity": lambda s: s, "relu": torch.relu, "logistic": torch.sigmoid, "tanh": torch.tanh}

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from convbackprop.file_variant import variant_from_file
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile.traffic import traffic
-from convbackprop.variants import VARIANTS, select
 
 #: One warp. At the end of a line: what a request of it takes, "sectors 5" or "passes 32".
 PATTERNS = """\

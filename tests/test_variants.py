@@ -13,13 +13,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from convbackprop import check, devices, reference
-from convbackprop.curated import CURATED
+from convbackprop import check, devices
+from convbackprop.arguments import ACTIVATIONS
+from convbackprop.check import reference
+from convbackprop.check.curated import CURATED
 from convbackprop.devices.cpu import set_num_threads
 from convbackprop.fuzz import laws
-from convbackprop.plan import constants_of
-from convbackprop.problem import ACCUMULATORS, ACTIVATIONS, DTYPES, PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, Variant, of_pass, why_not
+from convbackprop.ladder.registry import VARIANTS, of_pass, why_not
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import constants_of
+from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from tests.conftest import compile_ahead
 from tests.problems import (
     ACTIVATION_KINDS,
@@ -274,7 +277,7 @@ def test_same_bits_at_any_address(cpu, variant, text):
     for offset in (0, 1, 2):
         blocks = check.launch(variant, problem, given, cpu, "cuda", offset)
         runs.append({name: block.array.tobytes() for name, block in blocks.items() if name not in given})
-    assert all({**run, "partial": b""} == {**runs[0], "partial": b""} for run in runs)
+    assert all({**run, "scratch": b""} == {**runs[0], "scratch": b""} for run in runs)
 
 
 # -- NaN and infinities ----------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from convbackprop import check
-from convbackprop.curated import CURATED
+from convbackprop.check.curated import CURATED
 from convbackprop.errors import LaunchFailed
-from convbackprop.file_variant import variant_from_file
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import select
 from convbackprop.problem import PASSES
 from convbackprop.sources import source_root, text_with_includes
-from convbackprop.variants import select
 from tests.mutations import MUTATIONS
 from tests.quick import quick_on_cpu
 

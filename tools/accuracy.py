@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 import convbackprop
-from convbackprop import check, reference
+from convbackprop import check
 from convbackprop.bench import machine, plots
+from convbackprop.bench.torch_calls import import_torch
+from convbackprop.check import reference
 from convbackprop.devices import get_device
 from convbackprop.files import write_whole
-from convbackprop.peers import import_torch
+from convbackprop.ladder.registry import of_pass
 from convbackprop.problem import DTYPES, ConvProblem
-from convbackprop.variants import of_pass
 
 ROOT = Path(__file__).parent.parent
 PAGE, MEASURED, PICTURE = (ROOT / "docs" / f"accuracy.{kind}" for kind in ("md", "json", "svg"))

@@ -24,8 +24,8 @@ from pathlib import Path
 from convbackprop.bench import plots, runs
 from convbackprop.cli.plot import only
 from convbackprop.files import write_whole
+from convbackprop.ladder.registry import of_pass
 from convbackprop.problem import PASSES
-from convbackprop.variants import of_pass
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

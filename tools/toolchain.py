@@ -14,7 +14,7 @@ import tempfile
 from importlib.metadata import requires
 from pathlib import Path
 
-from convbackprop.compiler import find_nvcc
+from convbackprop.devices.compiler import find_nvcc
 from convbackprop.errors import CompilerNotFound
 
 STAMP = Path(sys.prefix) / ".toolchain"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.check.reference import error_bound
 from convbackprop.problem import ConvProblem
-from convbackprop.reference import error_bound
 
 Tensor = Any
 

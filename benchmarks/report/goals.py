@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.report.jobs import DEEPBENCH_LABEL, THREE_PASSES, WHOLE_LAYER
 from benchmarks.report.rows import Row
-from convbackprop.layers import WHOLE
+from convbackprop.bench.layers import WHOLE
 from convbackprop.problem import DTYPES, PASSES, ConvProblem
 
 

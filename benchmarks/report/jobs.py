@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convbackprop.bench import roof
-from convbackprop.compiler import Source
-from convbackprop.layers import DEEPBENCH, WHOLE, Layer
-from convbackprop.plan import constants_of
+from convbackprop.bench.layers import DEEPBENCH, WHOLE, Layer
+from convbackprop.devices.compiler import Source
+from convbackprop.ladder.registry import choose, of_pass
+from convbackprop.ladder.variant import Tunable, Variant
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import Tunable, Variant, choose, of_pass
 
 HERE = Path(__file__).parents[1]
 

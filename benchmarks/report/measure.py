@@ -12,13 +12,14 @@ from typing import Any
 from benchmarks.report import exact
 from benchmarks.report.jobs import FFMA, SPIN, Job, as_for, shrunk
 from benchmarks.report.rows import Row, spread
-from convbackprop import compiler, conv2d, peers
-from convbackprop.bench import roof
+from convbackprop import conv2d
+from convbackprop.bench import roof, torch_calls
+from convbackprop.bench.timing import Timing, alternate
 from convbackprop.check import check
-from convbackprop.plan import alignment_of, constants_of, pack_shape, plan
+from convbackprop.devices import compiler
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import alignment_of, constants_of, pack_shape, plan
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.timing import Timing, alternate
-from convbackprop.variants import Variant
 
 Call = Callable[[], Any]
 Tensor = Any
@@ -59,7 +60,7 @@ class Place:
 
     def __init__(self, device: Any, scale: Scale) -> None:
         self.device, self.scale = device, scale
-        self.torch = torch = peers.import_torch()
+        self.torch = torch = torch_calls.import_torch()
         self.where = "cpu" if scale.dry else device.name
         torch.backends.cudnn.benchmark = True
         self.allow_tf32(False)
@@ -123,9 +124,9 @@ class Place:
         """Return a variant's launches on these tensors, and nothing else."""
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         ready = plan(variant, problem, self.device, None, alignment_of(pointers, problem.mask))
-        scratch = self.torch.full((max(1, ready.partial_bytes),), 0xFF, dtype=self.torch.uint8, device=self.where)
-        tensors[f"partial of {variant}"] = scratch  # lives as long as the others
-        pointers["partial"] = scratch.data_ptr()
+        scratch = self.torch.full((max(1, ready.scratch_bytes),), 0xFF, dtype=self.torch.uint8, device=self.where)
+        tensors[f"scratch of {variant}"] = scratch  # lives as long as the others
+        pointers["scratch"] = scratch.data_ptr()
         return lambda: ready.run(pointers)
 
 
@@ -274,7 +275,7 @@ def measure_pass(job: Job, place: Place) -> Outcome:
     given = {operand: tensors[operand] for operand in ("x", "w", "b") if operand in tensors}
     if "dy" in tensors:
         given["g"] = exact.pre_activation_grad(torch, problem, tensors)
-    timed |= torch_rows(job, rows, lambda: peers.calls_on(name, problem, given, channels_last=True), place)
+    timed |= torch_rows(job, rows, lambda: torch_calls.calls_on(name, problem, given, channels_last=True), place)
     rows.append(Row(job.name, "copy"))
     least_bytes = PASSES[name].least_bytes(problem)
     timed["copy"] = (rows[-1], copy_call(place, least_bytes, keep))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from convbackprop import cache
+from convbackprop.devices import cache
 from tests import driver
 
 #: Between any two events.

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import convbackprop
-from convbackprop import compiler, peers
-from convbackprop.compiler import Source, compiler_version, find_nvcc
+from convbackprop.bench import torch_calls
+from convbackprop.devices import compiler
+from convbackprop.devices.compiler import Source, compiler_version, find_nvcc
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,7 +114,7 @@ def _version(package: str) -> str | None:
 
 def environment(step: Step, device: Any) -> None:
     """Say on what the report was made."""
-    torch = peers.import_torch()
+    torch = torch_calls.import_torch()
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True)
     nvcc = next((line for line in compiler_version(find_nvcc()).splitlines() if "release" in line), None)
     step.data |= {

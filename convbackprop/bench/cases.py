@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.bench.layers import Layer
+from convbackprop.bench.photograph import Photograph
 from convbackprop.check import inputs
-from convbackprop.layers import Layer
-from convbackprop.photograph import Photograph
+from convbackprop.check.reference import numpy_dtype
 from convbackprop.problem import ConvProblem
-from convbackprop.reference import numpy_dtype
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from convbackprop.bench.peers import PEERS
+from convbackprop.bench.photograph import PHOTOGRAPHS
 from convbackprop.bench.rows import ARITHMETIC, Row, peer_names
-from convbackprop.photograph import PHOTOGRAPHS
 
 
 def digits(value: float | None, count: int = 3) -> str:

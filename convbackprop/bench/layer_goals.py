@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convbackprop import layers
+from convbackprop.bench import layers
+from convbackprop.bench.layers import Layer
 from convbackprop.bench.rows import Row
-from convbackprop.layers import Layer
 
 #: GFLOP/s on the whole layer, and how many times as long as torch at most on it and on ResNet's 3 x 3 layers.
 RATE, WHOLE, RESNET = 40, 6, 8

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-import convbackprop
+from convbackprop._version import __version__
 from convbackprop.bench.peers import Peer
 from convbackprop.bench.rows import Row
-from convbackprop.compiler import cxx_name
 from convbackprop.devices import Device
+from convbackprop.devices.compiler import cxx_name
 from convbackprop.devices.cpu import get_num_threads
 
 #: What makes two runs comparable without a note.
@@ -34,7 +34,7 @@ def processor() -> str:
 
 def commit() -> str | None:
     """Return the commit of the checkout that the package is in, with "+" where files have been changed; else None."""
-    root = Path(convbackprop.__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
 
@@ -56,7 +56,7 @@ def environment(device: Device, peers: Sequence[Peer]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": get_num_threads(),
         "device": device.name,
-        "convbackprop": convbackprop.__version__,
+        "convbackprop": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "numpy": np.__version__,

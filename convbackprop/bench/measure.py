@@ -14,12 +14,12 @@ from convbackprop.bench.machine import load
 from convbackprop.bench.peers import Peer
 from convbackprop.bench.roof import measure_roof
 from convbackprop.bench.rows import Row
+from convbackprop.bench.timing import LEAST, Call, CpuStage, Timing, alternate, host_clock, stage
 from convbackprop.check import check
+from convbackprop.check.reference import answer, numpy_dtype
 from convbackprop.devices import Device
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
-from convbackprop.reference import answer, numpy_dtype
-from convbackprop.timing import LEAST, Call, CpuStage, Timing, alternate, host_clock, stage
-from convbackprop.variants import Variant
 
 #: Rows that take so many times as long as the fastest of their pass are timed after it, so that it gets more turns.
 _SLOWER = 5.0

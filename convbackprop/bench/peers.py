@@ -1,6 +1,6 @@
 """What ours are compared with: each peer is one class here, found when its package is installed.
 
-Torch's calls are in `convbackprop.peers`, which other parts of the package use, too.
+Torch's calls are in `torch_calls`, which other parts of the package use, too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop import peers as torch_calls
+from convbackprop.bench import torch_calls
+from convbackprop.check.reference import pre_activation_grad
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.reference import pre_activation_grad
 
 Array = Any
 Call = Callable[[], Any]
@@ -115,7 +115,7 @@ class Torch(Peer):
         self, pass_name: str, problem: ConvProblem, given: Mapping[str, Array], device_name: str
     ) -> dict[str, Call]:
         both = device_name != "cpu" or problem.C > 1 or problem.K > 1
-        return torch_calls.torch_calls(pass_name, problem, given, device_name, channels_last=both)
+        return torch_calls.calls(pass_name, problem, given, device_name, channels_last=both)
 
 
 # -- filters of images -----------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from convbackprop.bench.columns import digits
 from convbackprop.bench.rows import Row, peer_names
 from convbackprop.bench.runs import Run
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
+from convbackprop.ladder.registry import VARIANTS
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import VARIANTS
 
 FORMATS = ("png", "svg")
 

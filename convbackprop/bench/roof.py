@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop.compiler import Source
+from convbackprop.bench.timing import aligned, check_timeable, host_clock
 from convbackprop.devices import Device
+from convbackprop.devices.compiler import Source, cpu_vector_bytes
 from convbackprop.devices.cpu import get_num_threads
-from convbackprop.plan import pack_shape
+from convbackprop.launch.plan import pack_shape
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
-from convbackprop.strips import cpu_vector_bytes
-from convbackprop.timing import aligned, check_timeable, host_clock
 
 SOURCE = Path(__file__).parent / "fma_peak.cu"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from convbackprop.bench.timing import Timing
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.timing import Timing
 
 MEMORY, ARITHMETIC = "memory", "arithmetic"
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convbackprop.arguments import shown
 from convbackprop.bench.rows import Row
+from convbackprop.bench.timing import Timing
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import check_writable, write_whole
-from convbackprop.problem import PASSES, ConvProblem, shown
-from convbackprop.timing import Timing
+from convbackprop.problem import PASSES, ConvProblem
 
 FOLDER = Path(".convbackprop/runs")
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from convbackprop import layers
+from convbackprop.bench import layers
 from convbackprop.bench.cases import Case, case_on_image
-from convbackprop.layers import Layer
-from convbackprop.photograph import CAMERA, PHOTOGRAPHS, photograph
+from convbackprop.bench.layers import Layer
+from convbackprop.bench.photograph import CAMERA, PHOTOGRAPHS, photograph
+from convbackprop.ladder.registry import choose, of_pass
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES
-from convbackprop.variants import Variant, choose, of_pass
 
 #: (sizes of the filter, dtype, kind of device) -> cases.
 Cases = Callable[[Sequence[int], str, str], Iterator[Case]]

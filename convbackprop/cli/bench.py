@@ -14,8 +14,11 @@ from convbackprop.bench.cases import Case
 from convbackprop.bench.machine import Noise, environment, load, one_line, spread_of
 from convbackprop.bench.measure import Settings, Shared, raise_roofs, time_beside_naive, time_pass
 from convbackprop.bench.peers import Peer
+from convbackprop.bench.photograph import save_pictures
 from convbackprop.bench.rows import Row
 from convbackprop.bench.suites import CPU_CUT, SUITES
+from convbackprop.bench.timing import check_timeable
+from convbackprop.bench.torch_calls import why_no_torch
 from convbackprop.cli import goals
 from convbackprop.cli.bench_table import print_rows
 from convbackprop.cli.bench_work import Work, cases_of, check_options, ladder_of, suite_of, wanted_variants, work_of
@@ -35,11 +38,8 @@ from convbackprop.cli.common import (
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.devices.cpu import get_num_threads
 from convbackprop.errors import EnvironmentProblem
-from convbackprop.peers import why_no_torch
-from convbackprop.photograph import save_pictures
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import DTYPES
-from convbackprop.timing import check_timeable
-from convbackprop.variants import Variant
 
 HELP = "time variants beside torch and others"
 EPILOG = f"""\

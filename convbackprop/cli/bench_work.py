@@ -7,16 +7,18 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from convbackprop.arguments import known
 from convbackprop.bench import peers
 from convbackprop.bench.cases import Case, case_on_image
 from convbackprop.bench.peers import Peer
+from convbackprop.bench.photograph import read_image
 from convbackprop.bench.suites import CPU_CUT, SUITES, Suite
 from convbackprop.cli.common import distinct, is_file, variants_of
 from convbackprop.devices import Device
 from convbackprop.errors import InvalidArgument
-from convbackprop.photograph import read_image
-from convbackprop.problem import DTYPES, ConvProblem, known
-from convbackprop.variants import Variant, of_pass
+from convbackprop.ladder.registry import of_pass
+from convbackprop.ladder.variant import Variant
+from convbackprop.problem import DTYPES, ConvProblem
 
 #: Each case with what is timed on it.
 Work = list[tuple[Case, Sequence[Variant]]]

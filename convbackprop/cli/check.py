@@ -11,7 +11,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from convbackprop.arguments import ACTIVATIONS, activation_name, known
 from convbackprop.check import BUDGET, DATA, GUARD, Outcome, check, inputs, within_budget
+from convbackprop.check.curated import CURATED
+from convbackprop.check.reference import answer
 from convbackprop.cli.common import (
     Shielded,
     add_device,
@@ -27,12 +30,10 @@ from convbackprop.cli.common import (
     title,
     variants_of,
 )
-from convbackprop.curated import CURATED
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem, activation_name, known
-from convbackprop.reference import answer
-from convbackprop.variants import Variant
+from convbackprop.ladder.variant import Variant
+from convbackprop.problem import DTYPES, ConvProblem
 
 HELP = "hold variants against the float64 reference"
 EPILOG = """\

@@ -20,13 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convbackprop.arrays import free_host_bytes
-from convbackprop.compiler import Source, cubin
 from convbackprop.devices import Device
+from convbackprop.devices.compiler import Source, cubin
 from convbackprop.errors import CompileError, InvalidArgument, ProblemTooLarge
-from convbackprop.plan import constants_of
+from convbackprop.ladder.registry import VARIANTS, select
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.arrays import free_host_bytes
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, Variant, select
 
 #: Columns of a table that goes to a file or a pipe.
 _PIPE_WIDTH = 160
@@ -111,7 +112,7 @@ def variants_of(target: str | None, pass_name: str | None) -> tuple[Variant, ...
                               "it should be a .cu file ('convbackprop new forward/mine' writes one)")  # fmt: skip
     if pass_name is None:
         raise InvalidArgument(f"say with --pass what {path} computes: {', '.join(PASSES)}")
-    from convbackprop.file_variant import variant_from_file
+    from convbackprop.ladder.own_file import variant_from_file
 
     return (variant_from_file(path.absolute(), pass_name),)
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from rich.table import Table
 
 from convbackprop import demo
+from convbackprop.arguments import known
+from convbackprop.bench.photograph import CAMERA
 from convbackprop.bench.plots import FORMATS, rendered
+from convbackprop.bench.torch_calls import why_no_torch
 from convbackprop.cli.common import add_device, check_memory, console, print_json, say
 from convbackprop.devices import choice_of_device
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import write_whole
-from convbackprop.peers import why_no_torch
-from convbackprop.photograph import CAMERA
-from convbackprop.problem import ConvProblem, known
+from convbackprop.problem import ConvProblem
 
 HELP = "pictures of the lab"
 EPILOG = f"""\

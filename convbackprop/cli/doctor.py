@@ -16,14 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 import convbackprop
-from convbackprop import cache
 from convbackprop.bench.machine import processor
+from convbackprop.bench.timing import aligned
 from convbackprop.cli.common import console, counted, print_json
-from convbackprop.compiler import compiler_version, cxx_name, find_cxx, find_nvcc
-from convbackprop.devices import get_device, why_not_cuda
+from convbackprop.devices import cache, get_device, why_not_cuda
+from convbackprop.devices.compiler import compiler_version, cxx_name, find_cxx, find_nvcc
 from convbackprop.devices.cpu import cpu_device, get_num_threads
 from convbackprop.errors import ConvBackpropError, DeviceUnusable, ProblemTooLarge
-from convbackprop.timing import aligned
 
 HELP = "what this machine can run, and what is missing"
 EPILOG = """\

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from convbackprop.arguments import known
 from convbackprop.cli.common import (
     Shielded,
     add_device,
@@ -36,7 +37,7 @@ from convbackprop.fuzz.crashes import shrink
 from convbackprop.fuzz.laws import LAWS, Subject, applies
 from convbackprop.fuzz.problems import hypothesis
 from convbackprop.fuzz.rounds import PARTS, Failure, Findings, Fuzzer
-from convbackprop.problem import ConvProblem, known
+from convbackprop.problem import ConvProblem
 
 #: How long a smaller problem is looked for after a crash.
 _SHRINK_SECONDS = 60

@@ -12,10 +12,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convbackprop import ops, peers
+from convbackprop import ops
+from convbackprop.bench import torch_calls
+from convbackprop.bench.timing import Timing, alternate, host_clock
 from convbackprop.cli.common import say
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
-from convbackprop.timing import Timing, alternate, host_clock
 
 Call = Callable[[], object]
 
@@ -76,7 +77,7 @@ class Result:
 
 def _calls(size: int) -> dict[str, tuple[Call, Call]]:
     """Return for each pass our call and torch's, both on the same tensors."""
-    torch = peers.import_torch()
+    torch = torch_calls.import_torch()
     functional, grad = torch.nn.functional, torch.nn.grad
     torch.manual_seed(0)
     pad = FILTER // 2
@@ -111,7 +112,7 @@ def _calls(size: int) -> dict[str, tuple[Call, Call]]:
 
 def run_goals(passes: Sequence[str], seconds: float | None = None) -> Iterator[Result]:
     """Time the goals of some passes, each in turn with torch, and give the results one after the other."""
-    before, torch = get_num_threads(), peers.import_torch()
+    before, torch = get_num_threads(), torch_calls.import_torch()
     torch_before = torch.get_num_threads()
     set_num_threads(THREADS)
     torch.set_num_threads(THREADS)

@@ -9,14 +9,15 @@ from typing import Any
 from rich.table import Table
 
 from convbackprop import ops
+from convbackprop.arguments import known
+from convbackprop.check.curated import CURATED
 from convbackprop.cli.common import console, print_json, say
-from convbackprop.curated import CURATED
 from convbackprop.devices import choice_of_device, usable_devices, why_not_cuda
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import PASSES, ConvProblem, known
+from convbackprop.ladder.registry import VARIANTS, of_pass, select, why_not
+from convbackprop.ladder.variant import Choice, Variant
+from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import source_root
-from convbackprop.variant import Choice
-from convbackprop.variants import VARIANTS, Variant, of_pass, select, why_not
 
 HELP = "the passes and their variants"
 EPILOG = """\

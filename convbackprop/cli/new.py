@@ -8,10 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from convbackprop.arguments import known
 from convbackprop.cli.common import console, say
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import PASSES, known
-from convbackprop.variants import of_pass
+from convbackprop.ladder.registry import of_pass
+from convbackprop.problem import PASSES
 
 HELP = "write the skeleton of a CUDA kernel of your own"
 EPILOG = """\

@@ -7,12 +7,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+from convbackprop.arguments import known
 from convbackprop.bench import plots, runs
 from convbackprop.bench.runs import Run
 from convbackprop.cli.common import console, print_json, say
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import write_whole
-from convbackprop.problem import known
 
 HELP = "pictures of a saved run"
 EPILOG = """\

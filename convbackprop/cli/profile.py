@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from convbackprop.arguments import known
 from convbackprop.cli import profile_report
 from convbackprop.cli.common import (
     add_device,
@@ -24,9 +25,9 @@ from convbackprop.cli.common import (
     title,
     variants_of,
 )
-from convbackprop.compiler import compiler_version, find_nvcc
+from convbackprop.devices.compiler import compiler_version, find_nvcc
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
-from convbackprop.problem import DTYPES, known
+from convbackprop.problem import DTYPES
 from convbackprop.profile.machine_code import FILTERS, Configuration, Kernel, kernels
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.sass import WIDTHS, Mix, find_cuobjdump

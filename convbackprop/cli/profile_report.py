@@ -13,14 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from convbackprop.arguments import known
+from convbackprop.bench.timing import Timing, alternate, stage
 from convbackprop.check import check, inputs
 from convbackprop.cli.common import Shielded, console, is_file, print_json, progress, say, title, variants_of
-from convbackprop.compiler import Source, cubin, ptx
 from convbackprop.devices import Device, get_device, why_not_cuda
+from convbackprop.devices.compiler import Source, cubin, ptx
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
 from convbackprop.files import write_whole
-from convbackprop.plan import constants_of
-from convbackprop.problem import DTYPES, ConvProblem, known
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import constants_of
+from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.profile import annotate, sass
 from convbackprop.profile.gpus import GPUS, Gpu, gpu, gpu_titled
 from convbackprop.profile.occupancy import LIMITS
@@ -36,8 +39,6 @@ from convbackprop.profile.tables import (
     score_sentence,
     share_sentence,
 )
-from convbackprop.timing import Timing, alternate, stage
-from convbackprop.variants import Variant
 
 EMITTED = ("ptx", "sass", "cubin")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from convbackprop.arguments import known
 from convbackprop.bench import plots, runs
 from convbackprop.bench.report import as_html, as_markdown, page_of
 from convbackprop.cli.common import console, print_json, say
 from convbackprop.cli.plot import only
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import write_whole
-from convbackprop.problem import known
 
 HELP = "a page on saved runs"
 EPILOG = """\

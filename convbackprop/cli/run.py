@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from convbackprop.bench.timing import stage
 from convbackprop.check import fill, inputs
 from convbackprop.cli.common import (
     Shielded,
@@ -22,10 +23,9 @@ from convbackprop.cli.common import (
 from convbackprop.cli.profile_report import add_problem, problem_of
 from convbackprop.devices import choice_of_device
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import DTYPES, PASSES
 from convbackprop.profile.report import launches_of
-from convbackprop.timing import stage
-from convbackprop.variants import Variant
 
 HELP = "launch a variant and nothing else, for ncu and nsys"
 EPILOG = """\

@@ -11,7 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from convbackprop.arguments import known
 from convbackprop.check import within_budget
+from convbackprop.check.curated import CURATED
+from convbackprop.check.sanitize import KINDS, LIMITS, WRONG, Finding, Outcome, sanitize
 from convbackprop.cli.common import (
     Shielded,
     add_target,
@@ -27,13 +30,11 @@ from convbackprop.cli.common import (
     title,
     variants_of,
 )
-from convbackprop.curated import CURATED
 from convbackprop.devices.checked import checked_device
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import DTYPES, ConvProblem, known
-from convbackprop.sanitize import KINDS, LIMITS, WRONG, Finding, Outcome, sanitize
+from convbackprop.ladder.variant import Variant
+from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.sources import source_root
-from convbackprop.variants import Variant
 
 
 def _of_tool(tool: str) -> str:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from convbackprop.compiler import Source
+from convbackprop.arguments import shown
+from convbackprop.devices.compiler import Source
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import shown
 
 
 class Kernel(Protocol):

@@ -17,8 +17,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convbackprop import compiler
-from convbackprop.compiler import Source
+from convbackprop.devices import compiler
+from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import CpuDevice, CpuKernel, load_file
 from convbackprop.errors import CompileError
 from convbackprop.sources import files_with_includes

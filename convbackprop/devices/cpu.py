@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from convbackprop import cache, compiler
-from convbackprop.compiler import Source
+from convbackprop.arguments import integer
+from convbackprop.devices import cache, compiler
+from convbackprop.devices.compiler import Source
 from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed, ProblemTooLarge
-from convbackprop.problem import integer
 
 #: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
 _TIME_SLICE_MS = 100

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from convbackprop import cache, compiler
-from convbackprop.compiler import Source
+from convbackprop.devices import cache, compiler
+from convbackprop.devices.compiler import Source
 from convbackprop.errors import (
     CompileError,
     ConvBackpropError,

@@ -10,8 +10,8 @@ from convbackprop.devices import Device
 from convbackprop.fuzz import arguments
 from convbackprop.fuzz.laws import LAWS, Subject
 from convbackprop.fuzz.problems import spelled
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import ConvProblem
-from convbackprop.variants import Variant
 
 
 def _target(variant: Variant) -> list[str]:

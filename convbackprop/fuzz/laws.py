@@ -18,8 +18,9 @@ import numpy as np
 from convbackprop import check, ops
 from convbackprop.devices import Device, get_device, usable_devices
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
+from convbackprop.ladder.registry import of_pass
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import Variant, of_pass
 
 Array = Any
 Arrays = Mapping[str, Array]  # x, w, b, dy and y, whichever a pass reads

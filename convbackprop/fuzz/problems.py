@@ -6,9 +6,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from convbackprop.arguments import ACTIVATIONS
 from convbackprop.errors import EnvironmentProblem
-from convbackprop.problem import ACTIVATIONS, DTYPES, ConvProblem
-from convbackprop.variants import Variant
+from convbackprop.ladder.variant import Variant
+from convbackprop.problem import DTYPES, ConvProblem
 
 Strategy = Any  # hypothesis is optional, and imported where it is used
 Kind = Mapping[str, Any]  # dtype, activation, mask

@@ -20,7 +20,7 @@ from convbackprop.fuzz import arguments
 from convbackprop.fuzz.cases import Called, Case, Compared, Lawful
 from convbackprop.fuzz.laws import LAWS, Subject, applies
 from convbackprop.fuzz.problems import hypothesis, of_round, some_kind
-from convbackprop.variants import Variant
+from convbackprop.ladder.variant import Variant
 
 #: The rows of the closing table.
 PARTS = ("reference", *LAWS, "arguments")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convbackprop import cache
+from convbackprop.devices import cache
 from convbackprop.errors import EnvironmentProblem
 from convbackprop.profile import sass
 from convbackprop.profile.gpus import INSTRUCTION_BYTES

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from convbackprop.compiler import Source, cubin
+from convbackprop.devices.compiler import Source, cubin
 from convbackprop.errors import CompileError
-from convbackprop.plan import constants_of
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import sass
 from convbackprop.profile.occupancy import LIMITS, Occupancy, occupancy
-from convbackprop.variants import Variant
 
 #: The heights (and widths) of the filter in the configurations that are published; a variant may refuse some.
 FILTERS = (3, 5, 7, 15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from convbackprop.variant import ceil_div
+from convbackprop.ladder.variant import ceil_div
 
 
 class Limits(NamedTuple):

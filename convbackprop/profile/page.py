@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-import convbackprop
+from convbackprop._version import __version__
 from convbackprop.profile import annotate, plot
 from convbackprop.profile.gpus import GPUS
 from convbackprop.profile.occupancy import LIMITS
@@ -89,7 +89,7 @@ def page(reports: Sequence[Report], notes: Sequence[str] = ()) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">Problem <code>{escape(str(first.problem))}</code>: {amount(first.flops, "FLOP")}, at least '
-        f"{amount(first.least_bytes, 'B')}. convbackprop {convbackprop.__version__}.{measured}</p>",
+        f"{amount(first.least_bytes, 'B')}. convbackprop {__version__}.{measured}</p>",
         *(f"<p>{escape(note)}</p>" for note in notes),
     ]
     if len(reports) > 1:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convbackprop.compiler import Source, cubin, find_nvcc
+from convbackprop.bench.timing import Timing
+from convbackprop.devices.compiler import Source, cubin, find_nvcc
 from convbackprop.errors import CompileError, EnvironmentProblem, ProblemTooLarge, UnsupportedProblem
-from convbackprop.plan import constants_of, three
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import constants_of, three
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.profile import roofline
 from convbackprop.profile.gpus import Gpu
@@ -18,8 +20,6 @@ from convbackprop.profile.machine_code import Configuration, kernels, main_entry
 from convbackprop.profile.roofline import Bound, LaunchFacts, Verdict
 from convbackprop.profile.sass import find_cuobjdump
 from convbackprop.profile.traffic import KernelTraffic, traffic
-from convbackprop.timing import Timing
-from convbackprop.variants import Variant
 
 #: Seconds below which the launch is most of what a user waits for.
 _SHORT = 2e-6

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from convbackprop import cache
-from convbackprop.compiler import find_nvcc
+from convbackprop.devices import cache
+from convbackprop.devices.compiler import find_nvcc
 from convbackprop.errors import CompilerNotFound, EnvironmentProblem
 
 #: The widths of a load or store, in bits.

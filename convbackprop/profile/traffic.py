@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop import check, compiler
-from convbackprop.compiler import Source
+from convbackprop import check
+from convbackprop.check.reference import numpy_dtype
+from convbackprop.devices import compiler
 from convbackprop.devices.checked import CheckedDevice, CheckedKernel, GlobalArray, places
+from convbackprop.devices.compiler import Source
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.reference import numpy_dtype
-from convbackprop.variants import Variant
 
 #: Files whose lines only spell an access out: it is counted for the line that calls them.
 _WORDS = ("cuda_on_cpu.h", "lane.cuh", "scalar.cuh")

@@ -48,10 +48,10 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
 
 // Where to go from here, one step at a time:
 //   - there are few taps and many pixels: one thread a tap leaves the GPU idle. Let each block add up a slice of the
-//     rows for all taps, and a second launch add up the slices. Scratch memory for them is the array `partial`:
+//     rows for all taps, and a second launch add up the slices. Scratch memory for them is the array `scratch`:
 //         //@ let slices = min(N * P, 256)
-//         //@ partial = slices * K * (C / groups * R * S + 1)
-//         //@ launch kernel_grad(dy, saved, x, partial) grid=[slices] block=[THREADS]
-//         //@ launch total(partial, dw, db; slices) grid=[...] block=[THREADS]
-//     where total(const Acc* partial, Scalar* dw, Scalar* db, Conv2dShape shape, int slices) is another CUDA kernel
+//         //@ scratch = slices * K * (C / groups * R * S + 1)
+//         //@ launch kernel_grad(dy, saved, x, scratch) grid=[slices] block=[THREADS]
+//         //@ launch total(scratch, dw, db; slices) grid=[...] block=[THREADS]
+//     where total(const Acc* scratch, Scalar* dw, Scalar* db, Conv2dShape shape, int slices) is another CUDA kernel
 //   - read g and x once for all taps: a thread that walks down a column keeps R rows of x in registers

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from convbackprop.problem import activation_name, known
+from convbackprop.arguments import activation_name, known
+from convbackprop.ladder.registry import of_pass
 from convbackprop.torch.functional import conv2d
-from convbackprop.variants import of_pass
 
 Tensor = torch.Tensor
 

@@ -14,9 +14,9 @@ import torch
 
 from convbackprop import ops
 from convbackprop.errors import InvalidArgument, InvalidType
+from convbackprop.ladder.registry import choose
 from convbackprop.problem import DTYPES
 from convbackprop.torch import batching
-from convbackprop.variants import choose
 
 Tensor = torch.Tensor
 #: stride, padding as (top, bottom, left, right), dilation, groups.

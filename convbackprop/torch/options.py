@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from convbackprop.arguments import activation_name, integer, pair, resolve_padding
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import activation_name, integer, pair, resolve_padding
 
 #: stride, padding as (top, bottom, left, right), dilation, groups and the activation.
 Options = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int, str]

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
+from convbackprop.arguments import activation_name, integer, known, pair, resolve_padding
 from convbackprop.errors import InvalidArgument, InvalidType
+from convbackprop.ladder.registry import choose
 from convbackprop.ops import problem_of
-from convbackprop.problem import activation_name, integer, known, pair, resolve_padding
 from convbackprop.torch import functional, halo, nn, operators
 from convbackprop.torch.rows import Piece, RowSplit, check_heights, even_heights, row_split
-from convbackprop.variants import choose
 
 __all__ = ["RowSplit", "SpatialConv2d", "conv2d", "gather_rows", "split_rows"]
 

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from convbackprop import cache, calls, compiler, plan
-from convbackprop.devices import cuda
+from convbackprop.devices import cache, compiler, cuda
+from convbackprop.launch import calls, plan
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]

@@ -55,8 +55,8 @@ def main() -> int:
     if arguments == ["--version"]:
         print(f"stand-in for nvcc, release 0.0, {digest}")
         return 0
-    from convbackprop import compiler
-    from convbackprop.compiler import Source
+    from convbackprop.devices import compiler
+    from convbackprop.devices.compiler import Source
     from convbackprop.errors import ConvBackpropError
 
     if "-cubin" not in arguments:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import convbackprop
-from convbackprop import cache
+from convbackprop._version import __version__
+from convbackprop.devices import cache
 from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound, InvalidArgument
 from convbackprop.sources import entry_points, source_root, text_with_includes
 
 #: Where the CPU's meaning of CUDA's words stands, and the half types that a machine without CUDA lacks.
-RUNTIME = Path(__file__).parent / "cpu_runtime"
+RUNTIME = Path(__file__).parents[1] / "cpu_runtime"
 
 #: The GPU architectures that every kernel is compiled for in the tests: Turing to Blackwell.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
@@ -170,13 +170,21 @@ def cpu_features() -> str:
     return cache.digest(machine, sorted(set(lines)))
 
 
+@functools.cache
+def cpu_vector_bytes() -> int:
+    """Return how wide the CPU's vector registers are."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    return 64 if "avx512f" in flags else 32 if "avx" in flags else 16
+
+
 def _native() -> str:
     return "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
 
 
 def _key(compiler: Path, *made_from: object) -> str:
     """Return the name under which a result is cached; how it is made is a part of it."""
-    return cache.digest(convbackprop.__version__, _recipe(), compiler_version(compiler), *made_from)
+    return cache.digest(__version__, _recipe(), compiler_version(compiler), *made_from)
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------

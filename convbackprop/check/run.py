@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop import reference
+from convbackprop.check import reference
 from convbackprop.devices import Device
-from convbackprop.plan import Plan, alignment_of, constants_of, plan
-from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
-from convbackprop.variants import Variant
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import Plan, alignment_of, constants_of, plan
+from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
 
 Array = Any
 
@@ -105,7 +105,7 @@ def stage(
     Plan
         What is to be run.
     dict of str to Guarded
-        Every operand that the problem has, and the scratch memory "partial".
+        Every operand that the problem has, and the scratch memory "scratch".
     """
     blocks = {
         operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset)
@@ -115,8 +115,8 @@ def stage(
         blocks[name].array[...] = array
     starts = {name: block.first * block.whole.itemsize for name, block in blocks.items()}  # the whole is aligned
     ready = plan(variant, problem, device, tunables, alignment_of(starts, problem.mask))
-    accumulator = ACCUMULATORS[problem.dtype]
-    blocks["partial"] = Guarded((ready.partial_bytes // DTYPES[accumulator],), np.dtype(accumulator))
+    accumulators = ready.scratch_bytes // problem.accumulator_bytes
+    blocks["scratch"] = Guarded((accumulators,), np.dtype(ACCUMULATORS[problem.dtype]))
     return ready, blocks
 
 

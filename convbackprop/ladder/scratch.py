@@ -1,12 +1,13 @@
-"""How much scratch memory a call may use."""
+"""How much scratch memory a call may use, and the partial sums of a kernel gradient, which go there."""
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
+from convbackprop.problem import ConvProblem
 
 _DEFAULT = 64 << 20
 
@@ -27,6 +28,11 @@ def limit() -> int:
     return int(text)
 
 
-def most_slices(problem: ConvProblem, sums: int) -> int:
-    """Return how many slices of so many partial sums fit in the limit, at least the one that has to."""
-    return max(1, limit() // (sums * DTYPES[ACCUMULATORS[problem.dtype]]))
+def taps(problem: ConvProblem) -> int:
+    """Return how many sums a kernel gradient has: one for each tap of each filter, and one for each bias."""
+    return math.prod(problem.w_shape) + problem.K
+
+
+def most_slices(problem: ConvProblem) -> int:
+    """Return how many slices of partial sums, each of all taps, fit in the limit: at least the one that has to."""
+    return max(1, limit() // (taps(problem) * problem.accumulator_bytes))

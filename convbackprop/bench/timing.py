@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.check.reference import numpy_dtype
 from convbackprop.devices import Device
 from convbackprop.errors import DeviceUnusable
-from convbackprop.plan import alignment_of, plan
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import alignment_of, plan
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.reference import numpy_dtype
-from convbackprop.variants import Variant
 
 Array = Any
 Call = Callable[[], object]
@@ -142,7 +142,7 @@ class CpuStage:
     def ours(self, variant: Variant) -> Call:
         """Return a call of a variant: its launches and nothing else."""
         ready = plan(variant, self.problem, self.device, None, alignment_of(self._pointers, self.problem.mask))
-        pointers = {**self._pointers, "partial": self._reserve(ready.partial_bytes)}
+        pointers = {**self._pointers, "scratch": self._reserve(ready.scratch_bytes)}
         return lambda: ready.run(pointers)
 
     def copy(self) -> Call:

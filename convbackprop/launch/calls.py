@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convbackprop import arrays
 from convbackprop.devices import Device
-from convbackprop.plan import Plan, alignment_of, plan
+from convbackprop.ladder.variant import ALIGNED, WIDEST, Variant
+from convbackprop.launch import arrays
+from convbackprop.launch.plan import Plan, alignment_of, plan
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variant import ALIGNED, WIDEST, Variant
 
 #: The operand that an argument is for the kernels; of output and mask at most one is given.
 OPERANDS = {
@@ -75,7 +75,7 @@ class Checked:
         In the order in which they run.
     """
 
-    library: arrays.NumpyArrays
+    library: arrays.Arrays
     device: Device
     like: Any
     results: Mapping[str, Result] = field(default_factory=dict)
@@ -135,8 +135,8 @@ class Checked:
             for name, array in everything.items():
                 size = array.nbytes
                 there[name] = device.allocate(size) if name in targets else device.upload(at[name], size)
-            if scratch_bytes := max((ready.partial_bytes for ready in plans), default=0):
-                there["partial"] = device.allocate(scratch_bytes)
+            if scratch_bytes := max((ready.scratch_bytes for ready in plans), default=0):
+                there["scratch"] = device.allocate(scratch_bytes)
             for ready in plans:
                 ready.run({name: int(allocation) for name, allocation in there.items()})
             for name, array in targets.items():
@@ -152,25 +152,25 @@ class Launches:
         self._device: Any = call.device
         self._on_cpu = call.device.kind == "cpu"
         position = {name: i for i, name in enumerate(names) if name}
-        null, partial = len(names), len(names) + 1
+        null, scratch = len(names), len(names) + 1
         self._steps = []
         for ready in plans:
-            where = {**position, "partial": partial, **dict.fromkeys(ready.absent, null)}
+            where = {**position, "scratch": scratch, **dict.fromkeys(ready.absent, null)}
             self._steps += [(_picker([where[name] for name in used]), kernel.launch) for used, kernel in ready.steps]
-        self._scratch_bytes = max((ready.partial_bytes for ready in plans), default=0)
+        self._scratch_bytes = max((ready.scratch_bytes for ready in plans), default=0)
 
     def start(self, addresses: Sequence[int], like: Any) -> None:
         """Launch on arrays at these addresses, which lie where `like` does."""
-        partial, spare = 0, None
+        scratch, spare = 0, None
         if self._scratch_bytes:
             if self._on_cpu and self._scratch_bytes <= _SPARE_BYTES:
                 # Taken out while it is used: another thread, or a signal's handler, finds another one or none.
                 spare = _spare.pop() if _spare else np.empty(_SPARE_BYTES, np.uint8)
-                partial = arrays.NUMPY.pointer(spare)
+                scratch = arrays.NUMPY.pointer(spare)
             else:
-                scratch = arrays.allocate(self._library, (self._scratch_bytes,), "uint8", like, "scratch memory")
-                partial = self._library.pointer(scratch)
-        addresses = [*addresses, 0, partial]
+                memory = arrays.allocate(self._library, (self._scratch_bytes,), "uint8", like, "scratch memory")
+                scratch = self._library.pointer(memory)
+        addresses = [*addresses, 0, scratch]
         if self._on_cpu:
             for pick, launch in self._steps:
                 launch(pick(addresses))

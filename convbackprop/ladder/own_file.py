@@ -2,9 +2,9 @@
 
     //@ constant THREADS = 128
     //@ let slices = min(N * P, 64)
-    //@ partial = slices * (K * C / groups * R * S + K)
-    //@ launch kernel_grad(dy, saved, x, partial) grid=[ceil_div(K, THREADS), slices] block=[THREADS]
-    //@ launch total(partial, dw, db; slices) grid=[1] block=[32] shared=[0]
+    //@ scratch = slices * (K * C / groups * R * S + K)
+    //@ launch kernel_grad(dy, saved, x, scratch) grid=[ceil_div(K, THREADS), slices] block=[THREADS]
+    //@ launch total(scratch, dw, db; slices) grid=[1] block=[32] shared=[0]
 
 Expressions know the problem's letters (N C H W K R S P Q, stride_h, stride_w, pad_top, pad_left, dilation_h,
 dilation_w, groups), the file's constants and lets, + - * / % (whole numbers: / rounds down), and ceil_div, min, max.
@@ -18,11 +18,12 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from convbackprop.arguments import known
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import PASSES, ConvProblem, known
-from convbackprop.signature import pass_signature, requirements, writes_all
+from convbackprop.ladder.signature import ALIASES, pass_signature, requirements, writes_all
+from convbackprop.ladder.variant import Constants, Launch, Requirement, Tunable, Variant, ceil_div
+from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import entry_points, parameters
-from convbackprop.variant import Constants, Launch, Requirement, Tunable, Variant, ceil_div
 
 _LETTERS = ("N", "C", "H", "W", "K", "R", "S", "P", "Q", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h",
             "dilation_w", "groups")  # fmt: skip
@@ -94,7 +95,7 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
     requires: list[Requirement] = []
     tunables: dict[str, Tunable] = {}
     lets: dict[str, _Expression] = {}
-    partial: list[_Expression] = []
+    scratch: list[_Expression] = []
     launches: list[Launch] = []
 
     def names(problem: ConvProblem, constants: Constants) -> dict[str, int]:
@@ -120,18 +121,21 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
             tunables[match[1]] = Tunable(legal=(value,), cuda=value, cpu=value)
         elif match := re.fullmatch(r"let (\w+) *= *(.+)", text):
             lets[match[1]] = _compile(match[2], where)
-        elif match := re.fullmatch(r"partial *= *(.+)", text):
-            partial.append(_compile(match[1], where))
+        elif match := re.fullmatch(r"(?:scratch|partial) *= *(.+)", text):
+            scratch.append(_compile(match[1], where))
         elif match := re.fullmatch(
             r"launch (\w+)\(([\w, ]*)(?:;([^)]*))?\) +grid=\[(.+?)\] +block=\[(.+?)\](?: +shared=\[(.+?)\])?", text
         ):
             entry, operands, integers, grid, block, shared = match.groups()
             known(entry, entries, f"{where}: CUDA kernel")
-            arrays = (*(operand.name for operand in PASSES[pass_name].operands), "partial")
+            arrays = (*(operand.name for operand in PASSES[pass_name].operands), "scratch")
             launches.append(
                 Launch(
                     entry,
-                    tuple(known(name.strip(), arrays, f"{where}: array") for name in _split(operands)),
+                    tuple(
+                        known(ALIASES.get(name, name), arrays, f"{where}: array")
+                        for name in map(str.strip, _split(operands))
+                    ),
                     geometry(grid, where),
                     geometry(block, where),
                     geometry(integers or "", where),
@@ -143,7 +147,7 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
         else:
             raise InvalidArgument(
                 f"{where}: {line!r} is not understood; it should be one of '//@ constant NAME = 1', "
-                "'//@ let name = ...', '//@ partial = ...', '//@ launch entry(arrays) grid=[...] block=[...]'"
+                "'//@ let name = ...', '//@ scratch = ...', '//@ launch entry(arrays) grid=[...] block=[...]'"
             )
     if not launches:
         raise InvalidArgument(
@@ -155,7 +159,7 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
         path.stem,
         tuple(launches),
         tunables,
-        partial_sums=lambda p, t: sum(expression(names(p, t)) for expression in partial),
+        scratch=lambda p, t: sum(expression(names(p, t)) for expression in scratch),
         requires=(writes_all(path, pass_name, launches), *requires),
         file=path,
     )

@@ -93,8 +93,8 @@ class Variant:
         Given to both compilers as -DNAME=value.
     specialise : callable
         (problem, alignment, tunables' values) -> further compile-time constants, which follow from these.
-    partial_sums : callable
-        (problem, constants) -> how many accumulators of scratch memory the launches share, as operand "partial".
+    scratch : callable
+        (problem, constants) -> how many accumulators of scratch memory the launches share, as operand "scratch".
     requires : tuple of callable
         Each looks at a problem and returns None, or one sentence on why it is refused.
     auto_on : tuple of str
@@ -110,7 +110,7 @@ class Variant:
     launches: tuple[Launch, ...]
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
     specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = lambda p, a, t: {}
-    partial_sums: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
+    scratch: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     requires: tuple[Requirement, ...] = ()
     auto_on: tuple[str, ...] = ("cuda", "cpu")
     auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None

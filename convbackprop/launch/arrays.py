@@ -5,6 +5,7 @@ Each library is one class that answers the same few questions; none is imported 
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import functools
@@ -20,8 +21,8 @@ import numpy as np
 
 from convbackprop.devices import get_device
 from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType, ProblemTooLarge
+from convbackprop.ladder.variant import WIDEST
 from convbackprop.problem import DTYPES
-from convbackprop.variant import WIDEST
 
 #: How the libraries say that there is no memory left; "an illegal memory access" is something else.
 _NO_MEMORY = re.compile("out ?of ?memory|allocate memory|MemoryError", re.IGNORECASE)
@@ -69,17 +70,17 @@ def _told(facts: list[Any], addresses: list[int], offsets: int) -> Glance:
     return tuple(facts), addresses
 
 
-class NumpyArrays:
-    """numpy.ndarray, in host memory."""
+class Arrays(abc.ABC):
+    """What is asked of a library whose arrays are passed in."""
 
-    title = "numpy.ndarray"
+    title = ""
 
     #: Whether its arrays say nothing about the device to run on, so that CONVBACKPROP_DEVICE may.
-    runs_anywhere = True
+    runs_anywhere = False
 
     def exact_types(self) -> tuple[type, ...]:
         """Return the types that `glance` knows, of which subclasses may differ."""
-        return (np.ndarray,)
+        return ()
 
     def glance(self, given: Sequence[Any]) -> Glance | None:
         """Look at the arrays of a call, some of them None, as briefly as possible.
@@ -87,6 +88,75 @@ class NumpyArrays:
         Returns all that decides whether they can be used, and how, and their addresses (0 for None); or None where
         one has to be looked at more closely, because it is not what kernels can use where it lies.
         """
+        return None
+
+    def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:
+        """Return what makes small arrays of this shape, as `empty` does, for a call with arrays like these."""
+        return lambda like: self.empty(shape, dtype, like)
+
+    @abc.abstractmethod
+    def device_name(self, array: Any) -> str:
+        """Return "cpu", or "cuda:N" for memory of a GPU."""
+
+    def dtype(self, array: Any) -> str:
+        """Return the name of the dtype; bfloat16 is ml_dtypes'."""
+        return _dtype_name(array.dtype)
+
+    def refusal(self, array: Any) -> str | None:
+        """Return why an array cannot be used ("requires grad: ..."), or None."""
+        return None
+
+    @abc.abstractmethod
+    def contiguous(self, array: Any) -> Any:
+        """Return the array itself, or a copy that is contiguous, aligned and in this machine's byte order."""
+
+    @abc.abstractmethod
+    def is_plain(self, array: Any) -> bool:
+        """Return whether kernels can write to the array where it lies."""
+
+    def is_writable(self, array: Any) -> bool:
+        """Return whether the array may be written to."""
+        return True
+
+    @abc.abstractmethod
+    def pointer(self, array: Any) -> int:
+        """Return the address of the first element."""
+
+    def byte_strides(self, array: Any) -> tuple[int, ...]:
+        """Return the distances between neighbours along each axis, in bytes."""
+        return tuple(array.strides)
+
+    @abc.abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Return a new contiguous array where `like` lies."""
+
+    def copy(self, target: Any, source: Any) -> None:
+        """Copy all elements of an array into another of the same shape."""
+        target[...] = source
+
+    def on_stream(self, device: Any) -> contextlib.AbstractContextManager[Any]:
+        """Give PyCUDA's name of the stream on which the caller works; None is the default stream."""
+        return _DEFAULT_STREAM if self.current_stream(device) == 0 else self.on_other_stream(device)
+
+    def current_stream(self, device: Any) -> int:
+        """Return the handle of the stream on which the caller works."""
+        return 0
+
+    def on_other_stream(self, device: Any) -> contextlib.AbstractContextManager[Any]:
+        """Give a stream of ours that waits for the caller's, and that the caller's will wait for."""
+        raise NotImplementedError(f"{self.title} has no streams")
+
+
+class NumpyArrays(Arrays):
+    """numpy.ndarray, in host memory."""
+
+    title = "numpy.ndarray"
+    runs_anywhere = True
+
+    def exact_types(self) -> tuple[type, ...]:  # noqa: D102
+        return (np.ndarray,)
+
+    def glance(self, given: Sequence[Any]) -> Glance | None:  # noqa: D102
         facts: list[Any] = []
         addresses = []
         offsets = 0
@@ -106,74 +176,41 @@ class NumpyArrays:
             addresses.append(address)
         return _told(facts, addresses, offsets)
 
-    def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:
-        """Return what makes small arrays of this shape, as `empty` does, for a call with arrays like these."""
+    def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:  # noqa: D102
         if dtype in DTYPES:
             return lambda like: np.empty(shape, like.dtype)
         return lambda like: np.empty(shape, dtype)
 
-    def device_name(self, array: Any) -> str:
-        """Return "cpu", or "cuda:N" for memory of a GPU."""
+    def device_name(self, array: Any) -> str:  # noqa: D102
         return "cpu"
 
-    def dtype(self, array: Any) -> str:
-        """Return the name of the dtype; bfloat16 is ml_dtypes'."""
-        return _dtype_name(array.dtype)
-
-    def refusal(self, array: Any) -> str | None:
-        """Return why an array cannot be used ("requires grad: ..."), or None."""
+    def refusal(self, array: Any) -> str | None:  # noqa: D102
         if isinstance(array, np.ma.MaskedArray):
             return "a masked array, whose mask would be lost; pass input.filled(0) or similar"
         return None
 
-    def contiguous(self, array: Any) -> Any:
-        """Return the array itself, or a copy that is contiguous, aligned and in this machine's byte order."""
+    def contiguous(self, array: Any) -> Any:  # noqa: D102
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         return np.require(array, requirements=["C_CONTIGUOUS", "ALIGNED"])
 
-    def is_plain(self, array: Any) -> bool:
-        """Return whether kernels can write to the array where it lies."""
+    def is_plain(self, array: Any) -> bool:  # noqa: D102
         return bool(array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative)
 
-    def is_writable(self, array: Any) -> bool:
-        """Return whether the array may be written to."""
+    def is_writable(self, array: Any) -> bool:  # noqa: D102
         return bool(array.flags.writeable)
 
-    def pointer(self, array: Any) -> int:
-        """Return the address of the first element."""
+    def pointer(self, array: Any) -> int:  # noqa: D102
         return _numpy_pointer_of(array)
 
-    def byte_strides(self, array: Any) -> tuple[int, ...]:
-        """Return the distances between neighbours along each axis, in bytes."""
-        return tuple(array.strides)
-
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return a new contiguous array where `like` lies."""
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
         return np.empty(shape, like.dtype.newbyteorder("=") if dtype in DTYPES else dtype)
 
-    def copy(self, target: Any, source: Any) -> None:
-        """Copy all elements of an array into another of the same shape."""
-        np.copyto(target, source)
 
-    def on_stream(self, device: Any) -> contextlib.AbstractContextManager[Any]:
-        """Give PyCUDA's name of the stream on which the caller works; None is the default stream."""
-        return _DEFAULT_STREAM if self.current_stream(device) == 0 else self.on_other_stream(device)
-
-    def current_stream(self, device: Any) -> int:
-        """Return the handle of the stream on which the caller works."""
-        return 0
-
-    def on_other_stream(self, device: Any) -> contextlib.AbstractContextManager[Any]:
-        """Give a stream of ours that waits for the caller's, and that the caller's will wait for."""
-        raise NotImplementedError(f"{self.title} has no streams")
-
-
-class TorchArrays(NumpyArrays):
+class TorchArrays(Arrays):
     """torch.Tensor, on the CPU or a GPU."""
 
     title = "torch.Tensor"
-    runs_anywhere = False
 
     def exact_types(self) -> tuple[type, ...]:  # noqa: D102
         torch = sys.modules["torch"]
@@ -241,9 +278,6 @@ class TorchArrays(NumpyArrays):
     def is_plain(self, array: Any) -> bool:  # noqa: D102
         return bool(array.is_contiguous() and not array.is_neg() and not array._is_zerotensor())
 
-    def is_writable(self, array: Any) -> bool:  # noqa: D102
-        return True
-
     def pointer(self, array: Any) -> int:  # noqa: D102
         return int(array.data_ptr())
 
@@ -274,11 +308,10 @@ class TorchArrays(NumpyArrays):
         theirs.wait_stream(ours)
 
 
-class CupyArrays(NumpyArrays):
+class CupyArrays(Arrays):
     """cupy.ndarray, on a GPU."""
 
     title = "cupy.ndarray"
-    runs_anywhere = False
 
     def exact_types(self) -> tuple[type, ...]:  # noqa: D102
         return (sys.modules["cupy"].ndarray,)
@@ -300,14 +333,8 @@ class CupyArrays(NumpyArrays):
             addresses.append(address)
         return _told(facts, addresses, offsets)
 
-    def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:  # noqa: D102
-        return lambda like: self.empty(shape, dtype, like)
-
     def device_name(self, array: Any) -> str:  # noqa: D102
         return f"cuda:{array.device.id}"
-
-    def refusal(self, array: Any) -> str | None:  # noqa: D102
-        return None
 
     def contiguous(self, array: Any) -> Any:  # noqa: D102
         return sys.modules["cupy"].ascontiguousarray(array)
@@ -315,18 +342,12 @@ class CupyArrays(NumpyArrays):
     def is_plain(self, array: Any) -> bool:  # noqa: D102
         return bool(array.flags.c_contiguous)
 
-    def is_writable(self, array: Any) -> bool:  # noqa: D102
-        return True
-
     def pointer(self, array: Any) -> int:  # noqa: D102
         return int(array.data.ptr)
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
         with like.device:
             return sys.modules["cupy"].empty(shape, like.dtype if dtype in DTYPES else dtype)
-
-    def copy(self, target: Any, source: Any) -> None:  # noqa: D102
-        target[...] = source
 
     def current_stream(self, device: Any) -> int:  # noqa: D102
         cuda = sys.modules["cupy"].cuda
@@ -345,11 +366,10 @@ class CupyArrays(NumpyArrays):
             theirs.wait_event(ours.record())
 
 
-class GpuArrays(NumpyArrays):
+class GpuArrays(Arrays):
     """pycuda.gpuarray.GPUArray; it works on the default stream."""
 
     title = "pycuda.gpuarray.GPUArray"
-    runs_anywhere = False
 
     def exact_types(self) -> tuple[type, ...]:  # noqa: D102
         return ()  # which context an array belongs to has to be asked of the driver, at each call
@@ -370,9 +390,6 @@ class GpuArrays(NumpyArrays):
     def is_plain(self, array: Any) -> bool:  # noqa: D102
         return True
 
-    def is_writable(self, array: Any) -> bool:  # noqa: D102
-        return True
-
     def pointer(self, array: Any) -> int:  # noqa: D102
         return int(array.ptr)
 
@@ -383,7 +400,7 @@ class GpuArrays(NumpyArrays):
 
 NUMPY = NumpyArrays()
 
-_LIBRARIES = {
+_LIBRARIES: dict[str, tuple[str, str, Arrays]] = {
     "numpy": ("numpy", "ndarray", NUMPY),
     "torch": ("torch", "Tensor", TorchArrays()),
     "cupy": ("cupy", "ndarray", CupyArrays()),
@@ -392,15 +409,15 @@ _LIBRARIES = {
 
 
 #: The libraries by the types that their `glance` knows, of those seen so far.
-_QUICK: dict[type, NumpyArrays] = {}
+_QUICK: dict[type, Arrays] = {}
 
 
-def quick_library(array: Any) -> NumpyArrays | None:
+def quick_library(array: Any) -> Arrays | None:
     """Return the library whose `glance` knows an array, if one of its kind has been seen by `library_of`."""
     return _QUICK.get(type(array))
 
 
-def library_of(array: Any, argument: str) -> NumpyArrays:
+def library_of(array: Any, argument: str) -> Arrays:
     """Return the library that an argument comes from.
 
     Raises
@@ -429,7 +446,7 @@ def free_host_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_fits(library: NumpyArrays, like: Any, size: int, what: str) -> None:
+def check_fits(library: Arrays, like: Any, size: int, what: str) -> None:
     """Raise ProblemTooLarge if the host has no `size` bytes for an array beside `like`.
 
     The host would promise memory that it does not have, and end the process when it is written to. A GPU's memory is
@@ -444,7 +461,7 @@ def bytes_of(shape: Sequence[int], dtype: str) -> int:
     return math.prod(shape) * DTYPES.get(dtype, 1)
 
 
-def allocate(library: NumpyArrays, shape: tuple[int, ...], dtype: str, like: Any, what: str) -> Any:
+def allocate(library: Arrays, shape: tuple[int, ...], dtype: str, like: Any, what: str) -> Any:
     """Return a new array of the library where `like` lies.
 
     Raises
@@ -472,7 +489,7 @@ def allocate(library: NumpyArrays, shape: tuple[int, ...], dtype: str, like: Any
         raise
 
 
-def contiguous(library: NumpyArrays, array: Any, argument: str) -> Any:
+def contiguous(library: Arrays, array: Any, argument: str) -> Any:
     """Return the array itself, or a copy as kernels read it.
 
     Raises
@@ -486,7 +503,7 @@ def contiguous(library: NumpyArrays, array: Any, argument: str) -> Any:
     return library.contiguous(array)
 
 
-def repeats_itself(library: NumpyArrays, array: Any) -> bool:
+def repeats_itself(library: Arrays, array: Any) -> bool:
     """Return whether neighbours along an axis are one and the same element of memory, as after a broadcast."""
     strides = zip(array.shape, library.byte_strides(array), strict=True)
     return any(extent > 1 and stride == 0 for extent, stride in strides)
@@ -495,7 +512,7 @@ def repeats_itself(library: NumpyArrays, array: Any) -> bool:
 class _Extent:
     """Where an array lies, as numpy sees it; its memory is never touched."""
 
-    def __init__(self, library: NumpyArrays, array: Any) -> None:
+    def __init__(self, library: Arrays, array: Any) -> None:
         self.__array_interface__ = {
             "data": (library.pointer(array), True),
             "shape": tuple(array.shape),
@@ -505,7 +522,7 @@ class _Extent:
         }
 
 
-def overlap(library: NumpyArrays, a: Any, b: Any) -> bool:
+def overlap(library: Arrays, a: Any, b: Any) -> bool:
     """Return whether two arrays share an element of memory (True where that is too hard to tell)."""
     if not math.prod(a.shape) or not math.prod(b.shape):
         return False
@@ -516,7 +533,7 @@ def overlap(library: NumpyArrays, a: Any, b: Any) -> bool:
         return True
 
 
-def check_dtype(library: NumpyArrays, array: Any, argument: str) -> str:
+def check_dtype(library: Arrays, array: Any, argument: str) -> str:
     """Return the dtype of an argument if there are kernels for it, else raise InvalidType."""
     name = library.dtype(array)
     if name not in DTYPES:
@@ -524,7 +541,7 @@ def check_dtype(library: NumpyArrays, array: Any, argument: str) -> str:
     return name
 
 
-def check_usable(library: NumpyArrays, array: Any, argument: str) -> None:
+def check_usable(library: Arrays, array: Any, argument: str) -> None:
     """Raise where the library says that an array cannot be used as it is."""
     if reason := library.refusal(array):
         raise InvalidArgument(f"{argument} is {reason}")

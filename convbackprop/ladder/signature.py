@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convbackprop.errors import InvalidArgument
+from convbackprop.ladder.variant import Launch, Requirement
 from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
 from convbackprop.sources import Parameter
-from convbackprop.variant import Launch, Requirement
 
 #: The types of array elements as the kernels name them (scalar.cuh, activation.cuh); other operands are of Scalar.
-_TYPES = {"saved": "Saved", "mask": "MaskByte", "partial": "Acc"}
+_TYPES = {"saved": "Saved", "mask": "MaskByte", "scratch": "Acc"}
+
+#: Another name that an array may have, in a file of one's own: scratch memory mostly holds partial sums.
+ALIASES = {"partial": "scratch"}
 
 #: What the names stand for, by dtype. A type that is none of these may be anything: the compiler and `check` judge it.
 _SCALARS = {"float": "float32", "double": "float64", "__half": "float16", "half": "float16",
@@ -27,7 +30,7 @@ def signature(entry: str, pass_name: str, operands: Sequence[str], integers: int
     """Return how a CUDA kernel of a pass should be declared that takes these arrays."""
     written = {operand.name for operand in PASSES[pass_name].operands if operand.written}
     arrays = [
-        f"{'' if name in written or name == 'partial' else 'const '}{_TYPES.get(name, 'Scalar')}* {name}"
+        f"{'' if name in written or name == 'scratch' else 'const '}{_TYPES.get(name, 'Scalar')}* {name}"
         for name in operands
     ]
     numbers = [f"int i{number}" for number in range(integers)]
@@ -91,14 +94,15 @@ def requirements(
     """
     given, count = launch.operands, len(launch.operands)
     arrays, rest = taken[:count], taken[count:]
-    others = {operand.name for operand in PASSES[pass_name].operands} | {"partial"}
+    others = {operand.name for operand in PASSES[pass_name].operands} | {"scratch"}
     found: list[Requirement] = []
     fits = len(taken) == count + 1 + integers and all(parameter.is_pointer for parameter in arrays)
     fits &= not any(parameter.is_pointer for parameter in rest)
     fits &= all((parameter.type == "Conv2dShape") == (i == 0) for i, parameter in enumerate(rest))
     fits &= not any(parameter.type in ("Scalar", "Acc", *_SCALARS) for parameter in rest)
     for name, parameter in zip(given, arrays, strict=False):
-        fits &= parameter.name == name or parameter.name not in others  # else two are exchanged
+        called = ALIASES.get(parameter.name, parameter.name)
+        fits &= called == name or called not in others  # else two are exchanged
         try:
             restriction = _restriction(name, parameter)
         except ValueError:

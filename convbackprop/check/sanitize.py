@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop import check, reference
+from convbackprop import check
+from convbackprop.check import reference
 from convbackprop.devices.checked import (
     Extents,
     FindingKind,
@@ -26,8 +27,8 @@ from convbackprop.devices.checked import (
     places,
 )
 from convbackprop.errors import LaunchFailed
+from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import Variant
 
 #: In which order the threads of a block start, in one run each: a missing barrier then shows in a result.
 ORDERS = {"as numbered": 0, "last to first": 1, "shuffled": 2}

@@ -1,13 +1,14 @@
-"""Tiles in shared memory (the .cu files named tiled): the geometry of the registry's entries that stage them."""
+"""Tiles in shared memory (the .cu files named tiled)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 
-from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
-from convbackprop.variant import MAX_GRID, Constants, Geometry, Requirement, Tunable, ceil_div
-from convbackprop.workspace import most_slices
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.scratch import most_slices, taps
+from convbackprop.ladder.variant import MAX_GRID, Constants, Launch, Requirement, Tunable, Variant, ceil_div
+from convbackprop.problem import ConvProblem
 
 #: CUDA's limit on the second and third extent of a grid.
 _MAX_GRID_YZ = MAX_GRID[1]
@@ -39,7 +40,7 @@ KERNEL_GRAD = {
 
 def _accumulators(count: int, p: ConvProblem) -> int:
     """Return the bytes of so many accumulators."""
-    return count * DTYPES[ACCUMULATORS[p.dtype]]
+    return count * p.accumulator_bytes
 
 
 def _inputs_under_tile(p: ConvProblem, t: Constants) -> tuple[int, int]:
@@ -121,8 +122,7 @@ def kernel_grad_slices(p: ConvProblem, t: Constants) -> int:
     """Return into how many slices the tiles of all images go."""
     tiles = p.N * ceil_div(p.P, t["TILE_P"]) * ceil_div(p.Q, t["TILE_Q"])
     pairs = p.K * (p.C // p.groups)
-    sums = math.prod(p.w_shape) + p.K
-    return max(1, min(tiles, ceil_div(t["BLOCKS"], pairs), most_slices(p, sums)))
+    return max(1, min(tiles, ceil_div(t["BLOCKS"], pairs), most_slices(p)))
 
 
 def kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
@@ -130,6 +130,42 @@ def kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
     return p.K * (p.C // p.groups) * ceil_div(p.R * p.S + 1, t["THREADS"]), kernel_grad_slices(p, t)
 
 
-def block(*extents: str) -> Geometry:
-    """Return a block whose extents are constants."""
-    return lambda p, t: tuple(t[name] for name in extents)
+ENTRIES = (
+    Variant(
+        "forward",
+        "tiled",
+        launches=(
+            Launch("forward", ("x", "w", "b", "y"), forward_grid, block("TILE_Q", "TILE_P"),
+                   shared_bytes=forward_bytes),
+            PACK_MASK,
+        ),
+        tunables=FORWARD,
+        specialise=lambda p, a, t: {"THREADS": t["TILE_P"] * t["TILE_Q"]},
+        requires=(forward_fits,),
+        auto_on=("cuda",),  # on a CPU a barrier costs more than the loads that it saves
+    ),
+    Variant(
+        "input_grad",
+        "tiled",
+        launches=(
+            Launch("input_grad", ("dy", "saved", "w", "dx"), input_grad_grid, block("TILE_W", "TILE_H"),
+                   integers=input_grad_steps, shared_bytes=input_grad_bytes),
+        ),
+        tunables=INPUT_GRAD,
+        requires=(input_grad_fits,),
+        auto_on=("cuda",),  # on a CPU a barrier costs more than the loads that it saves
+    ),
+    Variant(
+        "kernel_grad",
+        "tiled",
+        launches=(
+            Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
+                   shared_bytes=kernel_grad_bytes),
+            total(kernel_grad_slices),
+        ),
+        tunables={**KERNEL_GRAD, **TOTAL},
+        scratch=lambda p, t: kernel_grad_slices(p, t) * taps(p),
+        requires=(kernel_grad_fits,),
+        auto_on=("cuda",),  # on a CPU a barrier costs more than the loads that it saves
+    ),
+)  # fmt: skip

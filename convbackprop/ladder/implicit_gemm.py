@@ -1,14 +1,26 @@
-"""Matrix products (the .cu files named implicit_gemm): the geometry of the registry's entries that tile them."""
+"""Matrix products (the .cu files named implicit_gemm): a block computes a tile of one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
-from convbackprop.strips import cpu_vector_bytes, unit_dilation, unit_stride
-from convbackprop.variant import WIDEST, Alignment, Constants, Geometry, Requirement, Tunable, ceil_div
-from convbackprop.workspace import most_slices
+from convbackprop.devices.compiler import cpu_vector_bytes
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.requirements import unit_dilation, unit_stride
+from convbackprop.ladder.scratch import most_slices, taps
+from convbackprop.ladder.variant import (
+    WIDEST,
+    Alignment,
+    Constants,
+    Geometry,
+    Launch,
+    Requirement,
+    Tunable,
+    Variant,
+    ceil_div,
+)
+from convbackprop.problem import DTYPES, ConvProblem
 
 #: Additions before a sum starts anew: of n terms none passes through more than these and one for each run. Of 20,800,
 #: the most in layers.py's forward passes, that is 256 + 82, where the bound allows 8 * sqrt(n) = 1,153.
@@ -22,10 +34,6 @@ _NARROW = 24
 
 #: What 32-bit arithmetic is safe for, with as much again for padding that is not there.
 _LARGEST = 2**30
-
-
-def _accumulator_bytes(p: ConvProblem) -> int:
-    return DTYPES[ACCUMULATORS[p.dtype]]
 
 
 def _taps_of_phase(p: ConvProblem) -> int:
@@ -60,7 +68,7 @@ def _tile(pass_name: str) -> Callable[[ConvProblem], int]:
     """
 
     def rows(p: ConvProblem) -> int:
-        if _accumulator_bytes(p) == 8:
+        if p.accumulator_bytes == 8:
             return 64
         m, n, depth, products = _product(pass_name, p)
 
@@ -86,12 +94,12 @@ def _cpu_sums(many: int, few: int) -> Callable[[ConvProblem], int]:
 
 def _cpu_pixels(p: ConvProblem) -> int:
     """Return DEPTH of kernel_grad on a CPU: eight vectors of pixels, or four where there are no more."""
-    most = 512 // _accumulator_bytes(p)
+    most = 512 // p.accumulator_bytes
     return max(64, most // 2) if most // 2 >= p.N * p.P * p.Q else most
 
 
 #: A GPU's registers hold half as many sums of float64.
-_REG_M = Tunable(legal=(4, 8), cuda=lambda p: 32 // _accumulator_bytes(p), cpu=_cpu_sums(8, 4))
+_REG_M = Tunable(legal=(4, 8), cuda=lambda p: 32 // p.accumulator_bytes, cpu=_cpu_sums(8, 4))
 _REG_N = Tunable(legal=(2, 4, 8), cuda=8, cpu=_cpu_sums(4, 2))
 
 
@@ -99,14 +107,14 @@ def _depth(pass_name: str) -> Tunable:
     """Return the rule for DEPTH: what comes with a slice is shared by 16 steps, if registers hold what they stage."""
 
     def steps(p: ConvProblem) -> int:
-        fits = _accumulator_bytes(p) == 4 and (pass_name == "forward" or _tile(pass_name)(p) == 128)
+        fits = p.accumulator_bytes == 4 and (pass_name == "forward" or _tile(pass_name)(p) == 128)
         return 16 if fits else 8
 
-    return Tunable(legal=(8, 16, 32, 64), cuda=steps, cpu=lambda p: 256 // _accumulator_bytes(p))
+    return Tunable(legal=(8, 16, 32, 64), cuda=steps, cpu=lambda p: 256 // p.accumulator_bytes)
 
 
 #: TILE_M x TILE_N: what a block computes. REG_M x REG_N: a thread's sums, REG_N of them being vectors of a CPU.
-#: DEPTH: steps of the sum that are staged at once. VECTOR_BYTES: see strips.py.
+#: DEPTH: steps of the sum that are staged at once. VECTOR_BYTES: see coalesced.py.
 _FILTERS = {
     "TILE_N": Tunable(legal=(64, 128), cuda=64, cpu=64),
     "REG_M": _REG_M,
@@ -129,7 +137,7 @@ TUNABLES = {
         "TILE_N": Tunable(legal=(32, 64), cuda=64, cpu=32),
         "REG_M": _REG_M,
         "REG_N": _REG_N,
-        "DEPTH": Tunable(legal=(8, 16, 64, 128, 256), cuda=lambda p: 64 // _accumulator_bytes(p), cpu=_cpu_pixels),
+        "DEPTH": Tunable(legal=(8, 16, 64, 128, 256), cuda=lambda p: 64 // p.accumulator_bytes, cpu=_cpu_pixels),
         "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: cpu_vector_bytes()),
     },
 }
@@ -142,7 +150,7 @@ def _pointwise(p: ConvProblem) -> bool:
 
 def _pixels_at_once(p: ConvProblem, plane: int, alignment: int) -> int:
     """Return how many pixels a GPU's thread reads at once: 16 bytes of accumulators, if all lie in one plane."""
-    most = WIDEST // _accumulator_bytes(p)
+    most = WIDEST // p.accumulator_bytes
     return most if plane % most == 0 and alignment >= most * DTYPES[p.dtype] else 1
 
 
@@ -158,7 +166,7 @@ def constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], C
     """Return the rule for what follows from the tunables."""
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, int]:
-        vector = max(1, t["VECTOR_BYTES"] // _accumulator_bytes(p))
+        vector = max(1, t["VECTOR_BYTES"] // p.accumulator_bytes)
         widths = {"ONE_TAP": _one_tap(pass_name, p, t)}
         if pass_name != "input_grad":
             widths["X_PIXELS"] = _pixels_at_once(p, p.H * p.W, alignment.x) if vector == 1 and _pointwise(p) else 1
@@ -180,7 +188,7 @@ def constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], C
 def _threads(p: ConvProblem, t: Constants, columns: int, resident: int) -> dict[str, int]:
     """Return THREADS, and how many blocks' registers a multiprocessor should hold; a double takes two."""
     threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // columns)
-    registers = _accumulator_bytes(p) // 4
+    registers = p.accumulator_bytes // 4
     return {"THREADS": threads, "RESIDENT": max(1, resident // registers // threads)}
 
 
@@ -204,7 +212,7 @@ def packed_elements(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
 
     def rule(p: ConvProblem, t: Constants) -> int:
         steps = _phases(pass_name, p) * _slices(pass_name, p, t) * t["DEPTH"]
-        return steps * 16 // _accumulator_bytes(p) + _rows_packed(pass_name, p, t)
+        return steps * 16 // p.accumulator_bytes + _rows_packed(pass_name, p, t)
 
     return rule
 
@@ -230,7 +238,7 @@ def shared_bytes(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
     def rule(p: ConvProblem, t: Constants) -> int:
         staged = 2 * t["DEPTH"] * (t["TILE_M"] + t["TILE_N"])
         totals = t["TILE_M"] * t["TILE_N"] if _product(pass_name, p)[2] > t["RUN_STEPS"] else 0
-        return (staged + totals) * _accumulator_bytes(p)
+        return (staged + totals) * p.accumulator_bytes
 
     return rule
 
@@ -242,7 +250,7 @@ def kernel_grad_splits(p: ConvProblem, t: Constants) -> int:
     slices = _slices("kernel_grad", p, t)
     enough = ceil_div(2 * _MULTIPROCESSORS * _RESIDENT_THREADS // t["THREADS"], tiles)
     run = t["RUN_STEPS"] // t["DEPTH"]
-    splits = max(1, min(enough, ceil_div(slices, run), most_slices(p, math.prod(p.w_shape) + p.K)))
+    splits = max(1, min(enough, ceil_div(slices, run), most_slices(p)))
     return ceil_div(slices, ceil_div(slices, splits)) if slices else 1
 
 
@@ -259,7 +267,7 @@ def kernel_grad_integers(p: ConvProblem, t: Constants) -> tuple[int, ...]:
 
 def kernel_grad_bytes(p: ConvProblem, t: Constants) -> int:
     """Return the shared memory of two slices, a piece longer in each step, and of the totals."""
-    lane = t["LANES"] * _accumulator_bytes(p)
+    lane = t["LANES"] * p.accumulator_bytes
     piece = max(lane, 16)
     staged = 2 * (t["DEPTH"] // t["LANES"]) * ((t["TILE_M"] + t["TILE_N"]) * lane + 2 * piece)
     per_split = ceil_div(_slices("kernel_grad", p, t), kernel_grad_splits(p, t)) * t["DEPTH"]
@@ -318,3 +326,51 @@ def enough_rows(pass_name: str) -> Callable[[ConvProblem, str], str | None]:
         return f"a group has {rows} {what}{'s' * (rows > 1)}; it is the faster one from {enough} on"
 
     return rule
+
+
+ENTRIES = (
+    Variant(
+        "forward",
+        "implicit_gemm",
+        launches=(
+            Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
+            Launch("forward", ("x", "scratch", "b", "y"), grid("forward"), block("THREADS"),
+                   integers=slices("forward"), shared_bytes=shared_bytes("forward")),
+            PACK_MASK,
+        ),
+        tunables=TUNABLES["forward"],
+        specialise=constants("forward"),
+        scratch=packed_elements("forward"),
+        requires=requires("forward"),
+        auto_not=enough_rows("forward"),
+    ),
+    Variant(
+        "input_grad",
+        "implicit_gemm",
+        launches=(
+            Launch("pack", ("w", "scratch"), pack_grid("input_grad"), block("THREADS"),
+                   integers=slices("input_grad")),
+            Launch("input_grad", ("dy", "saved", "scratch", "dx"), grid("input_grad"), block("THREADS"),
+                   integers=slices("input_grad"), shared_bytes=shared_bytes("input_grad")),
+        ),
+        tunables=TUNABLES["input_grad"],
+        specialise=constants("input_grad"),
+        scratch=packed_elements("input_grad"),
+        requires=requires("input_grad"),
+        auto_not=enough_rows("input_grad"),
+    ),
+    Variant(
+        "kernel_grad",
+        "implicit_gemm",
+        launches=(
+            Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
+                   integers=kernel_grad_integers, shared_bytes=kernel_grad_bytes),
+            total(kernel_grad_splits),
+        ),
+        tunables={**TUNABLES["kernel_grad"], **TOTAL},
+        specialise=constants("kernel_grad"),
+        scratch=lambda p, t: kernel_grad_splits(p, t) * taps(p),
+        requires=requires("kernel_grad"),
+        auto_not=enough_rows("kernel_grad"),
+    ),
+)  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.check.reference import numpy_dtype, pre_activation_grad
 from convbackprop.problem import ConvProblem
-from convbackprop.reference import numpy_dtype, pre_activation_grad
 
 Array = Any
 Call = Callable[[], Any]
@@ -73,7 +73,7 @@ def settings() -> dict[str, Any]:
     }
 
 
-def torch_calls(
+def calls(
     pass_name: str,
     problem: ConvProblem,
     given: Mapping[str, Array],

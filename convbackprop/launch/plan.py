@@ -9,11 +9,11 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from convbackprop.compiler import Source
 from convbackprop.devices import Device, Kernel
-from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
+from convbackprop.devices.compiler import Source
+from convbackprop.ladder.variant import ALIGNED, WIDEST, Alignment, Variant
+from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import source_root
-from convbackprop.variant import ALIGNED, WIDEST, Alignment, Variant
 
 
 @functools.cache
@@ -56,8 +56,8 @@ class Plan:
 
     Attributes
     ----------
-    partial_bytes : int
-        Scratch memory that `run` wants as "partial".
+    scratch_bytes : int
+        Scratch memory that `run` wants as "scratch".
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Plan:
         self.variant = variant
         self.problem = problem
         self.device = device
-        self.partial_bytes = variant.partial_sums(problem, constants) * DTYPES[ACCUMULATORS[problem.dtype]]
+        self.scratch_bytes = variant.scratch(problem, constants) * problem.accumulator_bytes
         self.steps: list[tuple[tuple[str, ...], Kernel]] = []
         for launch in variant.launches:
             grid = three(launch.grid(problem, constants))

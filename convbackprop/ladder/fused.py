@@ -1,0 +1,101 @@
+"""All gradients of a depthwise layer in one (backward/fused.cu), on the strips of `coalesced`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from convbackprop.ladder import coalesced
+from convbackprop.ladder.coalesced import cpu_columns, registers, vectors
+from convbackprop.ladder.launches import TOTAL, block, total
+from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
+from convbackprop.ladder.scratch import taps
+from convbackprop.ladder.variant import Alignment, Constants, Launch, Tunable, Variant, ceil_div
+from convbackprop.problem import ConvProblem
+
+#: The largest filter whose taps' sums and rows of g fit the registers.
+_LARGEST = 7
+
+
+def _columns(p: ConvProblem) -> int:
+    """Return how wide a strip fits a GPU's registers: less wide where the filter is large."""
+    return 4 if registers(p, p.R * p.S) > 32 else 8
+
+
+TUNABLES = {
+    **coalesced.TUNABLES,
+    # As many columns a block, whether its strips are narrow or wide: at its two sides g is read twice.
+    "THREADS": replace(coalesced.TUNABLES["THREADS"], cuda=lambda p: 512 // _columns(p)),
+    "COLS": Tunable(legal=(4, 8, 16, 32), cuda=_columns, cpu=cpu_columns(2)),
+}
+
+
+def constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
+    """Return the constants of backward/fused.cu.
+
+    RESIDENT is how many blocks a multiprocessor should hold at least: as many as there are without a spill.
+    """
+    loads = vectors(p, alignment, t)
+    small = registers(p, p.R * p.S) <= 9 and loads["Y_VECTOR"] >= 4
+    return {
+        **loads,
+        "RESIDENT": 512 // t["THREADS"] if small else 1,
+        "LEAD": -(p.S // 2) % loads["Y_VECTOR"],
+        "FILTER_R": p.R,
+        "FILTER_S": p.S,
+        "NEED_DX": int(p.dx),
+        "NEED_DW": int(p.dw),
+        "NEED_DB": int(p.bias),
+    }
+
+
+def blocks(p: ConvProblem, t: Constants) -> int:
+    """Return how many blocks share the strips of a channel in all images."""
+    return max(1, ceil_div(p.N * ceil_div(p.W, t["COLS"]) * ceil_div(p.H, t["ROWS"]), t["THREADS"]))
+
+
+def depthwise(p: ConvProblem) -> str | None:
+    """It has one filter a channel: C = K = groups."""
+    if not p.C == p.K == p.groups:
+        return f"C, K, groups are {p.C}, {p.K}, {p.groups}; it works where they are equal: one filter a channel"
+    return None
+
+
+def small_odd_filter(p: ConvProblem) -> str | None:
+    """It takes filters of 1, 3, 5 or 7 rows and columns."""
+    if p.R % 2 == 0 or p.S % 2 == 0 or max(p.R, p.S) > _LARGEST:
+        return f"the filter is {p.R}x{p.S}; its height and width should be 1, 3, 5 or {_LARGEST}"
+    return None
+
+
+def enough_registers(p: ConvProblem) -> str | None:
+    """It takes float64 filters of at most 5 x 5."""
+    if p.dtype == "float64" and p.R * p.S > 25:
+        return f"the filter is {p.R}x{p.S} in float64, whose sums do not fit the registers; at most 25 taps do"
+    return None
+
+
+def same_padding(p: ConvProblem) -> str | None:
+    """It works with padding 'same' only."""
+    wanted = ((p.R // 2, p.R // 2), (p.S // 2, p.S // 2))
+    if p.padding != wanted:
+        return f"padding is {p.padding}; it works with 'same' only, here {wanted}"
+    return None
+
+
+ENTRIES = (
+    Variant(
+        "backward",
+        "fused",
+        launches=(
+            Launch("backward", ("dy", "saved", "x", "w", "dx", "scratch"),
+                   lambda p, t: (p.C * blocks(p, t),), block("THREADS"),
+                   integers=lambda p, t: (blocks(p, t),)),
+            total(blocks, when=lambda p: p.dw or p.bias),
+        ),
+        tunables={**TUNABLES, **TOTAL},
+        specialise=constants,
+        scratch=lambda p, t: blocks(p, t) * taps(p) * (p.dw or p.bias),
+        requires=(unit_stride, unit_dilation, depthwise, small_odd_filter,
+                  enough_registers, same_padding, countable),
+    ),
+)  # fmt: skip

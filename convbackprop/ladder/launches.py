@@ -1,0 +1,41 @@
+"""What entries of several techniques share: grids, blocks, and the launches of headers beside the .cu files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from convbackprop.ladder.scratch import taps
+from convbackprop.ladder.variant import Constants, Geometry, Launch, Tunable, ceil_div
+from convbackprop.problem import ConvProblem
+
+
+def block(*extents: str) -> Geometry:
+    """Return a block whose extents are constants."""
+    return lambda p, t: tuple(t[name] for name in extents)
+
+
+def one_thread_each(count: Callable[[ConvProblem], int]) -> Geometry:
+    """Return a grid of a thread for each of so many elements."""
+    return lambda p, t: (ceil_div(count(p), t["THREADS"]),)
+
+
+#: Of pack_mask.cuh, which writes the bits of a ReLU's mask from the output.
+PACK_MASK = Launch("pack_mask", ("y", "mask"), one_thread_each(lambda p: math.prod(p.mask_shape)), block("THREADS"),
+                   when=lambda p: p.mask)  # fmt: skip
+
+#: Of kernel_grad_total.cuh. One group a warp: many where many warps hide the latency of memory, one where threads take
+#: turns; these then take many taps each.
+TOTAL = {
+    "SLICE_GROUPS": Tunable(legal=(1, 4, 16, 32), cuda=32, cpu=1),
+    "TAPS_EACH": Tunable(legal=(1, 64), cuda=1, cpu=64),
+}
+
+
+def total(
+    slices: Callable[[ConvProblem, Constants], int], when: Callable[[ConvProblem], bool] = lambda p: True
+) -> Launch:
+    """Return the launch of kernel_grad_total.cuh, which adds up the slices of partial sums."""
+    return Launch("kernel_grad_total", ("scratch", "dw", "db"),
+                  lambda p, t: (ceil_div(taps(p), 32 * t["TAPS_EACH"]),),
+                  lambda p, t: (32, t["SLICE_GROUPS"]), integers=lambda p, t: (slices(p, t),), when=when)  # fmt: skip

@@ -1,0 +1,1 @@
+"""From a call of a public function to the launches of a variant, on arrays of four libraries."""
