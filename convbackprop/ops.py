@@ -471,8 +471,9 @@ def conv2d_backward(
         As in `conv2d_input_grad`.
     variant : str
         "fused" computes all that is needed in one pass over grad_output; a rung of the gradients' ladders such as
-        "naive" the input gradient and the others one after the other. "auto" is "fused" where dx and another gradient
-        are needed and "fused" computes the problem, and else for each of the two the rung that "auto" stands for there.
+        "naive" the input gradient and the others one after the other. "vectorised" is both: one pass where dx and
+        another gradient are needed and it computes the problem so. "auto" is the rung of the one pass that is made for
+        the device, on the same terms, and else for each of the two the rung that "auto" stands for there.
     needs : (bool, bool, bool)
         Which of (dx, dw, db) to compute; no work is done for the others.
     out : (array or None, array or None, array or None), optional
@@ -539,14 +540,15 @@ def passes_of_backward(variant: str, problem: ConvProblem, device_kind: str) -> 
         [rung.name for rung in of_pass(name)] for name, _ in parts or (("input_grad", None), ("kernel_grad", None))
     ]
     shared = [name for name in ladders[0] if all(name in ladder for ladder in ladders)]
-    known(variant, ("auto", *fused, *shared), "variant")
+    known(variant, tuple(dict.fromkeys(("auto", *fused, *shared))), "variant")
     if not parts:
         return []
-    if variant in fused:
+    if variant in fused and variant not in shared:
         return [(choose("backward", variant, problem, device_kind), problem)]
-    if variant == "auto" and len(parts) == 2:
+    if len(parts) == 2:
         for rung, reason in why_not("backward", problem, device_kind).items():
-            if reason is None:
+            named = rung.name == variant and rung.refusal(problem, device_kind) is None
+            if named or (variant == "auto" and reason is None):
                 return [(rung, problem)]
     return [(choose(name, variant, part, device_kind), part) for name, part in parts]
 

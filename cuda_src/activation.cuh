@@ -33,6 +33,7 @@ __device__ __forceinline__ Acc times_derivative(Acc dy, Acc y) {
 
 using MaskByte = unsigned char;
 using Saved = SAVED;  // Scalar (the output y) or MaskByte
+constexpr bool SAVED_MASK = sizeof(Saved) == sizeof(MaskByte);
 
 __device__ __forceinline__ Index mask_row_bytes(const Conv2dShape& shape) { return (shape.Q + 7) / 8; }
 

@@ -45,7 +45,7 @@ def test_every_variant(stand_in, variant):
         for problem in alike[:10]:
             outcome = check.check(variant, problem, driver.device())
             assert outcome.ok, (str(problem), outcome.faults)
-            launches += sum(launch.when(problem) for launch in variant.launches)
+            launches += sum(launch.when(problem, variant.constants("cuda", problem)) for launch in variant.launches)
     assert stand_in.calls()["cuLaunchKernel"] == launches > 0
     assert stand_in.counts().allocations == 0
 

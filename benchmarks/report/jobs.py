@@ -78,7 +78,7 @@ def _pass(label: str, text: str, dtype: str, pass_name: str, mask: bool = False)
     rungs = tuple(
         rung
         for rung in of_pass(pass_name)
-        if rung.refusal(problem) is None and (rung.name not in LOWER_RUNGS or (label == LADDER_ON and not mask))
+        if rung.refusal(problem, "cuda") is None and (rung.name not in LOWER_RUNGS or (label == LADDER_ON and not mask))
     )
     return Job(f"{label}/{dtype}/{pass_name}{' mask' * mask}", "pass", pass_name, problem, rungs)
 
@@ -158,7 +158,7 @@ def sanitizer_runs() -> Iterator[tuple[Variant, ConvProblem]]:
             for pass_name in PASSES:
                 for mask in (False, True):
                     problem = ConvProblem.parse(text, dtype=dtype, activation="relu", bias=True, mask=mask)
-                    yield from ((rung, problem) for rung in of_pass(pass_name) if rung.refusal(problem) is None)
+                    yield from ((rung, problem) for rung in of_pass(pass_name) if rung.refusal(problem, "cuda") is None)
 
 
 def sources(jobs: Iterable[Job], sanitizer: bool) -> list[Source]:

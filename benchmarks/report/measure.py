@@ -444,7 +444,7 @@ def measure_host(job: Job, place: Place) -> Outcome:
 def bare_launch(variant: Variant, p: ConvProblem, place: Place, tensors: Mapping[str, Tensor]) -> Call:
     """Return what a call costs at least: the same kernel, loaded and prepared with PyCUDA alone."""
     constants = variant.constants("cuda", p)
-    (launch,) = (launch for launch in variant.launches if launch.when(p))
+    (launch,) = (launch for launch in variant.launches if launch.when(p, constants))
     path, _ = compiler.cubin(_source(variant, p), place.device.architecture)
     function = place.device.driver.module_from_buffer(path.read_bytes()).get_function(launch.entry)
     shape = pack_shape(p)

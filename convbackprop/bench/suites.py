@@ -52,7 +52,7 @@ class Suite:
         """Return those of the variants that are timed on a case, naive first where it is timed beside another."""
         passes = [p for p in self.passes if any(variant.pass_name == p for variant in variants)]
         if not self.beside_naive:
-            return tuple(v for v in variants if v.pass_name in passes and v.refusal(case.problem) is None)
+            return tuple(v for v in variants if v.pass_name in passes and v.refusal(case.problem, device_kind) is None)
         return tuple(
             rung
             for pass_name in passes

@@ -104,7 +104,7 @@ def work_of(ladder: Suite | None, cases: Sequence[Case], variants: Sequence[Vari
     if not ladder.beside_naive:
         refused: dict[str, list[str]] = {}
         for variant, case in itertools.product(variants, cases):
-            if sentence := variant.refusal(case.problem):
+            if sentence := variant.refusal(case.problem, device.kind):
                 refused.setdefault(sentence, []).append(str(variant))
         notes += [f"Not timed: {', '.join(distinct(names))}: {sentence}" for sentence, names in refused.items()]
     return [(case, ladder.rungs(variants, case, device.kind)) for case in cases]

@@ -164,12 +164,15 @@ def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
-def _chosen(variants: Sequence[Variant], work: Sequence[_Task], tunables: str, whole: bool) -> set[_Pair]:
+def _chosen(
+    variants: Sequence[Variant], work: Sequence[_Task], device: Device, tunables: str, whole: bool
+) -> set[_Pair]:
     """Return what is to be run: all that is not refused, or of it what the budget of compilations allows."""
     problems = distinct(task.problem for task in work)
     if whole:
-        return {(v, problem) for v in variants for problem in problems if v.refusal(problem) is None}
-    return {(v, problem) for v in variants for problem in within_budget(v, problems, tunables)}
+        return {(v, problem) for v in variants for problem in problems if v.refusal(problem, device.kind) is None}
+    there = [v for v in variants if device.kind in v.runs_on]
+    return {(v, problem) for v in there for problem in within_budget(v, problems, tunables)}
 
 
 def _check_all(
@@ -179,7 +182,7 @@ def _check_all(
     for task in work:
         check_memory(task.problem)
     rows = {(variant, task.problem.dtype): _Row(variant, task.problem.dtype) for variant in variants for task in work}
-    chosen = _chosen(variants, work, tunables or device.kind, whole)
+    chosen = _chosen(variants, work, device, tunables or device.kind, whole)
     with progress() as bar:
         compile_ahead(chosen, device, tunables or device.kind, bar)
         checking = bar.add_task("checking", total=len(variants) * len(work))
@@ -189,7 +192,7 @@ def _check_all(
                 for variant in (v for v in variants if v.pass_name == pass_name):
                     row = rows[variant, task.problem.dtype]
                     shield.doing(f"{title(variant)} on {task.problem}")
-                    if variant.refusal(task.problem):
+                    if variant.refusal(task.problem, device.kind):
                         row.refused += 1
                     elif (variant, task.problem) not in chosen:
                         row.left_out += 1

@@ -120,7 +120,7 @@ def _again(arguments: argparse.Namespace, variants: Any, shield: Shielded) -> in
         raise InvalidArgument("--law tries one case again; name one variant, --problem and --seed, too")
     device, _ = choice_of_device(arguments.device)
     (variant,), problem = variants, ConvProblem.parse(arguments.problem)
-    if sentence := variant.refusal(problem):
+    if sentence := variant.refusal(problem, device.kind):
         raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
     if not applies(arguments.law, variant, problem, device):
         raise InvalidArgument(f"the law {arguments.law!r} says nothing about {title(variant)} on {problem}")

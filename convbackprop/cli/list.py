@@ -63,16 +63,17 @@ def refusals(variant: Variant) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentence for problem in problems if (sentence := variant.refusal(problem))))
 
 
-def _value(choice: Choice) -> int | None:
-    """Return a tunable's value, None where a rule chooses it for each problem."""
+def _value(choice: Choice | None) -> int | None:
+    """Return a tunable's value, None where a rule chooses it for each problem, or where the variant does not run."""
     return choice if isinstance(choice, int) else None
 
 
 def _tunables(variant: Variant) -> str:
     words = []
     for name, tunable in variant.tunables.items():
-        cuda, cpu = ("by rule" if (v := _value(c)) is None else str(v) for c in (tunable.cuda, tunable.cpu))
-        words.append(f"{name} {cuda}" + (f" (cpu {cpu})" if cpu != cuda else ""))
+        choices = (getattr(tunable, kind) for kind in ("cuda", "cpu") if kind in variant.runs_on)
+        first, *cpu = ("by rule" if (value := _value(choice)) is None else str(value) for choice in choices)
+        words.append(f"{name} {first}" + "".join(f" (cpu {value})" for value in cpu if value != first))
     return ", ".join(words)
 
 
@@ -93,6 +94,7 @@ def _json(chosen: tuple[Variant, ...]) -> dict[str, Any]:
                 "pass": v.pass_name,
                 "name": v.name,
                 "summary": v.summary,
+                "runs_on": v.runs_on,
                 "refuses": refusals(v),
                 "file": str(v.path),
                 "tunables": {

@@ -178,7 +178,7 @@ def _reports(
         task = bar.add_task("profiling", total=len(variants))
         for variant in variants:
             bar.update(task, description=title(variant), refresh=True)
-            if sentence := variant.refusal(problem):
+            if sentence := variant.refusal(problem, "cuda"):
                 refused.append((variant, sentence))
             else:
                 shield.doing(f"{title(variant)} on {problem}")
@@ -220,7 +220,7 @@ def _emit(arguments: argparse.Namespace, variants: Sequence[Variant], problem: C
     architecture = _one(arguments.arch, "--arch") or gpu(arguments.gpu or GPUS[0].name).architecture
     known(architecture, tuple(LIMITS), "--arch")
     (variant,) = variants
-    if sentence := variant.refusal(problem):
+    if sentence := variant.refusal(problem, "cuda"):
         raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
     if kind == "cubin" and arguments.output is None and sys.stdout.isatty():
         raise InvalidArgument("a cubin is no text; say with --output where it goes")

@@ -63,13 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
     variant, problem = _one(arguments.target, arguments.pass_name), problem_of(arguments)
     if arguments.repeat < 1:
         raise InvalidArgument(f"--repeat is {arguments.repeat}; it should be at least 1")
-    if sentence := variant.refusal(problem):
+    if sentence := variant.refusal(problem):  # before a device is looked for
         raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
     check_memory(problem)
     shield = Shielded()
 
     def command() -> int:
         device, _ = choice_of_device(arguments.device)
+        if sentence := variant.refusal(problem, device.kind):
+            raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
         rng = np.random.default_rng(0)
         own = {}
         if variant.pass_name != "forward" and problem.saved:  # as good as the forward pass's own, and made at once

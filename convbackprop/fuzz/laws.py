@@ -157,7 +157,7 @@ def agree(subject: Subject) -> list[str]:
     for pass_name in passes:
         others = [v for v in of_pass(pass_name) if v.name != subject.variant.name and not v.specialised]
         other = others[subject.seed % len(others)]
-        if other.refusal(subject.problem) is None:
+        if other.refusal(subject.problem, subject.device.kind) is None:
             found += _differences(f"beside {other}", own, subject.run(arrays, variant=other))
     return found
 
@@ -288,7 +288,8 @@ def applies(law: str, variant: Variant, problem: ConvProblem, device: Device) ->
             (size + sum(problem.padding[i]) - problem.filter_extent[i]) % problem.stride[i] == 0 for size, i in sizes
         )
     if law == "devices":
-        return other_device(device) is not None
+        other = other_device(device)
+        return other is not None and other.kind in variant.runs_on
     if law == "batch":
         return variant.pass_name != "kernel_grad" and problem.N > 1
     if law == "workers":

@@ -115,7 +115,7 @@ class Fuzzer:
             if "arguments" in self._parts:
                 self._hold(None, "arguments", hypothesis().strategies.builds(Called, arguments.calls()),
                            int(_CALLED * scale))  # fmt: skip
-            for variant in order:
+            for variant in (v for v in order if device.kind in v.runs_on):
                 tunables = rng.choice(("cpu", "cuda")) if device.kind == "cpu" else None
                 own = {**kind}
                 if "reference" in self._parts:

@@ -1,25 +1,22 @@
-"""Strips of columns (the .cu files named coalesced, and strip.cuh): a thread marches down one."""
+"""Strips of columns (the .cu files named coalesced): a thread marches down one; its filter is a constant."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
-from convbackprop.devices.compiler import cpu_vector_bytes
-from convbackprop.ladder.launches import TOTAL, block, total
-from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import WIDEST, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
 from convbackprop.problem import DTYPES, ConvProblem
 
 #: Taps that take more registers than this are in shared memory instead.
-_TAP_REGISTERS = 32
+_TAP_REGISTERS = 50
 
-#: Larger filters are not known at compile time: the unfinished rows of a strip of 8 would take more registers.
-_ROW_REGISTERS = 128
-
-#: How many filter columns are then worked on at a time; a multiple of every vector, so that loads stay aligned.
-_TAP_COLUMNS = 8
+#: The unfinished rows of the result take at most so many registers; a filter is at most so many columns wide.
+_ROW_REGISTERS, _WIDEST_FILTER = 120, 16
 
 
 def registers(p: ConvProblem, accumulators: int) -> int:
@@ -27,74 +24,55 @@ def registers(p: ConvProblem, accumulators: int) -> int:
     return accumulators * p.accumulator_bytes // 4
 
 
-def cpu_columns(vectors: int) -> Callable[[ConvProblem], int]:
-    """Return the rule for the columns of a strip on a CPU: at most so many of its vectors.
-
-    The more, the longer the runs of memory that it reads, and the fewer columns that neighbours share. But the last
-    strip of a row should not compute for nothing, and a CPU before AVX-512 has too few registers for more than one.
-    """
-
-    def columns(p: ConvProblem) -> int:
-        vector = max(8, cpu_vector_bytes() // p.accumulator_bytes)
-        width = min(p.Q, p.W)
-        for cols in (4 * vector, 2 * vector):
-            if cols <= vectors * vector and cpu_vector_bytes() == 64 and 7 * cols * ceil_div(width, cols) <= 8 * width:
-                return cols
-        return vector
-
-    return columns
+def rows_of_band(p: ConvProblem) -> int:
+    """Return ROWS: as few as leave at most a quarter of the work to rows outside the band. Short bands are many."""
+    return next((rows for rows in (16, 32) if rows >= 4 * (p.R - 1)), 64)
 
 
-#: THREADS: of a block. VECTOR_BYTES: what one instruction of a CUDA thread works on; a GPU's works on one number, as
-#: a CPU's vectors do on many. COLS: of a strip. ROWS: of a band.
-TUNABLES = {
-    "THREADS": Tunable(legal=(32, 64, 128, 256), cuda=128, cpu=32),
-    "VECTOR_BYTES": Tunable(legal=(1, 16, 32, 64), cuda=1, cpu=lambda p: cpu_vector_bytes()),
-    "COLS": Tunable(legal=(8, 16, 32, 64), cuda=8, cpu=cpu_columns(4)),
-    "ROWS": Tunable(legal=(8, 16, 32), cuda=32, cpu=32),
-}
+#: THREADS: of a block. COLS: of a strip, one or two vectors of 16 bytes in float32. ROWS: of a band.
+THREADS = Tunable(legal=(32, 64, 128, 256), cuda=128, cpu=128)
+COLS = Tunable(legal=(4, 8), cuda=lambda p: 32 // p.accumulator_bytes, cpu=lambda p: 32 // p.accumulator_bytes)
+ROWS = Tunable(legal=(8, 16, 32, 64), cuda=rows_of_band, cpu=rows_of_band)
+TUNABLES = {"THREADS": THREADS, "COLS": COLS, "ROWS": ROWS}
 
 
 def vectors(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, int]:
-    """Return LANES, and how many elements of images of x's and of y's width a load takes."""
-    lanes = max(1, min(t["COLS"], t["VECTOR_BYTES"] // p.accumulator_bytes))
-    if lanes > 1:
-        return {"LANES": lanes, "X_VECTOR": lanes, "Y_VECTOR": lanes}
+    """Return how many elements of rows of x's and of y's width a load takes: 16 bytes, where rows are so aligned."""
     size = DTYPES[p.dtype]
     return {
-        "LANES": 1,
         "X_VECTOR": math.gcd(p.W, max(alignment.x, size) // size, WIDEST // size, t["COLS"]),
         "Y_VECTOR": math.gcd(p.Q, max(alignment.y, size) // size, WIDEST // size, t["COLS"]),
     }
 
 
+def lead(p: ConvProblem, loads: Constants, is_forward: bool) -> int:
+    """Return LEAD: by how many columns a vector may begin before what forward or input_grad reads first."""
+    return -p.pad_left % loads["X_VECTOR"] if is_forward else (p.pad_left + 1 - p.S) % loads["Y_VECTOR"]
+
+
 # -- forward and input_grad ------------------------------------------------------------------------------------------
-def correlation_constants(is_forward: bool) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
-    """Return the rule for the constants of correlate.cuh."""
+def march_constants(is_forward: bool) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
+    """Return the rule for the constants of forward and input_grad."""
 
     def constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         loads = vectors(p, alignment, t)
-        sources = p.C // p.groups if is_forward else p.K // p.groups
-        known = sources == 1 and p.S <= 2 * _TAP_COLUMNS and registers(p, 8 * p.R) <= _ROW_REGISTERS
-        left, name = (p.pad_left, "X_VECTOR") if is_forward else (p.S - 1 - p.pad_left, "Y_VECTOR")
         return {
             **loads,
-            "LEAD": -left % loads[name],
-            "FILTER_R": p.R if known else 0,
-            "FILTER_S": p.S if known else min(p.S, _TAP_COLUMNS),
-            "TILE_ROWS": 0 if known else 4 // registers(p, 1),
-            "TAPS_SHARED": int(known and registers(p, p.R * p.S) > _TAP_REGISTERS),
+            "LEAD": lead(p, loads, is_forward),
+            "FILTER_R": p.R,
+            "FILTER_S": p.S,
+            "TAPS_SHARED": int(registers(p, p.R * p.S) > _TAP_REGISTERS),
         }
 
     return constants
 
 
-def correlation_grid(is_forward: bool) -> Geometry:
-    """Return the grid of correlate.cuh's strip_of_thread."""
+def march_grid(is_forward: bool) -> Geometry:
+    """Return a thread for each strip of each band; with taps in shared memory, planes of whole blocks."""
 
     def grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
         n, planes, rows, cols = p.y_shape if is_forward else p.x_shape
-        units = ceil_div(cols, t["COLS"]) * ceil_div(rows, t["TILE_ROWS"] or t["ROWS"])
+        units = ceil_div(cols, t["COLS"]) * ceil_div(rows, t["ROWS"])
         if t["TAPS_SHARED"]:
             return (n * planes * ceil_div(units, t["THREADS"]),)
         return (ceil_div(n * planes * units, t["THREADS"]),)
@@ -102,19 +80,43 @@ def correlation_grid(is_forward: bool) -> Geometry:
     return grid
 
 
+def one_source(is_forward: bool) -> Callable[[ConvProblem], str | None]:
+    """Return the requirement that each plane of the result is made from one plane."""
+
+    def requirement(p: ConvProblem) -> str | None:
+        """It takes one channel a filter (input_grad: one filter a channel)."""
+        count, what, each = (p.C, "channels", "filter") if is_forward else (p.K, "filters", "channel")
+        if count == p.groups:
+            return None
+        return f"a {each} sees {count // p.groups} {what}; it works where that is one"
+
+    return requirement
+
+
+def filter_fits(p: ConvProblem) -> str | None:
+    """It takes filters whose unfinished rows fit the registers."""
+    most = _ROW_REGISTERS // registers(p, 8)
+    if most < p.R or p.S > _WIDEST_FILTER:
+        return f"the filter is {p.R}x{p.S}; at most {most}x{_WIDEST_FILTER} fits the registers in {p.dtype}"
+    return None
+
+
 # -- kernel_grad -----------------------------------------------------------------------------------------------------
-#: What the sums and the ring of rows may take of a thread's 255 registers, by bytes of an accumulator.
-_RING_REGISTERS = {4: 205, 8: 170}
+#: What the arrays of a thread may take of its 255 registers.
+_ARRAY_REGISTERS = 192
 
 
 def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
     """Return the constants of kernel_grad/coalesced.cu: how many taps a thread adds up."""
     loads = vectors(p, alignment, t)
-    cols = ceil_div(p.S, ceil_div(p.S, 2 * _TAP_COLUMNS))
+    cols = ceil_div(p.S, ceil_div(p.S, _WIDEST_FILTER))
     if cols < p.S:
-        cols = 2 * _TAP_COLUMNS  # the parts begin where loads stay aligned
-    by_registers = (_RING_REGISTERS[p.accumulator_bytes] // registers(p, 1) - 16) // (8 + cols - 1 + cols)
-    rows = max(1, min(p.R, by_registers))
+        cols = _WIDEST_FILTER  # the parts begin where loads stay aligned
+    window = t["COLS"] + cols - 1
+    # A bias, the next row of x with its LEAD, g and the next rows of dy and y; and for each row of taps a row of x.
+    others = 1 + window + 3 + 3 * t["COLS"]
+    fit = (_ARRAY_REGISTERS // registers(p, 1) - others) // (window + cols)
+    rows = max(1, min(p.R, fit))
     return {
         **loads,
         "LEAD": -p.pad_left % loads["X_VECTOR"],
@@ -139,18 +141,23 @@ ENTRIES = (
     Variant(
         "forward",
         "coalesced",
-        launches=(Launch("forward", ("x", "w", "b", "y", "mask"), correlation_grid(True), block("THREADS")),),
+        launches=(
+            Launch("forward", ("x", "w", "b", "y", "mask"), march_grid(True), block("THREADS")),
+            replace(PACK_MASK, when=lambda p, t: p.mask and t["COLS"] % 8 != 0),  # a byte belongs to two threads
+        ),
         tunables=TUNABLES,
-        specialise=correlation_constants(True),
-        requires=(unit_stride, unit_dilation, countable),
+        specialise=march_constants(True),
+        requires=(unit_stride, unit_dilation, one_source(True), filter_fits, countable, tiles_countable(8)),
+        auto_on=("cuda",),
     ),
     Variant(
         "input_grad",
         "coalesced",
-        launches=(Launch("input_grad", ("dy", "saved", "w", "dx"), correlation_grid(False), block("THREADS")),),
+        launches=(Launch("input_grad", ("dy", "saved", "w", "dx"), march_grid(False), block("THREADS")),),
         tunables=TUNABLES,
-        specialise=correlation_constants(False),
-        requires=(unit_stride, unit_dilation, countable),
+        specialise=march_constants(False),
+        requires=(unit_stride, unit_dilation, one_source(False), filter_fits, countable, tiles_countable(8)),
+        auto_on=("cuda",),
     ),
     Variant(
         "kernel_grad",
@@ -160,9 +167,10 @@ ENTRIES = (
                    integers=lambda p, t: (kernel_grad_blocks(p, t),)),
             total(kernel_grad_blocks),
         ),
-        tunables={**TUNABLES, **TOTAL},
+        tunables={**TUNABLES, "ROWS": replace(ROWS, cuda=32, cpu=32), **TOTAL},
         specialise=kernel_grad_constants,
         scratch=lambda p, t: kernel_grad_blocks(p, t) * taps(p),
-        requires=(unit_stride, unit_dilation, countable),
+        requires=(unit_stride, unit_dilation, countable, tiles_countable(8)),
+        auto_on=("cuda",),
     ),
 )  # fmt: skip

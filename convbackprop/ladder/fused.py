@@ -1,15 +1,15 @@
-"""All gradients of a depthwise layer in one (backward/fused.cu), on the strips of `coalesced`."""
+"""All gradients of a depthwise layer in one (backward/fused.cu), on strips as those of `coalesced`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from convbackprop.ladder import coalesced
-from convbackprop.ladder.coalesced import cpu_columns, registers, vectors
+from convbackprop.ladder.coalesced import registers, vectors
 from convbackprop.ladder.launches import TOTAL, block, total
-from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
+from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
-from convbackprop.ladder.variant import Alignment, Constants, Launch, Tunable, Variant, ceil_div
+from convbackprop.ladder.variant import Alignment, Constants, Launch, Variant, ceil_div
 from convbackprop.problem import ConvProblem
 
 #: The largest filter whose taps' sums and rows of g fit the registers.
@@ -17,35 +17,37 @@ _LARGEST = 7
 
 
 def _columns(p: ConvProblem) -> int:
-    """Return how wide a strip fits a GPU's registers: less wide where the filter is large."""
-    return 4 if registers(p, p.R * p.S) > 32 else 8
+    """Return how wide a strip fits the registers: less wide where the filter is large."""
+    return 4 if registers(p, p.R * p.S) > 32 or p.accumulator_bytes > 4 else 8
+
+
+def _threads(p: ConvProblem) -> int:
+    """Return as many columns a block, whether its strips are narrow or wide: at its two sides g is read twice."""
+    return 512 // _columns(p)
 
 
 TUNABLES = {
-    **coalesced.TUNABLES,
-    # As many columns a block, whether its strips are narrow or wide: at its two sides g is read twice.
-    "THREADS": replace(coalesced.TUNABLES["THREADS"], cuda=lambda p: 512 // _columns(p)),
-    "COLS": Tunable(legal=(4, 8, 16, 32), cuda=_columns, cpu=cpu_columns(2)),
+    "THREADS": replace(coalesced.THREADS, cuda=_threads, cpu=_threads),
+    "COLS": replace(coalesced.COLS, cuda=_columns, cpu=_columns),
+    "ROWS": replace(coalesced.ROWS, cuda=32, cpu=32),
 }
 
 
-def constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
-    """Return the constants of backward/fused.cu.
-
-    RESIDENT is how many blocks a multiprocessor should hold at least: as many as there are without a spill.
-    """
-    loads = vectors(p, alignment, t)
-    small = registers(p, p.R * p.S) <= 9 and loads["Y_VECTOR"] >= 4
+def filter_and_needs(p: ConvProblem) -> dict[str, int]:
+    """Return the constants that say what is computed."""
     return {
-        **loads,
-        "RESIDENT": 512 // t["THREADS"] if small else 1,
-        "LEAD": -(p.S // 2) % loads["Y_VECTOR"],
         "FILTER_R": p.R,
         "FILTER_S": p.S,
         "NEED_DX": int(p.dx),
         "NEED_DW": int(p.dw),
         "NEED_DB": int(p.bias),
     }
+
+
+def constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
+    """Return the constants of backward/fused.cu."""
+    loads = vectors(p, alignment, t)
+    return {**loads, "LEAD": -(p.S // 2) % loads["Y_VECTOR"], **filter_and_needs(p)}
 
 
 def blocks(p: ConvProblem, t: Constants) -> int:
@@ -82,20 +84,36 @@ def same_padding(p: ConvProblem) -> str | None:
     return None
 
 
+def scratch(p: ConvProblem, t: Constants) -> int:
+    """Return the partial sums, where dw or db is wanted."""
+    return blocks(p, t) * taps(p) * (p.dw or p.bias)
+
+
+LAUNCHES = (
+    Launch("backward", ("dy", "saved", "x", "w", "dx", "scratch"), lambda p, t: (p.C * blocks(p, t),), block("THREADS"),
+           integers=lambda p, t: (blocks(p, t),)),
+    total(blocks, when=lambda p, t: p.dw or p.bias),
+)  # fmt: skip
+REQUIRES = (
+    unit_stride,
+    unit_dilation,
+    depthwise,
+    small_odd_filter,
+    enough_registers,
+    same_padding,
+    countable,
+    tiles_countable(8),
+)
+
 ENTRIES = (
     Variant(
         "backward",
         "fused",
-        launches=(
-            Launch("backward", ("dy", "saved", "x", "w", "dx", "scratch"),
-                   lambda p, t: (p.C * blocks(p, t),), block("THREADS"),
-                   integers=lambda p, t: (blocks(p, t),)),
-            total(blocks, when=lambda p: p.dw or p.bias),
-        ),
+        launches=LAUNCHES,
         tunables={**TUNABLES, **TOTAL},
         specialise=constants,
-        scratch=lambda p, t: blocks(p, t) * taps(p) * (p.dw or p.bias),
-        requires=(unit_stride, unit_dilation, depthwise, small_odd_filter,
-                  enough_registers, same_padding, countable),
+        scratch=scratch,
+        requires=REQUIRES,
+        auto_on=("cuda",),
     ),
-)  # fmt: skip
+)

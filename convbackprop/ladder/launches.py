@@ -22,7 +22,7 @@ def one_thread_each(count: Callable[[ConvProblem], int]) -> Geometry:
 
 #: Of pack_mask.cuh, which writes the bits of a ReLU's mask from the output.
 PACK_MASK = Launch("pack_mask", ("y", "mask"), one_thread_each(lambda p: math.prod(p.mask_shape)), block("THREADS"),
-                   when=lambda p: p.mask)  # fmt: skip
+                   when=lambda p, t: p.mask)  # fmt: skip
 
 #: Of kernel_grad_total.cuh. One group a warp: many where many warps hide the latency of memory, one where threads take
 #: turns; these then take many taps each.
@@ -33,7 +33,7 @@ TOTAL = {
 
 
 def total(
-    slices: Callable[[ConvProblem, Constants], int], when: Callable[[ConvProblem], bool] = lambda p: True
+    slices: Callable[[ConvProblem, Constants], int], when: Callable[[ConvProblem, Constants], bool] = lambda p, t: True
 ) -> Launch:
     """Return the launch of kernel_grad_total.cuh, which adds up the slices of partial sums."""
     return Launch("kernel_grad_total", ("scratch", "dw", "db"),

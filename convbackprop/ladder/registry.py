@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from convbackprop.arguments import known
 from convbackprop.errors import UnsupportedProblem
-from convbackprop.ladder import coalesced, fused, implicit_gemm, naive, tiled
+from convbackprop.ladder import coalesced, fused, implicit_gemm, naive, register_tiled, tiled, vectorised
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
 
 #: In the order of the ladder: each rung is meant to be faster than those before it.
-TECHNIQUES = (naive, tiled, coalesced, fused, implicit_gemm)
+TECHNIQUES = (naive, tiled, register_tiled, coalesced, fused, vectorised, implicit_gemm)
 
 #: By pass, and within a pass in the order of the ladder.
 VARIANTS: tuple[Variant, ...] = tuple(
@@ -47,7 +47,7 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str)
             )
         return chosen
     chosen = next(rung for rung in of_pass(pass_name) if rung.name == variant)
-    if sentence := chosen.refusal(problem):
+    if sentence := chosen.refusal(problem, device_kind):
         raise UnsupportedProblem(f"{chosen} does not compute this problem: {sentence}")
     return chosen
 
@@ -61,7 +61,7 @@ def why_not(pass_name: str, problem: ConvProblem, device_kind: str) -> dict[Vari
     reasons: dict[Variant, str | None] = {}
     chosen: Variant | None = None
     for rung in reversed(of_pass(pass_name)):
-        reason = rung.refusal(problem)
+        reason = rung.refusal(problem, device_kind)
         if reason is None and device_kind not in rung.auto_on:
             reason = f"it is made for {' and '.join(rung.auto_on)}, not for {device_kind}"
         if reason is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convbackprop.ladder.variant import Requirement, ceil_div
 from convbackprop.problem import ConvProblem
 
 
@@ -18,6 +19,23 @@ def unit_dilation(p: ConvProblem) -> str | None:
         return f"dilation is {p.dilation[0]}x{p.dilation[1]}; it works with dilation 1 only"
     return None
 
+
+def tiles_countable(rows: int) -> Requirement:
+    """Return the requirement that tiles of so many rows and 4 columns, the smallest there are, fit in 32 bits."""
+
+    def requirement(p: ConvProblem) -> str | None:
+        """It counts the tiles of all planes in 32 bits."""
+        planes = (p.K, p.P, p.Q), (p.C, p.H, p.W)
+        tiles = max(p.N * count * ceil_div(height, rows) * ceil_div(width, 4) for count, height, width in planes)
+        if tiles > _MOST_TILES:
+            return f"there are {tiles:,} tiles of {rows} x 4; it counts up to {_MOST_TILES:,}"
+        return None
+
+    return requirement
+
+
+#: With as much again for threads that fill the last blocks.
+_MOST_TILES = 2**31
 
 #: What 32-bit arithmetic is safe for, with as much again for what a strip or a band reaches beyond the image.
 _LONGEST = 2**30

@@ -34,15 +34,19 @@ ALIGNED = Alignment(WIDEST, WIDEST)
 
 @dataclass(frozen=True)
 class Tunable:
-    """A compile-time constant that may be chosen freely among `legal`: for each kind of device a value, or a rule."""
+    """A compile-time constant that may be chosen freely among `legal`: for each kind of device a value, or a rule.
+
+    None: for a kind of device that the variant does not run on.
+    """
 
     legal: tuple[int, ...]
-    cuda: Choice
-    cpu: Choice
+    cuda: Choice | None = None
+    cpu: Choice | None = None
 
     def value(self, device_kind: str, problem: ConvProblem) -> int:
         """Return the choice for a kind of device, "cpu" or "cuda"."""
-        choice: Choice = getattr(self, device_kind)
+        choice: Choice | None = getattr(self, device_kind)
+        assert choice is not None, f"a constant of a variant that does not run on {device_kind}"
         return choice if isinstance(choice, int) else choice(problem)
 
 
@@ -63,7 +67,7 @@ class Launch:
     shared_bytes : callable
         (problem, constants) -> bytes of dynamic shared memory.
     when : callable
-        problem -> whether this launch is needed.
+        (problem, constants) -> whether this launch is needed.
     """
 
     entry: str
@@ -72,7 +76,7 @@ class Launch:
     block: Geometry
     integers: Geometry = lambda p, t: ()
     shared_bytes: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
-    when: Callable[[ConvProblem], bool] = lambda p: True
+    when: Callable[[ConvProblem, Constants], bool] = lambda p, t: True
 
 
 #: Says in one sentence why a problem is refused, or None.
@@ -97,8 +101,10 @@ class Variant:
         (problem, constants) -> how many accumulators of scratch memory the launches share, as operand "scratch".
     requires : tuple of callable
         Each looks at a problem and returns None, or one sentence on why it is refused.
+    runs_on : tuple of str
+        The kinds of device that it can be compiled for.
     auto_on : tuple of str
-        The kinds of device on which `variant="auto"` may choose it.
+        Those of them on which `variant="auto"` may choose it.
     auto_not : callable
         (problem, device kind) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
     path : Path
@@ -112,6 +118,7 @@ class Variant:
     specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = lambda p, a, t: {}
     scratch: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     requires: tuple[Requirement, ...] = ()
+    runs_on: tuple[str, ...] = ("cuda", "cpu")
     auto_on: tuple[str, ...] = ("cuda", "cpu")
     auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
     file: Path | None = None
@@ -140,14 +147,19 @@ class Variant:
         paragraphs = head_comment(self.path)
         return paragraphs[min(1, len(paragraphs) - 1)].split(". ")[0].rstrip(".") + "." if paragraphs else ""
 
-    def refusal(self, problem: ConvProblem) -> str | None:
-        """Return the sentence on why this variant does not compute `problem`, or None if it does."""
+    def refusal(self, problem: ConvProblem, device_kind: str | None = None) -> str | None:
+        """Return the sentence on why this variant does not compute `problem`, or None if it does.
+
+        `device_kind`: where; None: on any device that it runs on.
+        """
+        if device_kind is not None and device_kind not in self.runs_on:
+            return f"it is written for {' and '.join(self.runs_on)}; it does not run on {device_kind}"
         sentences = (requirement(problem) for requirement in (*self.requires, self._grid_fits))
         return next(filter(None, sentences), None)
 
     def _grid_fits(self, problem: ConvProblem) -> str | None:
         """Its grids must be within CUDA's limits, with the constants of every device."""
-        for kind in ("cuda", "cpu"):
+        for kind in self.runs_on:
             constants = self.constants(kind, problem)
             for launch in self.launches:
                 grid = launch.grid(problem, constants)
@@ -156,7 +168,11 @@ class Variant:
         return None
 
     def constants(self, device_kind: str, problem: ConvProblem, alignment: Alignment = ALIGNED) -> dict[str, int]:
-        """Return the tunables for a kind of device, "cpu" or "cuda", and what follows from problem and alignment."""
+        """Return the tunables for a kind of device, "cpu" or "cuda", and what follows from problem and alignment.
+
+        A variant that runs on one kind only has those of that kind.
+        """
+        device_kind = device_kind if device_kind in self.runs_on else self.runs_on[0]
         chosen = {name: tunable.value(device_kind, problem) for name, tunable in self.tunables.items()}
         return {**chosen, **self.specialise(problem, alignment, chosen)}
 

@@ -73,7 +73,8 @@ class Plan:
         self.steps: list[tuple[tuple[str, ...], Kernel]] = []
         for launch in variant.launches:
             grid = three(launch.grid(problem, constants))
-            if launch.when(problem) and (all(grid) or problem.N):  # an empty batch may leave nothing to compute
+            # An empty batch may leave nothing to compute.
+            if launch.when(problem, constants) and (all(grid) or problem.N):
                 kernel = device.load(
                     source,
                     launch.entry,

@@ -84,7 +84,7 @@ class Configuration:
     @property
     def refusal(self) -> str | None:
         """The sentence on why the variant refuses it, or None."""
-        return self.variant.refusal(self.problem)
+        return self.variant.refusal(self.problem, "cuda")
 
     def __str__(self) -> str:
         return f"{self.variant} {self.dtype} {self.filter}x{self.filter} {self.architecture}"

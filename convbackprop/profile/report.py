@@ -98,7 +98,7 @@ def launches_of(variant: Variant, problem: ConvProblem, tunables: str = "cuda") 
             launch.entry == main,
         )
         for launch in variant.launches
-        if launch.when(problem)
+        if launch.when(problem, constants)
     )
 
 
@@ -121,7 +121,7 @@ def report(variant: Variant, problem: ConvProblem, gpu: Gpu, blocks: int = 64) -
     CompileError
         nvcc rejects the file, with its messages.
     """
-    if sentence := variant.refusal(problem):
+    if sentence := variant.refusal(problem, "cuda"):
         raise UnsupportedProblem(f"{variant} does not compute this problem: {sentence}")
     remarks: list[str] = []
     launches = _with_code(launches_of(variant, problem), variant, problem, gpu, remarks)

@@ -7,11 +7,11 @@
 // through shared memory, and not from lane to lane, because that is one barrier for all taps together.
 #pragma once
 #include "kernel_grad_total.cuh"
-#include "strip.cuh"
+#include "cpu/strip.cuh"
 
 // give(i, sum of all threads' lanes[i]) for each i < COUNT, called by one thread each.
 template <int COUNT, class Give>
-__device__ __forceinline__ void add_up_block(const Lane (&lanes)[COUNT], Give&& give) {
+__forceinline__ void add_up_block(const Lane (&lanes)[COUNT], Give&& give) {
     // A row for each of the sums that fit at once, a column a thread; the odd pitch lets threads read rows without
     // bank conflicts.
     constexpr int PITCH = THREADS + 1, FIT = 48 * 1024 / (PITCH * sizeof(Acc)), ROUND = COUNT < FIT ? COUNT : FIT;

@@ -1,12 +1,8 @@
 // A strip: COLS neighbouring columns, the share of one CUDA thread, which marches down ROWS rows of them.
 //
-// Neighbouring threads own neighbouring strips, so that a warp reads and writes whole sectors. A row is read in
-// pieces of PIECE columns, each one load: on a GPU at most 16 bytes, at an aligned address (the constants X_VECTOR
-// and Y_VECTOR say how many columns that allows for images of x's and of y's width); on a CPU one Lane, anywhere.
+// A row is read a Lane at a time, at any address.
 #pragma once
-#include <type_traits>
-
-#include "lane.cuh"
+#include "cpu/lane.cuh"
 
 static_assert(COLS % LANES == 0, "a strip is made of whole lanes");
 static_assert(ROWS >= 1, "a band has a row");
@@ -14,87 +10,80 @@ static_assert(ROWS >= 1, "a band has a row");
 struct Cols {
     Lane lanes[COLS / LANES];
 
-    __device__ __forceinline__ static Cols fill(Acc value) {
+    __forceinline__ static Cols fill(Acc value) {
         Cols made;
         unroll<COLS / LANES>([&](auto i) INLINED { made.lanes[i] = Lane{} + value; });
         return made;
     }
-    __device__ __forceinline__ void add_product(Acc factor, const Cols& other) {
+    __forceinline__ void add_product(Acc factor, const Cols& other) {
         unroll<COLS / LANES>([&](auto i) INLINED { lanes[i] += factor * other.lanes[i]; });
     }
-    __device__ __forceinline__ void add(const Cols& other) {
+    __forceinline__ void add(const Cols& other) {
         unroll<COLS / LANES>([&](auto i) INLINED { lanes[i] += other.lanes[i]; });
     }
 };
 
 // sum += a * b, column by column; a sum over columns stays one Lane until total()
-__device__ __forceinline__ void add_products(Lane& sum, const Cols& a, const Cols& b) {
+__forceinline__ void add_products(Lane& sum, const Cols& a, const Cols& b) {
     unroll<COLS / LANES>([&](auto i) INLINED { sum += a.lanes[i] * b.lanes[i]; });
 }
 
 // ------------------------------------------------------------------------------------------------ what is read
 // One channel of one image ...
-template <int PIECE_>
 struct Plane {
-    static constexpr int PIECE = PIECE_;
     const Scalar* data;
     int rows, cols;
 
-    __device__ __forceinline__ Plane(const Scalar* image, Index plane, int rows, int cols)
+    __forceinline__ Plane(const Scalar* image, Index plane, int rows, int cols)
         : data(image + plane * rows * cols), rows(rows), cols(cols) {}
 
-    __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
-        load<PIECE>(lanes, data + Index(row) * cols + col);
-    }
+    __forceinline__ void read(Lane& lane, int row, int col) const { load(lane, data + Index(row) * cols + col); }
     // What is left to do once N lanes of a row are read, from column `first` on.
     template <int N>
-    __device__ __forceinline__ void finish(Lane (&)[N], int row, int first) const {}
-    __device__ __forceinline__ Acc at(int row, int col) const { return to_acc(data[Index(row) * cols + col]); }
+    __forceinline__ void finish(Lane (&)[N], int row, int first) const {}
+    __forceinline__ Acc at(int row, int col) const { return to_acc(data[Index(row) * cols + col]); }
 };
 
 // ... or the same without NaN and infinities, where that is asked for ...
-template <int PIECE_>
-struct FinitePlane : Plane<PIECE_> {
+struct FinitePlane : Plane {
     const bool only_finite;
     bool left_out = false;
 
-    __device__ __forceinline__ FinitePlane(const Scalar* image, Index plane, int rows, int cols, bool only_finite)
-        : Plane<PIECE_>(image, plane, rows, cols), only_finite(only_finite) {}
+    __forceinline__ FinitePlane(const Scalar* image, Index plane, int rows, int cols, bool only_finite)
+        : Plane(image, plane, rows, cols), only_finite(only_finite) {}
 
     template <int N>
-    __device__ __forceinline__ void finish(Lane (&lanes)[N], int row, int first) {
+    __forceinline__ void finish(Lane (&lanes)[N], int row, int first) {
         if (only_finite) unroll<N>([&](auto i) INLINED { left_out |= make_finite(lanes[i]); });
     }
 };
 
 // ... or of g = dy * phi'(s), which is formed as it is read and never stored.
-template <int PIECE_>
 struct GradPlane {
-    static constexpr int PIECE = PIECE_;
     static constexpr bool FROM_MASK = std::is_same<Saved, MaskByte>::value;
     const Scalar* dy;
     const Saved* saved;
     int rows, cols, saved_pitch;
 
-    __device__ __forceinline__ GradPlane(const Scalar* dy_, const Saved* saved_, Index plane,
+    __forceinline__ GradPlane(const Scalar* dy_, const Saved* saved_, Index plane,
                                          const Conv2dShape& shape)
         : dy(dy_ + plane * shape.P * shape.Q), rows(shape.P), cols(shape.Q) {
         saved_pitch = FROM_MASK ? mask_row_bytes(shape) : shape.Q;
         saved = ACTIVATION == IDENTITY ? nullptr : saved_ + plane * rows * saved_pitch;
     }
 
-    __device__ __forceinline__ void read(Lane* lanes, int row, int col) const {
-        load<PIECE>(lanes, dy + Index(row) * cols + col);
+    __forceinline__ void read(Lane& lane, int row, int col) const {
+        load(lane, dy + Index(row) * cols + col);
         if constexpr (ACTIVATION != IDENTITY && !FROM_MASK) {
-            Lane y[PIECE / LANES];
-            load<PIECE>(y, reinterpret_cast<const Scalar*>(saved) + Index(row) * saved_pitch + col);
-            unroll<PIECE / LANES>([&](auto i) INLINED { lanes[i] = times_derivative(lanes[i], y[i]); });
+            Lane y;
+            load(y, reinterpret_cast<const Scalar*>(saved) + Index(row) * saved_pitch + col);
+            lane = times_derivative(lane, y);
         }
     }
     // A mask is read once for all N lanes, which begin at column `first`, 48 columns at a time; some may lie outside
     // the row.
     template <int N>
-    __device__ __forceinline__ void finish(Lane (&lanes)[N], int row, int first) const {
+    __forceinline__ void finish(Lane (&lanes)[N], int row, int first) const {
         if constexpr (FROM_MASK) {
             constexpr int AT_ONCE = 48 / LANES;
             unroll<(N + AT_ONCE - 1) / AT_ONCE>([&](auto group) INLINED {
@@ -105,7 +94,7 @@ struct GradPlane {
         }
     }
     template <int COUNT>
-    __device__ __forceinline__ unsigned long long mask_bits(int row, int first) const {
+    __forceinline__ unsigned long long mask_bits(int row, int first) const {
         constexpr int BYTES = (COUNT + 7 + 7) / 8;
         static_assert(BYTES <= 8, "the bits fit one word");
         const MaskByte* bytes = reinterpret_cast<const MaskByte*>(saved) + Index(row) * saved_pitch;
@@ -117,46 +106,60 @@ struct GradPlane {
         return bits >> (first & 7);
     }
     // One element.
-    __device__ __forceinline__ Acc at(int row, int col) const {
+    __forceinline__ Acc at(int row, int col) const {
         const Acc grad = to_acc(dy[Index(row) * cols + col]);
         return ACTIVATION == IDENTITY ? grad : applied(grad, saved + Index(row) * saved_pitch, col);
     }
-    __device__ __forceinline__ static Acc applied(Acc grad, const Scalar* y, int col) {
+    __forceinline__ static Acc applied(Acc grad, const Scalar* y, int col) {
         return times_derivative(grad, to_acc(y[col]));
     }
-    __device__ __forceinline__ static Acc applied(Acc grad, const MaskByte* bits, int col) {
+    __forceinline__ static Acc applied(Acc grad, const MaskByte* bits, int col) {
         return bits[col / 8] >> (col % 8) & 1 ? grad : Acc(0);
     }
 };
 
 // ------------------------------------------------------------------------------------------------ a row's window
-// Columns first to first + COLS + TAPS - 2 of one row, zero outside the image. The first piece begins BEFORE columns
-// earlier, where an aligned load can.
+// COLUMNS neighbouring columns, from any of TAPS neighbouring ones on. Each shift is formed once, from registers:
+// reading again, off its alignment, what was just stored would stall.
+template <int TAPS, int BEFORE, int COLUMNS, int N>
+struct Shifts {
+    Lane shifted[TAPS][COLUMNS / LANES];
+    Shifts() {}
+    __forceinline__ explicit Shifts(const Lane (&lanes)[N]) {
+        unroll<TAPS>([&](auto s) INLINED {
+            unroll<COLUMNS / LANES>([&](auto i) INLINED {
+                constexpr int first = i + (BEFORE + s) / LANES, offset = (BEFORE + s) % LANES;
+                if constexpr (offset == 0)
+                    shifted[s][i] = lanes[first];
+                else
+                    shifted[s][i] = across<offset>(lanes[first], lanes[first + 1]);
+            });
+        });
+    }
+    __forceinline__ Lane lane(int s, int i) const { return shifted[s][i]; }
+};
+
+// Columns first to first + COLS + TAPS - 2 of one row, zero outside the image. The first Lane begins BEFORE columns
+// earlier, where those of the strip's rows are aligned as the strip is.
 template <int TAPS, int BEFORE>
 struct Window {
-    template <int PIECE>
-    static constexpr int PIECES = (BEFORE + COLS + TAPS - 1 + PIECE - 1) / PIECE;
+    static constexpr int N = (BEFORE + COLS + TAPS - 1 + LANES - 1) / LANES;
 
     // Whether all that is loaded lies inside the image's columns: the same for every row of a strip.
     template <class Source>
-    __device__ __forceinline__ static bool inside(const Source& source, int first) {
-        return first - BEFORE >= 0 && first - BEFORE + PIECES<Source::PIECE> * Source::PIECE <= source.cols;
+    __forceinline__ static bool inside(const Source& source, int first) {
+        return first - BEFORE >= 0 && first - BEFORE + N * LANES <= source.cols;
     }
 
     template <class Source>
-    __device__ __forceinline__ static auto read(Source& source, int row, int first, bool inside) {
-        constexpr int PIECE = Source::PIECE, N = PIECES<PIECE> * PIECE / LANES;
+    __forceinline__ static auto read(Source& source, int row, int first, bool inside) {
         Lane lanes[N];
         unroll<N>([&](auto i) INLINED { lanes[i] = Lane{}; });
         if (0 <= row && row < source.rows) {
             if (inside)
-                unroll<PIECES<PIECE>>([&](auto i) INLINED {
-                    source.read(lanes + i * (PIECE / LANES), row, first - BEFORE + i * PIECE);
-                });
+                unroll<N>([&](auto i) INLINED { source.read(lanes[i], row, first - BEFORE + i * LANES); });
             else
-                unroll<PIECES<PIECE>>([&](auto i) INLINED {
-                    read_at_edge(source, lanes + i * (PIECE / LANES), row, first - BEFORE + i * PIECE);
-                });
+                unroll<N>([&](auto i) INLINED { read_at_edge(source, lanes[i], row, first - BEFORE + i * LANES); });
             source.finish(lanes, row, first - BEFORE);
         }
         unroll<N>([&](auto i) INLINED { settle(lanes[i]); });
@@ -164,16 +167,16 @@ struct Window {
     }
 
     template <class Source>
-    __device__ __forceinline__ static void read_at_edge(Source& source, Lane* lanes, int row, int col) {
-        if (col >= 0 && col + Source::PIECE <= source.cols)
-            source.read(lanes, row, col);
-        else if (col + Source::PIECE > 0 && col < source.cols)
-            *lanes = partial_lane(source, row, col);
+    __forceinline__ static void read_at_edge(Source& source, Lane& lane, int row, int col) {
+        if (col >= 0 && col + LANES <= source.cols)
+            source.read(lane, row, col);
+        else if (col + LANES > 0 && col < source.cols)
+            lane = partial_lane(source, row, col);
     }
 };
 
 template <class Shifted, class S>
-__device__ __forceinline__ Cols shifted(const Shifted& window, S s) {
+__forceinline__ Cols shifted(const Shifted& window, S s) {
     Cols columns;
     unroll<COLS / LANES>([&](auto i) INLINED { columns.lanes[i] = window.lane(s, i); });
     return columns;
@@ -181,28 +184,26 @@ __device__ __forceinline__ Cols shifted(const Shifted& window, S s) {
 
 // The strip's own columns of a row, zero outside the image.
 template <class Source>
-__device__ __forceinline__ Cols own_columns(Source& source, int row, int first) {
+__forceinline__ Cols own_columns(Source& source, int row, int first) {
     using Own = Window<1, 0>;
     return shifted(Own::read(source, row, first, Own::inside(source, first)), Constant<0>{});
 }
 
 // Slot number of a ring of SLOTS, for 0 <= slot < 2 SLOTS.
 template <int SLOTS>
-__device__ __forceinline__ int wrapped(int slot) {
+__forceinline__ int wrapped(int slot) {
     return slot < SLOTS ? slot : slot - SLOTS;
 }
 
 // ------------------------------------------------------------------------------------------------ what is written
-template <int PIECE>
-__device__ __forceinline__ void write(Scalar* row, int col, int cols, Cols columns) {
+__forceinline__ void write(Scalar* row, int col, int cols, Cols columns) {
     unroll<COLS / LANES>([&](auto i) INLINED { settle(columns.lanes[i]); });
-    unroll<COLS / PIECE>([&](auto i) INLINED {
-        const Lane* lanes = columns.lanes + i * (PIECE / LANES);
-        const int first = col + i * PIECE;
-        if (first + PIECE <= cols)
-            store<PIECE>(row + first, lanes);
+    unroll<COLS / LANES>([&](auto i) INLINED {
+        const int first = col + i * LANES;
+        if (first + LANES <= cols)
+            store(row + first, columns.lanes[i]);
         else if (first < cols)
-            store_partial(row + first, *lanes, cols - first);
+            store_partial(row + first, columns.lanes[i], cols - first);
     });
 }
 
@@ -212,7 +213,7 @@ struct Strip {
     Index plane;
     int first_row, end_row, first_col;
 
-    __device__ __forceinline__ Strip(Index unit, Index planes, int rows, int cols, int band) {
+    __forceinline__ Strip(Index unit, Index planes, int rows, int cols, int band) {
         const int strips = (cols + COLS - 1) / COLS, bands = (rows + band - 1) / band;
         const Index band_number = unit / strips;
         first_col = int(unit % strips) * COLS;
@@ -220,5 +221,5 @@ struct Strip {
         first_row = int(band_number % bands) * band;
         end_row = plane < planes ? min(first_row + band, rows) : first_row;  // beyond the last plane: no row
     }
-    __device__ __forceinline__ bool exists() const { return first_row < end_row; }
+    __forceinline__ bool exists() const { return first_row < end_row; }
 };

@@ -8,16 +8,15 @@
 // FILTER_R output rows that need it. These unfinished rows are a ring of registers which moves on for free: the
 // first multiply-add of a row reads slot r + 1 and writes slot r.
 //
-// register_tile: any filter, any number of sources. A thread keeps TILE_ROWS output rows of its strip and adds one
-// filter row and FILTER_S filter columns at a time, of one source after the other.
+// register_tile: any filter, any number of sources; see register_tile.cuh.
 #pragma once
-#include "long_sum.cuh"
-#include "strip.cuh"
+#include "cpu/register_tile.cuh"
+#include "cpu/strip.cuh"
 
 constexpr int TAPS = FILTER_R * FILTER_S;
 
 // Where am I: strips are consecutive in threadIdx.x. With taps in shared memory, a block stays within one plane.
-__device__ __forceinline__ Strip strip_of_thread(Index planes, int rows, int cols) {
+__forceinline__ Strip strip_of_thread(Index planes, int rows, int cols) {
     constexpr int BAND = TILE_ROWS > 0 ? TILE_ROWS : ROWS;
     if constexpr (!TAPS_SHARED) return Strip(Index(blockIdx.x) * THREADS + threadIdx.x, planes, rows, cols, BAND);
     const int units = ((cols + COLS - 1) / COLS) * ((rows + BAND - 1) / BAND);
@@ -28,7 +27,7 @@ __device__ __forceinline__ Strip strip_of_thread(Index planes, int rows, int col
 }
 
 template <class Source, class Taps, class Finish>
-__device__ __forceinline__ void march(const Source& source, const Taps& taps, const Strip& strip, int top, int left,
+__forceinline__ void march(const Source& source, const Taps& taps, const Strip& strip, int top, int left,
                                       Acc start, Finish&& finish) {
     using Row = Window<FILTER_S, LEAD>;
     const int first = strip.first_col - left;
@@ -51,64 +50,9 @@ __device__ __forceinline__ void march(const Source& source, const Taps& taps, co
     }
 }
 
-// LongSum for COLS sums at once.
-struct LongCols {
-    Cols run, total, lost;
-
-    __device__ __forceinline__ LongCols() : run(Cols::fill(0)), total(run), lost(run) {}
-    __device__ __forceinline__ void end_run() {
-        unroll<COLS / LANES>([&](auto i) INLINED {
-            const Lane corrected = run.lanes[i] - lost.lanes[i];
-            const Lane sum = total.lanes[i] + corrected;
-            const Lane away = (sum - total.lanes[i]) - corrected;
-            lost.lanes[i] = away - away == Lane{} ? away : Lane{};  // infinite or NaN: such a total has lost nothing
-            total.lanes[i] = sum;
-            run.lanes[i] = Lane{};
-        });
-    }
-};
-
-// source(a) is the a-th plane, filter(a) its R x S taps.
-template <bool TURNED, class Sources, class Filters, class Finish>
-__device__ __forceinline__ void register_tile(int sources, Sources&& source, Filters&& filter, int R, int S,
-                                              const Strip& strip, int top, int left, Acc start, Finish&& finish) {
-    using Row = Window<FILTER_S, LEAD>;
-    LongCols sums[TILE_ROWS];
-    unroll<TILE_ROWS>([&](auto p) INLINED { sums[p].total = Cols::fill(start); });
-    int terms = 0;
-    for (int a = 0; a < sources; ++a) {
-        const auto plane = source(a);
-        const Scalar* taps = filter(a);
-        for (int first_s = 0; first_s < S; first_s += FILTER_S) {
-            const int first = strip.first_col - left + first_s;
-            const bool inside = Row::inside(plane, first);
-            for (int i = 0; i < TILE_ROWS + R - 1; ++i) {
-                const auto x = Row::read(plane, strip.first_row - top + i, first, inside);
-                unroll<TILE_ROWS>([&](auto p) INLINED {
-                    const int r = i - p;
-                    if (r < 0 || r >= R) return;
-                    unroll<FILTER_S>([&](auto s) INLINED {
-                        const int tap = r * S + first_s + s;
-                        if (first_s + s < S)
-                            sums[p].run.add_product(to_acc(taps[TURNED ? R * S - 1 - tap : tap]), shifted(x, s));
-                    });
-                });
-                terms += FILTER_S;
-                if (terms < LongSum::RUN) continue;
-                unroll<TILE_ROWS>([&](auto p) INLINED { sums[p].end_run(); });
-                terms = 0;
-            }
-        }
-    }
-    unroll<TILE_ROWS>([&](auto p) INLINED {
-        sums[p].end_run();
-        if (strip.first_row + p < strip.end_row) finish(strip.first_row + p, sums[p].total);
-    });
-}
-
 // Forms the sum in the way that the constants ask for; finish(row, columns) is given each finished row.
 template <bool TURNED, class Sources, class Filters, class Finish>
-__device__ __forceinline__ void correlate(const Strip& strip, int top, int left, int sources, Sources&& source,
+__forceinline__ void correlate(const Strip& strip, int top, int left, int sources, Sources&& source,
                                           Filters&& filter, const Conv2dShape& shape, Acc start, Finish&& finish) {
     const auto tap_of = [&](int t) INLINED { return to_acc(filter(0)[TURNED ? TAPS - 1 - t : t]); };
     if constexpr (FILTER_R == 0) {

@@ -1,0 +1,29 @@
+// dx[n,c,h,w_] = sum_{k,r,s} g[n, k, h + pad - r, w_ + pad - s] * w[k,c,r,s]
+//                with g = dy * phi'(s), stride and dilation 1
+//
+// One thread computes a strip of COLS columns down a band of rows, in registers. Substituting r by R - 1 - r shows
+// the forward pass's sum, over g in place of x and with the filter turned by 180 degrees, and it is formed by the
+// same code: correlate.cuh. g is formed as its row is loaded, once for all taps (and once more for each neighbour
+// that shares a column), and never stored. What limits it now: memory's bandwidth, with one channel and filters up
+// to about 7 x 7; the arithmetic for larger ones.
+#include "cpu/correlate.cuh"
+
+// The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
+           Scalar* __restrict__ dx, Conv2dShape shape) {
+    // Where am I: see strip_of_thread. Threads beyond the last strip stay, for a barrier.
+    const Strip strip = strip_of_thread(Index(shape.N) * shape.C, shape.H, shape.W);
+    const int c = strip.plane % shape.C;
+    const int first_filter = c / shape.group_channels() * shape.group_filters();
+    const Index first_k = strip.plane / shape.C * shape.K + first_filter;
+
+    const auto finish = [&](int h, const Cols& sum) INLINED {
+        write(dx + (strip.plane * shape.H + h) * shape.W, strip.first_col, shape.W, sum);
+    };
+    correlate<true>(
+        strip, shape.R - 1 - shape.pad_top, shape.S - 1 - shape.pad_left, shape.group_filters(),
+        [&](int k) INLINED { return GradPlane(dy, saved, first_k + k, shape); },
+        [&](int k) INLINED { return w + shape.w_at(first_filter + k, c % shape.group_channels(), 0, 0); }, shape,
+        Acc(0), finish);
+}
