@@ -16,7 +16,7 @@ from convbackprop.launch import calls
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
 from tests import driver
-from tests.quick import quick_cpu
+from tests.support.quick import quick_cpu
 
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
@@ -103,7 +103,7 @@ def compile_ahead(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many faults were injected and how many of them survived (tests/test_faults.py)."""
+    """Print how many faults were injected and how many of them survived (tests/devices/test_faults.py)."""
     injected = survived = 0
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
