@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from convbackprop import devices
+from convbackprop import cli, devices
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import CpuDevice
 from convbackprop.ladder.variant import Variant
@@ -76,6 +77,20 @@ def quick_commands(monkeypatch: pytest.MonkeyPatch) -> Iterable[None]:
         patch.setattr("convbackprop.devices.cpu.cpu_device", quick_cpu)
         yield
     calls.forget()
+
+
+@pytest.fixture
+def run(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in an empty directory; return (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return command
 
 
 @pytest.fixture

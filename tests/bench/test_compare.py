@@ -19,6 +19,7 @@ from convbackprop.bench.timing import Timing
 from convbackprop.cli import main
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
 from tests.support import saved_runs
+from tests.support.commands import documented
 
 needs_scipy = pytest.mark.usefixtures("scipy")
 needs_matplotlib = pytest.mark.usefixtures("matplotlib")
@@ -138,8 +139,6 @@ def test_compare_without_scipy(monkeypatch):
 
 @needs_scipy
 def test_compare_on_the_command_line(here, capfd):
-    from tests.cli.test_cli import documented
-
     for name, seed, factor in (("before", 0, 1.0), ("after", 1, 1.5)):
         runs.save(saved_runs.run(name, seed, factor), runs.path_of(name))
     assert main(["compare", "before", "after"]) == 0
@@ -219,8 +218,6 @@ def test_pictures_of_a_run_without_times():
 
 @needs_matplotlib
 def test_plot_on_the_command_line(here, capfd):
-    from tests.cli.test_cli import documented
-
     runs.save(saved_runs.run("one", sizes=(64,)), runs.path_of("one"))
     runs.save(saved_runs.run("two"), runs.path_of("two"))
     assert main(["plot", "one", "--json"]) == 0
@@ -290,8 +287,6 @@ def test_an_html_page_is_one_file(here, capfd):
 
 @needs_matplotlib
 def test_a_markdown_page_and_its_pictures(here, capfd):
-    from tests.cli.test_cli import documented
-
     run = saved_runs.run("before")
     run.rows[0].label = f"a|b*c {HOSTILE}"
     run.rows[1].ours, run.rows[1].faults, run.rows[1].error = None, ["it is wrong"], math.inf

@@ -18,13 +18,14 @@ from convbackprop.bench import layer_goals, layers, suites, timing, torch_calls
 from convbackprop.bench.cases import Case
 from convbackprop.bench.rows import Row
 from convbackprop.check import curated, inputs, reference
-from convbackprop.cli import check as check_command, goals, main
+from convbackprop.cli import check as check_command, goals
 from convbackprop.cli.new import passes_with_a_skeleton
 from convbackprop.devices.cpu import cpu_device
 from convbackprop.ladder.registry import VARIANTS, choose, of_pass
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, PASSES, ConvProblem
 from tests import driver
+from tests.support.commands import documented, epilog
 from tests.support.quick import QUICK_ENVIRONMENT
 
 SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"
@@ -32,16 +33,8 @@ QUICK = ("--seconds", "0.01", "--device", "cpu")
 
 
 @pytest.fixture
-def run(capfd, monkeypatch, tmp_path, quick_commands):
-    """Run a command in an empty directory; return (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def command(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return command
+def run(run, quick_commands):
+    return run
 
 
 def in_a_process(*arguments, cwd=None, **environment):
@@ -50,10 +43,6 @@ def in_a_process(*arguments, cwd=None, **environment):
         capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
         env={**os.environ, **QUICK_ENVIRONMENT, "PYTHONPATH": str(Path(cli.__file__).parents[2]), **environment},
     )  # fmt: skip
-
-
-def epilog(command):
-    return __import__(f"convbackprop.cli.{command}", fromlist=["EPILOG"]).EPILOG
 
 
 # -- help, version, JSON ---------------------------------------------------------------------------------------------
@@ -71,15 +60,6 @@ def test_version_and_nothing(run):
     assert run("--version")[:2] == (0, f"convbackprop {convbackprop.__version__}\n")
     code, out, err = run()
     assert (code, out) == (2, "") and "COMMAND" in err
-
-
-def documented(command, value):
-    """Assert that every key is named in the command's help."""
-    words = set(re.findall(r"\w+", epilog(command)))
-    assert set(value) <= words, set(value) - words
-    for rows in value.values():
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
-            assert set(rows[0]) <= words, set(rows[0]) - words
 
 
 def test_doctor(run):

@@ -15,6 +15,7 @@ from convbackprop.bench.photograph import Photograph, drawn
 from convbackprop.check import reference
 from convbackprop.cli import main
 from convbackprop.devices.cpu import cpu_device
+from tests.support.commands import documented
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,6 @@ def test_the_figure(edge):
 
 
 def test_on_the_command_line(tmp_path, monkeypatch, capfd):
-    from tests.cli.test_cli import documented
-
     pytest.importorskip("matplotlib", reason="matplotlib, of the extra plot, is not installed: pictures")
     monkeypatch.chdir(tmp_path)
     for name in ("skimage", "skimage.data"):

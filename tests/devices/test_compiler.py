@@ -20,23 +20,13 @@ from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProbl
 from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, PASSES, ConvProblem
+from tests.support.machine_code import needs_nvcc
 from tests.support.problems import ACTIVATION_KINDS
 
 ANY = ConvProblem.parse("1,1,8,8,1,3,3,padding=same")
 
 #: Compiled for one architecture in full: other dtypes and activations meet no other instructions on the others.
 FULL = "sm_90a"
-
-
-def why_no_nvcc():
-    try:
-        compiler.find_nvcc()
-    except CompilerNotFound as error:
-        return str(error)
-    return None
-
-
-needs_nvcc = pytest.mark.skipif(why_no_nvcc() is not None, reason=str(why_no_nvcc()))
 
 
 def source(variant, problem):

@@ -6,27 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from convbackprop import cli
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.signature import pass_signature
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import Parameter, parameters
-from tests.profile.test_machine_code import needs_nvcc
+from tests.support.machine_code import needs_nvcc
 
 PROBLEM = "1,1,9,9,1,3,3"
-
-
-@pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
-    """Run a command in an empty directory; return (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 def write(signature, launch="forward(x, w, b, y)", path=Path("mine.cu"), body="{}"):

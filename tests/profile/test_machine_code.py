@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from convbackprop import cli
 from convbackprop.cli import profile as profile_command
 from convbackprop.devices import compiler
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
@@ -22,22 +22,7 @@ from convbackprop.problem import DTYPES
 from convbackprop.profile import sass
 from convbackprop.profile.machine_code import FILTERS, Configuration, Usage, kernels, problem_of, usage
 from convbackprop.profile.occupancy import LIMITS, Occupancy, occupancy
-
-
-def why_missing(find):
-    try:
-        find()
-    except EnvironmentProblem as error:
-        return str(error)
-    return None
-
-
-def needs(find):
-    return pytest.mark.skipif(why_missing(find) is not None, reason=str(why_missing(find)))
-
-
-needs_nvcc, needs_cuobjdump = needs(compiler.find_nvcc), needs(sass.find_cuobjdump)
-
+from tests.support.machine_code import listing, needs_cuobjdump, needs_nvcc
 
 # -- ptxas -----------------------------------------------------------------------------------------------------------
 LOG = """\
@@ -151,16 +136,6 @@ def test_occupancy_is_that_of_nvidias_own_calculator(tmp_path):
 
 
 # -- instructions ----------------------------------------------------------------------------------------------------
-def listing(*lines):
-    """Return code as cuobjdump prints it, each instruction 16 bytes long."""
-    text = '\n\tcode for sm_90a\n\t\tFunction : kernel\n\t.headerflags\t@"EF_CUDA_SM90"\n'
-    for i, line in enumerate(lines):
-        guard, _, rest = line.rpartition("| ")
-        text += f"        /*{16 * i:04x}*/ {guard:>17} {rest} ;   /* 0x000000ff00ff7624 */\n"
-        text += " " * 60 + "/* 0x000fe400078e00ff */\n"
-    return text + "\t\t..........\n"
-
-
 LOOPS = listing(
     "MOV R1, c[0x0][0x28]",  # 0x00
     "LDG.E.CONSTANT R4, desc[UR8][R2.64]",  # 0x10
@@ -311,16 +286,8 @@ def test_images_are_loaded_and_stored_128_bits_at_a_time(name, dtype):
 
 # -- the command -----------------------------------------------------------------------------------------------------
 @pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
-    """Run `profile` in an empty directory; return (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def command(*arguments):
-        code = cli.main(["profile", *arguments])
-        return code, *capfd.readouterr()
-
-    return command
+def run(run):
+    return functools.partial(run, "profile")
 
 
 @pytest.mark.parametrize(

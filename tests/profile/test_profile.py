@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from convbackprop import cli
 from convbackprop.bench.timing import Timing
 from convbackprop.check import Outcome
 from convbackprop.cli import profile as profile_command, profile_report
@@ -26,7 +25,7 @@ from convbackprop.profile.roofline import Bound, Verdict
 from convbackprop.profile.tables import array_rows, cache_sentence, share_sentence
 from convbackprop.profile.traffic import ArrayTraffic, KernelTraffic, LineTraffic
 from convbackprop.sources import source_root
-from tests.profile.test_machine_code import listing, needs_cuobjdump, needs_nvcc
+from tests.support.machine_code import listing, needs_cuobjdump, needs_nvcc
 
 PROBLEM = "1,1,256,256,1,5,5,padding=2"
 (TILED,) = select("forward/tiled")
@@ -196,18 +195,6 @@ def no_replay(monkeypatch):
         raise EnvironmentProblem("no compiler")
 
     monkeypatch.setattr(report, "traffic", replay)
-
-
-@pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
-    """Run a command in an empty directory; return (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 def test_the_verdict_from_addresses(run, by_hand, no_nvcc):

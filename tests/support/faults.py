@@ -312,9 +312,6 @@ class Place:
         script.chmod(0o755)
         self.patch.setenv(self.variable, str(script))
 
-    def mend(self) -> None:
-        self.patch.setenv(self.variable, self.good)
-
     def call(self) -> dict[str, np.ndarray]:
         return {"y": convbackprop.conv2d(X, W, device=self.device, variant="naive")}
 
@@ -431,8 +428,8 @@ def page(outcomes: list[Outcome]) -> str:
         "",
         "Written by `python -m tests.support.faults --write`, which makes each of these happen: every call of the",
         "NVIDIA driver that the package makes, at each of its uses, on a stand-in for the driver (tests/driver), and",
-        "the compilers and the cache of kernels. DIR stands for a folder. After each fault the same call is made again:",
-        "it succeeds, or says that the device's context is lost and that the program has to be started again.",
+        "the compilers and the cache of kernels. DIR stands for a folder. After each fault the same call is made",
+        "again: it succeeds, or says that the device's context is lost and that the program has to be started again.",
         "",
         f"{len(outcomes)} faults: " + ", ".join(f"{count} {name}" for name, count in sorted(raised.items())) + ".",
         "",

@@ -47,7 +47,7 @@ def test_a_slower_pass_fails(tmp_path):
     # The kernel gradient sleeps 5 ms in each call from here on.
     (tmp_path / "slow_plugin.py").write_text(
         "import time\n"
-        "from convbackprop import timing\n"
+        "from convbackprop.bench import timing\n"
         "ours = timing.CpuStage.ours\n"
         "def slowed(self, variant):\n"
         "    call = ours(self, variant)\n"
