@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from convbackprop import devices
+from convbackprop import cli, devices
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import CpuDevice
 from convbackprop.ladder.variant import Variant
@@ -16,7 +17,7 @@ from convbackprop.launch import calls
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
 from tests import driver
-from tests.quick import quick_cpu
+from tests.support.quick import quick_cpu
 
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
@@ -79,6 +80,20 @@ def quick_commands(monkeypatch: pytest.MonkeyPatch) -> Iterable[None]:
 
 
 @pytest.fixture
+def run(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in an empty directory; return (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return command
+
+
+@pytest.fixture
 def workers() -> Iterable[None]:
     """Puts the number of worker threads back after a test that changes it."""
     from convbackprop.devices.cpu import get_num_threads, set_num_threads
@@ -103,7 +118,7 @@ def compile_ahead(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many faults were injected and how many of them survived (tests/test_faults.py)."""
+    """Print how many faults were injected and how many of them survived (tests/devices/test_faults.py)."""
     injected = survived = 0
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):

@@ -14,7 +14,7 @@ from convbackprop import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kern
 from convbackprop.arguments import ACTIVATIONS  # noqa: E402
 from convbackprop.check import reference  # noqa: E402
 from convbackprop.problem import ConvProblem  # noqa: E402
-from tests.problems import WITH_IMAGES  # noqa: E402
+from tests.support.problems import WITH_IMAGES  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_commands")
 

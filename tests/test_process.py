@@ -22,8 +22,8 @@ from convbackprop.devices import cpu as cpu_module
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
 from convbackprop.ladder import registry as variants
 from convbackprop.problem import ConvProblem
-from tests.problems import CURATED
-from tests.quick import quick_on_cpu
+from tests.support.problems import CURATED
+from tests.support.quick import quick_on_cpu
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 

@@ -18,9 +18,10 @@ import pytest
 from convbackprop import check
 from convbackprop.devices import cache
 from convbackprop.ladder import registry as variants
-from tests import test_cpu_runtime, test_process
-from tests.figures import record
-from tests.problems import CURATED
+from tests import test_process
+from tests.cpu_runtime import test_cpu_runtime
+from tests.support.figures import record
+from tests.support.problems import CURATED
 
 pytestmark = pytest.mark.hardening
 ROOT = Path(__file__).parents[1]
@@ -30,8 +31,8 @@ def test_cache_in_a_storm(tmp_path, monkeypatch):
     """A minute of processes killed and files damaged: no wrong result, no failure, nobody hangs, all is built."""
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
-    process = subprocess.run([sys.executable, "-m", "tests.storm", str(folder), "60", str(random.getrandbits(32))],
-                             cwd=ROOT, capture_output=True, text=True, env=test_process.ENVIRONMENT)  # fmt: skip
+    command = [sys.executable, "-m", "tests.support.storm", str(folder), "60", str(random.getrandbits(32))]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=test_process.ENVIRONMENT)
     assert process.returncode == 0, process.stderr
     counts = json.loads(process.stdout.splitlines()[-1])
     print(counts)
@@ -102,8 +103,13 @@ print(interrupted, wrong)
 
 def interrupts(rounds):
     """Interrupt launches so often, up to three times in a row; return how often that was, and wrong results."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(random.getrandbits(32)), str(rounds)],
-                          capture_output=True, text=True, timeout=300, env=test_process.ENVIRONMENT)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(random.getrandbits(32)), str(rounds)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=test_process.ENVIRONMENT,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return map(int, done.stdout.split())
 

@@ -174,7 +174,7 @@ def compile_all(step: Step, sources: Sequence[Source], architecture: str, bar: A
 # -- tests -----------------------------------------------------------------------------------------------------------
 #: Those that use the device fixture, without those that compile dozens of kernels: test_variants.py's other rungs,
 #: whose constants follow from the problem's size; launch_all.py checks them, on fewer problems.
-TESTS = ("tests/test_gpu.py", "tests/test_ops.py", "tests/test_ops_torch.py", "tests/test_variants.py")
+TESTS = ("tests/devices/test_gpu.py", "tests/test_ops.py", "tests/test_ops_torch.py", "tests/ladder/test_variants.py")
 CHOSEN = (
     "test_gpu_is_used or (cuda and test_ops and not float64 and not bfloat16)"
     " or (test_every_problem and cuda and (float32-relu or float16-relu) and (naive or tiled))"

@@ -1,5 +1,5 @@
 // The part of the CUDA driver's documented interface that the stand-in implements, in cuda.h's own names, so that it
-// can be built where there is no toolkit. Where there is one, tests/test_stand_in.py compiles the same files with
+// can be built where there is no toolkit. Where there is one, tests/driver/test_stand_in.py compiles the same files with
 // REAL_CUDA_H against the real header: the compiler then compares each signature, and each number below.
 #pragma once
 

@@ -1,0 +1,462 @@
+"""benchmarks/gpu_report.py: what it concludes, and that one failure does not stop it; no GPU takes part."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convbackprop import errors
+from convbackprop.bench import torch_calls
+from convbackprop.check import inputs, reference
+from convbackprop.devices import compiler
+from convbackprop.problem import PASSES, ConvProblem
+
+pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
+
+from benchmarks import gpu_report
+from benchmarks.report import exact, jobs, measure, stand_in, steps, worker
+from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
+from benchmarks.report.rows import Row, spread
+from convbackprop.bench import roof
+
+ROOT = Path(__file__).parents[2]
+FACTS = {"copy_bytes_per_s": 4e12, "ffma_flops_per_s": 6e13}
+GOAL = Goal("1", "forward", "job", over_floor=1.1, times_torch=3)
+PROBLEM = "1,1,1000,1000,1,3,3,padding=same"
+
+
+def timed(who, microseconds, **more):
+    same = dict.fromkeys(("min", "p5", "p20", "median", "p80", "p95"), float(microseconds))
+    return Row("job", who, cold={**same, "repetitions": 5}, problem=PROBLEM, least_bytes=8_000_000, **more)
+
+
+def ours(microseconds, **more):
+    return timed("forward/coalesced", microseconds, ours=True, **more)
+
+
+# -- goals -----------------------------------------------------------------------------------------------------------
+def test_a_goal_that_is_met():
+    rows = [ours(2.1), timed("forward/naive", 9, ours=True), timed("copy", 2), timed("torch", 8)]
+    rows += [timed("torch channels_last", 7), timed("torch TF32", 1), Row("other", "torch", failed="no")]
+    verdict = evaluate(GOAL, rows, FACTS)
+    assert (verdict.met, verdict.why, verdict.who) == (True, "", "forward/coalesced")
+    assert verdict.floor_us == pytest.approx(2) and verdict.over_floor == pytest.approx(1.05)
+    assert verdict.times_torch == pytest.approx(7 / 2.1)  # torch's best format, in full float32
+    assert verdict.times_torch_tf32 == pytest.approx(1 / 2.1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([ours(2.3), timed("torch", 7)], "1.15 floors"),
+        ([ours(2.1), timed("torch", 6)], "2.86x torch"),
+        ([ours(2.3)], "1.15 floors; torch was not timed: it was not run"),
+    ],
+)
+def test_a_goal_that_is_not_met(rows, why):
+    verdict = evaluate(GOAL, rows, FACTS)
+    assert (verdict.met, verdict.why) == (False, why)
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts", "why"),
+    [
+        ([], FACTS, "not measured: it was not run"),
+        ([Row("job", "forward/coalesced", True, failed="wrong")], FACTS, "not measured: wrong"),
+        ([ours(2.1)], FACTS, "torch was not timed: it was not run"),
+        ([ours(2.1), Row("job", "torch", failed="no engine")], FACTS, "torch was not timed: no engine"),
+        ([ours(2.1), timed("torch", 7)], {}, "the ceilings were not measured"),
+    ],
+)
+def test_a_goal_of_which_nothing_can_be_said(rows, facts, why):
+    verdict = evaluate(GOAL, rows, facts)
+    assert (verdict.met, verdict.why) == (None, why)
+
+
+def test_a_row_that_failed_does_not_count():
+    rows = [ours(1, failed="wrong at full size"), timed("forward/tiled", 5, ours=True), timed("torch", 99)]
+    assert evaluate(GOAL, rows, FACTS).who == "forward/tiled"
+
+
+def test_the_other_limits():
+    facts = {**FACTS, "ffma_flops_per_s": 1e12}
+    assert floor_us(8_000_000, 9_000_000, facts) == pytest.approx(9)
+    layer = Goal("4", "layer", "job", microseconds=7, copies=3)  # a copy of the image takes 2 us
+    assert evaluate(layer, [ours(5.9)], FACTS).met is True
+    assert evaluate(layer, [ours(6.1)], FACTS).why == "3.05 copies"
+    assert evaluate(layer, [ours(7.1)], FACTS).why == "7.1 us; 3.55 copies"
+    same = Goal("2", "kernel_grad", "job", over_floor=2, deterministic=True)
+    assert evaluate(same, [ours(3, deterministic=True)], FACTS).met is True
+    assert evaluate(same, [ours(3, deterministic=False)], FACTS).why == "the second run gave other bits"
+
+
+def test_the_cost_of_a_call():
+    goal = next(goal for goal in GOALS if goal.host)
+    call, bare = goal.host
+
+    def host(who, microseconds, **more):
+        return Row(goal.job, who, host={"median": microseconds}, **more)
+
+    verdict = evaluate(goal, [host(call, 6.5), host(bare, 4), host("torch eager", 65)], {})
+    assert (verdict.met, verdict.figure_us, verdict.times_torch) == (True, 2.5, 10)
+    assert evaluate(goal, [host(call, 8), host(bare, 4), host("torch eager", 90)], {}).why == "4 us"
+    assert evaluate(goal, [host(call, 6), Row(goal.job, bare, failed="no")], {}).why == "not measured: no"
+    assert evaluate(goal, [], {}).met is None
+
+
+def test_every_goal_is_of_a_job_that_is_run():
+    by_name = {job.name: job for job in jobs.all_jobs()}
+    assert {goal.job for goal in GOALS} <= set(by_name)
+    assert {goal.number for goal in GOALS} == {"1", "2", "3", "3 stretch", "4", "5", "9", "10"}
+    assert len(by_name) == len(jobs.all_jobs())
+    assert all(goal.wanted for goal in GOALS)
+    assert all(verdict.met is None for verdict in evaluate_all([], {}))
+
+
+def test_percentiles():
+    found = spread(np.arange(101) * 1e-6)
+    assert found == pytest.approx(
+        {"min": 0, "p5": 5, "p20": 20, "median": 50, "p80": 80, "p95": 95, "repetitions": 101}
+    )
+
+
+# -- the same kernels ------------------------------------------------------------------------------------------------
+def test_small_problems_run_the_kernels_that_are_timed():
+    from convbackprop.launch.plan import constants_of
+
+    for job in jobs.all_jobs():
+        for variant in job.variants:
+            assert variant.refusal(jobs.shrunk(job.problem)) is None
+            small = constants_of(jobs.as_for(variant, job.problem), jobs.shrunk(job.problem), "cuda")
+            assert constants_of(variant, job.problem, "cuda") == small, (job.name, str(variant))
+
+
+def test_the_full_size_check_agrees_with_the_reference():
+    import torch
+
+    for pass_name in PASSES:
+        for mask in (False, True):
+            text = "2,3,9,20,3,3,5,groups=3,padding=same,activation=relu,bias=1"
+            problem = ConvProblem.parse(text, mask=mask)
+            given = inputs(pass_name, problem)
+            tensors = {name: torch.from_numpy(array) for name, array in given.items()}
+            expected = reference.answer(pass_name, problem, given)
+            found = exact.exact(torch, pass_name, problem, tensors)
+            assert set(found) == set(expected)
+            for name, pair in expected.items():
+                for mine, right in zip(found[name], pair, strict=True):
+                    assert np.allclose(mine.numpy(), right, rtol=1e-13, atol=1e-13)
+                bound = reference.error_bound(name, problem, *pair)
+                wrong = torch.from_numpy(pair[0].copy())
+                wrong.view(-1)[3 % wrong.numel()] += 2 * bound.flat[3 % wrong.numel()]
+                assert exact.share_of_bound(torch, name, problem, wrong, *found[name]) == pytest.approx(2, rel=1e-6)
+                wrong.view(-1)[0] = float("nan")
+                assert exact.share_of_bound(torch, name, problem, wrong, *found[name]) > 1
+    y = torch.randn(2, 3, 4, 13)
+    packed = np.packbits(y.numpy() > 0, axis=-1, bitorder="little")
+    assert np.array_equal(exact.packed_mask(torch, y).numpy(), packed)
+
+
+@pytest.mark.parametrize("options", ["", ",dx=0", ",dw=0", ",bias=0", ",dw=0,bias=0", ",padding=0:1x2:0"])
+def test_torch_computes_all_gradients_at_once(options):
+    problem = ConvProblem.parse(
+        "2,4,9,8,6,3,2,groups=2,stride=2x1,dtype=float64,activation=tanh" + options,
+        **({} if "bias" in options else {"bias": True}),
+    )
+    given = inputs("backward", problem)
+    expected = reference.answer("backward", problem, given)
+    results = torch_calls.calls("backward", problem, given)["torch"]()
+    assert len(results) == len(expected)
+    for (value, _), got in zip(expected.values(), results, strict=True):
+        assert np.allclose(got.numpy(), value, rtol=1e-12, atol=1e-12)
+
+
+# -- isolation -------------------------------------------------------------------------------------------------------
+FOUR = [job for job in jobs.all_jobs() if job.name.startswith("4096 5x5/float32")][:4]
+JOBS = tuple(dataclasses.replace(job, name=name) for name, job in zip("abcd", FOUR, strict=True))
+
+
+class Place:
+    """What `work` needs of a place; `lost` says whether the GPU is."""
+
+    def __init__(self):
+        self.lost = False
+        self.device = types.SimpleNamespace(active=lambda: io.StringIO())
+
+    def synchronize(self):
+        if self.lost:
+            raise RuntimeError("an illegal memory access was encountered")
+
+
+def messages(out):
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_a_job_that_raises_is_reported_and_the_rest_goes_on():
+    def carry_out(job, place):
+        if job.name == "b":
+            raise ValueError("no luck")
+        return measure.Outcome([Row(job.name, "x")], {"of": job.name})
+
+    out = io.StringIO()
+    assert worker.work(JOBS, Place(), out, carry_out) == 0
+    found = [message for message in messages(out) if "done" in message]
+    assert [message["done"] for message in found] == list("abcd")
+    assert [row["failed"] for message in found for row in message["rows"]].count(None) == 3
+    assert found[1]["rows"][0]["failed"] == "ValueError: no luck"
+
+
+def test_a_gpu_that_is_lost_ends_the_worker():
+    place = Place()
+
+    def carry_out(job, place):
+        place.lost = job.name == "b"
+        return measure.Outcome()
+
+    out = io.StringIO()
+    assert worker.work(JOBS, place, out, carry_out) == 3
+    assert messages(out)[-1]["done"] == "b" and "illegal memory access" in messages(out)[-1]["lost"]
+
+
+WORKER = """
+import json, os, sys, time
+jobs, out = json.loads(sys.argv[-2]), os.fdopen(int(sys.argv[-1]), "w")
+def row(job, who, failed=None):
+    return {"job": job, "who": who, "ours": True, "failed": failed}
+def say(**message):
+    print(json.dumps(message), file=out, flush=True)
+for name, skipped in jobs:
+    say(begin=name)
+    if name == "b":
+        os.abort()
+    if name == "c":
+        time.sleep(60)
+    first = "forward/naive"
+    if name == "a" and first not in skipped:
+        say(done=name, rows=[row(name, first, "lost"), row(name, "other", "lost")], facts={}, lost="illegal")
+        os._exit(3)
+    say(done=name, rows=[row(name, "fine")], facts={name: 1}, lost=None)
+"""
+
+
+def test_a_worker_that_crashes_hangs_or_loses_the_gpu(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    begun = []
+    found = worker.supervise(JOBS, [sys.executable, str(script)], worker.Limits(60, 3), begun.append)
+    rows = {(row.job, row.who): row.failed for row in found.rows}
+    assert rows[("a", "forward/naive")] == "lost" and rows[("a", "fine")] is None and ("a", "other") not in rows
+    assert {why for (job, _), why in rows.items() if job == "b"} == {"the process ended with exit code -6"}
+    assert {why for (job, _), why in rows.items() if job == "c"} == {"no answer for 3 s"}
+    assert rows[("d", "fine")] is None and found.facts == {"a": 1, "d": 1}
+    assert begun == list("aabcd")
+
+
+def test_workers_that_do_not_start_or_take_too_long(tmp_path):
+    found = worker.supervise(JOBS, [sys.executable, "-c", "raise SystemExit(5)"], worker.Limits(60, 30))
+    assert {row.job for row in found.rows} == set("abcd")
+    assert {row.failed for row in found.rows} == {"the worker ended with exit code 5 before it began"}
+    found = worker.supervise(JOBS, [sys.executable, "-c", "import time; time.sleep(60)"], worker.Limits(0.5, 30))
+    assert {row.failed for row in found.rows} == {"out of time"}
+
+
+def test_a_step_that_raises_is_reported():
+    def broken(step):
+        raise OSError("no such thing")
+
+    step = steps.carry_out("broken", broken)
+    assert (step.status, step.detail) == ("failed", "OSError: no such thing")
+
+
+def test_commands_are_stopped_at_their_limit():
+    assert steps.run_limited([sys.executable, "-c", "print(7)"], 60) == steps.Ended(0, "7\n")
+    text = "import time\nprint(1, flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupted')"
+    ended = steps.run_limited([sys.executable, "-c", text], 2)
+    assert ended.code is None and ended.output == "1\ninterrupted\n"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The report on the rows of one job, in this process and without its slow steps."""
+    from convbackprop.cli import common
+
+    monkeypatch.setattr(stand_in, "why_not", lambda: None)  # no row is run
+    monkeypatch.setattr(steps, "environment", lambda step, device: None)
+    monkeypatch.setattr(steps, "compile_all", lambda *arguments: None)
+
+    def report(gathered):
+        monkeypatch.setattr(gpu_report, "supervise", lambda *arguments: gathered)
+        arguments = gpu_report.arguments_of(["--dry-run", "--only", "4096 3x3/float32/forward$"])
+        return gpu_report.report(arguments, common.console())
+
+    return report
+
+
+def test_a_row_that_failed_fails_the_report(quick, capsys, monkeypatch):
+    name = "4096 3x3/float32/forward"
+    good = dataclasses.replace(ours(2.1), job=name)
+    assert (
+        quick(worker.Gathered([good, dataclasses.replace(timed("torch", 9), job=name)], FACTS | {"empty_us": 1})) == 0
+    )
+    shown = capsys.readouterr().out
+    assert re.search(r"forward 3x3 .* met", shown) and "nothing was measured" in shown
+    assert quick(worker.Gathered([good, Row(name, "torch", failed="no engine")], {})) == 1
+    assert f"FAILED {name}, torch: no engine" in capsys.readouterr().out
+    monkeypatch.setattr(steps, "compile_all", lambda *arguments: 1 / 0)
+    assert quick(worker.Gathered([good], {})) == 1
+    assert "FAILED step compile: ZeroDivisionError" in capsys.readouterr().out
+
+
+# -- the dry run -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def can_stand_in():
+    """A dry run is possible here."""
+    if reason := stand_in.why_not():
+        pytest.skip(f"the GPU report's dry run needs the stand-in for a driver: {reason}")
+
+
+def test_a_variant_that_is_wrong_gets_no_time(can_stand_in):
+    """In a process of its own, for the stand-in stays."""
+    text = """
+import sys
+from benchmarks.report import stand_in
+stand_in.install()
+from benchmarks.report import jobs, measure
+from convbackprop.devices import get_device
+honest = measure.check
+def check(variant, *arguments):
+    outcome = honest(variant, *arguments)
+    if variant.name == "naive":
+        outcome.faults.append("y[0] is wrong")
+    return outcome
+measure.check = check
+job = next(job for job in jobs.all_jobs() if job.name == "4096 5x5/float32/forward")
+device = get_device("cuda")
+with device.active():
+    place = measure.Place(device, measure.DRY)
+rows = {row.who: row for row in measure.measure(job, place).rows}
+naive, coalesced = rows["forward/naive"], rows["forward/coalesced"]
+assert "y[0] is wrong" in naive.failed and naive.cold is None and naive.warm is None, naive
+assert coalesced.failed is None and coalesced.cold and coalesced.warm and coalesced.deterministic, coalesced
+assert coalesced.small_share <= 1 and coalesced.full_share <= 1
+assert rows["torch TF32"].cold and rows["torch TF32"].warm is None and rows["copy"].cold
+assert not place.torch.backends.cudnn.allow_tf32
+
+def raise_():
+    raise MemoryError("no more")
+measure.torch_calls.calls_on = lambda *arguments, **options: raise_()
+rows = {row.who: row for row in measure.measure(job, place).rows}
+assert rows["torch"].failed == "MemoryError: no more" and rows["forward/coalesced"].cold and rows["copy"].cold
+place.clock = lambda call, cold: raise_()
+rows = {row.who: row for row in measure.measure(job, place).rows}
+assert "timing ended with MemoryError" in rows["forward/coalesced"].failed
+assert "y[0] is wrong" in rows["forward/naive"].failed
+"""
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_dry_run_without_a_stand_in(monkeypatch, capsys):
+    from convbackprop.cli.common import console
+
+    monkeypatch.setattr(stand_in, "why_not", lambda: "it is Sunday")
+    assert gpu_report.report(gpu_report.arguments_of(["--dry-run"]), console()) == 1
+    assert "a dry run needs the stand-in for a driver, which cannot be used: it is Sunday" in capsys.readouterr().out
+
+
+def test_dry_run(tmp_path, can_stand_in):
+    try:
+        compiler.find_nvcc()
+    except errors.CompilerNotFound as error:
+        pytest.skip(f"the GPU report's dry run compiles for a GPU: {error}")
+    out = tmp_path / "report.json"
+    before = set(ROOT.glob("benchmarks/results/*"))
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu_report.py", "--dry-run", "--out", str(out),
+         "--only", "ceilings|4096 3x3/float32/(backward|layer)|host"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing was measured" in done.stdout
+    assert set(ROOT.glob("benchmarks/results/*")) == before
+    found = json.loads(out.read_text())
+    assert found["dry_run"] is True and found["ok"] is True and found["failures"] == []
+    assert {step["name"]: step["status"] for step in found["steps"]} == {
+        "environment": "ok", "compile": "ok", "rows": "ok",
+    }  # fmt: skip
+    kernels = next(step["data"]["kernels"] for step in found["steps"] if step["name"] == "compile")
+    assert all(kernel["registers"] and not kernel["spill_bytes"] for kernel in kernels)
+    assert {"fma_peak.cu", "spin.cu"} <= {kernel["file"].split("/")[1] for kernel in kernels}
+    assert set(found["ceilings"]) >= {"copy_bytes_per_s", "ffma_flops_per_s", "empty_us"}
+    assert len(found["goals"]) == len(GOALS) + 1  # and DeepBench's
+    for row in found["rows"]:
+        assert row["failed"] is None and (row["cold"] or row["host"])
+    documented = set(re.findall(r"\w+", gpu_report.__doc__))
+    assert set(found) <= documented and {key for key in found["rows"][0]} <= documented
+    assert {key for key in found["goals"][0]} <= documented and set(found["settings"]) - documented <= {"both"}
+
+
+def test_without_a_gpu_it_says_so(capsys):
+    from convbackprop.cli.common import console
+    from convbackprop.devices import why_not_cuda
+
+    if why_not_cuda() is None:
+        pytest.skip("this machine has a GPU, so the GPU report does not refuse")
+    assert gpu_report.report(gpu_report.arguments_of([]), console()) == 1
+    assert "--dry-run walks through it without one" in capsys.readouterr().out
+
+
+def test_fma_peak_is_made_of_ffma(tmp_path):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not on PATH, so the PTX of fma_peak.cu cannot be looked at")
+    ptx = tmp_path / "peak.ptx"
+    command = [nvcc, "-std=c++17", "-I", "cuda_src", *jobs.FFMA.defines, "-arch=sm_90", "-ptx", "-o", str(ptx)]
+    subprocess.run([*command, str(jobs.FFMA.path)], cwd=ROOT, check=True)
+    multiply_adds = ptx.read_text().count("fma.rn.f32")
+    assert multiply_adds >= roof.CHAINS * roof.STEPS
+
+
+# -- DeepBench -------------------------------------------------------------------------------------------------------
+def deep_rows(ratios):
+    """Return rows of layers whose times have these ratios to torch; the first has one input channel."""
+    rows = []
+    for i, ratio in enumerate(ratios):
+        job = f"{jobs.DEEPBENCH_LABEL} {i:02} x/float32/forward"
+        problem = f"1,{1 if i == 0 else 64},9,9,64,3,3"
+        times = {"forward/implicit_gemm": 10.0, "torch": 10.0 * ratio, "torch channels_last": 30.0 * ratio}
+        for who, us in times.items():
+            rows.append(Row(job, who, ours=who.startswith("forward"), problem=problem, cold={"median": us}))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("ratios", "met", "why"),
+    [
+        ([8, 2, 1], True, ""),
+        ([4, 2, 3], False, "1 of 3 below: DeepBench 00 x/float32/forward 4.00x"),
+        ([8, 2, 0.9], False, "1 of 3 below: DeepBench 02 x/float32/forward 0.90x"),
+        ([5, 1, 0.95, 0.95], False, "mean 1.46x"),
+    ],
+)
+def test_deepbench(ratios, met, why):
+    verdict = evaluate_deepbench(deep_rows(ratios))
+    assert (verdict.met, verdict.why) == (met, why)
+    assert verdict.times_torch == pytest.approx(np.prod(ratios) ** (1 / len(ratios)))
+
+
+def test_deepbench_without_torch_is_not_met():
+    rows = deep_rows([8, 2, 2])
+    verdict = evaluate_deepbench([row for row in rows if row.ours or "00" in row.job])
+    assert verdict.met is None and verdict.why == "2 not timed"
+    assert "no layer" in evaluate_deepbench([]).why

@@ -1,0 +1,271 @@
+"""The reference that everything is held against: against sums written as loops, hand-computed bounds, and torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from convbackprop import check
+from convbackprop.arguments import ACTIVATIONS
+from convbackprop.check import reference
+from convbackprop.problem import DTYPES, PASSES, RESULTS, ConvProblem
+from tests.support.problems import PROBLEMS, WITH_IMAGES
+
+TINY = (
+    "1,1,1,1,1,1,1",
+    "2,2,3,4,3,2,3",
+    "1,2,4,3,2,2,1,stride=2x1,padding=1:0x0:2",
+    "2,4,3,4,2,2,2,groups=2,dilation=2x1,padding=1",
+    "1,3,5,4,3,3,2,groups=3,stride=2,padding=2",
+    "1,1,3,4,1,4,1,padding=same",
+)
+
+
+def taps(p):
+    """Yield (n, k, p, q, c, r, s, h, w) of each product, c being a channel of x and h, w inside the image."""
+    per_group = p.K // p.groups
+    for n, k, i, j in np.ndindex(*p.y_shape):
+        for c, r, s in np.ndindex(*p.w_shape[1:]):
+            h = i * p.stride[0] - p.padding[0][0] + r * p.dilation[0]
+            w = j * p.stride[1] - p.padding[1][0] + s * p.dilation[1]
+            if 0 <= h < p.H and 0 <= w < p.W:
+                yield n, k, i, j, c, k // per_group * p.w_shape[1] + c, r, s, h, w
+
+
+PHI = {
+    "identity": lambda s: s,
+    "relu": lambda s: max(s, 0.0),
+    "logistic": lambda s: 1 / (1 + math.exp(-s)),
+    "tanh": math.tanh,
+}
+SLOPE = {
+    "identity": lambda y: 1.0,
+    "relu": lambda y: float(y > 0),
+    "logistic": lambda y: y * (1 - y),
+    "tanh": lambda y: 1 - y * y,
+}
+
+
+def loops(pass_name, p, given):
+    """Return what `reference.answer` should, by Python's own arithmetic, one product at a time."""
+    if pass_name == "backward":
+        return {**loops("input_grad", p, given), **loops("kernel_grad", p, given)}
+    if pass_name == "forward":
+        x, w = given["x"], given["w"]
+        terms = [[] for _ in range(math.prod(p.y_shape))]
+        for n, k, i, j, c, x_c, r, s, h, v in taps(p):
+            terms[np.ravel_multi_index((n, k, i, j), p.y_shape)].append(float(x[n, x_c, h, v]) * float(w[k, c, r, s]))
+        if p.bias:
+            for flat, sums in enumerate(terms):
+                sums.append(float(given["b"][np.unravel_index(flat, p.y_shape)[1]]))
+        return {"y": (p.y_shape, [PHI[p.activation](math.fsum(t)) for t in terms], terms)}
+    g = given["dy"].astype(float)
+    if p.saved:
+        g = g * np.vectorize(SLOPE[p.activation], otypes=[float])(given["saved"].astype(float))
+    if pass_name == "input_grad":
+        terms = [[] for _ in range(math.prod(p.x_shape))]
+        for n, k, i, j, c, x_c, r, s, h, v in taps(p):
+            terms[np.ravel_multi_index((n, x_c, h, v), p.x_shape)].append(g[n, k, i, j] * float(given["w"][k, c, r, s]))
+        return {"dx": (p.x_shape, [math.fsum(t) for t in terms], terms)}
+    terms = [[] for _ in range(math.prod(p.w_shape))]
+    for n, k, i, j, c, x_c, r, s, h, v in taps(p):
+        terms[np.ravel_multi_index((k, c, r, s), p.w_shape)].append(g[n, k, i, j] * float(given["x"][n, x_c, h, v]))
+    biases = [list(g[:, k].ravel()) for k in range(p.K)]
+    return {
+        "dw": (p.w_shape, [math.fsum(t) for t in terms], terms),
+        "db": ((p.K,), [math.fsum(t) for t in biases], biases),
+    }
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("text", TINY)
+def test_against_loops(pass_name, activation, text):
+    p = ConvProblem.parse(text, activation=activation, bias=True)
+    given = check.inputs(pass_name, p, seed=3)
+    answer = reference.answer(pass_name, p, given)
+    expected = loops(pass_name, p, given)
+    assert answer.keys() == expected.keys()
+    for name, (shape, values, terms) in expected.items():
+        value, magnitude = answer[name]
+        sizes = np.reshape([math.fsum(map(abs, t)) for t in terms], shape)
+        assert value.shape == magnitude.shape == shape
+        # Sums of at most 60 products in float64, each in an order of its own.
+        assert np.all(abs(value - np.reshape(values, shape)) <= 64 * 2.0**-53 * (sizes + abs(value)))
+        assert np.all(abs(magnitude - sizes) <= 64 * 2.0**-53 * sizes)
+
+
+def test_mask_and_saved_output_agree():
+    for entry in PROBLEMS:
+        p = entry.problem(activation="relu")
+        for pass_name in ("input_grad", "kernel_grad"):
+            by_output = check.inputs(pass_name, p, seed=1)
+            by_mask = check.inputs(pass_name, p.with_(mask=True), seed=1)
+            assert by_mask["saved"].shape == p.mask_shape
+            assert by_mask["saved"].dtype == np.uint8
+            assert np.array_equal(
+                np.unpackbits(by_mask["saved"], axis=-1, count=p.Q, bitorder="little"), by_output["saved"] > 0
+            )
+            one = reference.answer(pass_name, p, by_output)
+            other = reference.answer(pass_name, p.with_(mask=True), by_mask)
+            assert all(np.array_equal(one[name][0], other[name][0]) for name in one)
+
+
+def test_float64_problems_are_answered_in_long_double():
+    p = ConvProblem.parse("1,1,2,2,1,1,1", dtype="float64")
+    value, _ = reference.answer("forward", p, check.inputs("forward", p))["y"]
+    assert value.dtype == np.longdouble
+
+
+# -- the bound -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("pass_name", "text", "n", "factor"),
+    [
+        # n products: (n + 2) u / (1 - (n + 2) u), u = 2**-24 = 5.9604645e-8
+        ("forward", "1,1,9,9,1,3,3", 9, 6.5565152e-07),
+        ("forward", "1,6,9,9,4,3,3,groups=2", 27, 1.7285377e-06),
+        ("input_grad", "1,6,9,9,4,3,3,groups=2", 18, 1.1920943e-06),
+        ("kernel_grad", "2,1,4,5,1,1,1", 40, 2.5034013e-06),
+        # ... capped at 8 sqrt(n + 2) u
+        ("kernel_grad", "1,1,100,100,1,1,1", 10000, 4.7688483e-05),
+        # float64: u = 2**-53 = 1.110223e-16
+        ("forward", "1,1,9,9,1,3,3,dtype=float64", 9, 1.2212453e-15),
+        # a half type is accumulated in float32
+        ("forward", "1,1,9,9,1,3,3,dtype=float16", 9, 6.5565152e-07),
+    ],
+)
+def test_bound_of_the_sum(pass_name, text, n, factor):
+    p = ConvProblem.parse(text)
+    name = next(operand.name for operand in PASSES[pass_name].operands if operand.reduction_length)
+    assert RESULTS[name].reduction_length(p) == n
+    bound = reference.error_bound(name, p, np.zeros(1), np.ones(1))
+    assert bound[0] == pytest.approx(factor + 2.0 ** {"float16": -24}.get(p.dtype, -149), rel=1e-6, abs=0)
+    twice = reference.error_bound(name, p, np.zeros(1), np.full(1, 2.0))
+    assert twice[0] == pytest.approx(2 * bound[0], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative", "subnormal"),
+    [
+        ("float32", 5.9604645e-8, 1.4012985e-45),
+        ("float64", 1.1102230e-16, 4.9406565e-324),
+        ("float16", 4.8828125e-4, 5.9604645e-8),
+        ("bfloat16", 3.90625e-3, 9.1835496e-41),
+    ],
+)
+def test_bound_of_storing(dtype, relative, subnormal):
+    p = ConvProblem.parse("1,1,9,9,1,3,3", dtype=dtype)
+    kind = reference.exact_dtype(p)
+    zero = reference.error_bound("y", p, np.zeros(1, kind), np.zeros(1, kind))
+    assert zero[0] == pytest.approx(subnormal, rel=1e-6, abs=0)
+    stored = reference.error_bound("y", p, np.full(1, -8.0, kind), np.zeros(1, kind))
+    assert stored[0] == pytest.approx(8 * relative + subnormal, rel=1e-6, abs=0)
+
+
+def test_bound_of_activations():
+    p = ConvProblem.parse("1,1,9,9,1,3,3")
+    one, u = np.ones(1), 2.0**-24
+    sum_only = {a: reference.error_bound("y", p.with_(activation=a), 0 * one, one)[0] for a in ACTIVATIONS}
+    assert sum_only["logistic"] == pytest.approx(sum_only["identity"] / 4)  # its slope is at most 1/4
+    assert sum_only["relu"] == sum_only["tanh"] == sum_only["identity"]
+    value_only = {a: reference.error_bound("y", p.with_(activation=a), one, 0 * one)[0] / u for a in ACTIVATIONS}
+    assert value_only == pytest.approx({"identity": 1, "relu": 1, "logistic": 7, "tanh": 5})
+    for a in ACTIVATIONS:  # a gradient evaluates no activation
+        grad = reference.error_bound("dx", p.with_(activation=a), one, one)
+        assert grad == reference.error_bound("dx", p, one, one)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_right_rounding_is_inside_the_bound_and_a_wrong_digit_is_not(dtype):
+    p = ConvProblem.parse("2,3,8,7,4,3,3", dtype=dtype)
+    value, magnitude = reference.answer("forward", p, check.inputs("forward", p))["y"]
+    bound = reference.error_bound("y", p, value, magnitude)
+    rounded = value.astype(reference.numpy_dtype(dtype))
+    assert reference.error_share(rounded, value, bound, dtype).max() <= 1
+    off = (value + 1.01 * bound + reference.round_off(dtype) * abs(value)).astype(rounded.dtype)
+    assert reference.error_share(off, value, bound, dtype).max() > 1
+
+
+# -- the error as a share of the bound -------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("got", "value", "share"),
+    [
+        (1.0, 1.0, 0),
+        (1.5, 1.0, 0.5),
+        (0.0, 1.0, 1),
+        (-1.0, 1.0, 2),
+        (np.nan, 1.0, np.inf),
+        (1.0, np.nan, np.inf),
+        (np.nan, np.nan, 0),
+        (np.inf, 1.0, np.inf),
+        (1.0, np.inf, np.inf),
+        (np.inf, np.inf, 0),
+        (-np.inf, np.inf, np.inf),
+        (np.nan, np.inf, np.inf),
+        (np.inf, np.nan, np.inf),
+        (-0.0, 0.0, 0),
+        (np.inf, 1e39, 0),  # too large for float32
+        (-np.inf, -1e39, 0),
+        (-np.inf, 1e39, np.inf),
+        (np.nan, 1e39, np.inf),
+        (np.inf, 3.4e38, np.inf),  # not too large
+        (3.4e38, 1e39, np.inf),
+        (-np.inf, -1.0, np.inf),
+    ],
+)
+def test_error_share(got, value, share):
+    bound = np.full(1, abs(value) * 2.0**-24 if abs(value) > 1 else 1.0)
+    result = reference.error_share(np.float32([got]), np.array([value]), bound, "float32")
+    if share == np.inf and np.isfinite(got) and np.isfinite(value):
+        assert result[0] > 1e6
+    else:
+        assert result.tolist() == [share]
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895e38)])
+def test_error_share_of_half_overflow(dtype, largest):
+    kind = reference.numpy_dtype(dtype)
+    overflow, not_quite = np.array([np.inf, np.inf], kind), np.array([largest * 1.01, largest * 0.99])
+    assert reference.error_share(overflow, not_quite, not_quite * 1e-7, dtype).tolist() == [0, np.inf]
+
+
+# -- torch -----------------------------------------------------------------------------------------------------------
+def torch_answer(p, given, dy):
+    """Return y, dx, dw and db of float64 torch.autograd."""
+    import torch
+    from torch.nn import functional
+
+    x, w, b = (torch.from_numpy(given[name].astype(np.float64)).requires_grad_() for name in "xwb")
+    (top, bottom), (left, right) = p.padding
+    padded = functional.pad(x, (left, right, top, bottom))
+    y = functional.conv2d(padded, w, b, p.stride, 0, p.dilation, p.groups)
+    y = {"identity": lambda s: s, "relu": torch.relu, "logistic": torch.sigmoid, "tanh": torch.tanh}[p.activation](y)
+    y.backward(torch.from_numpy(dy.astype(np.float64)))
+    return {"y": y.detach().numpy(), "dx": x.grad.numpy(), "dw": w.grad.numpy(), "db": b.grad.numpy()}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_against_torch_autograd(activation):
+    pytest.importorskip("torch", reason="needs torch, which is not installed: the reference against torch.autograd")
+    u = 2.0**-53
+    for seed, entry in enumerate(WITH_IMAGES):
+        p = entry.problem(activation=activation).with_(bias=True)  # float32 data, answered in float64
+        plain = p.with_(activation="identity")
+        given = check.inputs("forward", plain, entry.data, seed) | check.inputs("kernel_grad", plain, entry.data, seed)
+        expected = torch_answer(p, given, given["dy"])
+        y, y_terms = reference.answer("forward", p, given)["y"]
+        given["saved"] = y
+        # How far two float64 computations of y may be apart, and hence phi', whose slope is at most 1.
+        n = RESULTS["y"].reduction_length(p)
+        y_slack = 2 * (n + 2) * u * y_terms + 8 * u * abs(y)
+        assert np.all(abs(y - expected["y"]) <= y_slack), f"y of {p}"
+        for pass_name in ("input_grad", "kernel_grad", "backward"):
+            dy_terms = reference.answer(pass_name, plain, given)
+            for name, (value, magnitude) in reference.answer(pass_name, p, given).items():
+                n = RESULTS[name].reduction_length(p)
+                slack = 2 * (n + 4) * u * magnitude
+                if activation in ("logistic", "tanh"):
+                    slack = slack + (y_slack.max() + 8 * u) * dy_terms[name][1]
+                assert np.all(abs(value - expected[name]) <= slack), f"{name} of {p}"

@@ -1,0 +1,249 @@
+"""The checks of `convbackprop sanitize`: what is wrong is found at its line, and what is right is left alone.
+
+A file of tests/seeded has mistakes, marked at the end of a line by what should be found there: `//! race`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from convbackprop import check
+from convbackprop.check.sanitize import sanitize
+from convbackprop.cli import main
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import VARIANTS, select
+from convbackprop.problem import ConvProblem
+from tests.check.test_wrong import copied
+
+SEEDED = sorted((Path(__file__).parents[1] / "seeded").glob("*.cu"))
+
+
+def marks(path):
+    """Return what a file says should be found: (kind, line)."""
+    lines = path.read_text().splitlines()
+    return {
+        (kind.strip(), number)
+        for number, line in enumerate(lines, 1)
+        for kind in line.partition("//! ")[2].split(",")
+        if kind
+    }
+
+
+def found(outcome):
+    """Return what was found, a race at either of its two lines: (kind, lines)."""
+    return [(each.kind, {number for _, number in each.lines[-1:] + each.other_lines[-1:]}) for each in outcome.findings]
+
+
+@pytest.mark.parametrize("path", SEEDED, ids=lambda path: path.stem)
+def test_seeded_bugs_are_found_at_their_lines(path):
+    pass_name = re.search(r"//@ launch (\w+)", path.read_text())[1]
+    problem = ConvProblem.parse("1,1,20,40,1,3,3,padding=same", bias=path.stem != "null_pointer", activation="relu")
+    outcome = sanitize(variant_from_file(path, pass_name), problem)
+    got, wanted = found(outcome), marks(path)
+    for each in outcome.findings:
+        print(each.kind, each.lines, each.other_lines, each.sentence)
+    assert all(any(kind == k and line in lines for k, lines in got) for kind, line in wanted)
+    assert all(any(k == kind and line in lines for kind, line in wanted) for k, lines in got)
+
+
+# -- the package's own kernels, each with one mistake ------------------------------------------------------------------
+class Mistake(NamedTuple):
+    """A text replaced in a variant's files; what should be found, at a line that has `at` in it."""
+
+    variant: str
+    file: str
+    old: str
+    new: str
+    kind: str
+    at: str
+    problem: str = "2,3,9,21,4,3,3,padding=1"
+
+
+GEMM, FUSED = "1,5,9,8,70,3,3,padding=1", "2,3,9,40,3,3,3,padding=1,groups=3"
+MISTAKES = (
+    # -- memcheck
+    Mistake("forward/naive", "naive.cu", "if (!shape.row_inside(h)) continue;", "", "out of bounds",
+            "s_sum.add(to_acc(x["),
+    Mistake("forward/naive", "naive.cu", "if (i >= shape.y_size()) return;", "", "out of bounds", "y[i] = "),
+    Mistake("forward/coalesced", "strip.cuh", "if (inside)\n", "if (true)\n", "out of bounds", "load<PIECE>(lanes"),
+    Mistake("input_grad/naive", "naive.cu", "p >= shape.P) continue", "p > shape.P) continue", "out of bounds",
+            "pre_activation_grad(dy"),
+    Mistake("kernel_grad/naive", "naive.cu", "for (int q = 0; q < shape.Q; ++q)", "for (int q = 0; q <= shape.Q; ++q)",
+            "out of bounds", "pre_activation_grad(dy"),
+    Mistake("kernel_grad/implicit_gemm", "gather.cuh", "is_index(row, source.rows)", "is_index(row, source.rows + 1)",
+            "out of bounds", "to_acc(__ldg(from))", GEMM),
+    Mistake("backward/fused", "strip.cuh", "if (first + PIECE <= cols)", "if (first < cols + PIECE)",
+            "out of bounds", "store<PIECE>(row + first", "1,1,9,44,1,3,3,padding=1"),
+    # -- initcheck
+    Mistake("forward/naive", "pack_mask.cuh", "q < first_q + 8 && q < shape.Q", "q < first_q + 8", "out of bounds",
+            "const bool open = ", "1,1,9,21,1,3,3,padding=1,mask=1"),
+    Mistake("input_grad/tiled", "tiled.cu", "for (int row = threadIdx.y; row < rows;",
+            "for (int row = threadIdx.y; row < rows - 1;", "uninitialised read", "add_products(dx_sum"),
+    Mistake("kernel_grad/coalesced", "coalesced.cu", "first_r == 0 && first_s == 0 && c == 0", "false",
+            "uninitialised read", "sum.add(partial["),
+    Mistake("backward/fused", "fused.cu", "mine[t < TAPS ?", "if (t > 0) mine[t < TAPS ?", "uninitialised read",
+            "sum.add(partial[", FUSED),
+    Mistake("forward/implicit_gemm", "matrix_product.cuh", "if (!is_last) loader.put(slices[slice + 1 & 1]);", "",
+            "uninitialised read", "a[i] = slice.a[d]", GEMM),
+    # -- racecheck
+    Mistake("forward/naive", "naive.cu", "y[i] = ", "y[i / 2] = ", "race", "y[i / 2] = "),
+    Mistake("forward/tiled", "tiled.cu", "__syncthreads();  // the tile is complete", "", "race", "x_tile[row * cols"),
+    Mistake("input_grad/tiled", "tiled.cu", "__syncthreads();  // nobody reads the tile any more", "", "race",
+            "g_tile[row * cols + col] ="),
+    Mistake("kernel_grad/tiled", "tiled.cu", "__syncthreads();  // every part's sum is there", "", "race",
+            "part_sums[threadIdx.x] = "),
+    Mistake("kernel_grad/naive", "naive.cu", "partial[blockIdx.y * taps + tap]", "partial[tap]", "race between blocks",
+            "partial[tap] = "),
+    Mistake("input_grad/coalesced", "strip.cuh", "min(first_row + band, rows)", "min(first_row + band + 1, rows)",
+            "race", "store<PIECE>(row + first", "1,1,130,21,1,3,3,padding=1"),
+    Mistake("forward/implicit_gemm", "matrix_product.cuh",
+            "__syncthreads();  // the next slice is there, and nobody reads this one any more", "", "race",
+            "a[i] = slice.a[d]", GEMM),
+    Mistake("input_grad/implicit_gemm", "filter_product.cuh", "rows[threadIdx.x + i * THREADS] = pieces[i];",
+            "rows[threadIdx.x / 2 + i * THREADS] = pieces[i];", "race", "rows[threadIdx.x / 2", GEMM),
+    Mistake("backward/fused", "partial_sums.cuh", "__syncthreads();  // every thread's column is there", "", "race",
+            "sum += thread_sums[i][thread]", FUSED),
+    # -- synccheck
+    Mistake("forward/tiled", "tiled.cu", "if (plane >= Index(shape.N) * shape.K) return;",
+            "if (plane >= Index(shape.N) * shape.K || int(threadIdx.y) >= shape.P) return;",
+            "barrier without all threads", "// the tile is complete", "2,3,5,21,4,3,3,padding=1"),
+    Mistake("kernel_grad/tiled", "tiled.cu", "__syncthreads();  // every part's sum is there",
+            "if (part != 0) return;\n    __syncthreads();  // every part's sum is there", "barrier without all threads",
+            "// every part's sum is there"),
+    Mistake("kernel_grad/implicit_gemm", "matrix_product.cuh", "__syncthreads();  // the first slice is there",
+            "if (threadIdx.x < 32)\n            __syncthreads();\n        else\n            __syncthreads();  // other",
+            "divergent barrier", "__syncthreads()", GEMM),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.variant}: {m.kind} at {m.at}")
+def test_a_mistake_in_a_kernel_is_found_at_its_line(mistake, tmp_path):
+    def change(file, text):
+        if file != mistake.file:
+            return text
+        assert text.count(mistake.old) >= 1, f"{file} has no {mistake.old!r}"
+        return text.replace(mistake.old, mistake.new)
+
+    variant = copied(mistake.variant, tmp_path, change)
+    problem = ConvProblem.parse(mistake.problem, bias=True, activation="relu")
+    assert variant.refusal(problem) is None
+    outcome = sanitize(variant, problem, orders=["as numbered"])
+    lines = [
+        (
+            each.kind,
+            (tmp_path / path.name if path.is_relative_to(tmp_path) else path).read_text().splitlines()[line - 1],
+        )
+        for each in outcome.findings
+        for path, line in each.lines + each.other_lines
+    ]
+    assert any(kind == mistake.kind and mistake.at in line for kind, line in lines), outcome.findings
+
+
+# -- what is right ---------------------------------------------------------------------------------------------------
+#: A few of the curated problems; `make sanitize` runs them all.
+SAMPLE = (
+    "2,1,33,65,1,5,5,padding=same",
+    "2,2,13,17,3,3,5,stride=3x2,padding=1x2",
+    "2,6,9,8,4,3,3,groups=2,padding=1",
+    "2,5,9,8,5,3,3,groups=5,padding=1",
+    "1,16,5,6,64,3,3,padding=1",
+    "2,64,4,6,64,1,1",
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_published_variants_are_clean(variant):
+    runs = 0
+    for text in SAMPLE:
+        for mask in (False, True) if variant.name in ("naive", "tiled") else (False,):
+            problem = ConvProblem.parse(text, bias=True, activation="relu", mask=mask)
+            if variant.specialised and text == SAMPLE[0]:
+                continue  # compiled once more, for nothing that is new
+            if variant.refusal(problem) is None and (variant.name == "implicit_gemm") == (problem.K > 9):
+                assert sanitize(variant, problem).findings == []
+                runs += 1
+    assert runs
+
+
+def test_half_the_memory_is_looked_at_element_by_element():
+    """Two threads that write neighbours of 2 bytes, and bits of a mask beside each other, do not race."""
+    for name in ("forward/naive", "input_grad/naive"):
+        problem = ConvProblem.parse("1,2,5,9,3,3,3,padding=1", dtype="float16", activation="relu", mask=True)
+        assert sanitize(select(name)[0], problem).findings == []
+
+
+def test_a_missing_barrier_shows_in_the_result_of_another_order(tmp_path):
+    """Also where the checks see nothing."""
+    path = tmp_path / "hidden.cu"
+    path.write_text(HIDDEN)
+    problem = ConvProblem.parse("1,1,1,64,1,1,1")
+    variant = variant_from_file(path, "forward")
+    assert sanitize(variant, problem, orders=["as numbered"]).findings == []
+    found = sanitize(variant, problem).findings
+    assert found and {each.kind for each in found} == {"wrong result"}
+    assert "start last to first" in found[0].sentence
+
+
+#: All threads look at what the last one sets, by atomics: which are no race, and no order either.
+HIDDEN = """\
+//@ launch forward(x, w, b, y) grid=[1] block=[64]
+#include "conv2d.cuh"
+
+extern "C" __global__ void forward(const Scalar* x, const Scalar* w, const Scalar* b, Scalar* y, Conv2dShape shape) {
+    __shared__ int is_set;
+    const int i = threadIdx.x;
+    if (i == 0) is_set = 0;
+    __syncthreads();
+    if (i == 63) atomicExch(&is_set, 1);
+    y[i] = atomicOr(&is_set, 0) ? x[i] * w[0] : 0;
+}
+"""
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+def test_command(capfd, tmp_path):
+    seeded = Path(__file__).parents[1] / "seeded" / "no_syncwarp.cu"
+    command = ["sanitize", str(seeded), "--pass", "forward", "--problem", "1,1,8,8,1,1,1"]
+    assert main(command) == 1
+    out = capfd.readouterr().out
+    assert "race in forward" in out and "no_syncwarp.cu:9:  y[i] = numbers[i ^ 1];" in out and "the other: " in out
+    assert "__threadfence" in out  # a limit of what it sees
+    assert main([*command, "--json"]) == 1
+    found = json.loads(capfd.readouterr().out)
+    assert not found["ok"] and found["notes_bytes"] > 0 and found["limits"]
+    race = next(each for each in found["findings"] if each["kind"] == "race")
+    assert (
+        race["tool"] == "racecheck"
+        and race["file"].endswith("seeded/no_syncwarp.cu")
+        and 8 in (race["line"], race["other_line"])
+    )
+    assert main(["sanitize", "forward/naive", "--problem", "1,1,8,8,1,3,3"]) == 0
+    assert "clean" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["forward/fast"], "variant of forward is 'fast'"),
+        (["forward/naive", "--problem", "1,1,8"], "problem"),
+        (["forward/naive", "--tunables", "gpu"], "--tunables is 'gpu'; it should be one of cpu, cuda"),
+        (["backward", "--problem", "1,2,8,8,2,3,3"], "nothing is left to run: backward/fused refuses"),
+        (["missing.cu", "--pass", "forward"], "missing.cu does not exist"),
+    ],
+)
+def test_bad_arguments(capfd, arguments, message):
+    assert main(["sanitize", *arguments]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_it_is_beside_the_plain_device(cpu):
+    """Both runtimes in one process: each kernel calls its own."""
+    variant, problem = select("kernel_grad/tiled")[0], ConvProblem.parse("2,3,9,21,4,3,3,padding=1", bias=True)
+    for _ in range(2):
+        assert check.check(variant, problem, cpu).faults == []
+        assert sanitize(variant, problem).findings == []

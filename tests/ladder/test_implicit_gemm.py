@@ -1,0 +1,210 @@
+"""The variants named implicit_gemm: what they refuse, how they split and tile, and when "auto" takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convbackprop import check, conv2d, conv2d_kernel_grad
+from convbackprop.bench.layers import DEEPBENCH, WHOLE
+from convbackprop.devices.compiler import Source
+from convbackprop.errors import InvalidArgument
+from convbackprop.ladder import implicit_gemm as gemms, scratch as workspace
+from convbackprop.ladder.registry import choose, of_pass, why_not
+from convbackprop.launch.plan import constants_of, pack_shape, plan
+from convbackprop.problem import ConvProblem
+
+PASSES = ("forward", "input_grad", "kernel_grad")
+GEMM = {name: next(v for v in of_pass(name) if v.name == "implicit_gemm") for name in PASSES}
+
+
+# -- the product's threads -------------------------------------------------------------------------------------------
+@pytest.fixture
+def places(quick):
+    """Return a function: a variant, for a problem -> the rows and columns of each thread's sums on a GPU."""
+
+    def find(variant, problem):
+        source = Source.of(Path(__file__).parent / "product_places.cu", constants_of(variant, problem, "cuda"))
+        constants = variant.constants("cuda", problem)
+        threads = constants["THREADS"]
+        rows, columns = (np.full((threads, constants[name]), -1, np.int32) for name in ("REG_M", "REG_N"))
+        kernel = quick.load(source, "places", (1, 1, 1), (threads, 1, 1), 1 << 17, 2, pack_shape(problem), ())
+        kernel.launch([rows.ctypes.data, columns.ctypes.data])
+        return rows, columns, constants
+
+    return find
+
+
+#: The second one is small: a tile of 64 x 64.
+@pytest.mark.parametrize("text", ["32,64,112,112,128,3,3,padding=1", "1,64,14,14,64,3,3,padding=1"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_shared_memory_is_read_16_bytes_at_a_time_without_bank_conflicts(places, text, dtype):
+    """In a quarter of a warp, which 16-byte reads are served by, lanes read one piece or pieces in other banks."""
+    problem = ConvProblem.parse(text, dtype=dtype)
+    rows, columns, constants = places(GEMM["forward"], problem)
+    piece = 4 if dtype == "float32" else 2
+    for read in (rows, columns):
+        pieces = read.reshape(len(read), -1, piece)
+        assert (pieces[..., 0] % piece == 0).all() and (np.diff(pieces, axis=-1) == 1).all()
+        for quarter in range(0, len(read), 8):
+            for i in range(pieces.shape[1]):
+                first = set(pieces[quarter : quarter + 8, i, 0].tolist())
+                banks = [at * 16 // piece // 16 % 8 for at in first]
+                assert len(set(banks)) == len(banks), f"lanes {quarter} to {quarter + 7} meet in a bank"
+    sums = {(row, column) for own, across in zip(rows, columns, strict=True) for row in own for column in across}
+    assert len(sums) == constants["TILE_M"] * constants["TILE_N"], "the threads' sums make up the tile"
+
+
+def test_the_tile_follows_the_problem():
+    """Tiles of 128 rows where there are enough of them; no block asks for more than 64 KiB of shared memory."""
+
+    def tile(pass_name, text, **changes):
+        return GEMM[pass_name].constants("cuda", ConvProblem.parse(text, **changes))["TILE_M"]
+
+    whole = str(WHOLE.problem())
+    assert [tile(name, whole) for name in PASSES] == [128, 64, 128]
+    assert tile("forward", "1,64,14,14,128,3,3,padding=1") == 64  # 128 would leave most multiprocessors idle
+    assert tile("forward", whole, dtype="float64") == 64
+    for layer in (WHOLE, *DEEPBENCH):
+        for pass_name in PASSES:
+            for dtype in ("float32", "float64", "float16"):
+                problem = layer.problem(dtype=dtype)
+                constants = GEMM[pass_name].constants("cuda", problem)
+                for launch in GEMM[pass_name].launches:
+                    assert launch.shared_bytes(problem, constants) <= 64 << 10
+
+
+# -- the sums --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("dilation", [1, 2, 3, 4])
+@pytest.mark.parametrize("taps", [1, 2, 3, 5, 8])
+def test_no_product_with_an_inserted_zero(stride, dilation, taps):
+    """A phase has as many steps as taps meet its pixels, and all phases together those of the filter."""
+    problem = ConvProblem.parse(f"1,2,99,99,3,{taps},1,stride={stride},dilation={dilation},padding=7")
+    meets = [sum((phase + 7 - r * dilation) % stride == 0 for r in range(taps)) for phase in range(stride)]
+    assert sum(meets) == taps
+    depth = GEMM["input_grad"].constants("cpu", problem)["DEPTH"]
+    (slices,) = gemms.slices("input_grad")(problem, {"DEPTH": depth})
+    assert slices == math.ceil(3 * max(meets) / depth)
+
+
+@pytest.mark.parametrize("text", ["2,3,6,5,4,2,2,stride=2147483647,dilation=3", "2,2,7,9,3,3,4,stride=9x4,padding=8"])
+def test_strides_beyond_the_image(quick, text):
+    """Only phases that have a pixel are worked on."""
+    for tunables in ("cpu", "cuda"):
+        assert check.check(GEMM["input_grad"], ConvProblem.parse(text), quick, tunables=tunables).faults == []
+
+
+@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
+def test_a_sum_over_many_pixels_stays_far_below_its_bound(quick, tunables):
+    """32 images of 112 x 112 equal terms: a plain float32 sum would be out by more than the bound."""
+    problem = ConvProblem.parse("32,1,112,112,2,1,1", bias=True)
+    outcome = check.check(GEMM["kernel_grad"], problem, quick, "constant", tunables=tunables)
+    assert outcome.faults == [] and outcome.share < 0.02
+
+
+def test_a_dense_layer_is_a_matrix_product():
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((9, 70), (33, 70)))
+    y = conv2d(x[:, :, None, None], w[:, :, None, None], variant="implicit_gemm")
+    assert np.array_equal(y[:, :, 0, 0], x @ w.T)
+
+
+# -- the workspace ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def limited(monkeypatch):
+    """Return a function that sets the limit for plans made anew."""
+
+    def limit(text):
+        monkeypatch.setenv("CONVBACKPROP_WORKSPACE_LIMIT", text)
+        workspace.limit.cache_clear()
+
+    yield limit
+    workspace.limit.cache_clear()
+
+
+def test_the_workspace_is_capped(quick, limited):
+    problem = ConvProblem.parse("8,16,40,40,24,3,3,padding=1", bias=True)
+    sums = 24 * 16 * 9 + 24
+    for bytes_ in (64 << 20, 4 * sums * 3 + 5, 1):
+        limited(str(bytes_))
+        variant = dataclasses.replace(GEMM["kernel_grad"])  # plans are kept
+        used = plan(variant, problem, quick).scratch_bytes
+        assert used <= max(bytes_, 4 * sums) and used % (4 * sums) == 0
+        assert check.check(variant, problem, quick).faults == []
+    assert used == 4 * sums
+
+
+@pytest.mark.parametrize("text", ["64M", "-1", "0", "1.5"])
+def test_a_limit_that_is_no_number(limited, text):
+    limited(text)
+    with pytest.raises(InvalidArgument, match=f"CONVBACKPROP_WORKSPACE_LIMIT is '{text}'; it should be a number of"):
+        workspace.limit()
+
+
+def test_the_limit_is_read_by_a_call():
+    code = "import numpy, convbackprop as c; x = numpy.ones((1, 2, 9, 9)); "
+    code += "c.conv2d_kernel_grad(x, (2, 2, 1, 1), x, variant='implicit_gemm')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "CONVBACKPROP_WORKSPACE_LIMIT": "much"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "CONVBACKPROP_WORKSPACE_LIMIT is 'much'" in done.stderr
+
+
+# -- the rule of "auto" ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_auto_takes_it_for_many_channels(kind, pass_name):
+    reasons = why_not(pass_name, WHOLE.problem(), kind)
+    assert reasons[GEMM[pass_name]] is None
+    assert {reason for rung, reason in reasons.items() if rung.name == "coalesced"} == {
+        "implicit_gemm is a higher rung"
+    }
+
+
+@pytest.mark.parametrize(
+    ("pass_name", "text", "kind", "chosen", "reason"),
+    [
+        ("forward", "1,3,56,56,15,3,3", "cuda", "coalesced", "a group has 15 filters; it is the faster one from 16 on"),
+        ("forward", "1,3,56,56,16,3,3", "cuda", "implicit_gemm", None),
+        ("forward", "1,3,56,56,63,3,3", "cpu", "coalesced", "a group has 63 filters; it is the faster one from 64 on"),
+        ("forward", "1,3,9,9,6,3,3", "cpu", "coalesced", "a group has 6 filters; it is the faster one from 7 on"),
+        ("forward", "1,3,9,9,7,3,3", "cpu", "implicit_gemm", None),
+        ("forward", "1,3,56,56,32,1,1", "cpu", "implicit_gemm", None),
+        ("kernel_grad", "1,3,56,56,32,3,3", "cpu", "implicit_gemm", None),
+        ("input_grad", "1,3,56,56,64,3,3", "cpu", "coalesced",
+         "a group has 3 channels; it is the faster one from 64 on"),
+        ("input_grad", "1,9,56,56,64,3,3,stride=2", "cpu", "implicit_gemm", None),
+        ("input_grad", "1,1,56,56,64,3,3,stride=2", "cpu", "implicit_gemm", None),
+        ("input_grad", "1,7,56,56,64,3,3,stride=2", "cuda", "tiled",
+         "a group has 7 channels; it is the faster one from 8 on"),
+        ("kernel_grad", "1,7,56,56,3,3,3,stride=2", "cpu", "naive",
+         "a group has 3 filters; it is the faster one from 4 on"),
+        ("forward", "1,4,56,56,4,3,3,groups=4", "cpu", "coalesced",
+         "a group has one channel and one filter; it works on tiles of several of them"),
+        ("forward", "1,600,1200,1200,600,3,3", "cuda", "coalesced",
+         "there are 1,728,000,000 elements of neighbouring images; it counts up to 1,073,741,824"),
+    ],
+)  # fmt: skip
+def test_auto_leaves_the_rest_to_lower_rungs(pass_name, text, kind, chosen, reason):
+    problem = ConvProblem.parse(text)
+    assert choose(pass_name, "auto", problem, kind).name == chosen
+    assert why_not(pass_name, problem, kind)[GEMM[pass_name]] == reason
+
+
+def test_kernel_grad_in_groups_with_a_bias():
+    """A group's bias is one more column of its own tiles."""
+    rng = np.random.default_rng(1)
+    x, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 6, 9, 8), (2, 70, 9, 8)))
+    dw, db = conv2d_kernel_grad(x, (70, 3, 3, 3), dy, padding=1, groups=2, with_bias=True, variant="implicit_gemm")
+    assert np.array_equal(db, dy.sum((0, 2, 3)))
+    assert np.array_equal(dw[:, :, 1, 1], np.concatenate([np.einsum("nkpq,ncpq->kc", *pair) for pair in (
+        (dy[:, :35], x[:, :3]), (dy[:, 35:], x[:, 3:]))]))  # fmt: skip

@@ -1,0 +1,514 @@
+"""Every variant in the registry, on every problem, against the float64 reference.
+
+A variant whose compile-time constants follow from the problem is compiled for a few sets of them only (and, in the slow
+tests, for many more): see check.within_budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from itertools import product
+
+import numpy as np
+import pytest
+
+from convbackprop import check, devices
+from convbackprop.arguments import ACTIVATIONS
+from convbackprop.check import reference
+from convbackprop.check.curated import CURATED
+from convbackprop.devices.cpu import set_num_threads
+from convbackprop.fuzz import laws
+from convbackprop.ladder.registry import VARIANTS, of_pass, why_not
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import constants_of
+from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
+from tests.conftest import compile_ahead
+from tests.support.problems import (
+    ACTIVATION_KINDS,
+    BUDGET,
+    EACH_KIND_ONCE,
+    EVERY_KIND,
+    EVERYTHING,
+    PROBLEMS,
+    chosen,
+    is_costly,
+    is_long,
+    kind_of,
+)
+from tests.support.quick import quick_cpu, quick_on_cpu
+
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+
+def with_kinds(kinds=EVERY_KIND, costly=None, variants=VARIANTS):
+    """Parametrise over variants and kinds; a variant that is checked on few problems meets all of them in one test."""
+    return pytest.mark.parametrize(
+        ("variant", "kinds"),
+        [
+            pytest.param(variant, some, id=f"{variant}-{'-'.join(map(str, some[0])) if len(some) == 1 else 'kinds'}")
+            for variant in variants
+            for some in ([costly or kinds] if is_costly(variant) else [(kind,) for kind in kinds])
+        ],
+    )
+
+
+def with_dtypes(variants, dtypes=DTYPES, costly=("float32",)):
+    """Parametrise over variants and dtypes; of what is costly, other dtypes than these are slow tests."""
+    return pytest.mark.parametrize(
+        ("variant", "dtype"),
+        [
+            pytest.param(
+                variant,
+                dtype,
+                id=f"{variant}-{dtype}",
+                marks=pytest.mark.slow if is_costly(variant) and dtype not in costly else (),
+            )
+            for variant, dtype in product(variants, dtypes)
+        ],
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(request):
+    wanted = [(variant, problem) for variant in VARIANTS for problem in chosen(variant, "cpu")]
+    compile_ahead(request, wanted, devices.get_device("cpu"))
+
+
+@functools.lru_cache(maxsize=512)
+def data_of(pass_name, problem, data):
+    """Return the inputs of a pass and the reference's answer, which its variants share."""
+    given = check.inputs(pass_name, problem, data)
+    for array in given.values():
+        array.flags.writeable = False
+    return given, reference.answer(pass_name, problem, given)
+
+
+def is_tried(device, tunables):
+    """Return whether a GPU's constants are tried on the CPU, where nobody has them."""
+    return tunables == "cuda" and device.kind == "cpu"
+
+
+def on(device, tunables):
+    """Return where to run: what machine code is made of what is tried matters to nobody."""
+    return quick_cpu() if is_tried(device, tunables) else device
+
+
+def faults_of(variant, device, problems, kinds, tunables=None, among=None):
+    """Check a variant on those of the problems that are chosen for it; return what is wrong, with the problem."""
+    if among is None:
+        among = chosen(variant, tunables or device.kind, briefly=is_tried(device, tunables))
+    found, computed = [], 0
+    for (dtype, activation, mask), entry in product(kinds, problems):
+        problem = entry.problem(dtype=dtype, activation=activation, mask=mask)
+        if problem not in among:
+            continue
+        given, expected = data_of(variant.pass_name, problem, entry.data)
+        outcome = check.check(
+            variant, problem, on(device, tunables), entry.data, tunables=tunables, given=given, expected=expected
+        )
+        found += [f"{problem} ({entry.reason}): {fault}" for fault in outcome.faults]
+        computed += 1
+    assert computed, "no problem was computed"
+    return found
+
+
+@with_kinds()
+def test_every_problem(device, variant, kinds):
+    assert faults_of(variant, device, PROBLEMS, kinds) == []
+
+
+@pytest.mark.slow
+@with_kinds()
+def test_every_problem_in_every_kind(cpu, variant, kinds):
+    """And three times the constants, of a variant that is compiled anew for other sizes."""
+    among = check.within_budget(variant, EVERYTHING, "cpu", 3 * BUDGET)
+    assert faults_of(variant, cpu, PROBLEMS, kinds, "cpu", among) == []
+
+
+@with_kinds([kind for kind in EVERY_KIND if kind[1] == "relu"])
+def test_integers_are_exact(device, variant, kinds):
+    integers = [dataclasses.replace(entry, data="integers") for entry in PROBLEMS]
+    assert faults_of(variant, device, integers, kinds) == []
+
+
+@with_kinds(
+    EACH_KIND_ONCE,
+    costly=EVERY_KIND,
+    variants=[v for v in VARIANTS if any(t.cuda != t.cpu for t in v.tunables.values())],
+)
+def test_tunables_of_a_gpu(cpu, variant, kinds):
+    assert faults_of(variant, cpu, PROBLEMS, kinds, "cuda") == []
+
+
+def test_every_variant_meets_every_kind():
+    """In the problems chosen above: each dtype, each activation, the mask, and both in some combination."""
+    for variant, device in product(VARIANTS, ("cpu", "cuda")):
+        among = chosen(variant, device)
+        kinds = {kind_of(problem) for problem in among}
+        assert {dtype for dtype, _, _ in kinds} == set(DTYPES), variant
+        assert {activation for _, activation, _ in kinds} == set(ACTIVATIONS), variant
+        assert {mask for _, _, mask in kinds} == {False, True}, variant
+        if not variant.specialised:
+            tried = chosen(variant, device, briefly=True)
+            assert {kind_of(problem) for problem in tried} == set(EACH_KIND_ONCE), variant
+        if not is_costly(variant):
+            assert kinds == set(EVERY_KIND), variant
+            computed = {str(entry.text) for entry in PROBLEMS if variant.refusal(entry.problem()) is None}
+            met = {entry.text for entry in PROBLEMS if entry.problem(activation="relu") in among}
+            assert met == computed, variant
+            of_each = {dtype: {p for p in among if p.dtype == dtype} for dtype in DTYPES}
+            for entry in PROBLEMS:
+                for dtype, some in of_each.items():
+                    as_is = entry.problem(dtype=dtype)
+                    is_met = any(p.with_(activation="identity", mask=False) == as_is for p in some)
+                    assert is_met or is_long(variant, as_is) or variant.refusal(as_is), (variant, entry.text, dtype)
+
+
+def legal_values():
+    """Yield (variant, tunable, value).
+
+    Slow tests of what is costly: values between the least and the largest; those of kernel_grad_total.cuh, which naive
+    and tiled meet; and those of filter_product.cuh that forward meets.
+    """
+    for variant in VARIANTS:
+        for name, tunable in variant.tunables.items():
+            for value in tunable.legal:
+                is_extreme = value in (min(tunable.legal), max(tunable.legal))
+                is_met = name in ("SLICE_GROUPS", "TAPS_EACH") or str(variant) == "input_grad/implicit_gemm"
+                is_quick = not is_costly(variant) or (is_extreme and not is_met)
+                marks = () if is_quick else pytest.mark.slow
+                yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
+
+
+#: Tried beside a GPU's other tunables: beside the cpu device's a block has fewer threads than a tile has rows.
+BESIDE_A_GPUS = {("kernel_grad/implicit_gemm", "REG_N", 8)}
+
+
+@pytest.mark.parametrize(("variant", "name", "value"), list(legal_values()))
+def test_every_legal_value(cpu, variant, name, value):
+    """On every other problem, by turns; of what is costly, on those of the most frequent constants."""
+    tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
+    other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
+    relu = [p for p in EVERYTHING if kind_of(p) == ("float32", "relu", False) and not variant.refusal(p)]
+    among = [p for p in relu if not is_long(variant, p)][variant.tunables[name].legal.index(value) % 2 :: 2]
+    tunables = "cuda" if (str(variant), name, value) in BESIDE_A_GPUS else "cpu"
+    if is_costly(other):
+        among = max(check.compiled_alike(other, relu, tunables), key=len)
+    is_usual = all(constants_of(other, p, tunables) == constants_of(variant, p, "cpu") for p in among)
+    where = cpu if is_usual else quick_on_cpu(cpu)
+    assert faults_of(other, where, PROBLEMS, [("float32", "relu", False)], tunables, among) == []
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.tunables], ids=str)
+def test_defaults_are_legal(variant):
+    for name, tunable in variant.tunables.items():
+        for problem in EVERYTHING:
+            if variant.refusal(problem) is None:
+                assert tunable.value("cuda", problem) in tunable.legal, name
+                assert tunable.value("cpu", problem) in tunable.legal, name
+
+
+# -- the same bits every run ---------------------------------------------------------------------------------------
+def bits(variant, problem, device, tunables=None):
+    given = check.inputs(variant.pass_name, problem, "normal", seed=5)
+    blocks = check.launch(variant, problem, given, device, tunables)
+    return {name: block.array.tobytes() for name, block in blocks.items()}
+
+
+DETERMINISM = ("2,3,64,57,3,3,5,padding=1x2,groups=3", "1,1,200,210,1,3,3,padding=same")
+
+
+@each_variant
+@pytest.mark.parametrize("text", DETERMINISM)
+def test_same_bits_in_every_run(device, variant, text):
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    first = bits(variant, problem, shared(variant, device))
+    for _ in range(20):
+        assert bits(variant, problem, shared(variant, device)) == first
+
+
+@each_variant
+@pytest.mark.parametrize("text", DETERMINISM)
+@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
+def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunables):
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    runs = []
+    for count in (1, 2, 3, 4):
+        set_num_threads(count)
+        runs.append(bits(variant, problem, on(shared(variant, cpu), tunables), tunables))
+    assert all(run == runs[0] for run in runs)
+
+
+BATCHES = ("5,3,64,57,3,3,5,padding=1x2,groups=3", "4,6,7,9,66,3,3,padding=1")
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.pass_name != "kernel_grad"], ids=str)
+@pytest.mark.parametrize("text", BATCHES)
+@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
+def test_same_bits_at_any_place_in_the_batch(cpu, variant, text, tunables):
+    """Some of the images, in another order and among other neighbours (that a wrong kernel fails: test_fuzz.py)."""
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    if sentence := variant.refusal(problem):
+        pytest.skip(sentence)
+    for seed in range(4):
+        assert laws.batch(laws.Subject(variant, problem, cpu, tunables, seed)) == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_auto_does_not_look_at_the_number_of_images(kind):
+    """Else a batch of one might have other bits than a batch of many."""
+    for entry in PROBLEMS:
+        for pass_name in PASSES:
+            chosen = set()
+            for n in (1, 2, 3, 64, 1000):
+                reasons = why_not(pass_name, entry.problem().with_(N=n), kind)
+                chosen.add(next((rung for rung, reason in reasons.items() if reason is None), None))
+            assert len(chosen) == 1, f"{pass_name} on {entry.text}"
+
+
+@each_variant
+@pytest.mark.parametrize("text", DETERMINISM[:1])
+def test_same_bits_at_any_address(cpu, variant, text):
+    """With a GPU's constants, where the width of loads follows from the address."""
+    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    given = check.inputs(variant.pass_name, problem, "normal", seed=5)
+    runs = []
+    for offset in (0, 1, 2):
+        blocks = check.launch(variant, problem, given, cpu, "cuda", offset)
+        runs.append({name: block.array.tobytes() for name, block in blocks.items() if name not in given})
+    assert all({**run, "scratch": b""} == {**runs[0], "scratch": b""} for run in runs)
+
+
+# -- NaN and infinities ----------------------------------------------------------------------------------------------
+SPECIAL = "2,3,9,8,4,3,3,padding=1,stride=1x2"
+SPECIAL_DEPTHWISE = "2,4,9,21,4,3,3,padding=1,groups=4"  # for those that refuse the other
+CORNERS = [(0, 0, 0, 0), (1, 1, 0, -1), (0, 2, -1, 0), (1, 0, -1, -1), (0, 1, 4, 3)]
+
+GRADIENTS = of_pass("input_grad") + of_pass("kernel_grad") + of_pass("backward")
+
+
+def special(variant, **changes):
+    """Return the first of the special problems that the variant computes."""
+    problems = (ConvProblem.parse(text, bias=True, **changes) for text in (SPECIAL, SPECIAL_DEPTHWISE))
+    return next(problem for problem in problems if variant.refusal(problem) is None)
+
+
+def ways(variant, problem, device):
+    """Yield where and with which tunables to run: the cpu device runs a GPU's, too, where these are other ones."""
+    if device.kind == "cuda":
+        yield device, "cuda"
+        return
+    yield shared(variant, device), "cpu"
+    is_other = constants_of(variant, problem, "cuda") != constants_of(variant, problem, "cpu")
+    if is_other and kind_of(problem) in EACH_KIND_ONCE:
+        yield on(device, "cuda"), "cuda"
+
+
+def shared(variant, device):
+    """Return where to run what other tests do not run, too: there kernels are compiled quickly."""
+    return quick_on_cpu(device) if variant.specialised else device
+
+
+def check_given(variant, problem, device, given):
+    expected = reference.answer(variant.pass_name, problem, given)
+    for where, tunables in ways(variant, problem, device):
+        outcome = check.check(variant, problem, where, tunables=tunables, given=given, expected=expected)
+        assert outcome.faults == []
+
+
+#: Every kind, and of what is costly only a few.
+VARIANTS_AND_KINDS = [
+    pytest.param(variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}")
+    for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
+    if not is_costly(variant) or (dtype, activation) in (("float32", "relu"), ("float64", "tanh"))
+]
+
+
+@pytest.mark.parametrize(("variant", "dtype", "activation", "mask"), VARIANTS_AND_KINDS)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
+def test_special_values_spread_as_in_the_reference(device, variant, dtype, activation, mask, value):
+    problem = special(variant, dtype=dtype, activation=activation, mask=mask)
+    inside = [(0, 1, 4, 1), (1, 3, 1, 2)]  # an infinite gradient times a zero of the padding is unspecified too
+    places = {
+        "forward": {"x": CORNERS, "b": [(0,), (3,)]},
+        "input_grad": {"dy": CORNERS},
+        "kernel_grad": {"x": CORNERS, "dy": inside},
+        "backward": {"x": CORNERS, "dy": inside},
+    }[variant.pass_name]
+    for name, indices in places.items():
+        for at in indices:
+            given = check.inputs(variant.pass_name, problem)
+            given[name][at] = value
+            check_given(variant, problem, device, given)
+
+
+@pytest.mark.parametrize("variant", of_pass("forward") + of_pass("input_grad"), ids=str)
+@pytest.mark.parametrize("text", ["2,3,9,8,4,3,3", "2,3,9,28,3,3,3,groups=3"])
+def test_infinite_taps(device, variant, text):
+    """Without padding: over padding torch disagrees with itself, and it is unspecified."""
+    problem = ConvProblem.parse(text, bias=True)
+    for value in (np.inf, -np.inf, np.nan):
+        given = check.inputs(variant.pass_name, problem)
+        given["w"][1, -1, 0, 2] = value
+        if variant.pass_name == "forward":
+            check_given(variant, problem, device, given)
+            continue
+        # An input pixel at the border meets not every tap. Higher rungs multiply the zeros round g by all of them, as
+        # over padding; they are held to the pixels that meet every tap.
+        got = check.launch(variant, problem, given, shared(variant, device))["dx"].array
+        touched = np.zeros(problem.x_shape, bool)
+        touched[:, 2 if problem.groups == 1 else 1, 0 : problem.P, 2 : 2 + problem.Q] = True
+        seen = np.s_[...] if variant.name in ("naive", "tiled") else np.s_[:, :, 2:-2, 2:-2]
+        assert np.array_equal(~np.isfinite(got)[seen], touched[seen])
+
+
+@with_dtypes(GRADIENTS)
+@pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
+def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
+    problem = special(variant, dtype=dtype, activation="relu", mask=mask)
+    plain = problem.with_(mask=False)
+    given = check.inputs(variant.pass_name, plain)
+    closed = given["saved"] <= 0
+    given["dy"][closed] = np.nan
+    assert closed.any() and not closed.all()
+    if mask:
+        given["saved"] = np.packbits(~closed, axis=-1, bitorder="little")
+    check_given(variant, problem, device, given)
+    blocks = check.launch(variant, problem, given, shared(variant, device))
+    for operand in PASSES[variant.pass_name].present(problem):
+        if operand.written:
+            assert np.isfinite(blocks[operand.name].array.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("variant", GRADIENTS, ids=str)
+@pytest.mark.parametrize(
+    ("y", "is_open"),
+    [(0.0, False), (-0.0, False), (1e-45, True), (-1e-45, False), (np.nan, True), (np.inf, True), (-np.inf, False)],
+)
+def test_relu_rule_for_the_saved_output(device, variant, y, is_open):
+    """Open where not (y <= 0), torch's rule: closed at both zeros, open at NaN."""
+    problem = ConvProblem.parse("1,1,2,3,1,1,1", activation="relu", bias=True)
+    given = check.inputs(variant.pass_name, problem, "constant")
+    given["saved"][...] = y
+    check_given(variant, problem, device, given)
+    blocks = check.launch(variant, problem, given, shared(variant, device))
+    for operand in PASSES[variant.pass_name].present(problem):
+        if operand.written:
+            result = blocks[operand.name].array
+            assert (result != 0).all() if is_open else (result == 0).all()
+
+
+@pytest.mark.parametrize("variant", of_pass("forward"), ids=str)
+def test_relu_of_zeros_and_nan(device, variant):
+    problem = ConvProblem.parse("1,1,1,6,1,1,1", activation="relu", mask=True)
+    x = np.array([0.0, -0.0, np.nan, -1.0, np.inf, -np.inf], np.float32).reshape(problem.x_shape)
+    blocks = check.launch(variant, problem, {"x": x, "w": np.ones((1, 1, 1, 1), np.float32)}, shared(variant, device))
+    assert np.array_equal(blocks["y"].array.ravel(), np.float32([0, 0, np.nan, 0, np.inf, 0]), equal_nan=True)
+    assert blocks["mask"].array.ravel().tolist() == [0b010100]
+
+
+def long_sum(variant, dtype, count):
+    """Return a problem whose only result is a sum of `count` terms, its data (all 1), and the factors' names."""
+    texts = {
+        "forward": f"1,{count},1,1,1,1,1",
+        "input_grad": f"1,1,1,1,{count},1,1",
+        "kernel_grad": f"1,1,1,{count},1,1,1",
+        "backward": f"1,1,1,{count},1,1,1,dx=0",
+    }
+    factors = {"forward": ("x", "w"), "input_grad": ("dy", "w")}.get(variant.pass_name, ("dy", "x"))
+    problem = ConvProblem.parse(texts[variant.pass_name], dtype=dtype)
+    given = {name: np.ones_like(array) for name, array in check.inputs(variant.pass_name, problem).items()}
+    return problem, given, factors
+
+
+def result(variant, problem, given, device):
+    """Launch, and return the first of the results."""
+    name = next(operand.name for operand in PASSES[variant.pass_name].present(problem) if operand.written)
+    return check.launch(variant, problem, given, shared(variant, device))[name].array
+
+
+@with_dtypes(VARIANTS, costly=("float16",))
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
+def test_infinite_sum_is_not_nan(device, variant, dtype, count):
+    """Compensated addition forms inf - inf, which must not reach the result."""
+    problem, given, (a, _) = long_sum(variant, dtype, count)
+    for place in (0, count // 2, count - 1):
+        array = np.ones(count, given[a].dtype)
+        array[place] = -np.inf
+        assert result(variant, problem, {**given, a: array.reshape(given[a].shape)}, device) == -np.inf
+    given[a][...] = np.inf
+    assert result(variant, problem, given, device) == np.inf
+
+
+@with_dtypes(VARIANTS, costly=("float16",))
+@pytest.mark.parametrize("count", [2, 40, 64, 100, 128, 1000])
+def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
+    """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
+    problem, given, (a, b) = long_sum(variant, dtype, count)
+    largest = float(np.finfo(reference.numpy_dtype(ACCUMULATORS[dtype]) if dtype != "bfloat16" else np.float32).max)
+    term = largest * 0.9 / (64 if count > 64 else 1)
+    for sign in (1, -1):
+        given[a][...] = sign * np.sqrt(term) if dtype != "float16" else sign * 6e4
+        given[b][...] = np.sqrt(term) if dtype != "float16" else 6e4
+        got = result(variant, problem, given, device)
+        assert got == sign * np.inf, f"{count} terms of {sign * term:.3g} give {got.item()}"
+
+
+@with_dtypes(VARIANTS, costly=("float16",))
+def test_subnormal_results_are_kept(device, variant, dtype):
+    """Integers times a power of two so small that their sums of products are subnormal, and exact."""
+    problem = ConvProblem.parse("1,1,3,4,1,2,2", dtype=dtype)
+    if variant.pass_name == "backward":
+        problem = ConvProblem.parse("1,1,3,4,1,3,3,padding=1,dx=0", dtype=dtype)
+    half = np.finfo(reference.numpy_dtype(dtype)) if dtype != "bfloat16" else None
+    smallest = -133 if half is None else round(np.log2(half.smallest_subnormal))
+    normal = 2.0**-126 if half is None else half.smallest_normal
+    given = {}
+    for i, (name, array) in enumerate(check.inputs(variant.pass_name, problem, "integers").items()):
+        exponent = (smallest - smallest // 2, smallest // 2)[i]
+        given[name] = np.ldexp(array.astype(np.float64), exponent).astype(array.dtype)
+    got = result(variant, problem, given, device)
+    ((value, _),) = reference.answer(variant.pass_name, problem, given).values()
+    assert np.array_equal(got.astype(value.dtype), value)
+    assert ((value != 0) & (abs(value) < normal)).any(), "the test's data gives no subnormal result"
+
+
+@with_dtypes(VARIANTS, ["float16", "bfloat16"], costly=("float16",))
+def test_half_results_are_rounded_once(device, variant, dtype):
+    """Integer sums that float32 holds and the half type does not: the nearest half number, to the last bit."""
+    problem = ConvProblem.parse("2,30,9,8,30,3,3,padding=1", dtype=dtype, bias=True)
+    if variant.refusal(problem):
+        problem = ConvProblem.parse("2,3,9,18,3,5,5,padding=2,groups=3", dtype=dtype, bias=True)
+    rng = np.random.default_rng(1)
+    given = {
+        name: rng.integers(0, 13, array.shape).astype(array.dtype)
+        for name, array in check.inputs(variant.pass_name, problem).items()
+    }
+    got = check.launch(variant, problem, given, shared(variant, device))
+    rounded_at_all = False
+    for name, (value, _) in reference.answer(variant.pass_name, problem, given).items():
+        rounded = value.astype(np.float32).astype(got[name].array.dtype)
+        assert np.array_equal(got[name].array, rounded)
+        rounded_at_all |= bool((rounded.astype(np.float64) != value).any())
+    assert rounded_at_all, "the test's data needs no rounding"
+
+
+def test_registry():
+    names = [str(variant) for variant in VARIANTS]
+    assert len(set(names)) == len(names)
+    assert {variant.pass_name for variant in VARIANTS} == set(PASSES)
+    for variant in VARIANTS:
+        assert isinstance(variant, Variant)
+        assert variant.path.is_file()
+        assert len(variant.summary) > 20, f"{variant}: its .cu file has no head comment"
+    for pass_name in ("forward", "input_grad", "kernel_grad"):  # "auto" always finds a rung: the first
+        first = of_pass(pass_name)[0]
+        assert first.requires == ()
+        assert first.auto_on == ("cuda", "cpu")
+
+
+def test_curated_problems_have_reasons():
+    assert all(len(entry.reason) > 5 for entry in PROBLEMS)
+    assert len({entry.reason for entry in PROBLEMS}) == len({entry.text for entry in PROBLEMS}) == len(PROBLEMS)
+    assert {entry.data for entry in CURATED} == set(check.DATA)
