@@ -9,7 +9,7 @@ from convbackprop.ladder.coalesced import registers, vectors
 from convbackprop.ladder.launches import TOTAL, block, total
 from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
-from convbackprop.ladder.variant import Alignment, Constants, Launch, Variant, ceil_div
+from convbackprop.ladder.variant import Alignment, Constants, Launch, Tunable, Variant, ceil_div
 from convbackprop.problem import ConvProblem
 
 #: The largest filter whose taps' sums and rows of g fit the registers.
@@ -18,7 +18,8 @@ _LARGEST = 7
 
 def _columns(p: ConvProblem) -> int:
     """Return how wide a strip fits the registers: less wide where the filter is large."""
-    return 4 if registers(p, p.R * p.S) > 32 or p.accumulator_bytes > 4 else 8
+    by_taps = 8 if registers(p, p.R * p.S) <= 25 else 4 if registers(p, p.R * p.S) <= 49 else 2
+    return min(by_taps, 32 // p.accumulator_bytes)
 
 
 def _threads(p: ConvProblem) -> int:
@@ -28,7 +29,7 @@ def _threads(p: ConvProblem) -> int:
 
 TUNABLES = {
     "THREADS": replace(coalesced.THREADS, cuda=_threads, cpu=_threads),
-    "COLS": replace(coalesced.COLS, cuda=_columns, cpu=_columns),
+    "COLS": Tunable(legal=(2, 4, 8), cuda=_columns, cpu=_columns),
     "ROWS": replace(coalesced.ROWS, cuda=32, cpu=32),
 }
 
@@ -47,6 +48,8 @@ def filter_and_needs(p: ConvProblem) -> dict[str, int]:
 def constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
     """Return the constants of backward/fused.cu."""
     loads = vectors(p, alignment, t)
+    if registers(p, p.R * p.S) > 49:  # what they load at once takes more registers than are left
+        loads = {"X_VECTOR": 1, "Y_VECTOR": 1}
     return {**loads, "LEAD": -(p.S // 2) % loads["Y_VECTOR"], **filter_and_needs(p)}
 
 
