@@ -2,8 +2,8 @@
 
     python tools/readme.py [--errors] [--bench] [--compare]
 
-The table's errors stand in docs/errors.json; --errors measures them anew, on the cpu device. The run is the saved run
-docs/bench.json; --bench times it anew. The runs that are compared are docs/before.json and docs/after.json; --compare
+The table's errors stand in docs/data/errors.json; --errors measures them anew, on the cpu device. The run is the saved run
+docs/data/bench.json; --bench times it anew. The runs that are compared are before.json and after.json there; --compare
 times both anew, the second one with kernels that the C++ compiler optimised less.
 
 Each part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
@@ -29,11 +29,11 @@ from convbackprop.problem import PASSES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-RUN = ROOT / "docs" / "bench.json"
+RUN = ROOT / "docs" / "data" / "bench.json"
 PICTURE = ROOT / "docs" / "bench.svg"
 SHOWN = "1024x1024 5x5"  # of the run, what the picture shows
-ERRORS = ROOT / "docs" / "errors.json"
-COMPARED = {"before": {}, "after": {"CONVBACKPROP_CXXFLAGS": "-O1"}}  # saved runs in docs, and how they were made
+ERRORS = ROOT / "docs" / "data" / "errors.json"
+COMPARED = {"before": {}, "after": {"CONVBACKPROP_CXXFLAGS": "-O1"}}  # saved runs in docs/data, and how they were made
 COMMANDS = ("compare before after", "plot before", "report before after")
 
 
@@ -98,14 +98,14 @@ def measure_compared() -> None:
                 check=True,
             )
         for name in COMPARED:  # both from the checkout as it was
-            shutil.move(Path(workshop) / f"{name}.json", ROOT / "docs" / f"{name}.json")
+            shutil.move(Path(workshop) / f"{name}.json", ROOT / "docs" / "data" / f"{name}.json")
 
 
 def place_runs(folder: Path) -> None:
     """Copy the runs that are compared to where the commands look for them in a folder."""
     (folder / ".convbackprop" / "runs").mkdir(parents=True)
     for name in COMPARED:
-        shutil.copy(ROOT / "docs" / f"{name}.json", folder / ".convbackprop" / "runs")
+        shutil.copy(ROOT / "docs" / "data" / f"{name}.json", folder / ".convbackprop" / "runs")
 
 
 def compared_part() -> str:
