@@ -5,7 +5,8 @@
 For each of the package's rows in each run (default: all in benchmarks/results) docs/data/RUN.json gets the time that
 `convbackprop profile` says it takes at least, and the digest of each variant's code at that commit. The commit is checked
 out beside the working tree for as long as that lasts, so what changed since does not matter. A row takes 5 to 100 seconds
-and up to 11 GB, and what is there already is kept. It needs git, nvcc and, to look at instructions, cuobjdump.
+and up to 16 GB; what is there already is kept, and a row that fails is left out. It needs git, nvcc and, to look at
+instructions, cuobjdump.
 """
 
 from __future__ import annotations
@@ -63,16 +64,17 @@ def checkout(commit: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", root], cwd=ROOT, check=True)
 
 
-def predict(root: Path, variant: str, problem: str, gpu: str) -> dict[str, Any]:
-    """Return what `profile` of a checkout says of a variant on a problem."""
+def predict(root: Path, variant: str, problem: str, gpu: str) -> dict[str, Any] | None:
+    """Return what `profile` of a checkout says of a variant on a problem, or None, for want of memory above all."""
     command = [sys.executable, "-m", "convbackprop", "profile", variant, "--problem", problem, "--gpu", gpu]
     done = subprocess.run(
         [*command, "--device", "cpu", "--json"],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
-        check=True,
     )
+    if done.returncode:
+        return None
     (report,) = json.loads(done.stdout)["reports"]
     remarks = [remark for remark in report["remarks"] if "left out" in remark]
     return {"us": round(report["predicted_us"], 2), "limit": report["limited_by"], "remarks": remarks}
@@ -92,9 +94,11 @@ def main(paths: Sequence[str]) -> None:
         with checkout(found["commit"]) as root:
             found["code"] = {name: code_digest(root, name) for name in sorted({name for name, _ in wanted.values()})}
             for i, (key, (variant, problem)) in enumerate(wanted.items()):
-                if key not in found["predicted"]:
-                    print(f"{i + 1} of {len(wanted)}: {key}", flush=True)
-                    found["predicted"][key] = predict(root, variant, problem, environment["device"])
+                if key in found["predicted"]:
+                    continue
+                print(f"{i + 1} of {len(wanted)}: {key}", flush=True)
+                if predicted := predict(root, variant, problem, environment["device"]):
+                    found["predicted"][key] = predicted
                     kept.write_text(json.dumps(found, indent=1) + "\n")
 
 
