@@ -245,7 +245,7 @@ def measured(run: Recorded) -> str:
             lines = [line for line in run.lines if line.layer.startswith(label) and line.dtype == dtype]
             if lines:
                 taken |= {line.row.job for line in lines}
-                parts.append(f"#### {title}, {dtype}\n\n{every_row(lines)}")
+                parts.append(f"#### {title}, {dtype}\n\n{every_row(lines, label)}")
     if rest := [line for line in run.lines if line.row.job not in taken]:
         parts.append(f"#### Others\n\n{every_row(rest)}")
     return "\n\n".join(parts)
@@ -341,11 +341,11 @@ def host(run: Recorded) -> str:
     return f"#### What a call costs the host\n\nOn an image of 28 x 28.\n\n{table(('call', 'us'), rows, left=1)}"
 
 
-def every_row(lines: Sequence[Line]) -> str:
-    """Return a table of rows."""
+def every_row(lines: Sequence[Line], label: str = "") -> str:
+    """Return a table of rows, whose layers are named by what follows the label."""
     rows = []
     for line in lines:
-        shown = [line.layer, line.pass_name, line.rung]
+        shown = [line.layer.removeprefix(label).strip(), line.pass_name, line.rung]
         if line.row.failed:
             rows.append([*shown, line.row.failed, *[""] * 9])
             continue
