@@ -8,8 +8,8 @@ A page holds blocks of this form, in which each line that begins with "$ convbac
     what it prints
     ```
 
-The commands of a page run in one folder, in their order, on the CPU. "checked" is for commands that print the same on each
-machine: `make readme` prints them anew and the tests compare. "recorded": `make readme ARGS=--commands` runs these too.
+The commands of a page run in one folder, in their order, on the CPU. "checked" is for commands that print the same on
+each machine: `make readme` runs them anew, and the tests compare. "recorded" ones: `make readme ARGS=--commands`.
 """
 
 from __future__ import annotations

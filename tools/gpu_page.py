@@ -1,7 +1,7 @@
 """What the recorded runs on GPUs say: tables for README.md and docs/gpu.md, and the picture of the ladder.
 
-A run is a JSON that benchmarks/gpu_report.py wrote into benchmarks/results; the newest of each GPU counts. Beside what it
-measured stands what was predicted (tools/predict.py, docs/data).
+A run is a JSON that benchmarks/gpu_report.py wrote into benchmarks/results; the newest of each GPU counts. Beside what
+it measured stands what was predicted (tools/predict.py, docs/data).
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ class Recorded:
 
     @cached_property
     def changed(self) -> list[str]:
-        """The run's variants whose code, or whose constants for a problem of the run, are no longer those of its commit.
+        """The run's variants whose code, or whose constants for a problem of the run, are not those of its commit.
 
-        A comment does not count, nor does where a file lies.
+        Comments do not count, nor does where a file lies.
         """
         compiled: dict[str, list[dict[str, str]]] = {}
         for kernel in self.steps["compile"]["data"]["kernels"]:
@@ -203,9 +203,10 @@ def front(run: Recorded) -> str:
 {table(heads, rows, left=2)}
 
 *Microseconds on an {run.device}, {DTYPE}: medians with a cold cache, bias and ReLU included. depthwise: 32 channels, 32
-images; 64->128: channels, 32 images. copy: of as many bytes as the pass must move. torch {run.environment["torch"]}: the better
-of its memory formats, in full float32 as ours, and in TF32, which rounds factors to 11 bits. Over the {len(deep)} passes of
-DeepBench's layers torch takes {mean(deep):.2f} times as long as ours (geometric mean), and ours are faster in {faster}.*
+images; 64->128: channels, 32 images. copy: of as many bytes as the pass must move. torch {run.environment["torch"]}:
+the better of its memory formats, in full float32 as ours, and in TF32, which rounds factors to 11 bits. Over the
+{len(deep)} passes of DeepBench's layers torch takes {mean(deep):.2f} times as long as ours (geometric mean), and ours are faster in
+{faster}.*
 
 The run is of {run.date}, commit {run.commit}. {since(run)} [On a GPU](docs/gpu.md) has every row, loss and goal."""
 
@@ -213,8 +214,11 @@ The run is of {run.date}, commit {run.commit}. {since(run)} [On a GPU](docs/gpu.
 def since(run: Recorded) -> str:
     """Return in a sentence how much of what is in the tree the run has not timed."""
     missing = [variant for variant in run.missing if "cuda" in variant.auto_on]
-    untimed = [f"the code of {len(run.changed)} of its {len(run.kept['code'])} variants has changed"] if run.changed else []
-    untimed += [f"{_code(missing)} {'have' if len(missing) > 1 else 'has'} been added"] if missing else []
+    untimed = []
+    if run.changed:
+        untimed.append(f"the code of {len(run.changed)} of its {len(run.kept['code'])} variants has changed")
+    if missing:
+        untimed.append(f"{_code(missing)} {'have' if len(missing) > 1 else 'has'} been added")
     if not untimed:
         return "Its variants are those of this tree."
     return f"Since then {' and '.join(untimed)}, and no GPU has timed that yet."
@@ -256,9 +260,10 @@ def about(run: Recorded) -> str:
     e, ceilings = run.environment, run.found["ceilings"]
     smi = e["nvidia_smi"]
     facts = {
-        "date, commit": f"{run.date}, {run.commit}" + ", with files in the checkout that were not committed" * e["dirty"],
+        "date, commit": f"{run.date}, {run.commit}{', with files in the checkout that it lacks' * e['dirty']}",
         "GPU": f"{run.device} ({e['architecture']}), {ceilings['multiprocessors']} multiprocessors, "
-        f"{ceilings['l2_bytes'] >> 20} MiB of L2 cache, at {smi['clocks.sm']} MHz and at most {smi['power.limit'][:-3]} W",
+        f"{ceilings['l2_bytes'] >> 20} MiB of L2 cache, at {smi['clocks.sm']} MHz and at most "
+        f"{float(smi['power.limit']):.0f} W",
         "software": f"driver {smi['driver_version']}; {e['nvcc'].split(', ')[-1]} of nvcc; PyCUDA {e['pycuda']}; torch "
         f"{e['torch']}, cuDNN {_cudnn(e['cudnn'])}; Python {e['python']}, numpy {e['numpy']}",
         "tests on the GPU": run.steps["tests"]["data"]["closing_line"],
@@ -304,8 +309,8 @@ def goals(run: Recorded) -> str:
     return f"""\
 #### Goals
 
-{met} of {len(rows)} are met. A "copy" in a goal is of one image at the speed of a large copy; the column has the copy of as
-many bytes as the pass must move, timed in the same run.
+{met} of {len(rows)} are met. A "copy" in a goal is of one image at the speed of a large copy; the column has the copy
+of as many bytes as the pass must move, timed in the same run.
 
 {table(heads, rows, left=3)}"""
 
@@ -328,9 +333,10 @@ def predictions(run: Recorded) -> str:
     return f"""\
 #### What was predicted
 
-predicted: what `convbackprop profile` of commit {run.commit} says, without a GPU. It is a lower bound, the largest of those
-it knows of (memory, arithmetic, instructions, caches, shared memory), and not an estimate: what a kernel loses by waiting is
-not in it. Measured over predicted:
+predicted: what `convbackprop profile` of commit {run.commit} says, without a GPU. It is a lower bound, the largest of
+those it knows of (memory, arithmetic, instructions, caches, shared memory), and not an estimate: what a kernel loses by
+waiting is not in it. A row has none where replaying its addresses wants more memory than there was. Measured over
+predicted:
 
 {table(("variant", "rows", "geometric mean", "least", "most"), rows, left=1)}"""
 
@@ -392,8 +398,8 @@ def picture(run: Recorded) -> Any:
     drawing.suptitle(f"{run.device}: one channel of 4096 x 4096, 5 x 5 filter, {DTYPE}, bias and ReLU", fontsize=12,
                      fontweight="bold", color=_TEXT)  # fmt: skip
     drawing.supxlabel(
-        "microseconds, on a logarithmic axis. copy: of as many bytes as the pass must move. floor: those bytes at the speed of a "
-        f"large copy.\nMeasured {run.date}, commit {run.commit}.", fontsize=8.5, color=_TEXT)  # fmt: skip
+        "microseconds, on a logarithmic axis. copy: of as many bytes as the pass must move. floor: those bytes at the "
+        f"speed of a large copy.\nMeasured {run.date}, commit {run.commit}.", fontsize=8.5, color=_TEXT)  # fmt: skip
     return drawing
 
 

@@ -3,10 +3,10 @@
     python tools/predict.py [RUN.json ...]
 
 For each of the package's rows in each run (default: all in benchmarks/results) docs/data/RUN.json gets the time that
-`convbackprop profile` says it takes at least, and the digest of each variant's code at that commit. The commit is checked
-out beside the working tree for as long as that lasts, so what changed since does not matter. A row takes 5 to 100 seconds
-and up to 16 GB; what is there already is kept, and a row that fails is left out. It needs git, nvcc and, to look at
-instructions, cuobjdump.
+`convbackprop profile` says it takes at least, and the digest of each variant's code at that commit. The commit is
+checked out beside the working tree for as long as that lasts, so what changed since does not matter. A row takes 5 to
+100 seconds and up to 16 GB; what is there already is kept, and a row that fails is left out. It needs git, nvcc and, to
+look at instructions, cuobjdump.
 """
 
 from __future__ import annotations

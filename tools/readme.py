@@ -2,16 +2,14 @@
 
     python tools/readme.py [--errors] [--bench] [--compare] [--commands]
 
-| page | part | from |
-|---|---|---|
-| README.md, docs/gpu.md, docs/gpu.svg | what runs on GPUs measured | benchmarks/results, docs/data/RUN.json (tools/predict.py) |
-| README.md, docs/ladder.md | the ladder | the registry; errors.json, which --errors measures anew on the cpu device |
-| docs/command_line.md | what commands print | the commands; those marked "recorded" with --commands only |
-| docs/command_line.md, docs/bench.svg | a run of `make bench` | bench.json, which --bench times anew |
+README.md, docs/gpu.md, gpu.svg     what a GPU measured: benchmarks/results, and predictions (tools/predict.py)
+README.md, docs/ladder.md           the ladder: the registry; errors.json, which --errors measures on the cpu device
+docs/command_line.md                what commands print; those that are recorded run again with --commands only
+docs/command_line.md, bench.svg     a run of `make bench`: bench.json, which --bench times anew
 
-errors.json, bench.json and the two runs that are compared, before.json and after.json (--compare times them anew, the second
-with kernels that the C++ compiler optimised less), lie in docs/data. A part stands between `<!-- generated: NAME -->` and
-`<!-- end -->`; for commands see tools/console.py.
+errors.json, bench.json and the two runs that are compared, before.json and after.json (--compare times them anew, the
+second with kernels that the C++ compiler optimised less), lie in docs/data. A part stands between
+`<!-- generated: NAME -->` and `<!-- end -->`; for commands see tools/console.py.
 """
 
 from __future__ import annotations
@@ -134,8 +132,8 @@ def measure_bench() -> None:
 def measure_compared() -> None:
     """Time the kernel gradients of one problem twice, and keep both runs."""
     for name, environment in COMPARED.items():
-        _bench(BENCH.with_stem(name), "kernel_grad", "--problem", "1,1,1024,1024,1,5,5,padding=same", "--against", "none",
-               "--seconds", "1", environment=environment)  # fmt: skip
+        _bench(BENCH.with_stem(name), "kernel_grad", "--problem", "1,1,1024,1024,1,5,5,padding=same",
+               "--against", "none", "--seconds", "1", environment=environment)  # fmt: skip
 
 
 def _bench(kept: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
