@@ -19,9 +19,10 @@ from benchmarks.report.goals import floor_us
 from benchmarks.report.rows import Row
 from convbackprop.bench import plots
 from convbackprop.bench.columns import digits
-from convbackprop.plan import constants_of
+from convbackprop.ladder.registry import VARIANTS
+from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.variants import VARIANTS, Variant
 from tools.predict import DATA, RESULTS, ROOT, code_digest
 
 #: What the front page and its picture show: the layers, as briefly as a table wants them, by the label of their jobs.
@@ -205,8 +206,8 @@ def front(run: Recorded) -> str:
 *Microseconds on an {run.device}, {DTYPE}: medians with a cold cache, bias and ReLU included. depthwise: 32 channels, 32
 images; 64->128: channels, 32 images. copy: of as many bytes as the pass must move. torch {run.environment["torch"]}:
 the better of its memory formats, in full float32 as ours, and in TF32, which rounds factors to 11 bits. Over the
-{len(deep)} passes of DeepBench's layers torch takes {mean(deep):.2f} times as long as ours (geometric mean), and ours are faster in
-{faster}.*
+{len(deep)} passes of DeepBench's layers torch takes {mean(deep):.2f} times as long as ours (geometric mean), and ours
+are faster in {faster}.*
 
 The run is of {run.date}, commit {run.commit}. {since(run)} [On a GPU](docs/gpu.md) has every row, loss and goal."""
 

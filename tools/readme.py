@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from convbackprop.bench import plots, runs
 from convbackprop.cli.plot import only
 from convbackprop.files import write_whole
+from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import PASSES
-from convbackprop.variants import VARIANTS, of_pass
 from tools import console, gpu_page
 
 ROOT = Path(__file__).parent.parent
