@@ -92,7 +92,9 @@ class Recorded:
         self.steps = {step["name"]: step for step in self.found["steps"]}
         self.environment = self.steps["environment"]["data"]
         kept = DATA / path.name
-        self.kept = json.loads(kept.read_text()) if kept.exists() else {"code": {}, "predicted": {}}
+        if not kept.exists():
+            raise SystemExit(f"{kept.relative_to(ROOT)} does not exist; tools/predict.py writes it")
+        self.kept = json.loads(kept.read_text())
 
     @property
     def device(self) -> str:

@@ -93,6 +93,7 @@ def main(paths: Sequence[str]) -> None:
         }
         with checkout(found["commit"]) as root:
             found["code"] = {name: code_digest(root, name) for name in sorted({name for name, _ in wanted.values()})}
+            kept.write_text(json.dumps(found, indent=1) + "\n")
             for i, (key, (variant, problem)) in enumerate(wanted.items()):
                 if key in found["predicted"]:
                     continue
