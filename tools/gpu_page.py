@@ -338,8 +338,8 @@ def predictions(run: Recorded) -> str:
 
 predicted: what `convbackprop profile` of commit {run.commit} says, without a GPU. It is a lower bound, the largest of
 those it knows of (memory, arithmetic, instructions, caches, shared memory), and not an estimate: what a kernel loses by
-waiting is not in it. A row has none where nobody has replayed its addresses, which takes minutes or more memory than there was.
-Measured over predicted:
+waiting is not in it. A row has none where nobody has replayed its addresses, which takes minutes or more memory than
+there was. Measured over predicted:
 
 {table(("variant", "rows", "geometric mean", "least", "most"), rows, left=1)}"""
 
