@@ -140,13 +140,17 @@ class Recorded:
     def changed(self) -> list[str]:
         """The run's variants whose code, or whose constants for a problem of the run, are not those of its commit.
 
-        Comments do not count, nor does where a file lies.
+        Comments do not count, nor does where a file lies, nor what nvcc was seen to compile to the same.
         """
         compiled: dict[str, list[dict[str, str]]] = {}
         for kernel in self.steps["compile"]["data"]["kernels"]:
             compiled.setdefault(kernel["file"], []).append(kernel["constants"])
         known = {str(variant): variant for variant in VARIANTS}
-        changed = {name for name, digest in self.kept["code"].items() if digest != code_digest(ROOT, name)}
+        same = self.kept["same"]
+        changed = {
+            name for name, digest in self.kept["code"].items()
+            if code_digest(ROOT, name) not in (digest, *same.get(name, ()))
+        }  # fmt: skip
         for line in self.lines:
             if (name := line.row.who) in known and name not in changed:
                 constants = constants_of(known[name], ConvProblem.parse(line.row.problem), "cuda")
@@ -216,7 +220,7 @@ The run is of {run.date}, commit {run.commit}. {since(run)} [On a GPU](docs/gpu.
 
 def since(run: Recorded) -> str:
     """Return in a sentence how much of what is in the tree the run has not timed."""
-    missing = [variant for variant in run.missing if "cuda" in variant.auto_on]
+    missing = [variant for variant in run.missing if "cuda" in variant.runs_on]
     untimed = []
     if run.changed:
         untimed.append(f"the code of {len(run.changed)} of its {len(run.kept['code'])} variants has changed")
@@ -280,14 +284,15 @@ def about(run: Recorded) -> str:
         f"{ceilings['ffma_flops_per_s'] * 1e-12:.3g} TFLOP/s; two events with nothing between them "
         f"{ceilings['empty_us']:.3g} us",
     }  # fmt: skip
-    missing = {cpu: [v for v in run.missing if ("cuda" not in v.auto_on) == cpu] for cpu in (False, True)}
+    missing = {cpu: [v for v in run.missing if ("cuda" not in v.runs_on) == cpu] for cpu in (False, True)}
     notes = [f"All figures are of commit {run.commit}."]
     if run.changed:
         notes.append(f"Since then the code of these has changed, and no GPU has timed that yet: {_code(run.changed)}.")
+        notes.append("That of the others has not, or nvcc compiles it to the same.")
     if missing[False]:
         notes.append(f"Added since, and not timed on a GPU yet: {_code(missing[False])}.")
     if missing[True]:
-        notes.append(f"Made for a CPU, and not in the run: {_code(missing[True])}.")
+        notes.append(f"Written for a CPU, and not in the run: {_code(missing[True])}.")
     return f"{' '.join(notes)}\n\n{table(('', 'the run'), facts.items(), left=2)}"
 
 
@@ -330,6 +335,8 @@ def predictions(run: Recorded) -> str:
     for line in run.lines:
         if line.us and line.predicted:
             by_who.setdefault(line.row.who, []).append(line.us / line.predicted)
+    ratios_of_all = [ratio for ratios in by_who.values() for ratio in ratios]
+    broken = sum(ratio < 1 for ratio in ratios_of_all)
     rows = [
         [f"`{who}`", str(len(ratios)), *(digits(f(ratios)) for f in (mean, min, max))] for who, ratios in by_who.items()
     ]
@@ -339,7 +346,7 @@ def predictions(run: Recorded) -> str:
 predicted: what `convbackprop profile` of commit {run.commit} says, without a GPU. It is a lower bound, the largest of
 those it knows of (memory, arithmetic, instructions, caches, shared memory), and not an estimate: what a kernel loses by
 waiting is not in it. A row has none where nobody has replayed its addresses, which takes minutes or more memory than
-there was. Measured over predicted:
+there was. {broken or "None"} of the {len(ratios_of_all)} rows that have one took less. Measured over predicted:
 
 {table(("variant", "rows", "geometric mean", "least", "most"), rows, left=1)}"""
 

@@ -1,16 +1,20 @@
-"""Predict, without a GPU, what a recorded run measured: by the kernels and the `profile` of the commit that it is of.
+"""What can be said of a recorded run without a GPU: what was predicted, and whether its code is that of this tree.
 
-    python tools/predict.py [RUN.json ...]
+    python tools/predict.py [--code] [RUN.json ...]
 
-For each of the package's rows in each run (default: all in benchmarks/results) docs/data/RUN.json gets the time that
-`convbackprop profile` says it takes at least, and the digest of each variant's code at that commit. The commit is
-checked out beside the working tree for as long as that lasts, so what changed since does not matter. A row takes 5 to
-100 seconds and up to 16 GB; what is there already is kept, and a row that fails is left out. It needs git, nvcc and, to
-look at instructions, cuobjdump.
+For each run (default: all in benchmarks/results) docs/data/RUN.json gets
+    code        the digest of each variant's code at the run's commit, comments left out
+    same        other digests, of this tree, that nvcc compiles to the same PTX with every set of constants of the run
+    predicted   the time that `convbackprop profile` of the run's commit says each row takes at least; not with --code
+
+The commit is checked out beside the working tree for as long as that lasts. A prediction takes 5 to 100 seconds and up
+to 16 GB; what is there already is kept, and a row that fails is left out. It needs git, nvcc and, to look at
+instructions, cuobjdump.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -19,9 +23,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from convbackprop.devices.compiler import find_nvcc
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -64,6 +72,30 @@ def checkout(commit: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", root], cwd=ROOT, check=True)
 
 
+def ptx(root: Path, variant: str, constants: Mapping[str, str], architecture: str) -> str | None:
+    """Return what nvcc makes of a variant in a checkout, or None if it rejects these constants."""
+    with tempfile.TemporaryDirectory() as workshop:
+        made = Path(workshop) / "kernel.ptx"
+        defines = [f"-D{name}={value}" for name, value in constants.items()]
+        command = [find_nvcc(), "-std=c++17", "-ptx", f"-arch={architecture}", *defines, "-I", root / "cuda_src"]
+        subprocess.run([*command, root / "cuda_src" / f"{variant}.cu", "-o", made], capture_output=True)
+        return made.read_text() if made.exists() else None
+
+
+def compare(root: Path, run: dict[str, Any], found: dict[str, Any]) -> None:
+    """Note the variants whose code has changed since a run's commit, and is compiled to the same."""
+    made = next(step["data"] for step in run["steps"] if step["name"] == "compile")
+    for name, before in found["code"].items():
+        today = code_digest(ROOT, name)
+        if today is None or today in (before, *found["same"].get(name, ())):
+            continue
+        print(f"{name}: is it compiled to the same as at the run's commit?", flush=True)
+        sets = [kernel["constants"] for kernel in made["kernels"] if kernel["file"] == f"{name}.cu"]
+        pairs = ([ptx(tree, name, each, made["architecture"]) for tree in (root, ROOT)] for each in sets)
+        if sets and all(old is not None and old == new for old, new in pairs):
+            found["same"].setdefault(name, []).append(today)
+
+
 def predict(root: Path, variant: str, problem: str, gpu: str) -> dict[str, Any] | None:
     """Return what `profile` of a checkout says of a variant on a problem, or None, for want of memory above all."""
     command = [sys.executable, "-m", "convbackprop", "profile", variant, "--problem", problem, "--gpu", gpu]
@@ -80,11 +112,17 @@ def predict(root: Path, variant: str, problem: str, gpu: str) -> dict[str, Any] 
     return {"us": round(report["predicted_us"], 2), "limit": report["limited_by"], "remarks": remarks}
 
 
-def main(paths: Sequence[str]) -> None:
-    for path in map(Path, paths or sorted(map(str, RESULTS.glob("*.json")))):
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--code", action="store_true", help="predict nothing: a few minutes")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN.json", default=sorted(RESULTS.glob("*.json")))
+    arguments = parser.parse_args()
+    for path in arguments.runs:
         run, kept = json.loads(path.read_text()), DATA / path.name
         environment = run["steps"][0]["data"]
-        found = json.loads(kept.read_text()) if kept.exists() else {"commit": environment["commit"], "predicted": {}}
+        found: dict[str, Any] = {"commit": environment["commit"], "code": {}, "same": {}, "predicted": {}}
+        if kept.exists():
+            found |= json.loads(kept.read_text())
         wanted = {
             f"{variant} {row['problem']}": (variant, row["problem"])
             for row in run["rows"]
@@ -93,9 +131,10 @@ def main(paths: Sequence[str]) -> None:
         }
         with checkout(found["commit"]) as root:
             found["code"] = {name: code_digest(root, name) for name in sorted({name for name, _ in wanted.values()})}
+            compare(root, run, found)
             kept.write_text(json.dumps(found, indent=1) + "\n")
             for i, (key, (variant, problem)) in enumerate(wanted.items()):
-                if key in found["predicted"]:
+                if arguments.code or key in found["predicted"]:
                     continue
                 print(f"{i + 1} of {len(wanted)}: {key}", flush=True)
                 if predicted := predict(root, variant, problem, environment["device"]):
@@ -104,4 +143,4 @@ def main(paths: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -60,7 +60,7 @@ def ladder_part() -> str:
     for name in dict.fromkeys(variant.name for variant in VARIANTS):
         own = [variant for variant in VARIANTS if variant.name == name]
         passes = ", ".join(variant.pass_name for variant in own)
-        cpu = " Made for a CPU." if all(variant.auto_on == ("cpu",) for variant in own) else ""
+        cpu = " Written for a CPU." if all(variant.runs_on == ("cpu",) for variant in own) else ""
         rows.append(f"| [{name}](cuda_src/{own[0]}.cu) | {passes} | {own[0].summary}{cpu} |")
     return "\n".join(rows)
 
