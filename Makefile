@@ -84,7 +84,7 @@ format: $(ENV) ## rewrite the Python files as ruff would have them
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-readme: $(ENV) ## regenerate the marked parts of README.md
+readme: $(ENV) ## regenerate the marked parts of README.md and docs; ARGS=--help tells which
 	@$(PY) tools/readme.py $(ARGS)
 
 build: $(ENV) ## sdist and wheel into dist/, and the wheel tried out in an empty environment

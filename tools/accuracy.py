@@ -1,9 +1,9 @@
-"""Measure the error against float64 by reduction length, dtype and data, and write docs/accuracy.{json,svg,md}.
+"""Measure the error against float64 by reduction length, dtype and data, and write docs/accuracy.{md,svg}.
 
     python tools/accuracy.py [--measure]
 
 --measure runs every variant on the cpu device beside torch: minutes. Without it the picture and the generated parts of
-the page are made anew from docs/accuracy.json.
+the page are made anew from docs/data/accuracy.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from convbackprop.ladder.registry import of_pass
 from convbackprop.problem import DTYPES, ConvProblem
 
 ROOT = Path(__file__).parent.parent
-PAGE, MEASURED, PICTURE = (ROOT / "docs" / f"accuracy.{kind}" for kind in ("md", "json", "svg"))
+DOCS = ROOT / "docs"
+PAGE, MEASURED, PICTURE = DOCS / "accuracy.md", DOCS / "data" / "accuracy.json", DOCS / "accuracy.svg"
 
 #: Problems whose results are sums of n products, for n that each pass may have.
 SUMS = {

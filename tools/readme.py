@@ -1,12 +1,15 @@
-"""Write the generated parts of README.md anew: the table of variants, the picture of a run, two runs compared.
+"""Write the generated parts of README.md and of docs anew: `make readme`.
 
-    python tools/readme.py [--errors] [--bench] [--compare]
+    python tools/readme.py [--errors] [--bench] [--compare] [--commands]
 
-The table's errors stand in docs/errors.json; --errors measures them anew, on the cpu device. The run is the saved run
-docs/bench.json; --bench times it anew. The runs that are compared are docs/before.json and docs/after.json; --compare
-times both anew, the second one with kernels that the C++ compiler optimised less.
+README.md, docs/gpu.md, gpu.svg     what a GPU measured: benchmarks/results, and predictions (tools/predict.py)
+README.md, docs/ladder.md           the ladder: the registry; errors.json, which --errors measures on the cpu device
+docs/command_line.md                what commands print; those that are recorded run again with --commands only
+docs/command_line.md, bench.svg     a run of `make bench`: bench.json, which --bench times anew
 
-Each part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+errors.json, bench.json and the two runs that are compared, before.json and after.json (--compare times them anew, the
+second with kernels that the C++ compiler optimised less), lie in docs/data. A part stands between
+`<!-- generated: NAME -->` and `<!-- end -->`; for commands see tools/console.py.
 """
 
 from __future__ import annotations
@@ -21,29 +24,54 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from convbackprop.bench import plots, runs
 from convbackprop.cli.plot import only
 from convbackprop.files import write_whole
-from convbackprop.ladder.registry import of_pass
+from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import PASSES
+from tools import console, gpu_page
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-RUN = ROOT / "docs" / "bench.json"
-PICTURE = ROOT / "docs" / "bench.svg"
-SHOWN = "1024x1024 5x5"  # of the run, what the picture shows
-ERRORS = ROOT / "docs" / "errors.json"
-COMPARED = {"before": {}, "after": {"CONVBACKPROP_CXXFLAGS": "-O1"}}  # saved runs in docs, and how they were made
-COMMANDS = ("compare before after", "plot before", "report before after")
+DOCS = ROOT / "docs"
+README, GPU, LADDER, COMMANDS = ROOT / "README.md", DOCS / "gpu.md", DOCS / "ladder.md", DOCS / "command_line.md"
+GPU_PICTURE, BENCH_PICTURE = DOCS / "gpu.svg", DOCS / "bench.svg"
+BENCH, ERRORS = DOCS / "data" / "bench.json", DOCS / "data" / "errors.json"
+SHOWN = "1024x1024 5x5"  # of the run of the benchmark, what the picture shows
+COMPARED = {"before": {}, "after": {"CONVBACKPROP_CXXFLAGS": "-O1"}}  # runs in docs/data, and how they were made
 
 
-def variants_table() -> str:
+# -- parts -----------------------------------------------------------------------------------------------------------
+def gpu_part() -> str:
+    """Return the front page's picture and table of the newest run."""
+    run = gpu_page.newest()[-1]
+    return f"![The ladder on the {run.device}]({GPU_PICTURE.relative_to(ROOT)})\n\n{gpu_page.front(run)}"
+
+
+def runs_part() -> str:
+    """Return what every GPU's newest run measured."""
+    return "\n\n".join(f"### {run.device}\n\n{gpu_page.measured(run)}" for run in reversed(gpu_page.newest()))
+
+
+def ladder_part() -> str:
+    """Return the techniques as a Markdown table."""
+    rows = ["| rung | passes | what its first file does |", "|---|---|---|"]
+    for name in dict.fromkeys(variant.name for variant in VARIANTS):
+        own = [variant for variant in VARIANTS if variant.name == name]
+        passes = ", ".join(variant.pass_name for variant in own)
+        cpu = " Written for a CPU." if all(variant.runs_on == ("cpu",) for variant in own) else ""
+        rows.append(f"| [{name}](cuda_src/{own[0]}.cu) | {passes} | {own[0].summary}{cpu} |")
+    return "\n".join(rows)
+
+
+def variants_part() -> str:
     """Return the registry as a Markdown table."""
     errors = json.loads(ERRORS.read_text())
     rows = ["| pass/variant | what it does | largest error: float32 / any dtype |", "|---|---|---|"]
     for pass_name in PASSES:
         for variant in of_pass(pass_name):
-            link = f"[{variant}](cuda_src/{pass_name}/{variant.name}.cu)"
+            link = f"[{variant}](../cuda_src/{variant}.cu)"
             rows.append(f"| {link} | {variant.summary} | {_largest(errors.get(str(variant), {}))} |")
     return "\n".join(rows)
 
@@ -53,6 +81,38 @@ def _largest(errors: dict[str, float]) -> str:
     return f"{errors['float32']:.2f} / {max(errors.values()):.2f}" if errors else "-"
 
 
+def bench_part() -> str:
+    """Return the Markdown that shows the run that was kept."""
+    caption = plots.caption(runs.read(str(BENCH)))
+    shown = f"![The passes on {SHOWN} with every variant and peer, and the floor]({BENCH_PICTURE.name})"
+    return f"{shown}\n\n*{SHOWN} in a run of `make bench`: {caption}.*"
+
+
+def pages(recorded: bool = False) -> dict[Path, bytes]:
+    """Return what each generated file should hold; commands that are recorded run again only if asked."""
+    readme = replace(README.read_text(), "gpu", gpu_part())
+    commands = replace(COMMANDS.read_text(), "bench", bench_part())
+    texts = {
+        README: replace(readme, "ladder", ladder_part()),
+        GPU: replace(GPU.read_text(), "runs", runs_part()),
+        LADDER: replace(LADDER.read_text(), "variants", variants_part()),
+        COMMANDS: console.played(commands, recorded),
+    }
+    pictures = {
+        GPU_PICTURE: plots.rendered(gpu_page.picture(gpu_page.newest()[-1]), "svg"),
+        BENCH_PICTURE: plots.rendered(plots.ladder(only(runs.read(str(BENCH)), re.escape(SHOWN))), "svg"),
+    }
+    return {path: text.encode() for path, text in texts.items()} | pictures
+
+
+def replace(text: str, name: str, part: str) -> str:
+    """Return the text with a generated part exchanged."""
+    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    assert pattern.search(text), f"there is no part {name}"
+    return pattern.sub(lambda found: f"{found[1]}{part}\n{found[2]}", text)
+
+
+# -- what takes time -------------------------------------------------------------------------------------------------
 def measure_errors() -> None:
     """Check every variant on the curated problems, and keep the largest error of each in each dtype."""
     done = subprocess.run(
@@ -61,81 +121,27 @@ def measure_errors() -> None:
     errors: dict[str, dict[str, float]] = {}
     for row in json.loads(done.stdout)["rows"]:
         errors.setdefault(row["variant"], {})[row["dtype"]] = round(row["error"], 3)
-    ERRORS.parent.mkdir(exist_ok=True)
     ERRORS.write_text(json.dumps(errors, indent=1) + "\n")
 
 
 def measure_bench() -> None:
     """Run the benchmark, and keep the run."""
-    with tempfile.TemporaryDirectory() as workshop:
-        saved = Path(workshop) / RUN.name
-        subprocess.run([sys.executable, "-m", "convbackprop", "bench", "--save", str(saved)], check=True)
-        RUN.parent.mkdir(exist_ok=True)
-        shutil.move(saved, RUN)
-
-
-def bench_part() -> str:
-    """Return the Markdown that shows the run that was kept."""
-    caption = plots.caption(runs.read(str(RUN)))
-    shown = f"![The passes on {SHOWN} with every variant and peer, and the floor](docs/{PICTURE.name})"
-    return f"{shown}\n\n*{SHOWN} in a run of `make bench`: {caption}.*"
-
-
-def bench_picture() -> bytes:
-    """Return the picture of the run that was kept."""
-    return plots.rendered(plots.ladder(only(runs.read(str(RUN)), re.escape(SHOWN))), "svg")
+    _bench(BENCH)
 
 
 def measure_compared() -> None:
     """Time the kernel gradients of one problem twice, and keep both runs."""
-    command = ["bench", "kernel_grad", "--problem", "1,1,1024,1024,1,5,5,padding=same", "--against", "none"]
+    for name, environment in COMPARED.items():
+        _bench(BENCH.with_stem(name), "kernel_grad", "--problem", "1,1,1024,1024,1,5,5,padding=same",
+               "--against", "none", "--seconds", "1", environment=environment)  # fmt: skip
+
+
+def _bench(kept: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as workshop:
-        for name, environment in COMPARED.items():
-            saved = Path(workshop) / f"{name}.json"
-            subprocess.run(
-                [sys.executable, "-m", "convbackprop", *command, "--seconds", "1", "--save", str(saved)],
-                env={**os.environ, **environment},
-                check=True,
-            )
-        for name in COMPARED:  # both from the checkout as it was
-            shutil.move(Path(workshop) / f"{name}.json", ROOT / "docs" / f"{name}.json")
-
-
-def place_runs(folder: Path) -> None:
-    """Copy the runs that are compared to where the commands look for them in a folder."""
-    (folder / ".convbackprop" / "runs").mkdir(parents=True)
-    for name in COMPARED:
-        shutil.copy(ROOT / "docs" / f"{name}.json", folder / ".convbackprop" / "runs")
-
-
-def compared_part() -> str:
-    """Return what the commands that read saved runs print, after each of them."""
-    shown = []
-    with tempfile.TemporaryDirectory() as workshop:
-        place_runs(Path(workshop))
-        for command in COMMANDS:
-            done = subprocess.run(
-                [sys.executable, "-m", "convbackprop", *command.split()],
-                cwd=workshop,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            shown.append(f"$ convbackprop {command}\n{tidy(done.stdout)}")
-    return "```text\n" + "\n\n".join(shown) + "\n```"
-
-
-def tidy(output: str) -> str:
-    """Return lines without the blanks at their ends."""
-    return "\n".join(line.rstrip() for line in output.strip().splitlines())
-
-
-def replace(text: str, name: str, part: str) -> str:
-    """Return the text with a generated part exchanged."""
-    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    assert pattern.search(text), f"README.md has no part {name}"
-    return pattern.sub(lambda found: f"{found[1]}{part}\n{found[2]}", text)
+        saved = Path(workshop) / kept.name
+        subprocess.run([sys.executable, "-m", "convbackprop", "bench", *arguments, "--save", str(saved)],
+                       env={**os.environ, **(environment or {})}, check=True)  # fmt: skip
+        shutil.move(saved, kept)
 
 
 def main() -> None:
@@ -143,17 +149,17 @@ def main() -> None:
     parser.add_argument("--bench", action="store_true", help="run the benchmark, too: a minute and a half")
     parser.add_argument("--errors", action="store_true", help="measure the largest errors, too: a minute or two")
     parser.add_argument("--compare", action="store_true", help="time the runs that are compared, too")
+    parser.add_argument("--commands", action="store_true", help="run the recorded commands, too: two minutes")
     arguments = parser.parse_args()
-    if arguments.errors:
-        measure_errors()
-    if arguments.bench:
-        measure_bench()
-    if arguments.compare:
-        measure_compared()
-    write_whole(PICTURE, bench_picture())
-    text = replace(README.read_text(), "variants", variants_table())
-    text = replace(text, "bench", bench_part())
-    write_whole(README, replace(text, "compare", compared_part()))
+    for wanted, measure in (
+        (arguments.errors, measure_errors),
+        (arguments.bench, measure_bench),
+        (arguments.compare, measure_compared),
+    ):
+        if wanted:
+            measure()
+    for path, content in pages(arguments.commands).items():
+        write_whole(path, content)
 
 
 if __name__ == "__main__":

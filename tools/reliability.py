@@ -2,7 +2,7 @@
 
     python tools/reliability.py [FOLDER]
 
-The counts stand in docs/reliability.json; those that FOLDER has take the places of older ones.
+The counts stand in docs/data/reliability.json; those that FOLDER has take the places of older ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from convbackprop.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
-COUNTS = ROOT / "docs" / "reliability.json"
+COUNTS = ROOT / "docs" / "data" / "reliability.json"
 
 #: What is counted, by the names under which tests record it.
 TITLES = {

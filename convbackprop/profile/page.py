@@ -85,7 +85,7 @@ def page(reports: Sequence[Report], notes: Sequence[str] = ()) -> str:
     """
     first = reports[0]
     title = f"{first.variant if len(reports) == 1 else first.variant.pass_name} on the {first.gpu}"
-    measured = "" if first.measured else " No GPU has run it: these are limits that follow from its code."
+    measured = "" if first.measured else " It was not timed: these are limits that follow from its code."
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">Problem <code>{escape(str(first.problem))}</code>: {amount(first.flops, "FLOP")}, at least '

@@ -32,7 +32,7 @@ def test_its_tests_exist(text):
 
 def test_its_counts_are_current(text):
     tool = runpy.run_path(str(ROOT / "tools" / "reliability.py"))
-    counts = json.loads((ROOT / "docs" / "reliability.json").read_text())
+    counts = json.loads((ROOT / "docs" / "data" / "reliability.json").read_text())
     assert tool["page"](counts) == text, "run 'python tools/reliability.py'"
     assert counts["faults"]["injected"] == counts["faults"]["survived"] > 500
     assert counts["storm"]["wrong"] == 0
