@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +14,11 @@ from convbackprop.errors import InvalidArgument
 #: Bytes of an element by dtype, and the dtype in which its sums are formed.
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+
+
+def bytes_of(shape: Sequence[int], dtype: str) -> int:
+    """Return the bytes of an array, of one of `DTYPES` or of single bytes."""
+    return math.prod(shape) * DTYPES.get(dtype, 1)
 
 
 @dataclass(frozen=True)
@@ -299,6 +304,10 @@ class Operand:
     present: Callable[[ConvProblem], bool] = lambda p: True
     dtype: Callable[[ConvProblem], str] = lambda p: p.dtype
 
+    def bytes(self, problem: ConvProblem) -> int:
+        """Return the bytes of the array."""
+        return bytes_of(self.shape(problem), self.dtype(problem))
+
 
 def _result(name: str, shape: Callable[[ConvProblem], tuple[int, ...]], reduction_length: Callable[[ConvProblem], int],
             **more: Any) -> Operand:  # fmt: skip
@@ -354,10 +363,7 @@ class Pass:
 
     def least_bytes(self, problem: ConvProblem) -> int:
         """Return the bytes that any implementation moves: each operand read or written once."""
-        return sum(
-            math.prod(operand.shape(problem)) * DTYPES.get(operand.dtype(problem), 1)
-            for operand in self.present(problem)
-        )
+        return sum(operand.bytes(problem) for operand in self.present(problem))
 
     def flops(self, problem: ConvProblem) -> int:
         """Return the floating-point operations: a multiplication and an addition a tap, padding counted."""

@@ -61,6 +61,12 @@ def activate(name: str, s: Array) -> Array:
     return np.tanh(s) if name == "tanh" else s
 
 
+def mask_of(y: Array) -> Array:
+    """Return the bits that a ReLU saves of its output: 1 where it is open, and where y is NaN."""
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of a NaN
+        return np.packbits(~(y <= 0), axis=-1, bitorder="little")
+
+
 def pre_activation_grad(problem: ConvProblem, dy: Array, saved: Array | None) -> Array:
     """Return g = dy * phi'(s) with phi' from the saved output y (or, for a mask, from its bits)."""
     kind = exact_dtype(problem)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from convbackprop import check, ops
+from convbackprop.check import reference
 from convbackprop.devices import Device, get_device, usable_devices
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
 from convbackprop.ladder.registry import of_pass
@@ -61,7 +62,7 @@ class Subject:
         for operand in PASSES[variant.pass_name].present(problem):
             if operand.name == "saved":
                 y = arrays["y"]
-                given["saved"] = np.packbits(~(y <= 0), axis=-1, bitorder="little") if problem.mask else y
+                given["saved"] = reference.mask_of(y) if problem.mask else y
             elif not operand.written:
                 given[operand.name] = arrays[operand.name]
         blocks = check.launch(variant, problem, given, device, tunables)

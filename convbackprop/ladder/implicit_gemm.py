@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from convbackprop.devices.compiler import cpu_vector_bytes
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
-from convbackprop.ladder.requirements import unit_dilation, unit_stride
+from convbackprop.ladder.requirements import LARGEST, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.variant import (
     WIDEST,
@@ -31,9 +31,6 @@ _MULTIPROCESSORS, _RESIDENT_THREADS = 132, 384
 
 #: Rows of fewer columns leave most of a CPU's vector registers empty in a strip: measured, one and a half registers.
 _NARROW = 24
-
-#: What 32-bit arithmetic is safe for, with as much again for padding that is not there.
-_LARGEST = 2**30
 
 
 def _taps_of_phase(p: ConvProblem) -> int:
@@ -296,7 +293,7 @@ def requires(pass_name: str) -> tuple[Requirement, ...]:
             "elements of the packed filter": products * m * depth if pass_name != "kernel_grad" else 0,
         }
         name, largest = max(counts.items(), key=lambda item: item[1])
-        return f"there are {largest:,} {name}; it counts up to {_LARGEST:,}" if largest > _LARGEST else None
+        return f"there are {largest:,} {name}; it counts up to {LARGEST:,}" if largest > LARGEST else None
 
     return several_filters, countable
 

@@ -37,13 +37,13 @@ def tiles_countable(rows: int) -> Requirement:
 #: With as much again for threads that fill the last blocks.
 _MOST_TILES = 2**31
 
-#: What 32-bit arithmetic is safe for, with as much again for what a strip or a band reaches beyond the image.
-_LONGEST = 2**30
+#: What 32-bit arithmetic is safe for, with as much again for what a variant reaches beyond an image.
+LARGEST = 2**30
 
 
 def countable(p: ConvProblem) -> str | None:
     """It counts rows and columns in 32 bits."""
     for name, size, padding in (("rows", p.H, p.padding[0]), ("columns", p.W, p.padding[1])):
-        if (padded := size + sum(padding)) > _LONGEST:
-            return f"the padded image has {padded:,} {name}; it counts up to {_LONGEST:,}"
+        if (padded := size + sum(padding)) > LARGEST:
+            return f"the padded image has {padded:,} {name}; it counts up to {LARGEST:,}"
     return None

@@ -22,7 +22,7 @@ import numpy as np
 from convbackprop.devices import get_device
 from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType, ProblemTooLarge
 from convbackprop.ladder.variant import WIDEST
-from convbackprop.problem import DTYPES
+from convbackprop.problem import DTYPES, bytes_of
 
 #: How the libraries say that there is no memory left; "an illegal memory access" is something else.
 _NO_MEMORY = re.compile("out ?of ?memory|allocate memory|MemoryError", re.IGNORECASE)
@@ -454,11 +454,6 @@ def check_fits(library: Arrays, like: Any, size: int, what: str) -> None:
     """
     if size > SMALL and library.device_name(like) == "cpu" and size > (free := free_host_bytes()):
         raise ProblemTooLarge(f"{what} needs {size:,} bytes, but only {free:,} are free; use a smaller batch or image")
-
-
-def bytes_of(shape: Sequence[int], dtype: str) -> int:
-    """Return the bytes of an array, of one of `DTYPES` or of single bytes."""
-    return math.prod(shape) * DTYPES.get(dtype, 1)
 
 
 def allocate(library: Arrays, shape: tuple[int, ...], dtype: str, like: Any, what: str) -> Any:

@@ -23,7 +23,7 @@ from convbackprop.devices import Device
 from convbackprop.ladder.variant import ALIGNED, WIDEST, Variant
 from convbackprop.launch import arrays
 from convbackprop.launch.plan import Plan, alignment_of, plan
-from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.problem import PASSES, ConvProblem, bytes_of
 
 #: The operand that an argument is for the kernels; of output and mask at most one is given.
 OPERANDS = {
@@ -193,7 +193,7 @@ class Repeat:
         self._start, self._pointer = launches.start, library.pointer
         self._missing: list[tuple[int, Callable[[Any], Any]]] = []  # position among the results, what makes it
         self._extents = [  # of the arrays that a call is given: position, bytes
-            (i, arrays.bytes_of(array.shape, library.dtype(array)))
+            (i, bytes_of(array.shape, library.dtype(array)))
             for i, array in enumerate((*given, *outs.values()))
             if array is not None
         ]
@@ -202,7 +202,7 @@ class Repeat:
             if outs[name] is None and array is not None:
                 title, shape = call.results[name]
                 dtype = library.dtype(array)
-                if arrays.bytes_of(shape, dtype) <= arrays.SMALL:
+                if bytes_of(shape, dtype) <= arrays.SMALL:
                     self._missing.append((i, library.maker(shape, dtype, call.like)))
                 else:
                     make = functools.partial(arrays.allocate, library, shape, dtype, what=title)

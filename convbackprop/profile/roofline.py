@@ -148,11 +148,7 @@ def _three_digits(number: float) -> str:
 # -- the bounds ------------------------------------------------------------------------------------------------------
 def read_bytes(pass_name: str, problem: ConvProblem) -> int:
     """Return the bytes that any implementation reads: each input once."""
-    return sum(
-        math.prod(operand.shape(problem)) * DTYPES.get(operand.dtype(problem), 1)
-        for operand in PASSES[pass_name].present(problem)
-        if not operand.written
-    )
+    return sum(operand.bytes(problem) for operand in PASSES[pass_name].present(problem) if not operand.written)
 
 
 def bounds(gpu: Gpu, pass_name: str, problem: ConvProblem, launches: Sequence[LaunchFacts]) -> tuple[Bound, ...]:
@@ -316,7 +312,7 @@ def _fewer_sectors_a_block(pass_name: str, problem: ConvProblem, launches: Seque
             sectors = each.loaded_sectors + each.stored_sectors
             asked[each.name] = asked.get(each.name, 0.0) + launch.scale * SECTOR * sectors
     name = max(asked, key=lambda array: asked[array])
-    least = {o.name: math.prod(o.shape(problem)) * DTYPES.get(o.dtype(problem), 1) for o in PASSES[pass_name].operands}
+    least = {o.name: o.bytes(problem) for o in PASSES[pass_name].operands}
     times = f", {asked[name] / least[name]:.1f} times its size" if least.get(name) else ""
     return f"what blocks ask for twice: {amount(asked[name], 'B')} of {name}{times}; larger tiles a block"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES
+from convbackprop.problem import ACCUMULATORS, PASSES
 from convbackprop.profile.gpus import Gpu
 from convbackprop.profile.hot_loop import HotLoop
 from convbackprop.profile.occupancy import LIMITS
@@ -91,7 +91,7 @@ def array_rows(report: Report) -> tuple[list[str], list[list[str]]]:
             for i, figure in enumerate(figures):
                 sums[i] += figure * launch.scale
     least = {
-        operand.name: math.prod(operand.shape(report.problem)) * DTYPES.get(operand.dtype(report.problem), 1)
+        operand.name: operand.bytes(report.problem)
         for operand in PASSES[report.variant.pass_name].present(report.problem)
     }
     heads = ["array", "threads load", "store", "blocks load", "store", "least", "times least"]
