@@ -18,7 +18,7 @@ from convbackprop.cli import main
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
-from tests.check.test_wrong import copied
+from tests.support.mutations import replaced
 
 SEEDED = sorted((Path(__file__).parents[1] / "seeded").glob("*.cu"))
 
@@ -123,13 +123,7 @@ MISTAKES = (
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.variant}: {m.kind} at {m.at}")
 def test_a_mistake_in_a_kernel_is_found_at_its_line(mistake, tmp_path):
-    def change(file, text):
-        if file != mistake.file:
-            return text
-        assert text.count(mistake.old) >= 1, f"{file} has no {mistake.old!r}"
-        return text.replace(mistake.old, mistake.new)
-
-    variant = copied(mistake.variant, tmp_path, change)
+    variant = replaced(mistake.variant, mistake.file, mistake.old, mistake.new, tmp_path)
     problem = ConvProblem.parse(mistake.problem, bias=True, activation="relu")
     assert variant.refusal(problem) is None
     outcome = sanitize(variant, problem, orders=["as numbered"])

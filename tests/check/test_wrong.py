@@ -1,12 +1,10 @@
 """Kernels that are wrong on purpose: the curated problems must reject every one of them.
 
-Each file of tests/wrong is a naive kernel with one mistake, which its first line tells. Each entry of mutations.py is a
-variant of the registry with one text of its files replaced.
+They are the mutations of mutations.py, and a file of one's own that the documents show.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import product
 from pathlib import Path
 
@@ -16,13 +14,8 @@ from convbackprop import check
 from convbackprop.check.curated import CURATED
 from convbackprop.errors import LaunchFailed
 from convbackprop.ladder.own_file import variant_from_file
-from convbackprop.ladder.registry import select
-from convbackprop.problem import PASSES
-from convbackprop.sources import source_root, text_with_includes
-from tests.support.mutations import MUTATIONS
+from tests.support.mutations import MUTATIONS, NAIVE, copied
 from tests.support.quick import quick_on_cpu
-
-WRONG = sorted((Path(__file__).parents[1] / "wrong").glob("*.cu"))
 
 #: The dtypes and activations on which `convbackprop check` and test_variants.py run every problem, or some of them.
 CHANGES = ({}, {"activation": "relu"}, {"activation": "tanh"}, {"dtype": "float16"})
@@ -32,15 +25,19 @@ MASKED = {"activation": "relu", "mask": True}
 #: What a mutation is tried on first, by what shows it; then on all else.
 FIRST = {"tanh": {"activation": "tanh"}, "identity": {}, "mask": MASKED}
 
+#: How the naive kernels are launched, where one is a file of one's own.
 LAUNCHES = {
     "forward": """\
+//@ constant THREADS = 128
 //@ launch forward(x, w, b, y) grid=[ceil_div(N * K * P * Q, THREADS)] block=[THREADS]
 //@ launch pack_mask(y, mask) grid=[ceil_div(N * K * P * ((Q + 7) / 8), THREADS)] block=[THREADS]
 """,
     "input_grad": """\
+//@ constant THREADS = 128
 //@ launch input_grad(dy, saved, w, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
 """,
     "kernel_grad": """\
+//@ constant THREADS = 128
 //@ let taps = K * (C / groups) * R * S + K
 //@ let slices = min(N * P, 65535)
 //@ partial = slices * taps
@@ -50,10 +47,6 @@ LAUNCHES = {
 //@ launch kernel_grad_total(partial, dw, db; slices) grid=[ceil_div(taps, 32)] block=[32, SLICE_GROUPS]
 """,
 }
-
-
-def pass_of(path):
-    return next(name for name in PASSES if path.stem.startswith(name))
 
 
 def rejections(variant, device, changes):
@@ -67,46 +60,42 @@ def rejections(variant, device, changes):
     return found
 
 
-@pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
-def test_rejected(device, path):
-    assert path.read_text().startswith("// WRONG: "), "the first line should tell what is wrong"
-    variant = variant_from_file(path, pass_of(path))
+@pytest.mark.parametrize("name", NAIVE)
+def test_rejected(device, name, tmp_path):
+    variant = MUTATIONS[name].applied(tmp_path)
     assert any(rejections(variant, quick_on_cpu(device), [change]) for change in CHANGES), (
         "the curated problems accept it"
     )
 
 
+def test_a_wrong_file_is_rejected(device):
+    """It is shown in README.md."""
+    path = Path(__file__).parents[1] / "wrong" / "forward_border_off_by_one.cu"
+    assert path.read_text().startswith("// WRONG: "), "the first line should tell what is wrong"
+    variant = variant_from_file(path, "forward")
+    assert any(rejections(variant, quick_on_cpu(device), [change]) for change in CHANGES)
+
+
 @pytest.mark.parametrize("pass_name", LAUNCHES)
 def test_right_kernel_is_accepted(device, pass_name, tmp_path):
-    """The same way of loading and checking accepts the kernel that the wrong ones were made from."""
-    copy = tmp_path / "copy.cu"
-    text = (source_root() / pass_name / "naive.cu").read_text()
-    copy.write_text("//@ constant THREADS = 128\n" + LAUNCHES[pass_name] + text)
-    variant = variant_from_file(copy, pass_name)
-    changes = (*CHANGES, {"activation": "relu", "mask": True})
+    """The same way of copying, loading and checking accepts the kernel that the wrong ones were made from."""
+    path = copied(f"{pass_name}/naive", tmp_path).path
+    path.write_text(LAUNCHES[pass_name] + path.read_text())
+    variant = variant_from_file(path, pass_name)
+    changes = (*CHANGES, MASKED)
     if pass_name == "forward":
         changes = changes[-1:]  # its mask is written in any case
     assert rejections(variant, quick_on_cpu(device), changes) == {}
 
 
-def test_running_sum_is_rejected_by_constant_data_only(device):
+def test_running_sum_is_rejected_by_constant_data_only(device, tmp_path):
     """On normal data the round-offs of a float32 running sum cancel well enough to pass; on equal terms they add up."""
-    path = Path(__file__).parents[1] / "wrong" / "kernel_grad_float32_running_sum.cu"
-    found = rejections(variant_from_file(path, "kernel_grad"), quick_on_cpu(device), CHANGES[:1])
+    variant = MUTATIONS["kernel_grad/naive: one running sum over all pixels of all images"].applied(tmp_path)
+    found = rejections(variant, quick_on_cpu(device), CHANGES[:1])
     assert {entry.data for entry in CURATED if entry.text in found} == {"constant"}
 
 
-# -- variants with one text replaced ---------------------------------------------------------------------------------
-def copied(name, folder, change=lambda file, text: text):
-    """Return a variant whose files, with all that they include, are copies in a folder, each one changed."""
-    (variant,) = select(name)
-    for file, text in text_with_includes(variant.path).items():
-        copy = folder / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(change(file, text))
-    return dataclasses.replace(variant, file=folder / variant.path.name)
-
-
+# -- mutations of the rungs above ------------------------------------------------------------------------------------
 #: A variant that is compiled anew for each problem is tried on these two only, where no other shows its mistake.
 REVEALING = ("2,1,33,65,1,5,5,padding=same", "2,5,9,8,5,3,3,groups=5,padding=1")
 
@@ -144,27 +133,18 @@ def is_rejected(variant, device, entries, changes, every_set=("cpu", "cuda")):
     return False
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.variant}: {mutation.what}")
-def test_mutation_is_rejected(quick, mutation, tmp_path):
+@pytest.mark.parametrize("name", [name for name in MUTATIONS if name not in NAIVE])
+def test_mutation_is_rejected(quick, name, tmp_path):
     """On the cpu device: there the threads of a block take turns, so that a missing barrier shows in every run."""
-    replaced = []
-
-    def change(file, text):
-        if file != mutation.file:
-            return text
-        assert text.count(mutation.old) == 1, f"{file} has {mutation.old!r} {text.count(mutation.old)} times"
-        replaced.append(file)
-        return text.replace(mutation.old, mutation.new)
-
-    variant = copied(mutation.variant, tmp_path, change)
-    assert replaced, f"{mutation.variant} does not include {mutation.file}"
+    mutation = MUTATIONS[name]
+    variant = mutation.applied(tmp_path)
     entries = tried(variant, mutation.shown_by)
     assert is_rejected(variant, quick, entries, (FIRST[mutation.shown_in], MASKED, *CHANGES)), (
         "the curated problems accept it"
     )
 
 
-@pytest.mark.parametrize("name", sorted({mutation.variant for mutation in MUTATIONS}))
+@pytest.mark.parametrize("name", sorted({mutation.variant for mutation in MUTATIONS.values()}))
 def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)

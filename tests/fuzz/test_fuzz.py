@@ -23,22 +23,21 @@ from convbackprop.fuzz.rounds import PARTS, Fuzzer
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import ConvProblem
-from convbackprop.sources import source_root
 from tests import driver
-from tests.check.test_wrong import LAUNCHES
 from tests.support.figures import record
+from tests.support.mutations import MUTATIONS, NAIVE, replaced
 
 pytest.importorskip("hypothesis", reason="needs hypothesis, which is not installed: random cases")
 
-WRONG = Path(__file__).parents[1] / "wrong"
+WRONG_FILE = Path(__file__).parents[1] / "wrong" / "forward_border_off_by_one.cu"
 
-#: For each law a kernel that breaks it: one of tests/wrong, or what is added to each result of forward/naive.
+#: For each law a kernel that breaks it: a mutation of forward/naive, or what is added to each of its results.
 BREAKS = {
     "linear": "s_sum.value() * s_sum.value()",
-    "shift": "forward_wraps_to_next_row",
-    "flip": "forward_border_off_by_one",
-    "adjoint": "forward_flipped",
-    "agree": "forward_taps_transposed",
+    "shift": "forward/naive: a column outside the image is read from the row above or below",
+    "flip": "forward/naive: the last column of the image counts as padding",
+    "adjoint": "forward/naive: the filter is flipped",
+    "agree": "forward/naive: the filter's rows and columns are exchanged",
     "devices": "Acc(size_t(y) / 16 % 1024)",  # where the result lies
     "batch": "Acc(n)",
     "workers": "Acc(atomicAdd(&turn, 1))",
@@ -47,19 +46,11 @@ SEEDS = range(6)
 
 
 def wrong_variant(what, folder):
-    """Return a kernel of tests/wrong, or forward/naive with something added."""
-    if what.startswith("forward_"):
-        return variant_from_file(WRONG / f"{what}.cu", "forward")
-    text = (source_root() / "forward" / "naive.cu").read_text()
-    old = "activate(s_sum.value())"
-    assert text.count(old) == 1
-    path = folder / "added.cu"
-    turn = "static __device__ int turn;\n"
-    path.write_text(
-        "//@ constant THREADS = 128\n" + LAUNCHES["forward"].splitlines(keepends=True)[0]  # without the mask
-        + text.replace('extern "C"', turn + 'extern "C"').replace(old, f"activate(s_sum.value() + {what})")
-    )  # fmt: skip
-    return variant_from_file(path, "forward")
+    """Return a mutation, or forward/naive with something added."""
+    if what in MUTATIONS:
+        return MUTATIONS[what].applied(folder)
+    old, new = "y[i] = from_acc(activate(s_sum.value()", f"y[i] = from_acc(activate(s_sum.value() + {what}"
+    return replaced("forward/naive", "naive.cu", old, f"static __device__ int turn;\n    {new}", folder)
 
 
 def faults(law, variant, text, device, tunables=None):
@@ -162,7 +153,7 @@ def commands(fuzzer):
 
 
 def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capfd):
-    variant = variant_from_file(WRONG / "forward_border_off_by_one.cu", "forward")
+    variant = variant_from_file(WRONG_FILE, "forward")
     fuzzer = Fuzzer([variant], [cpu], 1, ("reference",))
     fuzzer.round()
     (failure,) = fuzzer.findings.failures
@@ -218,9 +209,16 @@ def test_smaller_problems_are_valid_and_end():
 CRASHES = "Acc(n > 0 && shape.P > 4 ? *(volatile int *)8 : 0)"  # with two images and five rows
 
 
+def crashing(folder):
+    """Return a file of one's own, for other processes."""
+    path = wrong_variant(CRASHES, folder).path
+    launched = [line for line in WRONG_FILE.read_text().splitlines(keepends=True) if line.startswith("//@")]
+    path.write_text("".join(launched) + path.read_text())
+    return path
+
+
 def test_a_crash_is_seen(tmp_path):
-    variant = wrong_variant(CRASHES, tmp_path)
-    case = ["convbackprop", "check", str(variant.file), "--pass", "forward", "--device", "cpu", "--problem"]
+    case = ["convbackprop", "check", str(crashing(tmp_path)), "--pass", "forward", "--device", "cpu", "--problem"]
     assert crashes([*case, "2,1,5,1,1,1,1"], 60)
     assert not crashes([*case, "1,1,5,1,1,1,1"], 60)
 
@@ -246,8 +244,8 @@ def test_a_crash_is_made_small():
 @pytest.mark.hardening
 def test_command_with_a_crash(tmp_path):
     """The run ends, and what is kept is small and crashes again."""
-    path = wrong_variant(CRASHES, tmp_path).file
-    command = [sys.executable, "-m", "convbackprop", "fuzz", str(path), "--pass", "forward", "--device", "cpu"]
+    path = str(crashing(tmp_path))
+    command = [sys.executable, "-m", "convbackprop", "fuzz", path, "--pass", "forward", "--device", "cpu"]
     root = str(Path(__file__).parents[2])
     done = subprocess.run([*command, "--minutes", "1", "--seed", "1"], cwd=tmp_path, capture_output=True, text=True,
                           timeout=280, env={**os.environ, "PYTHONPATH": root})  # fmt: skip
@@ -280,7 +278,7 @@ def test_command(capfd, tmp_path, monkeypatch):
 
 def test_command_keeps_what_fails(capfd, tmp_path):
     file = tmp_path / "kept.txt"
-    wrong = [str(WRONG / "forward_border_off_by_one.cu"), "--pass", "forward", "--only", "reference"]
+    wrong = [str(WRONG_FILE), "--pass", "forward", "--only", "reference"]
     for _ in range(2):
         code, out, _ = run(capfd, *wrong, "--minutes", "0.05", "--seed", "1", "--failures", str(file))
         assert code == 1 and "convbackprop check" in out
@@ -332,10 +330,10 @@ def test_fuzz_at_length(fuzzed, seed):
 
 
 @pytest.mark.hardening
-@pytest.mark.parametrize("path", sorted(WRONG.glob("*.cu")), ids=lambda path: path.stem)
-def test_fuzz_rejects_every_wrong_kernel(cpu, path):
-    pass_name = next(v.pass_name for v in VARIANTS if path.stem.startswith(v.pass_name))
-    fuzzer = Fuzzer([variant_from_file(path, pass_name)], [cpu], 0, [part for part in PARTS if part != "arguments"])
+@pytest.mark.parametrize("name", NAIVE)
+def test_fuzz_rejects_every_wrong_kernel(cpu, name, tmp_path):
+    variant = MUTATIONS[name].applied(tmp_path)
+    fuzzer = Fuzzer([variant], [cpu], 0, [part for part in PARTS if part != "arguments"])
     for _ in range(12):
         fuzzer.round()
         if fuzzer.findings.failures:

@@ -1,11 +1,42 @@
-"""Wrong kernels, each a variant of the registry with one text of its files replaced: see test_wrong.py.
+"""Wrong kernels: each is a variant of the registry with one text of its files replaced, in copies of them.
 
-They run in the process of the tests: one that reads or writes far outside its arrays, or divides by zero, ends it.
+test_wrong.py has the curated problems reject every one of them, and test_fuzz.py has random cases find those of the
+naive kernels. They run in the process of the tests: one that reads or writes far outside its arrays, or divides by
+zero, ends it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import NamedTuple
+
+from convbackprop.ladder.registry import select
+from convbackprop.ladder.variant import Variant
+from convbackprop.sources import text_with_includes
+
+
+def copied(name: str, folder: Path) -> Variant:
+    """Return a variant whose files, with all that they include, are copies in a folder."""
+    (variant,) = select(name)
+    for file, text in text_with_includes(variant.path).items():
+        copy = folder / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text)
+    return dataclasses.replace(variant, file=folder / variant.path.name)
+
+
+def replaced(name: str, file: str, old: str, new: str, folder: Path) -> Variant:
+    """Return a copied variant with one text of one file replaced.
+
+    The file is named as it is included; the text must stand in it exactly once.
+    """
+    variant = copied(name, folder)
+    assert (folder / file).is_file(), f"{name} does not include {file}"
+    text = (folder / file).read_text()
+    assert text.count(old) == 1, f"{file} of {name} has {old!r} {text.count(old)} times; it should be there once"
+    (folder / file).write_text(text.replace(old, new))
+    return variant
 
 
 class Mutation(NamedTuple):
@@ -13,320 +44,224 @@ class Mutation(NamedTuple):
 
     Attributes
     ----------
-    variant : str
-        As in "forward/tiled".
-    file : str
-        Its .cu file, or a header that it includes, by the name that it is included by.
-    old, new : str
-        What is replaced, which stands in the file exactly once, and by what.
     what : str
         What is wrong then, in a few words.
+    old, new : str
+        What is replaced, and by what.
+    file : str
+        A header in which that is done; the variant's own .cu file where nothing is said.
     shown_by : tuple of str
         Of what takes long to compile: the curated problem that shows the mistake.
     shown_in : str
         Of what: "tanh" (in most), "identity", or "mask", where the mistake shows in the ReLU's bits only.
+    variant : str
+        As in "forward/tiled".
     """
 
-    variant: str
-    file: str
+    what: str
     old: str
     new: str
-    what: str
+    file: str = ""
     shown_by: tuple[str, ...] = ()
     shown_in: str = "tanh"
+    variant: str = ""
+
+    def applied(self, folder: Path) -> Variant:
+        """Return the wrong variant, whose files are copies in a folder."""
+        file = self.file or f"{self.variant.partition('/')[2]}.cu"
+        return replaced(self.variant, file, self.old, self.new, folder)
 
 
 _STAGED = "__syncthreads();  // the tile is complete"
 _READ = "__syncthreads();  // nobody reads the tile any more"
 
-MUTATIONS = (
-    # -- forward/tiled -----------------------------------------------------------------------------------------
-    Mutation("forward/tiled", "tiled.cu", _STAGED, "", "the tile is read before it is complete"),
-    Mutation("forward/tiled", "tiled.cu", _READ, "", "the tile is overwritten while others still read it"),
-    Mutation("forward/tiled", "tiled.cu", "col < cols", "col < TILE_Q", "the columns of the halo are not staged"),
-    Mutation("forward/tiled", "tiled.cu", "row < rows", "row < TILE_P", "the rows of the halo are not staged"),
-    Mutation("forward/tiled", "tiled.cu", ": Acc(0)", ": Acc(1)", "the padding is ones"),
-    Mutation(
-        "forward/tiled",
-        "tiled.cu",
-        "is_output = p < shape.P",
-        "is_output = p < shape.P / TILE_P * TILE_P",
-        "the last row of tiles is skipped where it is not full",
+_TABLE = {
+    "forward/naive": (
+        Mutation("does nothing at all", "y[i] = from_acc(activate(s_sum.value()));", "(void)s_sum;"),
+        Mutation("adds to what the output held before", "from_acc(activate(", "from_acc(to_acc(y[i]) + activate("),
+        Mutation("the bias is added twice", "if (b) s_sum.add(to_acc(b[k]));", "if (b) s_sum.add(2 * to_acc(b[k]));"),
+        Mutation("the elements that do not fill a block are skipped", "if (i >= shape.y_size()) return;",
+                 "if (i >= shape.y_size() || blockIdx.x >= max(shape.y_size() / THREADS, Index(1))) return;"),
+        Mutation("the last column of the image counts as padding", "!shape.col_inside(w_)",
+                 "!shape.col_inside(w_) || w_ == shape.W - 1"),
+        Mutation("a column outside the image is read from the row above or below", "!shape.col_inside(w_)",
+                 "shape.x_at(n, first_c + c, h, w_) < 0 || shape.x_at(n, first_c + c, h, w_) >= shape.x_size()"),
+        Mutation("stride and dilation are exchanged across the columns", "shape.input_col(q, s)",
+                 "q * shape.dilation_w - shape.pad_left + s * shape.stride_w"),
+        Mutation("the last tap of a row is dropped, unless it is the only one", "s < shape.S;",
+                 "s == 0 || s < shape.S - 1;"),
+        Mutation("the filter is flipped", "w_at(k, c, r, s)", "w_at(k, c, shape.R - 1 - r, shape.S - 1 - s)"),
+        Mutation("the filter's rows and columns are exchanged", "w_at(k, c, r, s)",
+                 "w_at(k, c, 0, 0) + s * shape.R + r"),
+        Mutation("the sum is rounded to the stored type at each step",  # float16 has lost its float32 accumulator
+                 "s_sum.add(to_acc(x[shape.x_at(n, first_c + c, h, w_)]) * to_acc(w[shape.w_at(k, c, r, s)]));",
+                 "s_sum.run = to_acc(from_acc(s_sum.run +"
+                 " to_acc(x[shape.x_at(n, first_c + c, h, w_)]) * to_acc(w[shape.w_at(k, c, r, s)])));"),
     ),
-    Mutation("forward/tiled", "pack_mask.cuh", "q - first_q)", "first_q + 7 - q)", "the mask's bits are reversed",
-             shown_in="mask"),
-    Mutation("forward/tiled", "add_products.cuh", "i > 0", "i > 1", "the last tap of a row is dropped"),
-    # -- input_grad/tiled --------------------------------------------------------------------------------------
-    Mutation("input_grad/tiled", "tiled.cu", _STAGED, "", "the tile is read before it is complete"),
-    Mutation("input_grad/tiled", "tiled.cu", _READ, "", "the tile is overwritten while others still read it"),
-    Mutation(
-        "input_grad/tiled",
-        "tiled.cu",
-        "pre_activation_grad(dy, saved, shape, n, k, first_p + row, first_q + col);",
-        "times_derivative(pre_activation_grad(dy, saved, shape, n, k, first_p + row, first_q + col),"
-        " to_acc(Scalar(saved[shape.y_at(n, k, first_p + row, first_q + col)])));",
-        "phi' is applied twice",
+    "input_grad/naive": (
+        Mutation("phi' is forgotten", "pre_activation_grad(dy, saved, shape, n, k, p, q)",
+                 "to_acc(dy[shape.y_at(n, k, p, q)])"),
+        Mutation("phi' has the wrong sign", "= pre_activation_grad", "= -pre_activation_grad"),
+        Mutation("every group reads the filters of the first", "group * shape.group_filters() + j", "j + 0 * group"),
+        Mutation("the filter is not turned", "w_at(k, group_c, r, s)",
+                 "w_at(k, group_c, shape.R - 1 - r, shape.S - 1 - s)"),
+        # Inputs between two strides get a gradient, too.
+        Mutation("the remainder by the stride down the rows is ignored", "p_steps % shape.stride_h != 0 || ", ""),
+        Mutation("the remainder by the stride across the columns is ignored", "q_steps % shape.stride_w != 0 || ", ""),
     ),
-    Mutation("input_grad/tiled", "tiled.cu", "shape.stride_w / gcd_w", "1", "taps that meet no output are taken"),
-    Mutation("input_grad/tiled", "tiled.cu", "shape.dilation_h / gcd_h", "1", "a step goes to the wrong output"),
-    Mutation("input_grad/tiled", "tiled.cu", ">= outputs", "> outputs", "an output beyond the last one is taken"),
-    Mutation(
-        "input_grad/tiled",
-        "tiled.cu",
-        "position - (taps - 1) * dilation",
-        "position",
-        "the halo above and to the left is not staged",
+    "kernel_grad/naive": (
+        Mutation("the filter is flipped", "const int s = tap % shape.S;\n    const int r = tap / shape.S % shape.R;",
+                 "const int s = shape.S - 1 - tap % shape.S;\n"
+                 "    const int r = shape.R - 1 - tap / shape.S % shape.R;"),
+        Mutation("only the first image is added up", "row < Index(shape.N) * shape.P", "row < shape.P"),
+        Mutation("the bias leaves out the rows that tap row 0 reads from the padding",
+                 "!is_bias && !shape.row_inside(h)", "!shape.row_inside(is_bias ? shape.input_row(p, 0) : h)"),
+        # Its round-offs cancel on normal data; on equal terms they add up.
+        Mutation("one running sum over all pixels of all images",
+                 "LongSum sum;\n    for (Index row = blockIdx.y; row < Index(shape.N) * shape.P; row += gridDim.y) {",
+                 "struct {\n"
+                 "        Acc all = 0;\n"
+                 "        __device__ void add(Acc term) { all += term; }\n"
+                 "        __device__ Acc value() const { return all; }\n"
+                 "    } sum;\n"
+                 "    for (Index row = 0; row < (blockIdx.y == 0 ? Index(shape.N) * shape.P : 0); ++row) {"),
     ),
-    # -- kernel_grad/tiled -------------------------------------------------------------------------------------
-    Mutation("kernel_grad/tiled", "tiled.cu", _STAGED, "", "the tile is read before it is complete"),
-    Mutation("kernel_grad/tiled", "tiled.cu", _READ, "", "the tile is overwritten while others still read it"),
-    Mutation(
-        "kernel_grad/tiled", "tiled.cu", "__syncthreads();  // every part's sum is there", "", "parts are not awaited"
+    "forward/tiled": (
+        Mutation("the tile is read before it is complete", _STAGED, ""),
+        Mutation("the tile is overwritten while others still read it", _READ, ""),
+        Mutation("the columns of the halo are not staged", "col < cols", "col < TILE_Q"),
+        Mutation("the rows of the halo are not staged", "row < rows", "row < TILE_P"),
+        Mutation("the padding is ones", ": Acc(0)", ": Acc(1)"),
+        Mutation("the last row of tiles is skipped where it is not full", "is_output = p < shape.P",
+                 "is_output = p < shape.P / TILE_P * TILE_P"),
+        Mutation("the mask's bits are reversed", "q - first_q)", "first_q + 7 - q)", file="pack_mask.cuh",
+                 shown_in="mask"),
+        Mutation("the last tap of a row is dropped", "i > 0", "i > 1", file="add_products.cuh"),
     ),
-    Mutation("kernel_grad/tiled", "tiled.cu", "(widest - shape.S + 31) / 32 * 32", "0", "the rows of x_tile overlap"),
-    Mutation(
-        "kernel_grad/tiled", "tiled.cu", "G_PITCH = TILE_Q + 1;", "G_PITCH = TILE_Q - 2;", "the rows of g_tile overlap"
+    "input_grad/tiled": (
+        Mutation("the tile is read before it is complete", _STAGED, ""),
+        Mutation("the tile is overwritten while others still read it", _READ, ""),
+        Mutation("phi' is applied twice", "pre_activation_grad(dy, saved, shape, n, k, first_p + row, first_q + col);",
+                 "times_derivative(pre_activation_grad(dy, saved, shape, n, k, first_p + row, first_q + col),"
+                 " to_acc(Scalar(saved[shape.y_at(n, k, first_p + row, first_q + col)])));"),
+        Mutation("taps that meet no output are taken", "shape.stride_w / gcd_w", "1"),
+        Mutation("a step goes to the wrong output", "shape.dilation_h / gcd_h", "1"),
+        Mutation("an output beyond the last one is taken", ">= outputs", "> outputs"),
+        Mutation("the halo above and to the left is not staged", "position - (taps - 1) * dilation", "position"),
     ),
-    Mutation("kernel_grad/tiled", "tiled.cu", "col < cols", "col < TILE_Q", "the columns of the halo are not staged"),
-    Mutation(
-        "kernel_grad/tiled",
-        "tiled.cu",
-        "const int tiles = ((shape.P - 1) / TILE_P + 1)",
-        "const int tiles = max(1, shape.P / TILE_P)",
-        "the last row of tiles is skipped where it is not full",
+    "kernel_grad/tiled": (
+        Mutation("the tile is read before it is complete", _STAGED, ""),
+        Mutation("the tile is overwritten while others still read it", _READ, ""),
+        Mutation("parts are not awaited", "__syncthreads();  // every part's sum is there", ""),
+        Mutation("the rows of x_tile overlap", "(widest - shape.S + 31) / 32 * 32", "0"),
+        Mutation("the rows of g_tile overlap", "G_PITCH = TILE_Q + 1;", "G_PITCH = TILE_Q - 2;"),
+        Mutation("the columns of the halo are not staged", "col < cols", "col < TILE_Q"),
+        Mutation("the last row of tiles is skipped where it is not full",
+                 "const int tiles = ((shape.P - 1) / TILE_P + 1)", "const int tiles = max(1, shape.P / TILE_P)"),
+        Mutation("a slice ends in no tile", "if (tile >= tiles) {", "if (tile > tiles) {"),
+        Mutation("the last part is dropped", "i < parts;", "i < max(1, parts - 1);"),
+        Mutation("the last slice is dropped", "slice < slices;", "slice < slices - (slices > 1);",
+                 file="kernel_grad_total.cuh"),
+        Mutation("the bias is a tap of another channel", "(c == 0)", "(c == 1)"),
     ),
-    Mutation("kernel_grad/tiled", "tiled.cu", "if (tile >= tiles) {", "if (tile > tiles) {", "a slice ends in no tile"),
-    Mutation("kernel_grad/tiled", "tiled.cu", "i < parts;", "i < max(1, parts - 1);", "the last part is dropped"),
-    Mutation(
-        "kernel_grad/tiled",
-        "kernel_grad_total.cuh",
-        "slice < slices;",
-        "slice < slices - (slices > 1);",
-        "the last slice is dropped",
+    "forward/coalesced": (
+        Mutation("the halo's left columns are read from the row above", "if (col >= 0 && col + Source::PIECE",
+                 "if (col + Source::PIECE", file="strip.cuh"),
+        Mutation("the tail of a row that a vector does not divide is skipped",
+                 "store_partial(row + first, *lanes, cols - first);", ";", file="strip.cuh"),
+        Mutation("the filter's rows are upside down", "taps(Constant<FILTER_R - 1 - r>{}, s)", "taps(r, s)",
+                 file="correlate.cuh"),
+        Mutation("the ring does not move on", "sum = acc[r + 1]", "sum = acc[r]", file="correlate.cuh"),
+        Mutation("the first row is not written", "done >= strip", "done > strip", file="correlate.cuh"),
+        Mutation("taps in shared memory are read before they are there", "__syncthreads();  // all taps are there", "",
+                 file="correlate.cuh", shown_by=("1,1,20,40,1,15,15,padding=same",)),
+        Mutation("the last run of a long sum is dropped", "        sums[p].end_run();\n        if", "        if",
+                 file="correlate.cuh", shown_by=("1,700,2,3,2,1,1",), shown_in="identity"),
+        Mutation("the mask has bits beyond the row's end",
+                 "if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;", "", shown_in="mask"),
     ),
-    Mutation("kernel_grad/tiled", "tiled.cu", "(c == 0)", "(c == 1)", "the bias is a tap of another channel"),
-    # -- forward/coalesced ---------------------------------------------------------------------------------------
-    Mutation(
-        "forward/coalesced",
-        "strip.cuh",
-        "if (col >= 0 && col + Source::PIECE",
-        "if (col + Source::PIECE",
-        "the halo's left columns are read from the row above",
+    "input_grad/coalesced": (
+        Mutation("the filter is not turned", "correlate<true>", "correlate<false>"),
+        Mutation("phi' is applied twice", "lanes[i] = times_derivative(lanes[i], y[i]);",
+                 "lanes[i] = times_derivative(times_derivative(lanes[i], y[i]), y[i]);", file="strip.cuh"),
+        Mutation("the mask's bits are those of other columns", "return bits >> (first & 7);", "return bits;",
+                 file="strip.cuh", shown_in="mask"),
     ),
-    Mutation(
-        "forward/coalesced",
-        "strip.cuh",
-        "store_partial(row + first, *lanes, cols - first);",
-        ";",
-        "the tail of a row that a vector does not divide is skipped",
+    "kernel_grad/coalesced": (
+        Mutation("the ring's index is off by one", "wrapped<TAP_ROWS>(phase + r)",
+                 "wrapped<TAP_ROWS>(phase + (r + 1) % TAP_ROWS)"),
+        Mutation("the taps are mirrored", "add_products(sums[r * TAP_COLS + s]",
+                 "add_products(sums[r * TAP_COLS + TAP_COLS - 1 - s]"),
+        Mutation("the last block's partial sums are dropped", "slice < slices;", "slice < max(1, slices - 1);",
+                 file="kernel_grad_total.cuh", shown_by=("1,1,256,257,1,3,3,padding=same",)),
+        Mutation("the threads' sums are read before they are there",
+                 "__syncthreads();  // every thread's column is there", "", file="partial_sums.cuh"),
+        Mutation("rows of x enter the ring one row late", "p - top + TAP_ROWS - 1, first", "p - top + TAP_ROWS, first"),
     ),
-    Mutation(
-        "forward/coalesced",
-        "correlate.cuh",
-        "taps(Constant<FILTER_R - 1 - r>{}, s)",
-        "taps(r, s)",
-        "the filter's rows are upside down",
+    "backward/fused": (
+        Mutation("the filter is not turned", "(FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - j", "i * FILTER_S + j"),
+        Mutation("the ring's index is off by one", "wrapped<FILTER_R>(phase + i)",
+                 "wrapped<FILTER_R>(phase + (i + 1) % FILTER_R)"),
+        Mutation("two of three sums of dx are dropped", "unroll<CHAINS - 1>", "unroll<0>"),
+        Mutation("db adds up another row of g", "(phase + TOP)", "(phase)"),
     ),
-    Mutation("forward/coalesced", "correlate.cuh", "sum = acc[r + 1]", "sum = acc[r]", "the ring does not move on"),
-    Mutation("forward/coalesced", "correlate.cuh", "done >= strip", "done > strip", "the first row is not written"),
-    Mutation(
-        "forward/coalesced",
-        "correlate.cuh",
-        "__syncthreads();  // all taps are there",
-        "",
-        "taps in shared memory are read before they are there",
-        ("1,1,20,40,1,15,15,padding=same",),
+    "forward/implicit_gemm": (
+        Mutation("the last slice of the sum is dropped", "product.run(loader, 0, slices, ",
+                 "product.run(loader, 0, slices - 1, "),
+        Mutation("slices are swapped without a barrier",
+                 "__syncthreads();  // the next slice is there, and nobody reads this one any more", "",
+                 file="matrix_product.cuh"),
+        Mutation("runs are dropped", "if (has_totals) end_run();", "", file="matrix_product.cuh"),
+        Mutation("the next slice overwrites the one that is worked on",
+                 "if (!is_last) loader.put(slices[slice + 1 & 1]);", "if (!is_last) loader.put(slices[slice & 1]);",
+                 file="matrix_product.cuh"),
+        Mutation("every group reads the channels of the first", "first_c = place.group * shape.group_channels();",
+                 "first_c = 0;"),
+        Mutation("below the image the next plane's first row is read", "is_index(row, source.rows)",
+                 "is_index(row, source.rows + 1)", file="gather.cuh"),
+        Mutation("pixels are taken for neighbours in memory",
+                 "corners.adjacent = !any_lane(corners.at != element(corners.at, 0) + lane_indices());",
+                 "corners.adjacent = true;", file="gather.cuh"),
+        Mutation("a step's offset takes the width for the height", "(c.plane * shape.H + row)",
+                 "(c.plane * shape.W + row)", shown_by=("1,64,5,6,128,3,3,padding=1",)),
+        Mutation("the last image is not written", "n < grid.N ? position", "n < grid.N - 1 ? position",
+                 file="filter_product.cuh"),
+        Mutation("all planes of a slice are the first one", "ONE_TAP ? i * AT_ONCE : 0", "0", file="filter_product.cuh",
+                 shown_by=("1,64,5,6,128,3,3,padding=1",)),
     ),
-    Mutation(
-        "forward/coalesced",
-        "correlate.cuh",
-        "        sums[p].end_run();\n        if",
-        "        if",
-        "the last run of a long sum is dropped",
-        ("1,700,2,3,2,1,1",),
-        "identity",
+    "input_grad/implicit_gemm": (
+        Mutation("one phase of the stride is missing", "if (place.first_pixel >= phase.grid.count()) return;",
+                 "if (place.first_pixel >= phase.grid.count() || place.phase == 1) return;",
+                 shown_by=("1,33,13,13,66,3,3,stride=2,padding=1",)),
+        Mutation("taps of other phases are taken", "return first + i * step;", "return first + i;",
+                 shown_by=("1,33,13,13,66,3,3,stride=2,padding=1",)),
+        Mutation("every group reads the filters of the first", "group * shape.group_filters()", "0", file="gather.cuh"),
+        Mutation("phi' is applied twice", "lanes[i] = times_derivative(lanes[i], outputs[i]);",
+                 "lanes[i] = times_derivative(times_derivative(lanes[i], outputs[i]), outputs[i]);", file="gather.cuh"),
+        Mutation("a vector's bits are all taken from its first row", "(line + col / cols)", "line", file="gather.cuh",
+                 shown_by=("2,64,4,6,64,1,1",), shown_in="mask"),
     ),
-    Mutation(
-        "forward/coalesced",
-        "coalesced.cu",
-        "if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;",
-        "",
-        "the mask has bits beyond the row's end",
-        shown_in="mask",
+    "kernel_grad/implicit_gemm": (
+        Mutation("slices between two splits are added twice", "int(blockIdx.y * split_slices)};",
+                 "max(0, int(blockIdx.y * split_slices) - 1)};", shown_by=("2,2,5,6,3,3,3,padding=4x5",)),
+        Mutation("the last pixels are dropped", "min(place.first_slice + split_slices, slices)",
+                 "min(place.first_slice + split_slices, slices - 1)"),
+        Mutation("db leaves out a step of each slice", "for (int d = 0; d < STEPS; ++d)",
+                 "for (int d = 1; d < STEPS; ++d)"),
+        Mutation("all taps are the first of their window", "* window + tile % window", "* window",
+                 shown_by=("1,64,5,6,128,3,3,padding=1",)),
+        Mutation("pixels beyond the last image are taken", "pixels.n < grid.N ? row : Ints{} + NOWHERE", "row",
+                 file="gather.cuh"),
     ),
-    # -- input_grad/coalesced ------------------------------------------------------------------------------------
-    Mutation("input_grad/coalesced", "coalesced.cu", "correlate<true>", "correlate<false>", "the filter is not turned"),
-    Mutation(
-        "input_grad/coalesced",
-        "strip.cuh",
-        "lanes[i] = times_derivative(lanes[i], y[i]);",
-        "lanes[i] = times_derivative(times_derivative(lanes[i], y[i]), y[i]);",
-        "phi' is applied twice",
-    ),
-    Mutation(
-        "input_grad/coalesced",
-        "strip.cuh",
-        "return bits >> (first & 7);",
-        "return bits;",
-        "the mask's bits are those of other columns",
-        shown_in="mask",
-    ),
-    # -- kernel_grad/coalesced -----------------------------------------------------------------------------------
-    Mutation(
-        "kernel_grad/coalesced",
-        "coalesced.cu",
-        "wrapped<TAP_ROWS>(phase + r)",
-        "wrapped<TAP_ROWS>(phase + (r + 1) % TAP_ROWS)",
-        "the ring's index is off by one",
-    ),
-    Mutation(
-        "kernel_grad/coalesced",
-        "coalesced.cu",
-        "add_products(sums[r * TAP_COLS + s]",
-        "add_products(sums[r * TAP_COLS + TAP_COLS - 1 - s]",
-        "the taps are mirrored",
-    ),
-    Mutation(
-        "kernel_grad/coalesced",
-        "kernel_grad_total.cuh",
-        "slice < slices;",
-        "slice < max(1, slices - 1);",
-        "the last block's partial sums are dropped",
-        ("1,1,256,257,1,3,3,padding=same",),
-    ),
-    Mutation(
-        "kernel_grad/coalesced",
-        "partial_sums.cuh",
-        "__syncthreads();  // every thread's column is there",
-        "",
-        "the threads' sums are read before they are there",
-    ),
-    Mutation(
-        "kernel_grad/coalesced",
-        "coalesced.cu",
-        "p - top + TAP_ROWS - 1, first",
-        "p - top + TAP_ROWS, first",
-        "rows of x enter the ring one row late",
-    ),
-    # -- backward/fused ------------------------------------------------------------------------------------------
-    Mutation(
-        "backward/fused",
-        "fused.cu",
-        "(FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - j",
-        "i * FILTER_S + j",
-        "the filter is not turned",
-    ),
-    Mutation(
-        "backward/fused",
-        "fused.cu",
-        "wrapped<FILTER_R>(phase + i)",
-        "wrapped<FILTER_R>(phase + (i + 1) % FILTER_R)",
-        "the ring's index is off by one",
-    ),
-    Mutation("backward/fused", "fused.cu", "unroll<CHAINS - 1>", "unroll<0>", "two of three sums of dx are dropped"),
-    Mutation("backward/fused", "fused.cu", "(phase + TOP)", "(phase)", "db adds up another row of g"),
-    # -- implicit_gemm -----------------------------------------------------------------------------------------
-    Mutation(
-        "forward/implicit_gemm",
-        "implicit_gemm.cu",
-        "product.run(loader, 0, slices, ",
-        "product.run(loader, 0, slices - 1, ",
-        "the last slice of the sum is dropped",
-    ),
-    Mutation(
-        "forward/implicit_gemm",
-        "matrix_product.cuh",
-        "__syncthreads();  // the next slice is there, and nobody reads this one any more",
-        "",
-        "slices are swapped without a barrier",
-    ),
-    Mutation("forward/implicit_gemm", "matrix_product.cuh", "if (has_totals) end_run();", "", "runs are dropped"),
-    Mutation(
-        "forward/implicit_gemm",
-        "matrix_product.cuh",
-        "if (!is_last) loader.put(slices[slice + 1 & 1]);",
-        "if (!is_last) loader.put(slices[slice & 1]);",
-        "the next slice overwrites the one that is worked on",
-    ),
-    Mutation(
-        "forward/implicit_gemm",
-        "implicit_gemm.cu",
-        "first_c = place.group * shape.group_channels();",
-        "first_c = 0;",
-        "every group reads the channels of the first",
-    ),
-    Mutation(
-        "forward/implicit_gemm",
-        "gather.cuh",
-        "is_index(row, source.rows)",
-        "is_index(row, source.rows + 1)",
-        "below the image the next plane's first row is read",
-    ),
-    Mutation(
-        "forward/implicit_gemm",
-        "gather.cuh",
-        "corners.adjacent = !any_lane(corners.at != element(corners.at, 0) + lane_indices());",
-        "corners.adjacent = true;",
-        "pixels are taken for neighbours in memory",
-    ),
-    Mutation(
-        "forward/implicit_gemm",
-        "implicit_gemm.cu",
-        "(c.plane * shape.H + row)",
-        "(c.plane * shape.W + row)",
-        "a step's offset takes the width for the height",
-        ("1,64,5,6,128,3,3,padding=1",),
-    ),
-    Mutation(
-        "forward/implicit_gemm",
-        "filter_product.cuh",
-        "n < grid.N ? position",
-        "n < grid.N - 1 ? position",
-        "the last image is not written",
-    ),
-    Mutation(
-        "input_grad/implicit_gemm",
-        "implicit_gemm.cu",
-        "if (place.first_pixel >= phase.grid.count()) return;",
-        "if (place.first_pixel >= phase.grid.count() || place.phase == 1) return;",
-        "one phase of the stride is missing",
-        ("1,33,13,13,66,3,3,stride=2,padding=1",),
-    ),
-    Mutation("input_grad/implicit_gemm", "implicit_gemm.cu", "return first + i * step;", "return first + i;",
-             "taps of other phases are taken", shown_by=("1,33,13,13,66,3,3,stride=2,padding=1",)),
-    Mutation("input_grad/implicit_gemm", "gather.cuh", "group * shape.group_filters()", "0",
-             "every group reads the filters of the first"),
-    Mutation(
-        "input_grad/implicit_gemm",
-        "gather.cuh",
-        "lanes[i] = times_derivative(lanes[i], outputs[i]);",
-        "lanes[i] = times_derivative(times_derivative(lanes[i], outputs[i]), outputs[i]);",
-        "phi' is applied twice",
-    ),
-    Mutation("input_grad/implicit_gemm", "gather.cuh", "(line + col / cols)", "line",
-             "a vector's bits are all taken from its first row", shown_by=("2,64,4,6,64,1,1",),
-             shown_in="mask"),
-    Mutation("forward/implicit_gemm", "filter_product.cuh", "ONE_TAP ? i * AT_ONCE : 0", "0",
-             "all planes of a slice are the first one", shown_by=("1,64,5,6,128,3,3,padding=1",)),
-    Mutation(
-        "kernel_grad/implicit_gemm",
-        "implicit_gemm.cu",
-        "int(blockIdx.y * split_slices)};",
-        "max(0, int(blockIdx.y * split_slices) - 1)};",
-        "slices between two splits are added twice",
-        ("2,2,5,6,3,3,3,padding=4x5",),
-    ),
-    Mutation(
-        "kernel_grad/implicit_gemm",
-        "implicit_gemm.cu",
-        "min(place.first_slice + split_slices, slices)",
-        "min(place.first_slice + split_slices, slices - 1)",
-        "the last pixels are dropped",
-    ),
-    Mutation("kernel_grad/implicit_gemm", "implicit_gemm.cu", "for (int d = 0; d < STEPS; ++d)",
-             "for (int d = 1; d < STEPS; ++d)", "db leaves out a step of each slice"),
-    Mutation("kernel_grad/implicit_gemm", "implicit_gemm.cu", "* window + tile % window", "* window",
-             "all taps are the first of their window", shown_by=("1,64,5,6,128,3,3,padding=1",)),
-    Mutation("kernel_grad/implicit_gemm", "gather.cuh", "pixels.n < grid.N ? row : Ints{} + NOWHERE", "row",
-             "pixels beyond the last image are taken"),
-)  # fmt: skip
+}  # fmt: skip
+
+#: By variant and what is wrong, as in "forward/naive: the bias is added twice".
+MUTATIONS = {
+    f"{variant}: {mutation.what}": mutation._replace(variant=variant)
+    for variant, those in _TABLE.items()
+    for mutation in those
+}
+assert len(MUTATIONS) == sum(map(len, _TABLE.values())), "two mutations of a variant have one name"
+
+#: Those are tried on every device, those of the rungs above on the cpu device only.
+NAIVE = [name for name, mutation in MUTATIONS.items() if mutation.variant.endswith("/naive")]
