@@ -86,8 +86,8 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
                     store_vector<X_VECTOR>(dx + (plane * shape.H + h) * shape.W + first_w + j, dx_row + j);
         }
 
-    // The padding is no pixel, but here it was multiplied as zeros; if a factor was infinite or NaN, that gave NaN. Then
-    // the strip's sums are formed anew from products of pixels.
+    // The padding is no pixel, but here it was multiplied as zeros; where a factor was infinite or NaN, that gave NaN.
+    // Then the strip's sums are formed anew, of pixels alone.
     const bool meets_padding =
         first_h < TOP || end_h + TOP > shape.H || first_w < LEFT || first_w + COLS + LEFT > shape.W;
     bool is_finite = true;
@@ -100,7 +100,7 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
                 for (int w_ = first_w; w_ < min(first_w + COLS, shape.W); ++w_) {
                     const int p = h + TOP - t / FILTER_S, q = w_ + LEFT - t % FILTER_S;
                     if (0 <= p && p < shape.P && 0 <= q && q < shape.Q)
-                        sum += pre_activation_grad(dy, saved, shape, n, c, p, q) * to_acc(x_plane[Index(h) * shape.W + w_]);
+                        sum += pre_activation_grad(dy, saved, shape, n, c, p, q) * to_acc(x[shape.x_at(n, c, h, w_)]);
                 }
 #pragma unroll
             for (int i = 0; i < TAPS; ++i) sums[i] = i == t ? sum : sums[i];  // registers have no index at run time

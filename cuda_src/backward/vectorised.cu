@@ -2,12 +2,9 @@
 // dw[c,r,s]    = sum_{n,h,w_} g[n, c, h + pad - r, w_ + pad - s] * x[n,c,h,w_]
 // db[c]        = sum_{n,h,w_} g[n,c,h,w_]      with g = dy * phi'(s); one filter a channel, stride 1, 'same' padding
 //
-// All gradients in one pass over memory. dx and dw multiply the same R x S window of g: dx by the filter, dw by the
-// input pixel at the window's centre. So a thread owns a strip of COLS columns of x and dx, marches down a band of
-// rows and keeps R rows of g, with what its window reaches beyond the strip, in a ring of registers. dy, y and x are
-// read once and dx is written once: 16 bytes a pixel in float32, 12 with a bit mask in place of y, where separate
-// passes form g twice and move 24. What is not wanted (NEED_...) is not compiled. The order of all sums is fixed:
-// see partial_sums.cuh. What limits it now: memory's bandwidth; with 7 x 7 the registers, which hold few warps.
+// All gradients in one pass over memory, with a CPU's vectors. It is the CPU's own rung, the march of `fused` in Lanes:
+// dx and dw multiply the same window of g, whose rows are formed once and kept in a ring of registers. What is not
+// wanted (NEED_...) is not compiled. The order of all sums is fixed: see cpu/partial_sums.cuh.
 #include "cpu/partial_sums.cuh"
 
 static_assert(FILTER_R % 2 == 1 && FILTER_S % 2 == 1, "'same' padding lies evenly round an odd filter");
@@ -20,7 +17,7 @@ constexpr int CHAINS = COLS / LANES < 3 ? 3 : 1;
 
 // Marches down one strip: writes dx, and adds to sums[t] tap t's products, to sums[TAPS] the bias's terms.
 __forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc (&taps)[TAPS], FinitePlane& x,
-                                      const GradPlane& g_plane, Scalar* dx_plane, const Strip& strip) {
+                           const GradPlane& g_plane, Scalar* dx_plane, const Strip& strip) {
     const int first = strip.first_col - LEFT;
     const bool inside = GRow::inside(g_plane, first);
     using Row = decltype(GRow::read(g_plane, 0, first, inside));
@@ -62,7 +59,7 @@ __forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc (&taps)[TAPS], Fini
 // Adds the products that march left out. Where windows reach beyond the image, g is 0, and 0 times an infinite x
 // would be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
 __forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const FinitePlane& x,
-                                             const GradPlane& g_plane, const Strip& strip) {
+                                  const GradPlane& g_plane, const Strip& strip) {
     for (int h = strip.first_row; h < strip.end_row; ++h)
         for (int w_ = strip.first_col; w_ < min(strip.first_col + COLS, x.cols); ++w_) {
             const Acc value = x.at(h, w_);

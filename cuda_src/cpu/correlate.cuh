@@ -28,7 +28,7 @@ __forceinline__ Strip strip_of_thread(Index planes, int rows, int cols) {
 
 template <class Source, class Taps, class Finish>
 __forceinline__ void march(const Source& source, const Taps& taps, const Strip& strip, int top, int left,
-                                      Acc start, Finish&& finish) {
+                           Acc start, Finish&& finish) {
     using Row = Window<FILTER_S, LEAD>;
     const int first = strip.first_col - left;
     const bool inside = Row::inside(source, first);
@@ -53,7 +53,7 @@ __forceinline__ void march(const Source& source, const Taps& taps, const Strip& 
 // Forms the sum in the way that the constants ask for; finish(row, columns) is given each finished row.
 template <bool TURNED, class Sources, class Filters, class Finish>
 __forceinline__ void correlate(const Strip& strip, int top, int left, int sources, Sources&& source,
-                                          Filters&& filter, const Conv2dShape& shape, Acc start, Finish&& finish) {
+                               Filters&& filter, const Conv2dShape& shape, Acc start, Finish&& finish) {
     const auto tap_of = [&](int t) INLINED { return to_acc(filter(0)[TURNED ? TAPS - 1 - t : t]); };
     if constexpr (FILTER_R == 0) {
         if (strip.exists())

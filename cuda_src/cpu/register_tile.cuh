@@ -26,7 +26,7 @@ struct LongCols {
 // source(a) is the a-th plane, filter(a) its R x S taps.
 template <bool TURNED, class Sources, class Filters, class Finish>
 __forceinline__ void register_tile(int sources, Sources&& source, Filters&& filter, int R, int S,
-                                              const Strip& strip, int top, int left, Acc start, Finish&& finish) {
+                                   const Strip& strip, int top, int left, Acc start, Finish&& finish) {
     using Row = Window<FILTER_S, LEAD>;
     LongCols sums[TILE_ROWS];
     unroll<TILE_ROWS>([&](auto p) INLINED { sums[p].total = Cols::fill(start); });

@@ -66,7 +66,7 @@ struct GradPlane {
     int rows, cols, saved_pitch;
 
     __forceinline__ GradPlane(const Scalar* dy_, const Saved* saved_, Index plane,
-                                         const Conv2dShape& shape)
+                              const Conv2dShape& shape)
         : dy(dy_ + plane * shape.P * shape.Q), rows(shape.P), cols(shape.Q) {
         saved_pitch = FROM_MASK ? mask_row_bytes(shape) : shape.Q;
         saved = ACTIVATION == IDENTITY ? nullptr : saved_ + plane * rows * saved_pitch;

@@ -1,4 +1,5 @@
-// y[n,k,p,q] = phi(b[k] + sum_{r,s} x[n, c, p - pad + r, q - pad + s] * w[k,r,s])      one channel c a filter, stride and dilation 1
+// y[n,k,p,q] = phi(b[k] + sum_{r,s} x[n, c, p - pad + r, q - pad + s] * w[k,r,s])
+//              one channel c a filter, stride and dilation 1
 //
 // One thread computes a strip of COLS columns down a band of ROWS rows, in registers. It reads each row of x once,
 // 16 bytes at a time, and adds it to the FILTER_R rows of y that need it; these unfinished rows are a ring of
@@ -63,7 +64,8 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     for (int h = first_h; h < end_h; ++h) {
         Acc x_row[WIDTH];
         next.take(x_row);
-        if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");  // kept from row to row, the taps would fill registers
+        // Read again for each row: kept from row to row, taps in shared memory would fill the registers.
+        if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");
         const bool next_exists = h + 1 < end_h && shape.row_inside(h + 1);
         next.ask(x_plane + Index(h + 1) * shape.W, next_exists, first_w, shape.W);
 

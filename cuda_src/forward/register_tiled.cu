@@ -3,8 +3,8 @@
 // One thread computes TILE_ROWS x COLS outputs of one (n,k) in registers, from any number of channels and with a filter
 // of any size. Channel by channel, and TAP_COLS columns of the filter at a time, it reads the rows of x under its tile,
 // 16 bytes a thread at a time, and takes from each all products that are in it. The rung below reads two numbers from
-// shared memory for every multiply-add; here a number of x in a register serves up to TILE_ROWS * TAP_COLS of them, and a
-// tap COLS. The sums are long: each is a LongSum.
+// shared memory for every multiply-add; here a number of x in a register serves up to TILE_ROWS * TAP_COLS of them, and
+// a tap COLS. The sums are long: each is a LongSum.
 //
 // What limits it: each filter reads all of its channels anew, and each tap is a load; no GPU has timed it.
 #include "columns.cuh"
@@ -37,7 +37,8 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
                 Columns<WIDTH, X_VECTOR> columns;
                 Acc x_row[WIDTH];
                 const int h = first_h + i;
-                columns.ask(x + shape.x_at(n, first_c + c, h, 0), shape.row_inside(h), first_w + first_s - LEAD, shape.W);
+                columns.ask(x + shape.x_at(n, first_c + c, h, 0), shape.row_inside(h), first_w + first_s - LEAD,
+                            shape.W);
                 columns.take(x_row);
 #pragma unroll
                 for (int row = 0; row < TILE_ROWS; ++row) {

@@ -1,11 +1,11 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p - pad + r, q - pad + s] * w[k,c,r,s])      stride and dilation 1
 //
-// One thread computes a strip of COLS columns down a band of rows, in registers; a warp reads and writes whole
-// sectors, 16 bytes a thread at a time. The rung below stages each tile in shared memory and reads it from there
-// once for every multiply-add. Here a row is loaded once, straight into registers, and used for all of its taps:
-// no barrier, no second trip, and the few columns that neighbouring strips share come from the first-level cache.
-// See correlate.cuh for the two forms of the sum. What limits it now: memory's bandwidth, with one channel and
-// filters up to about 7 x 7; the arithmetic for larger ones. With many channels each filter reads all of them anew.
+// One CUDA thread computes a strip of COLS columns down a band of rows, with a CPU's vectors. It is the CPU's own rung,
+// the march of `coalesced` in Lanes, each as wide as a vector register: a row is loaded once and used for all of its
+// taps. With one channel a filter, and filters that are known at compile time, the unfinished rows of y are a ring of
+// registers (cpu/correlate.cuh); with more channels or larger filters a tile of y is (cpu/register_tile.cuh). What
+// limits it on a CPU: memory's bandwidth with 3 x 3, the arithmetic with larger filters. With many channels each filter
+// reads all of them anew.
 #include "cpu/correlate.cuh"
 
 static_assert(COLS % 8 == 0 && COLS <= 64, "a strip writes whole bytes of the mask, from one word");

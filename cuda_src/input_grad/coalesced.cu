@@ -32,7 +32,8 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const int first_h = unit / strips * ROWS, end_h = min(first_h + ROWS, shape.H);
     const int first_w = unit % strips * COLS;
 
-    // The filter, turned: in registers, or, if it is large, in shared memory, where all threads read the same tap at once.
+    // The filter, turned: in registers, or, if it is large, in shared memory, where all threads read the same tap at
+    // once.
     const Scalar* const filter = w + (Index(k) * shape.group_channels() + c % shape.group_channels()) * TAPS;
     __shared__ Acc shared_taps[TAPS_SHARED ? TAPS : 1];
     Acc own_taps[TAPS_SHARED ? 1 : TAPS];
@@ -58,7 +59,8 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     for (int p = first_p; p < end_p; ++p) {
         Acc g_row[WIDTH];
         next.take(g_row);
-        if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");  // kept from row to row, the taps would fill registers
+        // Read again for each row: kept from row to row, taps in shared memory would fill the registers.
+        if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");
         next.ask(dy, saved, shape, g_plane, p + 1 < end_p ? p + 1 : shape.P, first_q);
 
 #pragma unroll

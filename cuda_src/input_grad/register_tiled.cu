@@ -1,11 +1,12 @@
 // dx[n,c,h,w_] = sum_{k,r,s} g[n, k, h + pad - r, w_ + pad - s] * w[k,c,r,s]
 //                with g = dy * phi'(s), stride and dilation 1
 //
-// One thread computes TILE_ROWS x COLS elements of dx of one (n,c) in registers, from any number of filters of any size.
-// Substituting r by R - 1 - r shows the forward pass's sum, over g in place of x and with the filters turned by 180
-// degrees, and it is formed as there: filter by filter, and TAP_COLS columns of it at a time. g is formed as its rows are
-// loaded, once for all taps. The rung below reads two numbers from shared memory for every multiply-add; here a number of
-// g in a register serves up to TILE_ROWS * TAP_COLS of them, and a tap COLS. The sums are long: each is a LongSum.
+// One thread computes TILE_ROWS x COLS elements of dx of one (n,c) in registers, from any number of filters of any
+// size. Substituting r by R - 1 - r shows the forward pass's sum, over g in place of x and with the filters turned by
+// 180 degrees, and it is formed as there: filter by filter, and TAP_COLS columns of it at a time. g is formed as its
+// rows are loaded, once for all taps. The rung below reads two numbers from shared memory for every multiply-add; here
+// a number of g in a register serves up to TILE_ROWS * TAP_COLS of them, and a tap COLS. The sums are long: each is a
+// LongSum.
 //
 // What limits it: each channel reads all of its filters' outputs anew, and each tap is a load. On an H200 it gave 3
 // channels at 224 x 224, from 64 filters of 3x3, in 8 times the time of torch.
@@ -38,11 +39,12 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
             for (int i = 0; i < TILE_ROWS + shape.R - 1; ++i) {
                 GradColumns<WIDTH, Y_VECTOR> columns;
                 Acc g_row[WIDTH];
-                columns.ask(dy, saved, shape, Index(n) * shape.K + k, first_h - top + i, first_w - left + first_s - LEAD);
+                columns.ask(dy, saved, shape, Index(n) * shape.K + k, first_h - top + i,
+                            first_w - left + first_s - LEAD);
                 columns.take(g_row);
 #pragma unroll
                 for (int row = 0; row < TILE_ROWS; ++row) {
-                    const int r = shape.R - 1 - (i - row);  // the tap's row in which row `row` of the tile meets this one
+                    const int r = shape.R - 1 - (i - row);  // the tap's row in which row `row` meets this one of g
                     if (r < 0 || r >= shape.R) continue;
 #pragma unroll
                     for (int s = 0; s < TAP_COLS; ++s) {

@@ -1,11 +1,10 @@
 // dx[n,c,h,w_] = sum_{k,r,s} g[n, k, h + pad - r, w_ + pad - s] * w[k,c,r,s]
 //                with g = dy * phi'(s), stride and dilation 1
 //
-// One thread computes a strip of COLS columns down a band of rows, in registers. Substituting r by R - 1 - r shows
-// the forward pass's sum, over g in place of x and with the filter turned by 180 degrees, and it is formed by the
-// same code: correlate.cuh. g is formed as its row is loaded, once for all taps (and once more for each neighbour
-// that shares a column), and never stored. What limits it now: memory's bandwidth, with one channel and filters up
-// to about 7 x 7; the arithmetic for larger ones.
+// One CUDA thread computes a strip of COLS columns down a band of rows, with a CPU's vectors. It is the CPU's own rung:
+// substituting r by R - 1 - r shows the forward pass's sum, over g in place of x and with the filter turned by 180
+// degrees, and it is formed by the same code: cpu/correlate.cuh. g is formed as its row is loaded, once for all taps
+// (and once more for each neighbour that shares a column), and never stored.
 #include "cpu/correlate.cuh"
 
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.

@@ -76,8 +76,8 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
             for (int j = 0; j < COLS; ++j) sums[TAPS] += g[j];
         }
 
-    // The padding is no pixel, but here it was multiplied as zeros; if a factor was infinite or NaN, that gave NaN. Then
-    // the strip's sums are formed anew from products of pixels.
+    // The padding is no pixel, but here it was multiplied as zeros; where a factor was infinite or NaN, that gave NaN.
+    // Then the strip's sums are formed anew, of pixels alone.
     const bool meets_padding = first_h < 0 || first_w < 0 || first_q + COLS > shape.Q ||
                                end_p - first_p + first_h + TAP_ROWS - 1 > shape.H ||
                                first_w + COLS + TAP_COLS - 1 > shape.W;
@@ -90,8 +90,8 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
             for (int p = first_p; p < end_p; ++p)
                 for (int q = first_q; q < min(first_q + COLS, shape.Q); ++q) {
                     const int h = p - first_p + first_h + t / TAP_COLS, w_ = q - first_q + first_w + t % TAP_COLS;
-                    if (shape.row_inside(h) && shape.col_inside(w_))
-                        sum += pre_activation_grad(dy, saved, shape, n, k, p, q) * to_acc(x[shape.x_at(n, x_c, h, w_)]);
+                    if (!shape.row_inside(h) || !shape.col_inside(w_)) continue;
+                    sum += pre_activation_grad(dy, saved, shape, n, k, p, q) * to_acc(x[shape.x_at(n, x_c, h, w_)]);
                 }
 #pragma unroll
             for (int i = 0; i < TAPS; ++i) sums[i] = i == t ? sum : sums[i];  // registers have no index at run time

@@ -1,12 +1,10 @@
 // dw[k,c,r,s] = sum_{n,p,q} g[n,k,p,q] * x[n, c, p - pad + r, q - pad + s]
 // db[k]       = sum_{n,p,q} g[n,k,p,q]                       with g = dy * phi'(s), stride and dilation 1
 //
-// One thread takes a strip of COLS columns of g down a band of rows, and adds up TAP_ROWS x TAP_COLS taps of one
-// filter (k,c) in registers. The rows of x that a row of g meets are a ring of registers: each row of g, y and x is
-// loaded once, 16 bytes a thread at a time, and used for all taps. The rung below reads x_tile and g_tile from shared
-// memory for every multiply-add; here both factors are registers. Larger filters are dealt out to several blocks, a
-// few filter rows each, and each (k,c) reads its channels anew. The order of all sums is fixed: see
-// partial_sums.cuh. What limits it now: memory's bandwidth, with one channel and filters up to about 7 x 7.
+// One CUDA thread takes a strip of COLS columns of g down a band of rows, and adds up TAP_ROWS x TAP_COLS taps of one
+// filter (k,c) with a CPU's vectors. It is the CPU's own rung, the march of `coalesced` in Lanes: a sum over columns
+// stays one vector to the end. Larger filters are dealt out to several blocks, a few filter rows each, and each (k,c)
+// reads its channels anew. The order of all sums is fixed: see cpu/partial_sums.cuh.
 #include "cpu/partial_sums.cuh"
 
 constexpr int TAPS = TAP_ROWS * TAP_COLS;
@@ -14,7 +12,7 @@ using XRow = Window<TAP_COLS, LEAD>;
 
 // sums[t] += tap t's products over the strip, sums[TAPS] += g.
 __forceinline__ void add_strip(Lane (&sums)[TAPS + 1], FinitePlane& x,
-                                          const GradPlane& g_plane, const Strip& strip, int top, int left) {
+                               const GradPlane& g_plane, const Strip& strip, int top, int left) {
     const int first = strip.first_col - left;
     const bool inside = XRow::inside(x, first);
     using Row = decltype(XRow::read(x, 0, first, inside));
@@ -40,8 +38,8 @@ __forceinline__ void add_strip(Lane (&sums)[TAPS + 1], FinitePlane& x,
 // Adds the products that add_strip left out. Where the strip reaches beyond the row's end, g is 0, and 0 times an
 // infinite x would be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
 __forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const FinitePlane& x,
-                                             const GradPlane& g_plane, const Strip& strip, int top,
-                                             int left) {
+                                  const GradPlane& g_plane, const Strip& strip, int top,
+                                  int left) {
     for (int p = strip.first_row; p < strip.end_row; ++p)
         for (int q = strip.first_col; q < g_plane.cols; ++q)
             unroll<TAPS>([&](auto t) INLINED {
