@@ -75,7 +75,7 @@ ONLY_RELU = "only a ReLU saves a bit mask"
 NEEDS = "it should be three bools, for dx, dw and db"
 VARIANTS = ", ".join(v.name for v in variants.of_pass("forward"))
 BOTH = [v.name for v in variants.of_pass("input_grad") if v.name in {w.name for w in variants.of_pass("kernel_grad")}]
-GRADIENT_VARIANTS = ", ".join([*(v.name for v in variants.of_pass("backward")), *BOTH])
+GRADIENT_VARIANTS = ", ".join(dict.fromkeys([*(v.name for v in variants.of_pass("backward")), *BOTH]))
 
 # (what is done, the exception, the whole sentence)
 TABLE = [

@@ -112,15 +112,31 @@ def test_a_type_of_numbers_restricts_the_dtype(tmp_path):
     assert "its y is an array of Acc" in found.refusal(ConvProblem.parse(PROBLEM, dtype="bfloat16"))
 
 
-def test_partial_sums_are_accumulators(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "parameter"), [("scratch", "scratch"), ("scratch", "partial"), ("partial", "partial")]
+)
+def test_scratch_memory_holds_accumulators(tmp_path, name, parameter):
+    """It may also be called partial."""
+
     def of(kind):
-        launch = "kernel_grad(dy, x, dw, db, partial)"
+        launch = f"kernel_grad(dy, x, dw, db, {name})"
         arrays = "const Scalar* dy, const Scalar* x, Scalar* dw, Scalar* db"
-        return variant(tmp_path, f"{arrays}, {kind}* partial, Conv2dShape s", launch, "kernel_grad")
+        return variant(tmp_path, f"{arrays}, {kind}* {parameter}, Conv2dShape s", launch, "kernel_grad")
 
     half, double = (ConvProblem.parse(PROBLEM, dtype=dtype) for dtype in ("float16", "float64"))
     assert of("Acc").refusal(half) is of("float").refusal(half) is of("double").refusal(double) is None
     assert of("Scalar").refusal(half) and of("float").refusal(double) and of("Scalar").refusal(double) is None
+
+
+@pytest.mark.parametrize("name", ["scratch", "partial"])
+def test_scratch_memory_is_asked_for(tmp_path, name):
+    path = tmp_path / "mine.cu"
+    launch = f"//@ {name} = 2 * K\n//@ launch kernel_grad(dy, x, dw, db, {name}) grid=[1] block=[32]\n"
+    takes = "const Scalar* dy, const Scalar* x, Scalar* dw, Scalar* db, Acc* sums, Conv2dShape s"
+    path.write_text(f'#include "activation.cuh"\n{launch}extern "C" __global__ void kernel_grad({takes}) {{}}\n')
+    found = variant_from_file(path, "kernel_grad")
+    assert found.launches[0].operands[-1] == "scratch"
+    assert found.scratch(ConvProblem.parse(PROBLEM), found.constants("cpu", ConvProblem.parse(PROBLEM))) == 2
 
 
 def test_what_is_saved(tmp_path):
