@@ -64,30 +64,31 @@ class Mistake(NamedTuple):
     problem: str = "2,3,9,21,4,3,3,padding=1"
 
 
-GEMM, FUSED = "1,5,9,8,70,3,3,padding=1", "2,3,9,40,3,3,3,padding=1,groups=3"
+GEMM, DEPTHWISE = "1,5,9,8,70,3,3,padding=1", "2,3,9,40,3,3,3,padding=1,groups=3"
 MISTAKES = (
     # -- memcheck
     Mistake("forward/naive", "naive.cu", "if (!shape.row_inside(h)) continue;", "", "out of bounds",
             "s_sum.add(to_acc(x["),
     Mistake("forward/naive", "naive.cu", "if (i >= shape.y_size()) return;", "", "out of bounds", "y[i] = "),
-    Mistake("forward/coalesced", "strip.cuh", "if (inside)\n", "if (true)\n", "out of bounds", "load<PIECE>(lanes"),
+    Mistake("forward/coalesced", "columns.cuh", "exists && 0 <= column", "exists", "out of bounds",
+            "*reinterpret_cast<const Vector<VECTOR>*>(row + column)", DEPTHWISE),
     Mistake("input_grad/naive", "naive.cu", "p >= shape.P) continue", "p > shape.P) continue", "out of bounds",
             "pre_activation_grad(dy"),
     Mistake("kernel_grad/naive", "naive.cu", "for (int q = 0; q < shape.Q; ++q)", "for (int q = 0; q <= shape.Q; ++q)",
             "out of bounds", "pre_activation_grad(dy"),
     Mistake("kernel_grad/implicit_gemm", "gather.cuh", "is_index(row, source.rows)", "is_index(row, source.rows + 1)",
             "out of bounds", "to_acc(__ldg(from))", GEMM),
-    Mistake("backward/fused", "strip.cuh", "if (first + PIECE <= cols)", "if (first < cols + PIECE)",
-            "out of bounds", "store<PIECE>(row + first", "1,1,9,44,1,3,3,padding=1"),
+    Mistake("backward/fused", "fused.cu", "if (NEED_DX && first_w + j < shape.W)", "if (NEED_DX)", "out of bounds",
+            "store_vector<X_VECTOR>(dx + ", "1,1,9,44,1,3,3,padding=1"),
     # -- initcheck
     Mistake("forward/naive", "pack_mask.cuh", "q < first_q + 8 && q < shape.Q", "q < first_q + 8", "out of bounds",
             "const bool open = ", "1,1,9,21,1,3,3,padding=1,mask=1"),
     Mistake("input_grad/tiled", "tiled.cu", "for (int row = threadIdx.y; row < rows;",
             "for (int row = threadIdx.y; row < rows - 1;", "uninitialised read", "add_products(dx_sum"),
-    Mistake("kernel_grad/coalesced", "coalesced.cu", "first_r == 0 && first_s == 0 && c == 0", "false",
-            "uninitialised read", "sum.add(partial["),
+    Mistake("kernel_grad/coalesced", "coalesced.cu", "part == 0 && c == 0", "false", "uninitialised read",
+            "sum.add(partial["),
     Mistake("backward/fused", "fused.cu", "mine[t < TAPS ?", "if (t > 0) mine[t < TAPS ?", "uninitialised read",
-            "sum.add(partial[", FUSED),
+            "sum.add(partial[", DEPTHWISE),
     Mistake("forward/implicit_gemm", "matrix_product.cuh", "if (!is_last) loader.put(slices[slice + 1 & 1]);", "",
             "uninitialised read", "a[i] = slice.a[d]", GEMM),
     # -- racecheck
@@ -99,15 +100,17 @@ MISTAKES = (
             "part_sums[threadIdx.x] = "),
     Mistake("kernel_grad/naive", "naive.cu", "partial[blockIdx.y * taps + tap]", "partial[tap]", "race between blocks",
             "partial[tap] = "),
-    Mistake("input_grad/coalesced", "strip.cuh", "min(first_row + band, rows)", "min(first_row + band + 1, rows)",
-            "race", "store<PIECE>(row + first", "1,1,130,21,1,3,3,padding=1"),
+    Mistake("input_grad/coalesced", "coalesced.cu", "min(first_h + ROWS, shape.H)", "min(first_h + ROWS + 1, shape.H)",
+            "race", "store_vector<X_VECTOR>(dx_row", "1,1,130,21,1,3,3,padding=1"),
     Mistake("forward/implicit_gemm", "matrix_product.cuh",
             "__syncthreads();  // the next slice is there, and nobody reads this one any more", "", "race",
             "a[i] = slice.a[d]", GEMM),
     Mistake("input_grad/implicit_gemm", "filter_product.cuh", "rows[threadIdx.x + i * THREADS] = pieces[i];",
             "rows[threadIdx.x / 2 + i * THREADS] = pieces[i];", "race", "rows[threadIdx.x / 2", GEMM),
-    Mistake("backward/fused", "partial_sums.cuh", "__syncthreads();  // every thread's column is there", "", "race",
-            "sum += thread_sums[i][thread]", FUSED),
+    Mistake("backward/fused", "block_sum.cuh", "__syncthreads();  // every warp's sums are there", "", "race",
+            "sum += warp_sums[warp]", DEPTHWISE),
+    Mistake("backward/vectorised", "partial_sums.cuh", "__syncthreads();  // every thread's column is there", "",
+            "race", "sum += thread_sums[i][thread]", DEPTHWISE),
     # -- synccheck
     Mistake("forward/tiled", "tiled.cu", "if (plane >= Index(shape.N) * shape.K) return;",
             "if (plane >= Index(shape.N) * shape.K || int(threadIdx.y) >= shape.P) return;",

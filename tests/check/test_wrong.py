@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convbackprop import check
@@ -23,7 +24,7 @@ CHANGES = ({}, {"activation": "relu"}, {"activation": "tanh"}, {"dtype": "float1
 MASKED = {"activation": "relu", "mask": True}
 
 #: What a mutation is tried on first, by what shows it; then on all else.
-FIRST = {"tanh": {"activation": "tanh"}, "identity": {}, "mask": MASKED}
+FIRST = {"tanh": {"activation": "tanh"}, "identity": {}, "mask": MASKED, "infinite": {}}
 
 #: How the naive kernels are launched, where one is a file of one's own.
 LAUNCHES = {
@@ -115,18 +116,26 @@ def tried(variant, shown_by=()):
     return entries
 
 
-def is_rejected(variant, device, entries, changes, every_set=("cpu", "cuda")):
+def with_infinite_corners(variant, problem, data):
+    """Return the inputs of a check, with an infinite pixel in two corners of each plane of x."""
+    given = check.inputs(variant.pass_name, problem, data)
+    given["x"][..., [0, -1], [0, -1]] = np.inf
+    return given
+
+
+def is_rejected(variant, device, entries, changes, infinite=False):
     """Return whether some problem finds a fault, or cannot be launched."""
     # In the order that compiles least until the mistake shows.
-    order = [(change, tunables, entry) for change, tunables, entry in product(changes, every_set, entries)]
+    order = list(product(changes, sorted(variant.runs_on), entries))
     if variant.specialised:
         order.sort(key=lambda each: entries.index(each[2]))
     for change, tunables, entry in order:
         problem = entry.problem(**change)
         if variant.refusal(problem):
             continue
+        given = with_infinite_corners(variant, problem, entry.data) if infinite else None
         try:
-            if check.check(variant, problem, device, entry.data, tunables=tunables).faults:
+            if check.check(variant, problem, device, entry.data, tunables=tunables, given=given).faults:
                 return True
         except LaunchFailed:
             return True
@@ -139,7 +148,8 @@ def test_mutation_is_rejected(quick, name, tmp_path):
     mutation = MUTATIONS[name]
     variant = mutation.applied(tmp_path)
     entries = tried(variant, mutation.shown_by)
-    assert is_rejected(variant, quick, entries, (FIRST[mutation.shown_in], MASKED, *CHANGES)), (
+    changes = (FIRST[mutation.shown_in], MASKED, *CHANGES)
+    assert is_rejected(variant, quick, entries, changes, mutation.shown_in == "infinite"), (
         "the curated problems accept it"
     )
 
@@ -149,4 +159,5 @@ def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)
     shown_by = REVEALING_GEMM[:1] if variant.name == "implicit_gemm" else ()
-    assert not is_rejected(variant, quick, tried(variant, shown_by), [MASKED])
+    kinds = {mutation.shown_in == "infinite" for mutation in MUTATIONS.values() if mutation.variant == name}
+    assert not any(is_rejected(variant, quick, tried(variant, shown_by), [MASKED], kind) for kind in kinds)

@@ -8,6 +8,7 @@ zero, ends it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +18,17 @@ from convbackprop.sources import text_with_includes
 
 
 def copied(name: str, folder: Path) -> Variant:
-    """Return a variant whose files, with all that they include, are copies in a folder."""
+    """Return a variant whose files, with all that they include, are copies that lie side by side in a folder."""
     (variant,) = select(name)
     for file, text in text_with_includes(variant.path).items():
-        copy = folder / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(text)
+        copy = folder / Path(file).name
+        assert not copy.exists(), f"{name} includes two files named {copy.name}"
+        copy.write_text(re.sub(r'(#include ")[^"]*/', r"\1", text))  # else the original would be included
     return dataclasses.replace(variant, file=folder / variant.path.name)
 
 
 def replaced(name: str, file: str, old: str, new: str, folder: Path) -> Variant:
-    """Return a copied variant with one text of one file replaced.
-
-    The file is named as it is included; the text must stand in it exactly once.
-    """
+    """Return a copied variant with one text of one file replaced, which must stand in it exactly once."""
     variant = copied(name, folder)
     assert (folder / file).is_file(), f"{name} does not include {file}"
     text = (folder / file).read_text()
@@ -53,7 +51,8 @@ class Mutation(NamedTuple):
     shown_by : tuple of str
         Of what takes long to compile: the curated problem that shows the mistake.
     shown_in : str
-        Of what: "tanh" (in most), "identity", or "mask", where the mistake shows in the ReLU's bits only.
+        Of what: "tanh" (in most), "identity", "mask", where the mistake shows in the ReLU's bits only, or "infinite",
+        where it shows in what infinite pixels of x spread to.
     variant : str
         As in "forward/tiled".
     """
@@ -74,6 +73,9 @@ class Mutation(NamedTuple):
 
 _STAGED = "__syncthreads();  // the tile is complete"
 _READ = "__syncthreads();  // nobody reads the tile any more"
+
+_LARGE_FILTER, _WIDE_FILTER = ("1,1,20,40,1,15,15,padding=same",), ("1,1,1,300,1,1,9,padding=same",)
+_SEVERAL_BLOCKS = ("1,1,256,257,1,3,3,padding=same",)
 
 _TABLE = {
     "forward/naive": (
@@ -165,45 +167,146 @@ _TABLE = {
         Mutation("the bias is a tap of another channel", "(c == 0)", "(c == 1)"),
     ),
     "forward/coalesced": (
-        Mutation("the halo's left columns are read from the row above", "if (col >= 0 && col + Source::PIECE",
-                 "if (col + Source::PIECE", file="strip.cuh"),
+        Mutation("the halo's left columns are read from the row above", "exists && 0 <= column", "exists",
+                 file="columns.cuh"),
+        Mutation("a vector of a row begins where the strip does", "x_row[LEAD + j + s]", "x_row[j + s]"),
+        Mutation("the last vector of a row is not written", "if (first_q + j < shape.Q) store_vector",
+                 "if (first_q + j + Y_VECTOR < shape.Q) store_vector"),
+        Mutation("the next row is the one in use", "next.ask(x_plane + Index(h + 1)", "next.ask(x_plane + Index(h)"),
+        Mutation("below the image the next plane's first row is read", "h + 1 < end_h && shape.row_inside(h + 1)",
+                 "h + 1 < end_h"),
+        Mutation("the filter's rows are upside down", "taps[(FILTER_R - 1 - r) * FILTER_S + s]",
+                 "taps[r * FILTER_S + s]"),
+        Mutation("the last tap of a row is dropped", "s < FILTER_S;", "s == 0 || s < FILTER_S - 1;"),
+        Mutation("the ring does not move on", "sums[r + 1][j] : start", "sums[r][j] : start"),
+        Mutation("the first row of a band is not written", "if (p < first_p) continue;",
+                 "if (p <= first_p) continue;"),
+        Mutation("taps in shared memory are read before they are there", "__syncthreads();  // all taps are there", "",
+                 shown_by=_LARGE_FILTER),
+        Mutation("the mask has bits beyond the row's end", "unsigned(first_q + j < shape.Q && !", "unsigned(!",
+                 shown_in="mask"),
+        Mutation("the mask's bits are those of the next columns", "<= 0)) << j;", "<= 0)) << j >> 1;",
+                 shown_in="mask"),
+    ),
+    "input_grad/coalesced": (
+        Mutation("the filter is not turned", "own_taps[t] = to_acc(filter[TAPS - 1 - t])",
+                 "own_taps[t] = to_acc(filter[t])"),
+        Mutation("a large filter is not turned", "shared_taps[t] = to_acc(filter[TAPS - 1 - t])",
+                 "shared_taps[t] = to_acc(filter[t])", shown_by=_LARGE_FILTER),
+        Mutation("taps in shared memory are read before they are there", "__syncthreads();  // all taps are there", "",
+                 shown_by=_LARGE_FILTER),
+        Mutation("left and right padding are exchanged", "left = FILTER_S - 1 - shape.pad_left",
+                 "left = shape.pad_left", shown_by=("1,1,9,9,1,4,4,padding=1:2x0:3",)),
+        Mutation("phi' is applied twice", "times_derivative(g[i], outputs[i])",
+                 "times_derivative(times_derivative(g[i], outputs[i]), outputs[i])", file="columns.cuh"),
+        Mutation("the next row is the one in use", "p + 1 < end_p ? p + 1 : shape.P", "p + 1 < end_p ? p : shape.P"),
+        Mutation("the last vector of a row is not written", "if (first_w + j < shape.W)",
+                 "if (first_w + j + X_VECTOR < shape.W)"),
+        Mutation("the mask's bits are those of other columns", "bits >>= first & 7;", "", file="columns.cuh",
+                 shown_in="mask"),
+        Mutation("left of the image the mask's first byte is read", "(first >> 3) + i", "first / 8 + i",
+                 file="columns.cuh", shown_in="mask"),
+    ),
+    "kernel_grad/coalesced": (
+        Mutation("the ring's index is off by one", "ring[(turn + r) % TAP_ROWS]", "ring[(turn + r + 1) % TAP_ROWS]"),
+        Mutation("the taps are mirrored", "sums[r * TAP_COLS + s] +=", "sums[r * TAP_COLS + TAP_COLS - 1 - s] +="),
+        Mutation("the next row of x is one too far down", "+ first_h + TAP_ROWS;", "+ first_h + TAP_ROWS + 1;"),
+        Mutation("the next row of g is the one in use", "g_plane, p + 1 < end_p ? p + 1", "g_plane, p + 1 < end_p ? p"),
+        Mutation("the last row is left out", "min(first_p + ROWS, shape.P)", "min(first_p + ROWS, shape.P - 1)"),
+        Mutation("the last block's partial sums are dropped", "slice < slices;", "slice < max(1, slices - 1);",
+                 file="kernel_grad_total.cuh", shown_by=_SEVERAL_BLOCKS),
+        Mutation("the last warp's sums are dropped", "warp < WARPS;", "warp < WARPS - 1;", file="block_sum.cuh",
+                 shown_by=_SEVERAL_BLOCKS),
+        Mutation("every other lane's sums are dropped", "lanes > 0;", "lanes > 1;", file="block_sum.cuh"),
+        Mutation("the warps' sums are read before they are there", "__syncthreads();  // every warp's sums are there",
+                 "", file="block_sum.cuh"),
+        Mutation("an infinite pixel meets the padding", "if (meets_padding && !is_finite)", "if (false)",
+                 shown_in="infinite"),
+    ),
+    "backward/fused": (
+        Mutation("the filter is not turned", "(FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - s", "i * FILTER_S + s"),
+        Mutation("the ring's index is off by one", "ring[(turn + i) % FILTER_R]", "ring[(turn + i + 1) % FILTER_R]"),
+        Mutation("db adds up another row of g", "ring[(turn + TOP) % FILTER_R]", "ring[turn]"),
+        Mutation("the next row of g is one too far up", "shape.P : h + 1 + TOP", "shape.P : h + TOP"),
+        Mutation("the next row of x is the one in use", "x_plane + Index(h + 1)", "x_plane + Index(h)"),
+        Mutation("the last vector of a row is not written", "if (NEED_DX && first_w + j < shape.W)",
+                 "if (NEED_DX && first_w + j + X_VECTOR < shape.W)"),
+        Mutation("the warps' sums are read before they are there", "__syncthreads();  // every warp's sums are there",
+                 "", file="block_sum.cuh"),
+        Mutation("an infinite pixel meets the padding", "if (NEED_DW && meets_padding && !is_finite)", "if (false)",
+                 shown_in="infinite"),
+    ),
+    "forward/register_tiled": (
+        Mutation("the last column of the filter is dropped", "first_s + s >= shape.S", "first_s + s >= shape.S - 1"),
+        Mutation("all columns of a wide filter meet the first ones of x", "first_w + first_s - LEAD", "first_w - LEAD",
+                 shown_by=_WIDE_FILTER),
+        Mutation("the filter's rows are upside down", "r = i - row;", "r = shape.R - 1 - (i - row);"),
+        Mutation("below the image the next plane's first row is read", "shape.row_inside(h)", "h >= 0"),
+        Mutation("every group reads the channels of the first", "k / shape.group_filters() * shape.group_channels();",
+                 "0;"),
+        Mutation("the finished runs of a long sum are dropped", "sums[row][j].end_run();", "sums[row][j].run = 0;",
+                 shown_by=("1,700,2,3,2,1,1",), shown_in="identity"),
+        Mutation("the last row is not written", "if (first_p + row >= shape.P) continue;",
+                 "if (first_p + row >= shape.P - 1) continue;"),
+        Mutation("the bias is left out", "(b ? to_acc(b[k]) : Acc(0))", "0"),
+    ),
+    "input_grad/register_tiled": (
+        Mutation("the filter's rows are not turned", "r = shape.R - 1 - (i - row);", "r = i - row;"),
+        Mutation("the filter's columns are not turned", "shape.S - 1 - (first_s + s)", "first_s + s"),
+        Mutation("every channel reads the taps of its group's first", "c % shape.group_channels();", "0;",
+                 shown_by=("2,6,9,8,4,3,3,groups=2,padding=1",)),
+        Mutation("the finished runs of a long sum are dropped", "sums[row][j].end_run();", "sums[row][j].run = 0;",
+                 shown_by=("2,3,7,7,63,3,3,padding=1",)),
+        Mutation("the last vector of a row is not written", "if (first_w + j < shape.W)",
+                 "if (first_w + j + X_VECTOR < shape.W)"),
+        Mutation("the mask's bits are those of other columns", "bits >>= first & 7;", "", file="columns.cuh",
+                 shown_in="mask"),
+    ),
+    "forward/vectorised": (
+        Mutation("the halo's left columns are read from the row above", "if (col >= 0 && col + LANES",
+                 "if (col + LANES", file="strip.cuh"),
         Mutation("the tail of a row that a vector does not divide is skipped",
-                 "store_partial(row + first, *lanes, cols - first);", ";", file="strip.cuh"),
+                 "store_partial(row + first, columns.lanes[i], cols - first);", ";", file="strip.cuh"),
         Mutation("the filter's rows are upside down", "taps(Constant<FILTER_R - 1 - r>{}, s)", "taps(r, s)",
                  file="correlate.cuh"),
         Mutation("the ring does not move on", "sum = acc[r + 1]", "sum = acc[r]", file="correlate.cuh"),
-        Mutation("the first row is not written", "done >= strip", "done > strip", file="correlate.cuh"),
+        Mutation("the first row of a band is not written", "done >= strip", "done > strip", file="correlate.cuh"),
         Mutation("taps in shared memory are read before they are there", "__syncthreads();  // all taps are there", "",
-                 file="correlate.cuh", shown_by=("1,1,20,40,1,15,15,padding=same",)),
+                 file="correlate.cuh", shown_by=_LARGE_FILTER),
         Mutation("the last run of a long sum is dropped", "        sums[p].end_run();\n        if", "        if",
-                 file="correlate.cuh", shown_by=("1,700,2,3,2,1,1",), shown_in="identity"),
+                 file="register_tile.cuh", shown_by=("1,700,2,3,2,1,1",), shown_in="identity"),
         Mutation("the mask has bits beyond the row's end",
                  "if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;", "", shown_in="mask"),
     ),
-    "input_grad/coalesced": (
+    "input_grad/vectorised": (
         Mutation("the filter is not turned", "correlate<true>", "correlate<false>"),
-        Mutation("phi' is applied twice", "lanes[i] = times_derivative(lanes[i], y[i]);",
-                 "lanes[i] = times_derivative(times_derivative(lanes[i], y[i]), y[i]);", file="strip.cuh"),
-        Mutation("the mask's bits are those of other columns", "return bits >> (first & 7);", "return bits;",
-                 file="strip.cuh", shown_in="mask"),
+        Mutation("phi' is applied twice", "lane = times_derivative(lane, y);",
+                 "lane = times_derivative(times_derivative(lane, y), y);", file="strip.cuh"),
+        Mutation("the mask's bits are those of other columns", "bits >> (i * LANES)", "bits >> i", file="strip.cuh",
+                 shown_in="mask"),
     ),
-    "kernel_grad/coalesced": (
+    "kernel_grad/vectorised": (
         Mutation("the ring's index is off by one", "wrapped<TAP_ROWS>(phase + r)",
                  "wrapped<TAP_ROWS>(phase + (r + 1) % TAP_ROWS)"),
         Mutation("the taps are mirrored", "add_products(sums[r * TAP_COLS + s]",
                  "add_products(sums[r * TAP_COLS + TAP_COLS - 1 - s]"),
+        Mutation("rows of x enter the ring one row late", "p - top + TAP_ROWS - 1, first", "p - top + TAP_ROWS, first"),
         Mutation("the last block's partial sums are dropped", "slice < slices;", "slice < max(1, slices - 1);",
-                 file="kernel_grad_total.cuh", shown_by=("1,1,256,257,1,3,3,padding=same",)),
+                 file="kernel_grad_total.cuh", shown_by=_SEVERAL_BLOCKS),
         Mutation("the threads' sums are read before they are there",
                  "__syncthreads();  // every thread's column is there", "", file="partial_sums.cuh"),
-        Mutation("rows of x enter the ring one row late", "p - top + TAP_ROWS - 1, first", "p - top + TAP_ROWS, first"),
+        Mutation("the products of infinite pixels are left out",
+                 "if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip, top, left);", "",
+                 shown_in="infinite"),
     ),
-    "backward/fused": (
+    "backward/vectorised": (
         Mutation("the filter is not turned", "(FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - j", "i * FILTER_S + j"),
         Mutation("the ring's index is off by one", "wrapped<FILTER_R>(phase + i)",
                  "wrapped<FILTER_R>(phase + (i + 1) % FILTER_R)"),
         Mutation("two of three sums of dx are dropped", "unroll<CHAINS - 1>", "unroll<0>"),
         Mutation("db adds up another row of g", "(phase + TOP)", "(phase)"),
+        Mutation("the products of infinite pixels are left out",
+                 "if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip);", "", shown_in="infinite"),
     ),
     "forward/implicit_gemm": (
         Mutation("the last slice of the sum is dropped", "product.run(loader, 0, slices, ",
