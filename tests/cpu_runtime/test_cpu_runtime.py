@@ -978,6 +978,6 @@ def test_compiles_for_aarch64(monkeypatch):
     if not shutil.which("aarch64-linux-gnu-g++"):
         pytest.skip("there is no aarch64-linux-gnu-g++ (Debian: apt install g++-aarch64-linux-gnu)")
     monkeypatch.setenv("CONVBACKPROP_CXX", "aarch64-linux-gnu-g++")
-    monkeypatch.setattr(compiler, "_native", lambda: "-march=armv8-a")
+    monkeypatch.setattr(compiler, "architecture_flag", lambda: "-march=armv8-a")
     for made in (compiler.cpu_runtime(STRICT), compiler.shared_object(naive_source(), STRICT)):
         assert made.read_bytes()[18:20] == b"\xb7\x00", "not a file for aarch64"
