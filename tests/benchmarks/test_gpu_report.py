@@ -256,11 +256,14 @@ def test_a_worker_that_crashes_hangs_or_loses_the_gpu(tmp_path, monkeypatch):
     """The limit of silence passes at once in job c, which is silent for ever, and nowhere else."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    begun = []
+    begun, silences = [], []
 
     class Selector(selectors.DefaultSelector):
         def select(self, timeout=None):
-            return super().select(0 if begun[-1:] == ["c"] else PATIENCE)
+            if begun[-1:] != ["c"] or silences:
+                return super().select(PATIENCE)
+            silences.append(timeout)
+            return []
 
     monkeypatch.setattr(worker.selectors, "DefaultSelector", Selector)
     found = worker.supervise(JOBS, [sys.executable, str(script)], worker.Limits(10**6, 3), begun.append)
@@ -269,7 +272,7 @@ def test_a_worker_that_crashes_hangs_or_loses_the_gpu(tmp_path, monkeypatch):
     assert {why for (job, _), why in rows.items() if job == "b"} == {"the process ended with exit code -6"}
     assert {why for (job, _), why in rows.items() if job == "c"} == {"no answer for 3 s"}
     assert rows[("d", "fine")] is None and found.facts == {"a": 1, "d": 1}
-    assert begun == list("aabcd")
+    assert begun == list("aabcd") and silences == [3]
 
 
 def test_workers_that_do_not_start_or_take_too_long(tmp_path):
