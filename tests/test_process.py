@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from convbackprop.devices import cpu as cpu_module
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
 from convbackprop.ladder import registry as variants
 from convbackprop.problem import ConvProblem
+from tests.support.children import PATIENCE, with_ctrl_c
 from tests.support.problems import CURATED
 from tests.support.quick import quick_on_cpu
 
@@ -30,7 +30,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path
 
 def python(code, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -62,15 +66,10 @@ def test_using_numpy_arrays_imports_no_other_library():
 
 
 def test_import_is_quick():
-    """Less than 0.3 s over a bare interpreter: the least of several, as another program may disturb any one."""
-
-    def seconds(code):
-        start = time.perf_counter()
-        python(code)
-        return time.perf_counter() - start
-
-    python("import convbackprop")
-    assert min(seconds("import convbackprop") for _ in range(5)) - min(seconds("pass") for _ in range(5)) < 0.3
+    """Of the package itself it loads one module, and of Python's own hardly any."""
+    loaded = python("import sys; before = set(sys.modules); import convbackprop; print(*set(sys.modules) - before)")
+    assert [name for name in loaded.split() if name.startswith("convbackprop")] == ["convbackprop"]
+    assert len(loaded.split()) < 20
 
 
 # -- threads and forks -----------------------------------------------------------------------------------------------
@@ -212,7 +211,7 @@ print("leaving", flush=True)
 def exit_at_work(seconds):
     """Run a program that ends while a launch of minutes is in progress; return how it ended and its errors."""
     process = subprocess.run([sys.executable, "-c", EXIT_AT_WORK, str(seconds)], capture_output=True, text=True,
-                             timeout=60, env={**ENVIRONMENT, "CONVBACKPROP_NUM_THREADS": "3"})  # fmt: skip
+                             timeout=PATIENCE, env={**ENVIRONMENT, "CONVBACKPROP_NUM_THREADS": "3"})  # fmt: skip
     return process.returncode, process.stdout, process.stderr
 
 
@@ -247,7 +246,8 @@ def with_little_memory(megabytes, stage, activation="relu", **environment):
     """Run a call that finds so much address space; it has to end, and another call to work after that."""
     done = subprocess.run(
         [sys.executable, "-c", WITH_LITTLE_MEMORY, str(megabytes), stage, activation], capture_output=True, text=True,
-        timeout=120, env={**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1", "CONVBACKPROP_NUM_THREADS": "2", **environment},
+        timeout=PATIENCE,
+        env={**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1", "CONVBACKPROP_NUM_THREADS": "2", **environment},
     )  # fmt: skip
     assert done.returncode == 0, (megabytes, stage, done.stderr)
     return done.stdout.strip()
@@ -296,13 +296,15 @@ import sys, time, numpy as np, convbackprop
 small = np.ones((5, 5), np.float32)
 def quick(): return convbackprop.conv2d(small, np.ones((3, 3), np.float32), device="cpu")
 expected = quick()
-x, w = np.ones((1, 1024, 256, 256), np.float32), np.ones((64, 1024, 5, 5), np.float32)
+x, w = np.ones((1, 256, 256, 256), np.float32), np.ones((256, 256, 11, 11), np.float32)
+convbackprop.conv2d(x[..., :11, :11], w, device="cpu", variant="naive")  # is compiled
+y = np.full((1, 256, 246, 246), np.nan, np.float32)
 print("ready", flush=True)
 try:
-    convbackprop.conv2d(x, w, device="cpu")
+    convbackprop.conv2d(x, w, device="cpu", variant="naive", out=y)
     print("finished")
 except KeyboardInterrupt:
-    print("interrupted", np.array_equal(quick(), expected), flush=True)
+    print("interrupted", np.isnan(y).mean() > 0.5, np.array_equal(quick(), expected), flush=True)
     sys.stdin.read()
 """
 
@@ -314,23 +316,20 @@ def cpu_seconds(process):
 
 
 def test_ctrl_c_stops_a_long_launch():
-    """More than 10^11 multiplications, interrupted: a KeyboardInterrupt within a second, and the next launch works."""
+    """More than 10^11 multiplications, interrupted before half of them are made, and the next launch works."""
     process = subprocess.Popen([sys.executable, "-c", LONG_LAUNCH], env=ENVIRONMENT, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
-    watchdog = threading.Timer(30, process.kill)  # readline would wait as long as the launch takes
-    watchdog.start()
+                               stdout=subprocess.PIPE, text=True, preexec_fn=with_ctrl_c)  # fmt: skip
     try:
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.7)
-        assert process.poll() is None
         start = cpu_seconds(process)
+        while cpu_seconds(process) - start < 0.3:  # it is in the middle of the launch
+            time.sleep(0.01)
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted True\n"
-        assert cpu_seconds(process) - start < 1
+        assert process.stdout.readline() == "interrupted True True\n"
         process.stdin.close()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     finally:
-        watchdog.cancel()
         process.kill()
         process.wait()
         process.stdin.close()

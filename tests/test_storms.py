@@ -20,6 +20,7 @@ from convbackprop.devices import cache
 from convbackprop.ladder import registry as variants
 from tests import test_process
 from tests.cpu_runtime import test_cpu_runtime
+from tests.support.children import PATIENCE
 from tests.support.figures import record
 from tests.support.problems import CURATED
 
@@ -28,10 +29,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_cache_in_a_storm(tmp_path, monkeypatch):
-    """A minute of processes killed and files damaged: no wrong result, no failure, nobody hangs, all is built."""
+    """Processes are killed and files damaged: no wrong result, no failure, nobody hangs, all is built."""
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
-    command = [sys.executable, "-m", "tests.support.storm", str(folder), "60", str(random.getrandbits(32))]
+    command = [sys.executable, "-m", "tests.support.storm", str(folder), "200", str(random.getrandbits(32))]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=test_process.ENVIRONMENT)
     assert process.returncode == 0, process.stderr
     counts = json.loads(process.stdout.splitlines()[-1])
@@ -39,7 +40,7 @@ def test_cache_in_a_storm(tmp_path, monkeypatch):
     assert not process.stderr
     assert (counts["wrong"], counts["failed"], counts["hung"]) == (0, 0, 0)
     assert counts["started"] == counts["killed"] + counts["finished"]
-    assert counts["killed"] > 50 and counts["damaged"] > 50 and counts["finished"] >= 16
+    assert counts["killed"] > 150 and counts["damaged"] > 50 and counts["finished"] >= 16
     monkeypatch.setenv("CONVBACKPROP_CACHE_DIR", str(folder))
     assert len([path for path in folder.glob("*.so") if cache._kept(path)]) >= 4  # the runtime and three kernels
     record("storm", **counts)
@@ -107,7 +108,7 @@ def interrupts(rounds):
         [sys.executable, "-c", INTERRUPTED, str(random.getrandbits(32)), str(rounds)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         env=test_process.ENVIRONMENT,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -167,7 +168,7 @@ def test_disk_of_any_size(tmp_path):
         pytest.skip("no file system can be mounted here, not even in a namespace of one's own")
     ends = Counter()
     for kilobytes in (4, 8, 64, 512, *range(2048, 20000, 1500), 65536):
-        done = subprocess.run([*alone, sys.executable, "-c", ON_A_DISK, tmp_path, str(kilobytes)], timeout=120,
+        done = subprocess.run([*alone, sys.executable, "-c", ON_A_DISK, tmp_path, str(kilobytes)], timeout=PATIENCE,
                               capture_output=True, text=True,
                               env={**test_process.ENVIRONMENT, "CONVBACKPROP_CACHE_DIR": str(tmp_path)})  # fmt: skip
         assert done.returncode == 0, (kilobytes, done.stderr)

@@ -65,7 +65,7 @@ def run_limited(command: Sequence[str], seconds: float, environment: Mapping[str
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": _python_path(), **(environment or {})}, text=True,
         errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=_with_ctrl_c,
     )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=seconds)
@@ -79,6 +79,11 @@ def run_limited(command: Sequence[str], seconds: float, environment: Mapping[str
             os.killpg(process.pid, signal.SIGKILL)  # its own group: see start_new_session
         output, _ = process.communicate()
     return Ended(None, output)
+
+
+def _with_ctrl_c() -> None:
+    """Let a command be interrupted, also where this process ignores it, as under nohup."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _python_path() -> str:

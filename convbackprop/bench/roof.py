@@ -9,8 +9,9 @@ import numpy as np
 
 from convbackprop.bench.timing import aligned, check_timeable, host_clock
 from convbackprop.devices import Device
-from convbackprop.devices.compiler import Source, cpu_vector_bytes
+from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import get_num_threads
+from convbackprop.devices.cpu_level import cpu_vector_bytes
 from convbackprop.launch.plan import pack_shape
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
 

@@ -22,6 +22,7 @@ from convbackprop.cli.common import console, counted, print_json
 from convbackprop.devices import cache, get_device, why_not_cuda
 from convbackprop.devices.compiler import compiler_version, cxx_name, find_cxx, find_nvcc
 from convbackprop.devices.cpu import cpu_device, get_num_threads
+from convbackprop.devices.cpu_level import VARIABLE as CPU_LEVEL, cpu_level, cpu_vector_bytes
 from convbackprop.errors import ConvBackpropError, DeviceUnusable, ProblemTooLarge
 
 HELP = "what this machine can run, and what is missing"
@@ -85,7 +86,8 @@ def _cpu() -> str:
     if not (target == 7).all():
         raise ConvBackpropError("a copy on the cpu device gives a wrong result; please report it")
     count = get_num_threads()
-    return f"{processor()}, {counted(count, 'thread')} (CONVBACKPROP_NUM_THREADS)"
+    vectors = f"{cpu_level()}, vectors of {cpu_vector_bytes()} bytes ({CPU_LEVEL})"
+    return f"{processor()}, {counted(count, 'thread')} (CONVBACKPROP_NUM_THREADS), level {vectors}"
 
 
 def _driver() -> str:

@@ -40,9 +40,10 @@ arithmetic), and the limits that follow from the kernel itself. Two things tell
 of them: with nvcc (and cuobjdump) its registers, spills, occupancy and the
 instructions of its hot loop; and its addresses, which are replayed on the cpu
 device: the sectors that blocks ask for, the sectors or wavefronts a request of
-each line of source, and bank conflicts. Each limit is a least time; the
-greatest is the prediction. On a GPU the kernel is also checked and timed, and
-the prediction scored.
+each line of source, and bank conflicts. Of a large grid some blocks are
+replayed, and the rest taken to be like them; the report says how many. Each
+limit is a least time; the greatest is the prediction. On a GPU the kernel is
+also checked and timed, and the prediction scored.
 
 --machine-code compiles each variant with nvcc for a layer of one channel on
 4096 x 4096 numbers (or, if it refuses that, of 64 channels to 128 on 112 x 112
@@ -74,9 +75,10 @@ JSON keys of a report: ok, gpu, problem, notes, reports [variant, flops,
 least_bytes, own_bytes, floor_us, predicted_us, limited_by, share, advice,
 verdict, bounds [limit, us, what], launches [kernel, main, grid, block, code
 {registers...}, hot_loop {is_loop, instructions, multiply_adds, share, bytes,
-kinds}, traffic {blocks, arrays, lines}], remarks, measured_us, ratio, and with
---annotate source [file, line, instructions, multiply_adds, accesses]]. code,
-hot_loop, traffic, own_bytes, measured_us and ratio are null where not known.
+kinds}, traffic {blocks, of_blocks, arrays, lines}], remarks, measured_us,
+ratio, and with --annotate source [file, line, instructions, multiply_adds,
+accesses]]. code, hot_loop, traffic, own_bytes, measured_us and ratio are null
+where not known. arrays and lines are of as many blocks as were replayed.
 
 JSON keys of --machine-code: ok, nvcc, cuobjdump, configurations, spilling
 [configuration], refused [variant, dtype, filter, reason], rows [variant,

@@ -36,6 +36,7 @@ from convbackprop.profile.tables import (
     cache_sentence,
     kernel_rows,
     mix_rows,
+    replay_sentence,
     score_sentence,
     share_sentence,
 )
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotate", action="store_true", help="the source with its figures beside each line")
     parser.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
     parser.add_argument("--blocks", type=int, default=64, metavar="N", help="blocks of each launch whose addresses are "
-                        "replayed at most; default: 64")  # fmt: skip
+                        "replayed at most; default: 64, and fewer of blocks with many accesses")  # fmt: skip
     parser.add_argument("--emit", metavar="KIND", help=f"write the compiled code instead: {', '.join(EMITTED)}")
     parser.add_argument("-o", "--output", metavar="FILE", help="where --emit writes; default: standard output")
 
@@ -271,6 +272,7 @@ def _print_report(of: Report, out: Console, with_source: bool) -> None:
         out.print()
         heads, cells = array_rows(of)
         out.print(_table(heads, cells))
+        say(out, replay_sentence(of))
         _print_lines(of, out)
     if with_source:
         for line in annotate.text(of):
@@ -365,6 +367,7 @@ def _launch_as_json(launch: LaunchFacts) -> dict[str, Any]:
     }
     found["traffic"] = traffic and {
         "blocks": traffic.blocks,
+        "of_blocks": launch.blocks,
         "arrays": [vars(each) for each in traffic.arrays],
         "lines": [{**vars(each), "file": str(each.file)} for each in traffic.lines],
     }

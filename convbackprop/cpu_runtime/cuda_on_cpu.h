@@ -27,7 +27,11 @@
 // -------------------------------------------------------------------------------------------------- keywords
 // After the standard headers, which themselves write __attribute__((__noinline__)).
 
+#ifdef CONVBACKPROP_CHECKED
+#define __global__ __attribute__((noinline))  // the outermost line of what is found is the kernel's, not its caller's
+#else
 #define __global__
+#endif
 #define __device__
 #define __host__
 #define __grid_constant__

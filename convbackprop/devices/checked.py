@@ -110,10 +110,6 @@ class CheckedKernel(CpuKernel):
         (gx, gy, gz), (bx, by, bz) = self._launch.grid, self._launch.block
         return (gx, gy, gz), (bx, by, bz)
 
-    def run_only(self, first: int, end: int) -> None:
-        """Let launches run the blocks first to end - 1 only."""
-        self._launch.first_block, self._launch.end_block = first, end
-
     def launch(self, pointers: Sequence[int], stream: object = None) -> None:
         """Run the grid; what is found is kept in the device's `launched`."""
         device: Any = self._device

@@ -19,6 +19,7 @@ from typing import Any
 
 from convbackprop._version import __version__
 from convbackprop.devices import cache
+from convbackprop.devices.cpu_level import NATIVE, VARIABLE as CPU_LEVEL, architecture_flag, cpu_level
 from convbackprop.errors import CompileError, CompilerNotFound, DeviceNotFound, InvalidArgument
 from convbackprop.sources import entry_points, source_root, text_with_includes
 
@@ -146,9 +147,11 @@ def _version(compiler: Path, name: str) -> str:
 
 
 def cxx_name() -> str:
-    """Return what the C++ compiler calls itself, with the flags that the user adds: what CPU timings depend on."""
-    added = " ".join(cxx_flags())
-    return compiler_version(find_cxx()).splitlines()[0] + (f" with {added} (CONVBACKPROP_CXXFLAGS)" if added else "")
+    """Return what the C++ compiler calls itself, and how the user has it compile: what CPU timings depend on."""
+    level, added = cpu_level(), " ".join(cxx_flags())
+    name = compiler_version(find_cxx()).splitlines()[0]
+    name += f" for x86-64-{level} ({CPU_LEVEL})" if level != NATIVE else ""
+    return name + (f" with {added} (CONVBACKPROP_CXXFLAGS)" if added else "")
 
 
 @functools.cache
@@ -168,18 +171,6 @@ def cpu_features() -> str:
     info = Path("/proc/cpuinfo").read_text()
     lines = re.findall(r"^(model name|flags|Features|CPU part)\s*:\s*(.*)$", info, flags=re.MULTILINE)
     return cache.digest(machine, sorted(set(lines)))
-
-
-@functools.cache
-def cpu_vector_bytes() -> int:
-    """Return how wide the CPU's vector registers are."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.exists() else set()
-    return 64 if "avx512f" in flags else 32 if "avx" in flags else 16
-
-
-def _native() -> str:
-    return "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
 
 
 def _key(compiler: Path, *made_from: object) -> str:
@@ -336,7 +327,7 @@ def checked_object(source: Source, flags: tuple[str, ...] = ()) -> Path:
 
 
 def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | None = None) -> Path:
-    """Compile a .cu file for this machine's CPU.
+    """Compile a .cu file for this machine's CPU, or the level that CONVBACKPROP_CPU_LEVEL names.
 
     Parameters
     ----------
@@ -357,11 +348,13 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     CompilerNotFound, CompileError
         Without a C++ compiler; where it rejects the file, with its messages.
     InvalidArgument
-        CONVBACKPROP_CXXFLAGS cannot be read.
+        CONVBACKPROP_CXXFLAGS or CONVBACKPROP_CPU_LEVEL cannot be read.
+    DeviceUnusable
+        This CPU lacks the level.
     """
     compiler = find_cxx()
     # The checks' flags are chosen so that no access is optimised away: the user's could undo that.
-    options = [*_CPU_FLAGS, _native(), *flags, *(() if runtime else cxx_flags())]
+    options = [*_CPU_FLAGS, architecture_flag(), *flags, *(() if runtime else cxx_flags())]
     words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
     include = _include(source.path.absolute())
     texts = text_with_includes(source.path)

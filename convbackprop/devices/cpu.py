@@ -18,6 +18,7 @@ from pathlib import Path
 from convbackprop.arguments import integer
 from convbackprop.devices import cache, compiler
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.cpu_level import cpu_level
 from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed, ProblemTooLarge
 
 #: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
@@ -127,6 +128,7 @@ class CpuDevice:
     def __init__(self, flags: tuple[str, ...] = ()) -> None:
         self._flags = flags
         get_num_threads()  # a bad CONVBACKPROP_NUM_THREADS is found before the first launch
+        cpu_level()  # and so is a bad CONVBACKPROP_CPU_LEVEL
         self.lock = threading.Lock()
         self._modules: dict[Path, ctypes.CDLL] = {}
         self.runtime = self._load_runtime()

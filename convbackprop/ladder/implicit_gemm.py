@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from convbackprop.devices.compiler import cpu_vector_bytes
+from convbackprop.devices.cpu_level import cpu_vector_bytes
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.requirements import LARGEST, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import most_slices, taps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from convbackprop.devices.compiler import cpu_vector_bytes
+from convbackprop.devices.cpu_level import cpu_vector_bytes
 from convbackprop.ladder import fused
 from convbackprop.ladder.coalesced import kernel_grad_blocks, kernel_grad_grid, registers
 from convbackprop.ladder.launches import TOTAL, block, total

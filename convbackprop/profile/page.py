@@ -10,13 +10,14 @@ from convbackprop.profile import annotate, plot
 from convbackprop.profile.gpus import GPUS
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.report import Report
-from convbackprop.profile.roofline import SECTOR, LaunchFacts, amount, duration, percent
+from convbackprop.profile.roofline import SECTOR, amount, duration, percent
 from convbackprop.profile.tables import (
     array_rows,
     bound_rows,
     cache_sentence,
     kernel_rows,
     mix_rows,
+    replay_sentence,
     score_sentence,
     share_sentence,
 )
@@ -181,7 +182,7 @@ def _section(report: Report, with_heading: bool, first: bool) -> list[str]:
         heads, cells = array_rows(report)
         parts += ["<h3>Arrays</h3>", _table(heads, [[escape(cell) for cell in row] for row in cells]),
                   f'<p class="soft">Sectors: of {SECTOR} bytes, each counted once a block. '
-                  f"{escape(_replayed(report.launches))}</p>"]  # fmt: skip
+                  f"{escape(replay_sentence(report))}</p>"]  # fmt: skip
     files = annotate.sources(report)
     total = sum(line.clocks for source in files for line in source.lines)
     costliest = annotate.costliest(files, _LINES)
@@ -199,11 +200,6 @@ def _section(report: Report, with_heading: bool, first: bool) -> list[str]:
         parts.append("<h3>Source</h3>")
         parts += [_source(source, total, i == 0) for i, source in enumerate(files)]
     return parts
-
-
-def _replayed(launches: Sequence[LaunchFacts]) -> str:
-    parts = [f"{launch.entry} {launch.traffic.blocks:,} of {launch.blocks:,}" for launch in launches if launch.traffic]
-    return f"Replayed blocks: {', '.join(parts)}."
 
 
 def _source(source: annotate.Source, total: float, whole: bool) -> str:

@@ -113,6 +113,18 @@ def _bytes(number: float) -> str:
     return amount(number, "B") if number else "-"
 
 
+def replay_sentence(report: Report) -> str:
+    """Return one sentence on the blocks that the figures of addresses come from."""
+    sampled = [
+        f"{launch.traffic.blocks:,} of {launch.blocks:,} blocks of {launch.entry}"
+        for launch in report.launches
+        if launch.traffic and launch.traffic.blocks < launch.blocks
+    ]
+    if not sampled:
+        return "All blocks were replayed."
+    return f"The addresses are those of a sample, scaled up to the grid: {', '.join(sampled)}."
+
+
 def score_sentence(reports: Sequence[Report]) -> str:
     """Return one sentence on how good the predictions were, empty where nothing was measured."""
     found = score(reports)

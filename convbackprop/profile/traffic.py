@@ -9,26 +9,33 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convbackprop import check
 from convbackprop.check.reference import numpy_dtype
 from convbackprop.devices import compiler
-from convbackprop.devices.checked import CheckedDevice, CheckedKernel, GlobalArray, places
+from convbackprop.devices.checked import CheckedDevice, CheckedKernel, GlobalArray, Launched, places
 from convbackprop.devices.compiler import Source
 from convbackprop.ladder.variant import Variant
-from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.launch.plan import plan
+from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
 
 #: Files whose lines only spell an access out: it is counted for the line that calls them.
 _WORDS = ("cuda_on_cpu.h", "lane.cuh", "scalar.cuh")
 
 _KINDS = ("load", "store", "atomic")
 _MOST = 4096
+
+#: Of memory that cudaMalloc returns, in bytes.
+_ALIGNMENT = 256
+
+#: Accesses of a launch after which no further block is replayed: a few seconds.
+ENOUGH = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class ArrayTraffic:
 
 @dataclass(frozen=True)
 class KernelTraffic:
-    """One launch of a variant, of which so many blocks were replayed, in the middle of the grid."""
+    """One launch of a variant, of which so many blocks were replayed: all, or a sample from the middle of the grid."""
 
     entry: str
     grid: tuple[int, int, int]
@@ -119,21 +126,38 @@ class _RecordingDevice(CheckedDevice):
         self.main = ""
         self.source = Path()
         self.recorded: list[KernelTraffic] = []
+        self.runtime.convbackprop_checks_recorded_accesses.restype = ctypes.c_longlong
 
     def compile(self, source: Source) -> Path:
         """Compile a file for this device, where that has not been done yet."""
         return compiler.checked_object(source, ("-fsanitize-coverage=trace-pc", "-fno-sanitize=bounds"))
+
+    @contextmanager
+    def checking(self, arrays: Sequence[GlobalArray], order: int = 0) -> Iterator[list[Launched]]:
+        """Record the launches made inside."""
+        self.runtime.convbackprop_checks_record_traffic(1)  # first: the checks' notes are many times the arrays
+        try:
+            with super().checking(arrays, order) as launched:
+                yield launched
+        finally:
+            self.runtime.convbackprop_checks_record_traffic(0)
 
     def begin(self, kernel: CheckedKernel, own_memory: Sequence[tuple[int, int]]) -> None:
         """Choose the blocks. What comes before the main kernel runs whole: it may prepare the addresses."""
         super().begin(kernel, own_memory)
         total = math.prod(kernel.geometry[0])
         is_main_or_later = kernel.entry == self.main or any(each.entry == self.main for each in self.recorded)
-        blocks = min(total, self.most_blocks) if is_main_or_later else total
-        first = (total - blocks) // 2
-        kernel.run_only(first, first + blocks)
-        self._blocks = blocks
+        self._ranges = _middle(total, self.most_blocks) if is_main_or_later else [(0, total)]
         self.runtime.convbackprop_checks_record_traffic(1)
+
+    def run(self, launch: Any) -> None:
+        """Run blocks until enough is recorded."""
+        self._blocks = 0
+        for launch.first_block, launch.end_block in self._ranges:
+            super().run(launch)
+            self._blocks += launch.end_block - launch.first_block
+            if self.runtime.convbackprop_checks_recorded_accesses() >= ENOUGH:
+                break
 
     def end(self, kernel: CheckedKernel) -> None:
         """Keep what was counted."""
@@ -142,13 +166,19 @@ class _RecordingDevice(CheckedDevice):
         asked = arrays[: self.runtime.convbackprop_checks_array_traffic(arrays, _MOST)]
         names = self._arrays
         super().end(kernel)
-        self.runtime.convbackprop_checks_record_traffic(0)
         grid, block = kernel.geometry
         self.recorded.append(KernelTraffic(
             kernel.entry, grid, block, self._blocks, _lines(kernel.path, found, self.source),
             tuple(ArrayTraffic(names[a.array].name, a.loaded_bytes, a.stored_bytes, a.loaded_sectors, a.stored_sectors)
                   for a in asked),
         ))  # fmt: skip
+
+
+def _middle(total: int, most: int) -> list[tuple[int, int]]:
+    """Return the blocks in the middle of a grid, each as a range, the innermost first."""
+    blocks = min(total, most)
+    first = (total - blocks) // 2
+    return [(i, i + 1) for i in sorted(range(first, first + blocks), key=lambda i: abs(2 * i + 1 - total))]
 
 
 @functools.cache
@@ -183,7 +213,7 @@ def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[K
     problem : ConvProblem
         On what; its arrays are made.
     blocks : int
-        How many blocks of a launch at most, from the middle of the grid.
+        How many blocks of a launch at most, from the middle of the grid; fewer where they make many accesses.
 
     Returns
     -------
@@ -196,17 +226,27 @@ def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[K
     device.main = variant.pass_name if variant.pass_name in entries else entries[0]
     device.source = variant.path
     device.recorded = []
-    given = {  # no address follows from a value
-        operand.name: np.zeros(operand.shape(problem), numpy_dtype(operand.dtype(problem)))
-        for operand in PASSES[variant.pass_name].present(problem)
-        if not operand.written
-    }
-    ready, staged = check.stage(variant, problem, given, device, "cuda")
+    ready = plan(variant, problem, device, "cuda")
+    operands = PASSES[variant.pass_name].present(problem)
+    staged = {o.name: _zeros(math.prod(o.shape(problem)), numpy_dtype(o.dtype(problem))) for o in operands}
+    accumulator = np.dtype(ACCUMULATORS[problem.dtype])
+    staged["scratch"] = _zeros(ready.scratch_bytes // accumulator.itemsize, accumulator)
+    inputs = {operand.name for operand in operands if not operand.written}
     arrays = [
-        GlobalArray(name, block.array.ctypes.data, block.array.nbytes, block.array.itemsize, name in given)
-        for name, block in staged.items()
-        if block.array.nbytes
+        GlobalArray(name, array.ctypes.data, array.nbytes, array.itemsize, name in inputs)
+        for name, array in staged.items()
+        if array.nbytes
     ]
     with device.checking(arrays):
-        ready.run({name: block.array.ctypes.data for name, block in staged.items()})
+        ready.run({name: array.ctypes.data for name, array in staged.items()})
     return tuple(device.recorded)
+
+
+def _zeros(size: int, dtype: np.dtype[Any]) -> Any:
+    """Return an array of zeros, since no address follows from a value: of its memory only what blocks touch is taken.
+
+    It is as aligned as what a GPU's allocator returns.
+    """
+    memory = np.zeros(size * dtype.itemsize + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return memory[begin : begin + size * dtype.itemsize].view(dtype)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convbackprop.bench import machine, peers, roof, runs, timing
+from convbackprop.bench import machine, peers, roof, runs
 from convbackprop.bench.machine import Noise, spread_of
 from convbackprop.bench.peers import PEERS
 from convbackprop.bench.rows import ARITHMETIC, MEMORY, Row
@@ -19,7 +22,8 @@ from convbackprop.bench.suites import CPU_CUT, SUITES
 from convbackprop.bench.timing import Timing
 from convbackprop.check import inputs, reference
 from convbackprop.cli import main
-from convbackprop.devices.cpu import cpu_device
+from convbackprop.devices.cpu import cpu_device, set_num_threads
+from convbackprop.devices.cpu_level import cpu_vector_bytes
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
 from convbackprop.ladder.registry import VARIANTS, choose, of_pass
 from convbackprop.problem import PASSES, ConvProblem
@@ -207,15 +211,38 @@ def test_the_floor_is_the_longer_of_two():
     assert row.peer("opencv") is None
 
 
-def test_the_peak_rate_is_above_what_a_matrix_product_reaches():
-    size = 256
-    a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
-    for _ in range(4):  # other work on this machine comes and goes
-        peak, double = (roof.measure_roof(cpu_device(), dtype) for dtype in ("float32", "float64"))
-    assert 0.9 < peak / double < 5  # half as many numbers in a vector
-    assert roof.measure_roof(cpu_device(), "float16") >= peak  # added up in float32, and the highest seen so far
-    taken = min(timing.host_clock(lambda: a @ a) for _ in range(20))
-    assert 2 * size**3 / taken < 2 * peak  # this machine may have had other work while the peak was measured
+def test_the_peak_rate_is_the_operations_over_the_time(monkeypatch, workers):
+    """On a clock on which each launch takes a millisecond."""
+    taken = [1e-3]
+    monkeypatch.setattr(roof, "_highest", {})
+    monkeypatch.setattr(roof, "host_clock", lambda call: call() or taken[0])
+    set_num_threads(2)
+    peak, double = (roof.measure_roof(cpu_device(), dtype) for dtype in ("float32", "float64"))
+    blocks, operations = 4 * 2, 2 * roof._CPU_CHAINS * roof.STEPS * roof._ROUNDS["cpu"]
+    assert peak == pytest.approx(blocks * operations * (cpu_vector_bytes() // 4) / 1e-3)
+    assert double == pytest.approx(peak / 2)  # half as many numbers in a vector
+    taken[0] = 2e-3
+    assert roof.measure_roof(cpu_device(), "float16") == peak  # added up in float32, and the highest seen so far
+
+
+def test_the_peak_rate_is_that_of_multiply_adds(cpu):
+    """The loop that is timed is made of them, and of next to nothing else."""
+    if platform.machine() != "x86_64" or cpu_vector_bytes() < 32:
+        pytest.skip("reads AVX2's and AVX-512's names of instructions")
+    lanes = cpu_vector_bytes() // 4
+    library = cpu.compile(roof.source("float32", 1, lanes, roof._CPU_CHAINS))
+    command = ["objdump", "--disassemble", "--no-show-raw-insn", "--wide", str(library)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = [(int(at, 16), words) for at, words in re.findall(r"^ +([0-9a-f]+):\t(.*)$", listing, re.MULTILINE)]
+    loops = [
+        [words for other, words in code if int(jump[1], 16) <= other <= at]
+        for at, words in code
+        if (jump := re.match(r"j\w+ +([0-9a-f]+)", words)) and int(jump[1], 16) < at
+    ]
+    register = {32: "ymm", 64: "zmm"}[cpu_vector_bytes()]
+    pure = re.compile(rf"vfmadd\d+ps +%{register}\d+,%{register}\d+,%{register}\d+")
+    wanted = roof._CPU_CHAINS * roof.STEPS
+    assert any(sum(map(bool, map(pure.match, loop))) == wanted >= len(loop) - 4 for loop in loops)
 
 
 # -- noise -----------------------------------------------------------------------------------------------------------

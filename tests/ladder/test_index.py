@@ -29,6 +29,7 @@ from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.launch.plan import plan
 from convbackprop.problem import PASSES, ConvProblem
+from tests.support.children import PATIENCE
 from tests.support.figures import record
 
 LIMIT = 2**32
@@ -235,7 +236,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *s
 def trapped(*arguments):
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run([sys.executable, "-c", TRAPPED, *arguments], capture_output=True, text=True, timeout=1800,
+    return subprocess.run([sys.executable, "-c", TRAPPED, *arguments], capture_output=True, text=True, timeout=PATIENCE,
                           cwd=root, env={**os.environ, "PYTHONPATH": path})  # fmt: skip
 
 

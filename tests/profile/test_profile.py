@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from convbackprop.profile.hot_loop import HotLoop, LineCode
 from convbackprop.profile.page import page
 from convbackprop.profile.report import Report, launches_of, score
 from convbackprop.profile.roofline import Bound, Verdict
-from convbackprop.profile.tables import array_rows, cache_sentence, share_sentence
+from convbackprop.profile.tables import array_rows, cache_sentence, replay_sentence, share_sentence
 from convbackprop.profile.traffic import ArrayTraffic, KernelTraffic, LineTraffic
 from convbackprop.sources import source_root
 from tests.support.machine_code import listing, needs_cuobjdump, needs_nvcc
@@ -241,6 +242,17 @@ def test_figures_of_arrays():
     heads, rows = array_rows(found)
     assert heads[-1] == "times least" and [row[0] for row in rows] == ["x", "w", "y", "all"]
     assert rows[-1][-1] == f"{found.own_bytes / found.least_bytes:,.2f}" == "1.50"
+
+
+def test_a_sample_is_called_one(run, by_hand, no_nvcc):
+    """In the terminal, as JSON and on the page: how many of how many blocks."""
+    sentence = "The addresses are those of a sample, scaled up to the grid: 128 of 256 blocks of forward."
+    code, out, _ = run("profile", "forward/tiled", "--problem", PROBLEM, "--html", "page.html")
+    assert code == 0 and sentence in " ".join(out.split()) and sentence in Path("page.html").read_text()
+    (launch,) = json.loads(run("profile", "forward/tiled", "--problem", PROBLEM, "--json")[1])["reports"][0]["launches"]
+    assert (launch["traffic"]["blocks"], launch["traffic"]["of_blocks"]) == (128, 256)
+    whole = [replace(each, blocks=256) for each in made_by_hand(TILED, ConvProblem.parse(PROBLEM))]
+    assert replay_sentence(report_of(launches=whole)) == "All blocks were replayed."
 
 
 def report_of(seconds=1e-4, measured=None, launches=()):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from convbackprop.devices.checked import GlobalArray, checked_device
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
-from convbackprop.profile.traffic import traffic
+from convbackprop.profile.traffic import _RecordingDevice, traffic
 
 #: One warp. At the end of a line: what a request of it takes, "sectors 5" or "passes 32".
 PATTERNS = """\
@@ -78,6 +82,50 @@ def test_arrays(patterns):
     assert y.stored_bytes == 128 and y.stored_sectors == 4
     rows = {i * 64 // 8 for i in range(32)}  # of the column
     assert x.loaded_sectors == len(rows | set(range(8)) | set(range(9)))
+
+
+# -- a sample of a large grid ----------------------------------------------------------------------------------------
+LARGE = "32,64,112,112,128,3,3"  # 3.8 million accesses a block of kernel_grad/implicit_gemm, of which there are 792
+
+
+def test_no_more_is_replayed_than_enough(monkeypatch):
+    (variant,), problem = select("kernel_grad/implicit_gemm"), ConvProblem.parse(LARGE)
+    monkeypatch.setattr("convbackprop.profile.traffic.ENOUGH", 5_000_000)
+    main, total = traffic(variant, problem)
+    assert main.blocks == 2 and total.blocks == 64  # the second block passes the limit
+    assert math.prod(main.grid) > 64 and math.prod(total.grid) > 64
+    one, _ = traffic(variant, problem, blocks=1)
+    assert one.blocks == 1
+    of_two, of_one = ({a.name: a.loaded_bytes / kernel.blocks for a in kernel.arrays} for kernel in (main, one))
+    assert of_two == pytest.approx(of_one, rel=0.05) and of_one["dy"] > 1e6
+
+
+def test_a_replay_takes_no_memory_but_what_blocks_touch(monkeypatch):
+    """Not for the notes of the checks, 19 bytes for each byte of an array, nor for the rest of the arrays."""
+    (variant,), problem = select("forward/naive"), ConvProblem.parse("64,1,1024,1024,1,3,3")
+    notes, resident = [], []
+    end = _RecordingDevice.end
+
+    def look(device, kernel):
+        notes.append(device.notes_bytes())
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        end(device, kernel)
+
+    monkeypatch.setattr(_RecordingDevice, "end", look)
+    traffic(variant, ConvProblem.parse("1,1,64,64,1,3,3"), blocks=1)
+    traffic(variant, problem, blocks=1)
+    assert notes == [0, 0]
+    assert resident[1] - resident[0] < 32 << 20  # of 512 MiB
+    device = checked_device()  # whose runtime it is
+    with device.checking([GlobalArray("x", np.zeros(8, np.float32).ctypes.data, 32, 4, True)]):
+        assert device.notes_bytes() > 0
+
+
+def test_all_of_a_small_grid_is_replayed(patterns):
+    problem = ConvProblem.parse("1,1,40,200,1,3,3")
+    (kernel,) = traffic(select("forward/naive")[0], problem)
+    assert kernel.blocks == math.prod(kernel.grid) > 1
+    assert next(a for a in kernel.arrays if a.name == "y").stored_bytes == 4 * problem.P * problem.Q
 
 
 # -- what the variants are meant to reach ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 30  # seconds
+from tests.support.children import PATIENCE
 
 
 def _serve(rank, ranks, store, calls, answers):
@@ -25,7 +25,7 @@ def _serve(rank, ranks, store, calls, answers):
 
     torch.set_num_threads(1)
     set_num_threads(1)
-    patience = datetime.timedelta(seconds=TIMEOUT)
+    patience = datetime.timedelta(seconds=PATIENCE)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=patience)
     while (call := calls.get()) is not None:
         function, arguments = call
@@ -68,7 +68,7 @@ class Ranks:
         results, failure = {}, None
         while not failure and len(results) < self.ranks:
             try:
-                rank, result, failure = self.answers.get(timeout=3 * TIMEOUT)
+                rank, result, failure = self.answers.get(timeout=PATIENCE)
             except queue.Empty:
                 failure = f"no answer from ranks {set(range(self.ranks)) - set(results)}"
             else:

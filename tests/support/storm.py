@@ -1,11 +1,11 @@
 """A storm on the kernel cache: processes that are killed while they compile, and files that are damaged meanwhile.
 
-    python -m tests.support.storm FOLDER SECONDS SEED
+    python -m tests.support.storm FOLDER KILLS SEED
 
-FOLDER becomes the cache; it is empty at first. So many PROCESSES at a time compute the same few small problems and
-compare the results with numbers known beforehand. They are forked from this one, which has imported everything and used
-nothing, so that most of their time goes into the cache. The last line is JSON: what was done, and how the processes
-ended that nobody had killed.
+FOLDER becomes the cache; it is empty at first. It blows until KILLS processes are killed. So many PROCESSES at a time
+compute the same few small problems and compare the results with numbers known beforehand. They are forked from this
+one, which has imported everything and used nothing, so that most of their time goes into the cache. The last line is
+JSON: what was done, and how the processes ended that nobody had killed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from convbackprop import conv2d
+from tests.support.children import PATIENCE
 
 PROCESSES = 16
 ACTIVATIONS = ("identity", "relu", "tanh")
@@ -30,9 +31,6 @@ X = np.arange(-32, 32, dtype=np.float32).reshape(8, 8) / 8
 W = np.array([[1, -1], [0, 2]], np.float32)
 SUM = X[:-1, :-1] - X[:-1, 1:] + 2 * X[1:, 1:]  # exact in float32
 EXPECTED = {"identity": SUM, "relu": np.maximum(SUM, 0), "tanh": np.tanh(SUM)}
-
-#: A process that takes longer hangs. Each may have to compile everything, and wait while others do.
-DEADLINE = 240
 
 
 def attempt() -> int:
@@ -52,7 +50,7 @@ def start(number: int) -> int:
     status = 1
     try:
         os.setsid()
-        signal.alarm(DEADLINE)
+        signal.alarm(PATIENCE)
         random.seed(number)
         status = attempt()
     except BaseException:
@@ -92,8 +90,8 @@ def damage(folder: Path, rng: random.Random) -> str | None:
     return kind
 
 
-def storm(folder: Path, seconds: float, seed: int) -> dict[str, int]:
-    """Let it blow for a while, then let everyone finish in peace; return the counts."""
+def storm(folder: Path, kills: int, seed: int) -> dict[str, int]:
+    """Let it blow until so many were killed, then let everyone finish in peace; return the counts."""
     rng = random.Random(seed)
     counts: Counter[str] = Counter(started=0, killed=0, finished=0, failed=0, wrong=0, hung=0)
     running: dict[int, None] = {}
@@ -117,8 +115,7 @@ def storm(folder: Path, seconds: float, seed: int) -> dict[str, int]:
 
     for _ in range(PROCESSES):
         begin()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while len(killed) < kills:
         time.sleep(rng.uniform(0, 0.15))
         if rng.random() < 0.3 and running:
             victim = rng.choice(list(running))
@@ -145,4 +142,4 @@ def storm(folder: Path, seconds: float, seed: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     os.environ["CONVBACKPROP_CACHE_DIR"] = sys.argv[1]
-    print(json.dumps(storm(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(storm(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -32,8 +32,32 @@ def bench_compare(storage, *arguments, **environment):
     )  # fmt: skip
 
 
+#: A clock for pytest-benchmark that goes on by a millisecond a call of ours; by SLOW, of the kernel gradient.
+TICKS = """\
+import os
+from convbackprop.bench import timing
+now = 0.0
+def clock():
+    global now
+    now += 1e-9
+    return now
+ours = timing.CpuStage.ours
+def ticking(self, variant):
+    call, takes = ours(self, variant), float(os.environ["SLOW"]) if variant.pass_name == "kernel_grad" else 1e-3
+    def ticked():
+        global now
+        now += takes
+        return call()
+    return ticked
+timing.CpuStage.ours = ticking
+"""
+
+
 def test_a_slower_pass_fails(tmp_path):
-    first = bench_compare(tmp_path)
+    (tmp_path / "ticks.py").write_text(TICKS)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    clock = ("-p", "ticks", "--benchmark-timer=ticks.clock")
+    first = bench_compare(tmp_path, *clock, PYTHONPATH=path, SLOW="1e-3")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "There was no run of this machine to compare with." in first.stdout and "saved as" in first.stdout
     (saved,) = tmp_path.glob("*/*.json")
@@ -45,21 +69,11 @@ def test_a_slower_pass_fails(tmp_path):
         assert info["median_ms"] == pytest.approx(1e3 * benchmark["stats"]["median"])
         assert info["gb_per_s"] > 0 and info["floor_ms"] > 0 and info["tunables"]
 
-    # The kernel gradient sleeps 5 ms in each call from here on.
-    (tmp_path / "slow_plugin.py").write_text(
-        "import time\n"
-        "from convbackprop.bench import timing\n"
-        "ours = timing.CpuStage.ours\n"
-        "def slowed(self, variant):\n"
-        "    call = ours(self, variant)\n"
-        "    return (lambda: (time.sleep(5e-3), call())) if variant.pass_name == 'kernel_grad' else call\n"
-        "timing.CpuStage.ours = slowed\n"
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    second = bench_compare(tmp_path, "--slower", "900", "--save", "-p", "slow_plugin", PYTHONPATH=path)
+    second = bench_compare(tmp_path, "--slower", "900", "--save", *clock, PYTHONPATH=path, SLOW="11e-3")
     assert second.returncode == 1, second.stdout + second.stderr
     (sentence,) = (line for line in second.stdout.splitlines() if line.startswith("SLOWER: "))
-    assert re.match(r"SLOWER: kernel_grad/\w+ on 256x256 3x3 takes .* a copy of as many bytes", sentence)
+    assert re.match(r"SLOWER: kernel_grad/\w+ on 256x256 3x3 takes 11 ms, 11.00 times as long as before", sentence)
+    assert "a copy of as many bytes" in sentence
     assert "bench-compare FAILED: more than 900 % slower than" in second.stdout
     assert [file.name for file in saved.parent.iterdir()] == ["0001_passes.json"]  # a run that failed is not saved
 

@@ -23,6 +23,7 @@ pytest.importorskip(
 import torch.distributed as dist  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+from tests.support.children import PATIENCE  # noqa: E402
 from tests.support.ranks import Ranks  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "data_parallel.py"
@@ -168,7 +169,7 @@ def torchrun(processes, out, *more):
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["--max-restarts=1", str(SCRIPT), *GIVEN, "--out", str(out), *more]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "losses.json").read_text()), done.stdout + done.stderr
 

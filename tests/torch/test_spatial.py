@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import itertools
 import json
 import random
 import re
@@ -476,36 +477,42 @@ def test_a_rank_that_has_seen_its_shape_before_asks_nevertheless(two):
 
 
 def left_alone(where):
-    """Return what rank 0 raises when rank 1 does not come, and how long it waited."""
-    import time
+    """Return what rank 0 raises when rank 1 does not come, and the group's time-out in milliseconds.
 
-    group = dist.new_group(timeout=datetime.timedelta(seconds=1))
+    That is a second, or more where a machine is so slow, or so busy, that it passes while both ranks are there.
+    """
     x = integers(1, 1, 1, 6, 5).requires_grad_(where == "backward")
     w = integers(2, 1, 1, 3, 3)
-    y = spatial.conv2d(x, w, padding=1, group=group, variant="naive")
-    begin = time.monotonic()
+    for seconds in (4**n for n in itertools.count()):
+        failed, here = False, [False] * 2
+        try:
+            group = dist.new_group(timeout=datetime.timedelta(seconds=seconds))
+            y = spatial.conv2d(x, w, padding=1, group=group, variant="naive")
+        except Exception:
+            failed = True
+        dist.all_gather_object(here, not failed)
+        if all(here):
+            break
     found = None, ""
     if dist.get_rank() == 0:
         if where == "backward":
             found = refusal(lambda: y.sum().backward())
         else:
             found = refusal(lambda: spatial.conv2d(x, w, padding=1, group=group, variant="naive"))
-    waited = time.monotonic() - begin
     dist.barrier()
-    return *found, waited
+    return *found, 1000 * seconds
 
 
 @pytest.mark.parametrize(
     ("where", "sentence"),
     [
-        ("forward", "rank 0 of 2 waited for the shapes of all ranks' images in vain: .*Timed out waiting 1000ms"),
-        ("backward", "rank 0 of 2 waited for rows of rank 1 in vain: .*Timed out waiting 1000ms"),
+        ("forward", "rank 0 of 2 waited for the shapes of all ranks' images in vain: .*Timed out waiting {}ms"),
+        ("backward", "rank 0 of 2 waited for rows of rank 1 in vain: .*Timed out waiting {}ms"),
     ],
 )
 def test_a_missing_rank_is_no_hang(two, where, sentence):
-    (kind, text, waited), _ = two.run(left_alone, where)
-    assert kind is RankMissing and re.search(sentence, text, re.DOTALL), text
-    assert waited < 20
+    (kind, text, milliseconds), _ = two.run(left_alone, where)
+    assert kind is RankMissing and re.search(sentence.format(milliseconds), text, re.DOTALL), text
 
 
 def helpers():

@@ -82,8 +82,9 @@ size_t convbackprop_checks_notes_bytes(void);  // of memory, for what is known o
 int convbackprop_checks_take_findings(ConvbackpropFinding* to, int most);
 
 // In place of the checks, the addresses of each warp's threads are recorded and counted: see traffic.cpp. Switching
-// forgets what was counted.
+// forgets what was counted. Of arrays that are added meanwhile no notes are taken.
 void convbackprop_checks_record_traffic(int on);
+long long convbackprop_checks_recorded_accesses(void);
 
 struct ConvbackpropSiteTraffic {  // of an instruction
     unsigned site;

@@ -40,6 +40,7 @@ struct Lane {
 
 bool is_recording;
 std::vector<Event> events[MAX_THREADS];
+long long accesses;
 std::map<std::tuple<uint32_t, bool, int>, ConvbackpropSiteTraffic> sites;
 std::map<int, ConvbackpropArrayTraffic> arrays;
 std::map<int, std::vector<uintptr_t>> loaded, stored;  // sectors of this block, by array
@@ -112,6 +113,7 @@ long long count_distinct(std::vector<uintptr_t>& sectors) {
 bool recording() { return is_recording; }
 
 void note_access(int thread, uint32_t site, int array, bool shared, int kind, unsigned bytes, uintptr_t address) {
+    ++accesses;
     events[thread].push_back({site, array, shared, uint8_t(kind), uint8_t(bytes), address});
     if (shared) return;
     auto& asked = arrays[array];
@@ -144,12 +146,15 @@ extern "C" {
 void convbackprop_checks_record_traffic(int on) {
     using namespace checks::traffic;
     is_recording = on;
+    accesses = 0;
     for (auto& thread : events) thread.clear();
     sites.clear();
     arrays.clear();
     loaded.clear();
     stored.clear();
 }
+
+long long convbackprop_checks_recorded_accesses(void) { return checks::traffic::accesses; }
 
 int convbackprop_checks_site_traffic(ConvbackpropSiteTraffic* to, int most) {
     int count = 0;
