@@ -25,7 +25,7 @@ from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.profile import annotate, sass
-from convbackprop.profile.gpus import GPUS, Gpu, gpu, gpu_titled
+from convbackprop.devices.gpus import GPUS, Gpu, gpu, gpu_titled
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.page import page
 from convbackprop.profile.report import Report, report

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES
-from convbackprop.profile.gpus import Gpu
+from convbackprop.devices.gpus import Gpu
 from convbackprop.profile.hot_loop import HotLoop
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.report import Report, score

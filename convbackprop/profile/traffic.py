@@ -21,6 +21,7 @@ from convbackprop.check.reference import numpy_dtype
 from convbackprop.devices import compiler
 from convbackprop.devices.checked import CheckedDevice, CheckedKernel, GlobalArray, places
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
 
@@ -173,8 +174,10 @@ def _lines(path: Path, sites: Sequence[Any], source: Path) -> tuple[LineTraffic,
     )
 
 
-def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[KernelTraffic, ...]:
-    """Replay blocks of each launch of a variant on the cpu device, with a GPU's tunable constants.
+def traffic(
+    variant: Variant, problem: ConvProblem, blocks: int = 64, target: Target | str = "cuda"
+) -> tuple[KernelTraffic, ...]:
+    """Replay blocks of each launch of a variant on the cpu device, with the constants of a GPU.
 
     Parameters
     ----------
@@ -184,6 +187,8 @@ def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[K
         On what; its arrays are made.
     blocks : int
         How many blocks of a launch at most, from the middle of the grid.
+    target : Target or "cuda"
+        The GPU.
 
     Returns
     -------
@@ -201,7 +206,7 @@ def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[K
         for operand in PASSES[variant.pass_name].present(problem)
         if not operand.written
     }
-    ready, staged = check.stage(variant, problem, given, device, "cuda")
+    ready, staged = check.stage(variant, problem, given, device, target)
     arrays = [
         GlobalArray(name, block.array.ctypes.data, block.array.nbytes, block.array.itemsize, name in given)
         for name, block in staged.items()

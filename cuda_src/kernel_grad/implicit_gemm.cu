@@ -8,6 +8,7 @@
 // what is read serves a tile of filters and taps.
 #include "kernel_grad_total.cuh"
 #include "matrix_product.cuh"
+#include "tap_tiles.cuh"
 #include "window_reader.cuh"
 
 // A step of the sum is a pixel. A warp brings 8 of them side by side, a sector of memory, of several rows: writing them
@@ -34,8 +35,8 @@ struct PixelLoader {
     Offset offsets[OWN];  // of the rows; with ONE_TAP the first says it all
     typename Reader::template Elements<PIXELS> own[OWN];
 
-    __device__ __forceinline__ PixelLoader(const Reader& reader, const PixelGrid& grid, int first_slice)
-        : reader(reader), grid(grid), pixel(first_slice * DEPTH + first_step, grid) {}
+    __device__ __forceinline__ PixelLoader(const Reader& reader, const TapTile& tile)
+        : reader(reader), grid(tile.grid), pixel(tile.first_slice * DEPTH + first_step, grid) {}
     __device__ __forceinline__ int row(int i) const { return first_row + i * AT_ONCE; }
 
     __device__ __forceinline__ void fetch() {
@@ -73,52 +74,28 @@ struct RowSums {
 };
 static_assert(THREADS >= TILE_M, "a row's sum has a thread");
 
-// The number in its filter of the tap that a column of a tile stands for. With ONE_TAP a tile is TILE_N channels at one
-// tap; else the taps follow each other as in w.
-__device__ __forceinline__ int tap_number(const Conv2dShape& shape, int tile, int column) {
-    const int window = shape.R * shape.S;
-    return ONE_TAP ? (tile / window * TILE_N + column) * window + tile % window : tile * TILE_N + column;
-}
-
 // partial[split][tap], with gridDim.y splits; the K biases are the last taps
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
             Acc* __restrict__ partial, Conv2dShape shape, int with_bias, int split_slices) {
-    // Where am I: a tile of filters of one group (consecutive blocks share their windows), one of taps, and a split.
-    const int filters = shape.group_filters(), taps = shape.group_channels() * shape.R * shape.S;
-    const int m_tiles = (filters + TILE_M - 1) / TILE_M, tap_tiles = (taps + TILE_N - 1) / TILE_N;
-    const int first_m = blockIdx.x % m_tiles * TILE_M, tap_tile = blockIdx.x / m_tiles % tap_tiles;
-    const int group = blockIdx.x / m_tiles / tap_tiles;
-    const PixelGrid grid = {shape.N, shape.P, shape.Q};
-    const int first_slice = blockIdx.y * split_slices;
-    const int end_slice = min(first_slice + split_slices, (grid.count() + DEPTH - 1) / DEPTH);
-
-    // What lies beyond the last filter or tap is not written: instead of it, the last one is read.
-    PixelLoader<GradReader, TILE_M, G_PIXELS> grads(GradReader(dy, saved, shape, group), grid, first_slice);
+    const TapTile tile(shape, split_slices);
+    PixelLoader<GradReader, TILE_M, G_PIXELS> grads(GradReader(dy, saved, shape, tile.group), tile);
 #pragma unroll
-    for (int i = 0; i < grads.OWN; ++i) {
-        const int k = min(first_m + grads.row(i), filters - 1);
-        grads.offsets[i] = {k, 0, 0, k * shape.P * shape.Q};
-    }
-    PixelLoader<InputReader, TILE_N, X_PIXELS> windows(InputReader(x, shape, group), grid, first_slice);
+    for (int i = 0; i < grads.OWN; ++i) grads.offsets[i] = tile.row_offset(grads.row(i));
+    PixelLoader<InputReader, TILE_N, X_PIXELS> windows(InputReader(x, shape, tile.group), tile);
 #pragma unroll
-    for (int i = 0; i < windows.OWN; ++i) {
-        const int tap = min(tap_number(shape, tap_tile, windows.row(i)), taps - 1);
-        windows.offsets[i] = tap_offset(shape, tap / shape.S / shape.R, tap / shape.S % shape.R, tap % shape.S);
-    }
+    for (int i = 0; i < windows.OWN; ++i) windows.offsets[i] = tile.column_offset(windows.row(i));
     Product product;
-    RowSums bias = {with_bias && tap_tile == 0 && threadIdx.x < TILE_M};
-    add_slices(product, grads, windows, bias, end_slice - first_slice);
+    RowSums bias = {with_bias && tile.number == 0 && threadIdx.x < TILE_M};
+    add_slices(product, grads, windows, bias, tile.slices);
 
     Acc* const split = partial + blockIdx.y * (shape.w_size() + shape.K);
-    const int first_k = group * filters + first_m;
 #pragma unroll
     for (int i = 0; i < Product::ROWS; ++i)
 #pragma unroll
         for (int j = 0; j < Product::COLS; ++j) {
-            const int m = product.row(i), tap = tap_number(shape, tap_tile, product.col(j));
-            if (first_m + m < filters && tap < taps) split[Index(first_k + m) * taps + tap] = product.sums[i][j];
+            const Index at = tile.result_at(product.row(i), product.col(j));
+            if (at >= 0) split[at] = product.sums[i][j];
         }
-    if (bias.wanted && first_m + int(threadIdx.x) < filters)
-        split[shape.w_size() + first_k + threadIdx.x] = bias.sum.value();
+    if (bias.wanted && tile.has_row(threadIdx.x)) split[tile.bias_at(threadIdx.x)] = bias.sum.value();
 }

@@ -17,7 +17,7 @@ from convbackprop.errors import CompilerNotFound, EnvironmentProblem
 from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import annotate, hot_loop, report, sass
-from convbackprop.profile.gpus import GPUS, gpu
+from convbackprop.devices.gpus import GPUS, gpu
 from convbackprop.profile.hot_loop import HotLoop, LineCode
 from convbackprop.profile.page import page
 from convbackprop.profile.report import Report, launches_of, score

@@ -11,7 +11,7 @@ from convbackprop.devices.compiler import ARCHITECTURES
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import roofline
-from convbackprop.profile.gpus import GPUS, MULTIPROCESSORS, Gpu, gpu, gpu_titled
+from convbackprop.devices.gpus import GPUS, MULTIPROCESSORS, Gpu, gpu, gpu_titled
 from convbackprop.profile.hot_loop import HotLoop
 from convbackprop.profile.machine_code import Usage
 from convbackprop.profile.occupancy import LIMITS, Occupancy
