@@ -19,13 +19,13 @@ from convbackprop.check import check, inputs
 from convbackprop.cli.common import Shielded, console, is_file, print_json, progress, say, title, variants_of
 from convbackprop.devices import Device, get_device, why_not_cuda
 from convbackprop.devices.compiler import Source, cubin, ptx
+from convbackprop.devices.gpus import GPUS, Gpu, gpu, gpu_titled
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
 from convbackprop.files import write_whole
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.profile import annotate, sass
-from convbackprop.profile.gpus import GPUS, Gpu, gpu, gpu_titled
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.page import page
 from convbackprop.profile.report import Report, report

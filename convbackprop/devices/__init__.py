@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from convbackprop.arguments import shown
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import Target
 from convbackprop.errors import InvalidArgument
 
 
@@ -24,6 +25,7 @@ class Device(Protocol):
 
     name: str
     kind: str
+    target: Target
 
     def load(
         self,

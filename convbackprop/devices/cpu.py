@@ -19,6 +19,7 @@ from convbackprop.arguments import integer
 from convbackprop.devices import cache, compiler
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu_level import cpu_level
+from convbackprop.devices.gpus import Target
 from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed, ProblemTooLarge
 
 #: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
@@ -122,6 +123,7 @@ class CpuDevice:
 
     name = "cpu"
     kind = "cpu"
+    target = Target(kind)
     _kernel = CpuKernel
     _mode = ctypes.DEFAULT_MODE
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from convbackprop.devices import cache, compiler
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import Target
 from convbackprop.errors import (
     CompileError,
     ConvBackpropError,
@@ -160,6 +161,7 @@ class CudaDevice:
             device = drv.Device(ordinal)
             self.title = device.name()
             major, minor = device.compute_capability()
+            multiprocessors = device.get_attribute(drv.device_attribute.MULTIPROCESSOR_COUNT)
             self.context = device.retain_primary_context()
         except drv.Error as error:
             raise DeviceUnusable(
@@ -169,6 +171,7 @@ class CudaDevice:
         #: Gives the context back, once; Python's end does, too.
         self.close = weakref.finalize(self, _give_back, self.context, drv.Error, self._process)
         self.is_stand_in = self.title == STAND_IN
+        self.target = Target(self.kind, multiprocessors)
         self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
         # Modules live as long as the process: unloading one from another thread leaks with a warning.
         self._modules: dict[Path, Any] = {}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
@@ -24,14 +25,14 @@ def registers(p: ConvProblem, accumulators: int) -> int:
     return accumulators * p.accumulator_bytes // 4
 
 
-def rows_of_band(p: ConvProblem) -> int:
+def rows_of_band(p: ConvProblem, target: Target) -> int:
     """Return ROWS: as few as leave at most a quarter of the work to rows outside the band. Short bands are many."""
     return next((rows for rows in (16, 32) if rows >= 4 * (p.R - 1)), 64)
 
 
 #: THREADS: of a block. COLS: of a strip, one or two vectors of 16 bytes in float32. ROWS: of a band.
 THREADS = Tunable(legal=(32, 64, 128, 256), cuda=128, cpu=128)
-COLS = Tunable(legal=(4, 8), cuda=lambda p: 32 // p.accumulator_bytes, cpu=lambda p: 32 // p.accumulator_bytes)
+COLS = Tunable((4, 8), cuda=lambda p, _: 32 // p.accumulator_bytes, cpu=lambda p, _: 32 // p.accumulator_bytes)
 ROWS = Tunable(legal=(8, 16, 32, 64), cuda=rows_of_band, cpu=rows_of_band)
 TUNABLES = {"THREADS": THREADS, "COLS": COLS, "ROWS": ROWS}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder import coalesced
 from convbackprop.ladder.coalesced import registers, vectors
 from convbackprop.ladder.launches import TOTAL, block, total
@@ -16,15 +17,15 @@ from convbackprop.problem import ConvProblem
 _LARGEST = 7
 
 
-def _columns(p: ConvProblem) -> int:
+def _columns(p: ConvProblem, target: Target) -> int:
     """Return how wide a strip fits the registers: less wide where the filter is large."""
     by_taps = 8 if registers(p, p.R * p.S) <= 25 else 4 if registers(p, p.R * p.S) <= 49 else 2
     return min(by_taps, 32 // p.accumulator_bytes)
 
 
-def _threads(p: ConvProblem) -> int:
+def _threads(p: ConvProblem, target: Target) -> int:
     """Return as many columns a block, whether its strips are narrow or wide: at its two sides g is read twice."""
-    return 512 // _columns(p)
+    return 512 // _columns(p, target)
 
 
 TUNABLES = {

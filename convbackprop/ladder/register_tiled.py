@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.coalesced import COLS, THREADS, lead, registers, vectors
 from convbackprop.ladder.launches import PACK_MASK, block
 from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
@@ -14,7 +15,7 @@ from convbackprop.problem import ConvProblem
 _TAP_COLUMNS = 8
 
 
-def _rows(p: ConvProblem) -> int:
+def _rows(p: ConvProblem, target: Target) -> int:
     return 4 // registers(p, 1)
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from convbackprop.arguments import known
 from convbackprop.errors import UnsupportedProblem
-from convbackprop.ladder import coalesced, fused, implicit_gemm, naive, register_tiled, tiled, vectorised
+from convbackprop.ladder import (
+    coalesced,
+    fused,
+    implicit_gemm,
+    naive,
+    register_tiled,
+    tiled,
+    vectorised,
+    vectorised_gemm,
+)
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
 
 #: In the order of the ladder: each rung is meant to be faster than those before it.
-TECHNIQUES = (naive, tiled, register_tiled, coalesced, fused, vectorised, implicit_gemm)
+TECHNIQUES = (naive, tiled, register_tiled, coalesced, fused, vectorised, implicit_gemm, vectorised_gemm)
 
 #: By pass, and within a pass in the order of the ladder.
 VARIANTS: tuple[Variant, ...] = tuple(

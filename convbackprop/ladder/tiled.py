@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.variant import MAX_GRID, Constants, Launch, Requirement, Tunable, Variant, ceil_div
@@ -78,7 +79,7 @@ def _fits(tunables: Mapping[str, Tunable], needed: Callable[[ConvProblem, Consta
 
     def requirement(p: ConvProblem) -> str | None:
         """What a block stages must fit in 48 KiB of shared memory."""
-        choices = [{name: each.value(kind, p) for name, each in tunables.items()} for kind in ("cuda", "cpu")]
+        choices = [{name: each.value(Target(kind), p) for name, each in tunables.items()} for kind in ("cuda", "cpu")]
         t = max(choices, key=lambda t: needed(p, t))
         if needed(p, t) <= _SHARED_BYTES:
             return None

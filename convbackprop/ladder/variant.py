@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from convbackprop.devices.gpus import Target
 from convbackprop.problem import ConvProblem
 from convbackprop.sources import head_comment, source_root
 
 Constants = Mapping[str, int]
 Geometry = Callable[[ConvProblem, Constants], tuple[int, ...]]
-Choice = int | Callable[[ConvProblem], int]
+Choice = int | Callable[[ConvProblem, Target], int]
 
 #: CUDA's limits on the three extents of a grid.
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -43,11 +44,11 @@ class Tunable:
     cuda: Choice | None = None
     cpu: Choice | None = None
 
-    def value(self, device_kind: str, problem: ConvProblem) -> int:
-        """Return the choice for a kind of device, "cpu" or "cuda"."""
-        choice: Choice | None = getattr(self, device_kind)
-        assert choice is not None, f"a constant of a variant that does not run on {device_kind}"
-        return choice if isinstance(choice, int) else choice(problem)
+    def value(self, target: Target, problem: ConvProblem) -> int:
+        """Return the choice for a target."""
+        choice: Choice | None = getattr(self, target.kind)
+        assert choice is not None, f"a constant of a variant that does not run on {target.kind}"
+        return choice if isinstance(choice, int) else choice(problem, target)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Variant:
         return next(filter(None, sentences), None)
 
     def _grid_fits(self, problem: ConvProblem) -> str | None:
-        """Its grids must be within CUDA's limits, with the constants of every device."""
+        """Its grids must be within CUDA's limits, with the constants of every kind of device."""
         for kind in self.runs_on:
             constants = self.constants(kind, problem)
             for launch in self.launches:
@@ -167,14 +168,17 @@ class Variant:
                     return f"its grid would be {_by(grid)} blocks; it should be at most {_by(MAX_GRID)}, CUDA's limit"
         return None
 
-    def constants(self, device_kind: str, problem: ConvProblem, alignment: Alignment = ALIGNED) -> dict[str, int]:
-        """Return the tunables for a kind of device, "cpu" or "cuda", and what follows from problem and alignment.
+    def constants(self, target: Target | str, problem: ConvProblem, alignment: Alignment = ALIGNED) -> dict[str, int]:
+        """Return the tunables for a target, and what follows from problem and alignment.
 
-        A variant that runs on one kind only has those of that kind.
+        A kind alone, "cpu" or "cuda", is a target too. A variant that runs on one kind only has the constants of that
+        one. For grids, not for the compiler, there is also `multiprocessors`.
         """
-        device_kind = device_kind if device_kind in self.runs_on else self.runs_on[0]
-        chosen = {name: tunable.value(device_kind, problem) for name, tunable in self.tunables.items()}
-        return {**chosen, **self.specialise(problem, alignment, chosen)}
+        target = Target(target) if isinstance(target, str) else target
+        if target.kind not in self.runs_on:
+            target = target._replace(kind=self.runs_on[0])
+        chosen = {name: tunable.value(target, problem) for name, tunable in self.tunables.items()}
+        return {**chosen, **self.specialise(problem, alignment, chosen), "multiprocessors": target.multiprocessors}
 
 
 def _by(extents: tuple[int, ...]) -> str:

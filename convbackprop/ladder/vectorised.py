@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from convbackprop.devices.cpu_level import cpu_vector_bytes
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder import fused
 from convbackprop.ladder.coalesced import kernel_grad_blocks, kernel_grad_grid, registers
 from convbackprop.ladder.launches import TOTAL, block, total
@@ -24,14 +25,14 @@ _ROW_REGISTERS = 128
 _TAP_COLUMNS = 8
 
 
-def _columns(vectors: int) -> Callable[[ConvProblem], int]:
+def _columns(vectors: int) -> Callable[[ConvProblem, Target], int]:
     """Return the rule for the columns of a strip on a CPU: at most so many of its vectors.
 
     The more, the longer the runs of memory that it reads, and the fewer columns that neighbours share. But the last
     strip of a row should not compute for nothing, and a CPU before AVX-512 has too few registers for more than one.
     """
 
-    def columns(p: ConvProblem) -> int:
+    def columns(p: ConvProblem, target: Target) -> int:
         vector = max(8, cpu_vector_bytes() // p.accumulator_bytes)
         width = min(p.Q, p.W)
         for cols in (4 * vector, 2 * vector):
@@ -45,7 +46,7 @@ def _columns(vectors: int) -> Callable[[ConvProblem], int]:
 #: THREADS: of a block. VECTOR_BYTES: of a Lane. COLS: of a strip. ROWS: of a band.
 TUNABLES = {
     "THREADS": Tunable(legal=(32, 64, 128, 256), cpu=32),
-    "VECTOR_BYTES": Tunable(legal=(16, 32, 64), cpu=lambda p: cpu_vector_bytes()),
+    "VECTOR_BYTES": Tunable(legal=(16, 32, 64), cpu=lambda p, _: cpu_vector_bytes()),
     "COLS": Tunable(legal=(8, 16, 32, 64), cpu=_columns(4)),
     "ROWS": Tunable(legal=(8, 16, 32), cpu=32),
 }

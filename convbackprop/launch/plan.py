@@ -11,6 +11,7 @@ from typing import Any
 
 from convbackprop.devices import Device, Kernel
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.variant import ALIGNED, WIDEST, Alignment, Variant
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import source_root
@@ -31,17 +32,15 @@ def pack_shape(problem: ConvProblem) -> bytes:
 
 
 def constants_of(
-    variant: Variant, problem: ConvProblem, tunables: str, alignment: Alignment = ALIGNED
+    variant: Variant, problem: ConvProblem, target: Target | str, alignment: Alignment = ALIGNED
 ) -> dict[str, object]:
-    """Return what is known at compile time, by the name under which the .cu file knows it.
-
-    `tunables` says for which kind of device they are taken, "cpu" or "cuda".
-    """
+    """Return what is known at compile time, by the name under which the .cu file knows it."""
+    constants = variant.constants(target, problem, alignment)
     return {
         "SCALAR": problem.dtype,
         "ACTIVATION": problem.activation.upper(),
         "SAVED": "MaskByte" if problem.mask and variant.pass_name != "forward" else "Scalar",
-        **variant.constants(tunables, problem, alignment),
+        **{name: value for name, value in constants.items() if name.isupper()},
     }
 
 
@@ -61,10 +60,10 @@ class Plan:
     """
 
     def __init__(
-        self, variant: Variant, problem: ConvProblem, device: Device, tunables: str, alignment: Alignment
+        self, variant: Variant, problem: ConvProblem, device: Device, target: Target | str, alignment: Alignment
     ) -> None:
-        constants = variant.constants(tunables, problem, alignment)
-        source = Source.of(variant.path, constants_of(variant, problem, tunables, alignment))
+        constants = variant.constants(target, problem, alignment)
+        source = Source.of(variant.path, constants_of(variant, problem, target, alignment))
         shape = pack_shape(problem)
         self.variant = variant
         self.problem = problem
@@ -101,19 +100,26 @@ def plan(
     variant: Variant,
     problem: ConvProblem,
     device: Device,
-    tunables: str | None = None,
+    tunables: Target | str | None = None,
     alignment: Alignment = ALIGNED,
 ) -> Plan:
     """Return the plan, compiled and loaded on first use.
 
     Parameters
     ----------
-    tunables : "cpu", "cuda" or None
-        Whose values the tunable constants take; None: the device's own kind.
+    tunables : Target, "cpu", "cuda" or None
+        What the constants are chosen for; None: the device.
     alignment : Alignment
         Of the arrays that it will run on; see `alignment_of`.
     """
-    return Plan(variant, problem, device, tunables or device.kind, alignment)
+    return Plan(variant, problem, device, target_of(device, tunables), alignment)
+
+
+def target_of(device: Device, tunables: Target | str | None) -> Target:
+    """Return what constants are chosen for: a target, a kind of device, of which this one may be, or None: this one."""
+    if isinstance(tunables, Target):
+        return tunables
+    return device.target if tunables in (None, device.kind) else Target(tunables)
 
 
 #: The operands whose addresses an Alignment speaks of; a bit mask is read byte by byte.

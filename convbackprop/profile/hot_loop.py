@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convbackprop.devices import cache
+from convbackprop.devices.gpus import INSTRUCTION_BYTES
 from convbackprop.errors import EnvironmentProblem
 from convbackprop.profile import sass
-from convbackprop.profile.gpus import INSTRUCTION_BYTES
 from convbackprop.profile.sass import Instruction
 
 #: Kinds of instructions by the beginnings of their names, the first that fits; a load or store has its bits behind it.

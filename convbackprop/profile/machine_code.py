@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convbackprop.devices.compiler import Source, cubin
+from convbackprop.devices.gpus import GPUS, Gpu, Target
 from convbackprop.errors import CompileError
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
@@ -67,11 +68,12 @@ class Configuration:
     filter: int
     architecture: str
     on: ConvProblem | None = None
+    target: Target = GPUS[0].target
 
     @classmethod
-    def of(cls, variant: Variant, problem: ConvProblem, architecture: str) -> Configuration:
+    def of(cls, variant: Variant, problem: ConvProblem, gpu: Gpu) -> Configuration:
         """Return the configuration of any problem."""
-        return cls(variant, problem.dtype, problem.R, architecture, problem)
+        return cls(variant, problem.dtype, problem.R, gpu.architecture, problem, gpu.target)
 
     @property
     def problem(self) -> ConvProblem:
@@ -147,8 +149,8 @@ def kernels(configuration: Configuration, cuobjdump: Path | None = None) -> Sequ
         cuobjdump fails.
     """
     variant, problem, architecture = configuration.variant, configuration.problem, configuration.architecture
-    path, log = cubin(Source.of(variant.path, constants_of(variant, problem, "cuda")), architecture)
-    constants = variant.constants("cuda", problem)
+    path, log = cubin(Source.of(variant.path, constants_of(variant, problem, configuration.target)), architecture)
+    constants = variant.constants(configuration.target, problem)
     used = usage(log)
     code = sass.instructions(cuobjdump, path) if cuobjdump else {}
     found = []

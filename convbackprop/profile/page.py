@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from convbackprop._version import __version__
+from convbackprop.devices.gpus import GPUS
 from convbackprop.profile import annotate, plot
-from convbackprop.profile.gpus import GPUS
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.report import Report
 from convbackprop.profile.roofline import SECTOR, amount, duration, percent

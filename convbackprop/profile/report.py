@@ -9,12 +9,12 @@ from pathlib import Path
 
 from convbackprop.bench.timing import Timing
 from convbackprop.devices.compiler import Source, cubin, find_nvcc
+from convbackprop.devices.gpus import Gpu, Target
 from convbackprop.errors import CompileError, EnvironmentProblem, ProblemTooLarge, UnsupportedProblem
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of, three
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.profile import roofline
-from convbackprop.profile.gpus import Gpu
 from convbackprop.profile.hot_loop import hot_loops
 from convbackprop.profile.machine_code import Configuration, kernels, main_entry
 from convbackprop.profile.roofline import Bound, LaunchFacts, Verdict
@@ -87,9 +87,9 @@ class Report:
         return replace(self, measured=timing)
 
 
-def launches_of(variant: Variant, problem: ConvProblem, tunables: str = "cuda") -> tuple[LaunchFacts, ...]:
-    """Return the launches that a problem needs, with the tunables of "cuda" or "cpu"; no more is known of them yet."""
-    constants, main = variant.constants(tunables, problem), main_entry(variant)
+def launches_of(variant: Variant, problem: ConvProblem, target: Target | str = "cuda") -> tuple[LaunchFacts, ...]:
+    """Return the launches that a problem needs, for a target; no more is known of them yet."""
+    constants, main = variant.constants(target, problem), main_entry(variant)
     return tuple(
         LaunchFacts(
             launch.entry,
@@ -124,8 +124,8 @@ def report(variant: Variant, problem: ConvProblem, gpu: Gpu, blocks: int = 64) -
     if sentence := variant.refusal(problem, "cuda"):
         raise UnsupportedProblem(f"{variant} does not compute this problem: {sentence}")
     remarks: list[str] = []
-    launches = _with_code(launches_of(variant, problem), variant, problem, gpu, remarks)
-    launches = _with_traffic(launches, variant, problem, blocks, remarks)
+    launches = _with_code(launches_of(variant, problem, gpu.target), variant, problem, gpu, remarks)
+    launches = _with_traffic(launches, variant, problem, gpu, blocks, remarks)
     found = roofline.bounds(gpu, variant.pass_name, problem, launches)
     verdict = roofline.verdict(gpu, variant.pass_name, problem, launches, found)
     if verdict.binding.seconds < _SHORT:
@@ -144,11 +144,11 @@ def _with_code(
     except EnvironmentProblem as error:
         remarks.append(f"Machine code is left out: {error}.")
         return tuple(launches)
-    compiled = {kernel.entry: kernel for kernel in kernels(Configuration.of(variant, problem, gpu.architecture))}
+    compiled = {kernel.entry: kernel for kernel in kernels(Configuration.of(variant, problem, gpu))}
     loops = {}
     try:
         cuobjdump: Path = find_cuobjdump()
-        path, _ = cubin(Source.of(variant.path, constants_of(variant, problem, "cuda")), gpu.architecture)
+        path, _ = cubin(Source.of(variant.path, constants_of(variant, problem, gpu.target)), gpu.architecture)
         loops = hot_loops(cuobjdump, path)
     except CompileError:
         raise
@@ -158,11 +158,11 @@ def _with_code(
 
 
 def _with_traffic(
-    launches: Sequence[LaunchFacts], variant: Variant, problem: ConvProblem, blocks: int, remarks: list[str]
+    launches: Sequence[LaunchFacts], variant: Variant, problem: ConvProblem, gpu: Gpu, blocks: int, remarks: list[str]
 ) -> tuple[LaunchFacts, ...]:
     """Add what the replay tells: it has the launches in the same order."""
     try:
-        replayed: Sequence[KernelTraffic] = traffic(variant, problem, blocks)
+        replayed: Sequence[KernelTraffic] = traffic(variant, problem, blocks, gpu.target)
     except CompileError:
         raise
     except (EnvironmentProblem, ProblemTooLarge) as error:

@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from convbackprop.devices.gpus import LATENCY, Gpu
 from convbackprop.ladder.variant import ceil_div
 from convbackprop.problem import DTYPES, PASSES, ConvProblem
-from convbackprop.profile.gpus import LATENCY, Gpu
 from convbackprop.profile.hot_loop import HotLoop
 from convbackprop.profile.machine_code import Kernel
 from convbackprop.profile.traffic import KernelTraffic, LineTraffic

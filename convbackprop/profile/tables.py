@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from convbackprop.devices.gpus import Gpu
 from convbackprop.problem import ACCUMULATORS, PASSES
-from convbackprop.profile.gpus import Gpu
 from convbackprop.profile.hot_loop import HotLoop
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.report import Report, score

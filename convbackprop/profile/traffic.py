@@ -21,6 +21,7 @@ from convbackprop.check.reference import numpy_dtype
 from convbackprop.devices import compiler
 from convbackprop.devices.checked import CheckedDevice, CheckedKernel, GlobalArray, Launched, places
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import plan
 from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
@@ -203,8 +204,10 @@ def _lines(path: Path, sites: Sequence[Any], source: Path) -> tuple[LineTraffic,
     )
 
 
-def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[KernelTraffic, ...]:
-    """Replay blocks of each launch of a variant on the cpu device, with a GPU's tunable constants.
+def traffic(
+    variant: Variant, problem: ConvProblem, blocks: int = 64, target: Target | str = "cuda"
+) -> tuple[KernelTraffic, ...]:
+    """Replay blocks of each launch of a variant on the cpu device, with the constants of a GPU.
 
     Parameters
     ----------
@@ -214,6 +217,8 @@ def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[K
         On what; its arrays are made.
     blocks : int
         How many blocks of a launch at most, from the middle of the grid; fewer where they make many accesses.
+    target : Target or "cuda"
+        The GPU.
 
     Returns
     -------
@@ -226,7 +231,7 @@ def traffic(variant: Variant, problem: ConvProblem, blocks: int = 64) -> tuple[K
     device.main = variant.pass_name if variant.pass_name in entries else entries[0]
     device.source = variant.path
     device.recorded = []
-    ready = plan(variant, problem, device, "cuda")
+    ready = plan(variant, problem, device, target)
     operands = PASSES[variant.pass_name].present(problem)
     staged = {o.name: _zeros(math.prod(o.shape(problem)), numpy_dtype(o.dtype(problem))) for o in operands}
     accumulator = np.dtype(ACCUMULATORS[problem.dtype])

@@ -14,11 +14,11 @@ from convbackprop.bench.timing import Timing
 from convbackprop.check import Outcome
 from convbackprop.cli import profile as profile_command, profile_report
 from convbackprop.devices.cpu import CpuKernel
+from convbackprop.devices.gpus import GPUS, gpu
 from convbackprop.errors import CompilerNotFound, EnvironmentProblem
 from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import annotate, hot_loop, report, sass
-from convbackprop.profile.gpus import GPUS, gpu
 from convbackprop.profile.hot_loop import HotLoop, LineCode
 from convbackprop.profile.page import page
 from convbackprop.profile.report import Report, launches_of, score

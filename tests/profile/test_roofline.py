@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from convbackprop.devices.compiler import ARCHITECTURES
+from convbackprop.devices.gpus import GPUS, MULTIPROCESSORS, Gpu, gpu, gpu_titled
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import roofline
-from convbackprop.profile.gpus import GPUS, MULTIPROCESSORS, Gpu, gpu, gpu_titled
 from convbackprop.profile.hot_loop import HotLoop
 from convbackprop.profile.machine_code import Usage
 from convbackprop.profile.occupancy import LIMITS, Occupancy

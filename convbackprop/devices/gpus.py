@@ -1,9 +1,10 @@
-"""GPUs as data: what a roofline needs to know of them, each number with its source."""
+"""GPUs as data: what a roofline and a grid need to know of them, each number with its source."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from convbackprop.errors import InvalidArgument
 from convbackprop.problem import ACCUMULATORS
@@ -101,6 +102,11 @@ class Gpu:
         return self.name
 
     @property
+    def target(self) -> Target:
+        """What constants and grids are chosen for."""
+        return Target("cuda", self.sms)
+
+    @property
     def multiprocessor(self) -> Multiprocessor:
         """What each multiprocessor can do."""
         return MULTIPROCESSORS[self.architecture]
@@ -141,6 +147,21 @@ GPUS = (
     # multiprocessors, 1590 MHz.
     Gpu("T4", ("Tesla T4",), "sm_75", sms=40, clock=1.59e9, memory=3.2e11),
 )  # fmt: skip
+
+
+class Target(NamedTuple):
+    """What constants and grids are chosen for.
+
+    Attributes
+    ----------
+    kind : str
+        "cpu" or "cuda".
+    multiprocessors : int
+        That a grid should keep busy: an H200's, where no GPU is meant.
+    """
+
+    kind: str
+    multiprocessors: int = GPUS[0].sms
 
 
 def _spelled(name: str) -> str:

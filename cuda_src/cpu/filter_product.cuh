@@ -1,0 +1,88 @@
+// What the vectorised_gemm of forward and of input_grad share: the loaders of both matrices, and the way of a tile of
+// results to memory.
+#pragma once
+#include "cpu/gather.cuh"
+#include "cpu/lane_product.cuh"
+#include "packed_filter.cuh"
+
+constexpr int COLUMNS = TILE_N / LANES;  // in Lanes
+using Product = LaneProduct<Quad, DEPTH, COLUMNS, 0>;
+
+// Brings a slice of a tile of the packed filter.
+struct FilterLoader {
+    static constexpr int QUADS = DEPTH * TILE_M / QUAD, OWN = QUADS / THREADS;
+    static_assert(QUADS % THREADS == 0, "the threads share a slice of the filter evenly");
+
+    const Quad* from;  // this thread's part of the next slice
+    Quad own[OWN];
+
+    __forceinline__ FilterLoader(const PackedFilter& packed, const Tile& tile)
+        : from(reinterpret_cast<const Quad*>(packed.rows_of(tile)) + threadIdx.x) {}
+    __forceinline__ void fetch() {
+        for (int i = 0; i < OWN; ++i) own[i] = from[i * THREADS];
+        from += QUADS;
+    }
+    template <class Slice>
+    __forceinline__ void put(Slice& slice) const {
+        for (int i = 0; i < OWN; ++i) slice[0][threadIdx.x + i * THREADS] = own[i];
+    }
+};
+
+// Brings a slice of the windows of TILE_N pixels. A thread has one Lane of them and several steps.
+template <class Source>
+struct WindowLoader {
+    static constexpr int AT_ONCE = THREADS / COLUMNS, OWN = DEPTH / AT_ONCE;
+    static_assert(THREADS % COLUMNS == 0 && DEPTH % AT_ONCE == 0, "a thread has one column and several steps");
+
+    const int first_step = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+    Source source;
+    const Offset* offsets;  // this thread's first one in the next slice
+    Lane own[OWN];
+
+    __forceinline__ WindowLoader(const PackedFilter& packed, const Tile& tile, const PixelGrid& grid,
+                                 const Source& source_)
+        : source(source_), offsets(packed.offsets_of(tile) + first_step) {
+        source.move_to(Pixels(tile.first_pixel + column * LANES, grid));
+    }
+    __forceinline__ void fetch() {
+        Offset offset;
+        Ints inside;
+        for (int i = 0; i < OWN; ++i) {
+            if (i == 0 || !ONE_TAP) {
+                offset = offsets[i * AT_ONCE];
+                inside = source.go_to(offset);
+            }
+            own[i] = source.read(offset, ONE_TAP ? i * AT_ONCE : 0, inside);
+        }
+        offsets += DEPTH;
+    }
+    template <class Slice>
+    __forceinline__ void put(Slice& slice) const {
+        for (int i = 0; i < OWN; ++i) slice[first_step + i * AT_ONCE][column] = own[i];
+    }
+};
+
+// Writes the product. position(n, p, q) is where a pixel's result for row 0 lies in out; the rows are row_pitch apart.
+// finish(m, sums) makes results of sums.
+template <class Position, class Finish>
+__forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid, Scalar* out,
+                                   int rows, Index row_pitch, Position&& position, Finish&& finish) {
+    unroll<REG_N>([&](auto j) INLINED {
+        const Pixels pixels(tile.first_pixel + product.col(j) * LANES, grid);
+        Index at[LANES];
+        for (int i = 0; i < LANES; ++i)
+            at[i] = pixels.n[i] < grid.N ? position(pixels.n[i], pixels.p[i], pixels.q[i]) : -1;
+        const bool adjacent = at[LANES - 1] - at[0] == LANES - 1;
+        unroll<REG_M>([&](auto i) INLINED {
+            const int m = tile.first_m + product.row(i);
+            if (m >= rows) return;
+            Scalar* const row = out + m * row_pitch;
+            const Lane results = finish(m, product.sums[i][j]);
+            if (adjacent)
+                store(row + at[0], results);
+            else
+                for (int e = 0; e < LANES; ++e)
+                    if (at[e] >= 0) row[at[e]] = from_acc(results[e]);
+        });
+    });
+}

@@ -1,0 +1,30 @@
+// y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
+//
+// The matrix product of implicit_gemm with a CPU's vectors: one block computes TILE_M filters at TILE_N output pixels,
+// and a thread keeps REG_M x REG_N vectors of sums in registers, LANES neighbouring pixels each. What a vector reads of
+// x lies side by side in memory, unless a row or the padding ends in it. vectorised, the rung below, reads all channels
+// anew for each filter, from the caches. What limits it: the CPU's multiply-adds, if the tiles are full; with few
+// channels, staging.
+#include "cpu/filter_product.cuh"
+#include "forward_phase.cuh"
+#include "pack_mask.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* __restrict__ b, Scalar* __restrict__ y,
+        Conv2dShape shape, int slices) {
+    const PackedFilter filter = filter_in(scratch, shape, slices);
+    const PixelGrid grid = {shape.N, shape.P, shape.Q};
+    const Tile tile = filter.tile_of_block(grid.count());
+
+    FilterLoader rows(filter, tile);
+    WindowLoader<InputImage> windows(filter, tile, grid, InputImage(x, shape, tile.group));
+    Product product;
+    NoRowSums none;
+    product.run(rows, windows, none, slices);
+
+    const int filters = shape.group_filters(), first_k = tile.group * filters;
+    write_product(
+        product, tile, grid, y, filters, Index(shape.P) * shape.Q,
+        [&](int n, int p, int q) INLINED { return shape.y_at(n, first_k, p, q); },
+        [&](int m, Lane s) INLINED { return activate(b ? s + to_acc(b[first_k + m]) : s); });
+}

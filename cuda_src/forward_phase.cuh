@@ -1,0 +1,27 @@
+// The forward pass as a product with the packed filter: all output pixels are one phase.
+#pragma once
+#include "packed_filter.cuh"
+
+struct Phase {
+    const Conv2dShape& shape;
+    PixelGrid grid;
+    int down, across, depth;
+
+    __device__ __forceinline__ explicit Phase(const Conv2dShape& shape, int = 0)
+        : shape(shape), grid{shape.N, shape.P, shape.Q}, down(shape.R), across(shape.S),
+          depth(shape.group_channels() * shape.R * shape.S) {}
+    static __device__ __forceinline__ int rows(const Conv2dShape& shape) { return shape.group_filters(); }
+    __device__ __forceinline__ Offset offset(const Tap& tap) const { return tap_offset(shape, tap.plane, tap.i, tap.j); }
+    __device__ __forceinline__ Index weight(int group, int m, const Tap& tap) const {
+        return shape.w_at(group * shape.group_filters() + m, tap.plane, tap.i, tap.j);
+    }
+};
+
+__device__ __forceinline__ PackedFilter filter_in(Acc* scratch, const Conv2dShape& shape, int slices) {
+    return PackedFilter(scratch, 1, shape.groups, Phase::rows(shape), slices);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
+    pack_filter<Phase>(filter_in(scratch, shape, slices), w, shape);
+}

@@ -1,0 +1,30 @@
+// dx[n,c,h,w_] = sum_{k,r,s} g[n,k,p,q] * w[k,c,r,s]   over all (p,q) that read x[n,c,h,w_] through tap (r,s),
+//                with g = dy * phi'(s)
+//
+// The matrix product of implicit_gemm with a CPU's vectors: one block computes TILE_M channels at TILE_N input pixels of
+// a phase, and a thread keeps REG_M x REG_N vectors of sums in registers, LANES neighbouring pixels each. g is formed
+// as it is staged, once for a tile of channels. What limits it: the CPU's multiply-adds, if the tiles are full; with
+// few filters, staging.
+#include "cpu/filter_product.cuh"
+#include "input_grad_phase.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* __restrict__ scratch,
+           Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
+    const PackedFilter filter = filter_in(scratch, shape, slices);
+    const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
+    const Phase phase(shape, tile.phase);
+    if (tile.first_pixel >= phase.grid.count()) return;  // the whole block
+
+    FilterLoader rows(filter, tile);
+    WindowLoader<GradImage> windows(filter, tile, phase.grid, GradImage(dy, saved, shape, tile.group));
+    Product product;
+    NoRowSums none;
+    product.run(rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
+
+    const int channels = shape.group_channels();
+    write_product(
+        product, tile, phase.grid, dx, channels, Index(shape.H) * shape.W,
+        [&](int n, int i, int j) INLINED { return phase.result_at(n, tile.group * channels, i, j); },
+        [&](int, Lane sum) INLINED { return sum; });
+}

@@ -1,0 +1,89 @@
+// The filter of a forward pass or an input gradient, as their matrix product multiplies it:
+//     out[m][pixel] = sum_d filter[d][m] * window of the pixel[d]
+//
+// A launch of its own packs it into scratch memory, once a call: there the TILE_M rows of a tile are side by side, as a
+// block wants them in shared memory, where in w they lie a whole filter apart; and it ends with zeros where tiles and
+// slices of DEPTH steps end. Before it stands a table of the steps' offsets in a window, so that the product does no
+// index arithmetic. A phase is a set of pixels that meet the same taps; each .cu file's Phase says which.
+#pragma once
+#include "windows.cuh"
+
+// What a block computes: rows first_m on of a group, at pixels first_pixel on of a phase.
+struct Tile {
+    int number;  // of those of its group
+    int group, phase, first_m, first_pixel;
+};
+
+struct PackedFilter {
+    int phases, groups, tiles, slices;  // tiles of a group, slices of the longest phase
+    Offset* offsets;                    // [phase][slices * DEPTH]
+    Acc* rows;                          // [phase][group][tile][slices * DEPTH][TILE_M]
+
+    __device__ __forceinline__ PackedFilter(Acc* scratch, int phases, int groups, int group_rows, int slices)
+        : phases(phases), groups(groups), tiles((group_rows + TILE_M - 1) / TILE_M), slices(slices),
+          offsets(reinterpret_cast<Offset*>(scratch)),
+          rows(reinterpret_cast<Acc*>(offsets + Index(phases) * slices * DEPTH)) {}
+
+    // Consecutive blocks share their pixels, of which no phase has more than so many.
+    __device__ __forceinline__ Tile tile_of_block(int pixels) const {
+        const int pixel_tiles = (pixels + TILE_N - 1) / TILE_N, number = blockIdx.x % tiles, rest = blockIdx.x / tiles;
+        return {number, rest / pixel_tiles % groups, rest / pixel_tiles / groups, number * TILE_M,
+                rest % pixel_tiles * TILE_N};
+    }
+    __device__ __forceinline__ const Offset* offsets_of(const Tile& tile) const {
+        return offsets + Index(tile.phase) * slices * DEPTH;
+    }
+    __device__ __forceinline__ const Acc* rows_of(const Tile& tile) const {
+        return rows + ((Index(tile.phase) * groups + tile.group) * tiles + tile.number) * slices * DEPTH * TILE_M;
+    }
+};
+
+// Where a step of a phase's sum lies in the filter: the plane, and the i-th and j-th of the phase's rows and columns
+// of taps. With ONE_TAP a slice is DEPTH planes at one tap, so that its first offset tells all of them; else the planes
+// come one after the other.
+struct Tap {
+    int plane, i, j;
+
+    __device__ __forceinline__ Tap(int slice, int down, int across) {
+        const int first = ONE_TAP ? slice : slice * DEPTH;
+        plane = first / across / down * (ONE_TAP ? DEPTH : 1);
+        i = first / across % down;
+        j = first % across;
+    }
+    __device__ __forceinline__ void advance(int down, int across) {
+        if (ONE_TAP) {
+            ++plane;
+            return;
+        }
+        if (++j < across) return;
+        j = 0;
+        if (++i < down) return;
+        i = 0;
+        ++plane;
+    }
+};
+
+// A thread packs one row of one slice. A Phase has so many rows and columns of taps (down, across) and steps (depth).
+template <class Phase>
+__device__ __forceinline__ void pack_filter(const PackedFilter& packed, const Scalar* w, const Conv2dShape& shape) {
+    // Where am I: row m of a tile, consecutive in threadIdx.x.
+    const Index slice_number = (Index(blockIdx.x) * THREADS + threadIdx.x) / TILE_M;
+    const int m = (blockIdx.x * THREADS + threadIdx.x) % TILE_M;
+    const int slice = slice_number % packed.slices;
+    const int tile = slice_number / packed.slices % packed.tiles;
+    const int group = slice_number / packed.slices / packed.tiles % packed.groups;
+    const int number = slice_number / packed.slices / packed.tiles / packed.groups;
+    if (number >= packed.phases) return;
+
+    const Phase phase(shape, number);
+    const bool exists = tile * TILE_M + m < Phase::rows(shape), tells_offsets = group == 0 && tile == 0 && m == 0;
+    Acc* const row = packed.rows + slice_number * DEPTH * TILE_M + m;
+    Offset* const offsets = packed.offsets + (Index(number) * packed.slices + slice) * DEPTH;
+    Tap tap(slice, max(phase.down, 1), max(phase.across, 1));
+    for (int d = 0; d < DEPTH; ++d) {
+        const bool inside = slice * DEPTH + d < phase.depth;
+        row[d * TILE_M] = exists && inside ? to_acc(w[phase.weight(group, tile * TILE_M + m, tap)]) : Acc(0);
+        if (tells_offsets) offsets[d] = inside ? phase.offset(tap) : Offset{0, NOWHERE, 0, 0};
+        tap.advance(phase.down, phase.across);
+    }
+}

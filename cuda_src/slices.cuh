@@ -1,0 +1,96 @@
+// out[m][n] = sum_d a[d][m] * b[d][n], of matrices that exist nowhere: slice by slice of DEPTH steps of the sum.
+//
+// Two loaders, one a matrix, bring a slice to registers (fetch) while the block works on the one before, and then to
+// shared memory (put). The sums of a run of steps are added to totals in shared memory, each thread's own, and start
+// again: no term passes through more than RUN_STEPS additions and one for each run, where one long sum would lose
+// digits.
+#pragma once
+#include "vector.cuh"
+
+static_assert(RUN_STEPS % DEPTH == 0, "a run is made of whole slices");
+
+extern __shared__ __align__(16) unsigned char shared[];
+
+// PADDING after each step's numbers keeps loaders that write steps side by side free of bank conflicts.
+template <int PADDING>
+struct alignas(16) Slice {
+    Acc a[DEPTH][TILE_M + PADDING];
+    Acc b[DEPTH][TILE_N + PADDING];
+};
+
+// For sums of which nothing else is wanted.
+struct NoRowSums {
+    template <class Slice>
+    __device__ __forceinline__ void add(const Slice&) {}
+};
+
+// The totals of a thread's sums in shared memory, vectors that lie THREADS apart.
+struct Totals {
+    AccVector* const first;
+
+    template <int ROWS, int COLS>
+    __device__ __forceinline__ void clear(const Acc (&)[ROWS][COLS]) {
+#pragma unroll
+        for (int i = 0; i < ROWS * COLS / VECTOR; ++i) first[i * THREADS] = AccVector{};
+    }
+    // Adds sums, which start again.
+    template <int ROWS, int COLS>
+    __device__ __forceinline__ void add(Acc (&sums)[ROWS][COLS]) {
+#pragma unroll
+        for (int i = 0; i < ROWS * COLS / VECTOR; ++i) {
+            AccVector total = first[i * THREADS];
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) {
+                Acc& sum = sums[i * VECTOR / COLS][i * VECTOR % COLS + e];
+                total.elements[e] += sum;
+                sum = 0;
+            }
+            first[i * THREADS] = total;
+        }
+    }
+    template <int ROWS, int COLS>
+    __device__ __forceinline__ void move_to(Acc (&sums)[ROWS][COLS]) const {
+#pragma unroll
+        for (int i = 0; i < ROWS * COLS / VECTOR; ++i) {
+            const AccVector total = first[i * THREADS];
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) sums[i * VECTOR / COLS][i * VECTOR % COLS + e] = total.elements[e];
+        }
+    }
+};
+
+// Adds up so many slices, the next of those that the loaders bring. RowSums sees each of them, too.
+template <class Product, class LoaderA, class LoaderB, class RowSums>
+__device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB& b, RowSums& row_sums, int count) {
+    constexpr int RUN_SLICES = RUN_STEPS / DEPTH;
+    typename Product::Slice* const slices = reinterpret_cast<typename Product::Slice*>(shared);
+    Totals totals = {reinterpret_cast<AccVector*>(slices + 2) + threadIdx.x};
+    const bool has_totals = count > RUN_SLICES;
+
+    if (count <= 0) return;
+    if (has_totals) totals.clear(product.sums);
+    a.fetch();
+    b.fetch();
+    a.put(slices[0].a);
+    b.put(slices[0].b);
+    __syncthreads();  // the first slice is there
+    for (int slice = 0; slice < count;) {
+        for (const int run_end = min(slice + RUN_SLICES, count); slice < run_end; ++slice) {
+            const bool is_last = slice + 1 == count;
+            if (!is_last) {
+                a.fetch();
+                b.fetch();
+            }
+            __syncwarp();  // or ptxas moves the loads to where they are wanted, and each slice waits for memory
+            product.add(slices[slice & 1]);
+            row_sums.add(slices[slice & 1]);
+            if (!is_last) {
+                a.put(slices[slice + 1 & 1].a);
+                b.put(slices[slice + 1 & 1].b);
+            }
+            __syncthreads();  // the next slice is there, and nobody reads this one any more
+        }
+        if (has_totals) totals.add(product.sums);
+    }
+    if (has_totals) totals.move_to(product.sums);
+}

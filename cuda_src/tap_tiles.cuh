@@ -1,0 +1,47 @@
+// The tiles of a kernel gradient's matrix product: g's rows are filters, the rows of the windows of x are taps (c,r,s).
+#pragma once
+#include "windows.cuh"
+
+// What a block computes: filters first_m on of a group (consecutive blocks share their windows) at a tile of taps, from
+// `slices` slices of DEPTH pixels. What lies beyond the last filter or tap is not written: instead of it, the last one
+// is read.
+struct TapTile {
+    const Conv2dShape& shape;
+    const PixelGrid grid;
+    const int filters, taps;  // of the group
+    int group, first_m, number, first_slice, slices;
+
+    __device__ __forceinline__ TapTile(const Conv2dShape& shape, int split_slices)
+        : shape(shape), grid{shape.N, shape.P, shape.Q}, filters(shape.group_filters()),
+          taps(shape.group_channels() * shape.R * shape.S) {
+        const int m_tiles = (filters + TILE_M - 1) / TILE_M, tap_tiles = (taps + TILE_N - 1) / TILE_N;
+        first_m = blockIdx.x % m_tiles * TILE_M;
+        number = blockIdx.x / m_tiles % tap_tiles;
+        group = blockIdx.x / m_tiles / tap_tiles;
+        first_slice = blockIdx.y * split_slices;
+        slices = min(split_slices, (grid.count() + DEPTH - 1) / DEPTH - first_slice);
+    }
+    // The number in its filter of the tap that a column stands for. With ONE_TAP a tile is TILE_N channels at one tap;
+    // else the taps follow each other as in w.
+    __device__ __forceinline__ int tap(int column) const {
+        const int window = shape.R * shape.S;
+        return ONE_TAP ? (number / window * TILE_N + column) * window + number % window : number * TILE_N + column;
+    }
+    __device__ __forceinline__ Offset row_offset(int row) const {
+        const int k = min(first_m + row, filters - 1);
+        return {k, 0, 0, k * shape.P * shape.Q};
+    }
+    __device__ __forceinline__ Offset column_offset(int column) const {
+        const int t = min(tap(column), taps - 1);
+        return tap_offset(shape, t / shape.S / shape.R, t / shape.S % shape.R, t % shape.S);
+    }
+    // Where among all taps of all filters the result lies, or -1; the K biases are the last ones.
+    __device__ __forceinline__ bool has_row(int row) const { return first_m + row < filters; }
+    __device__ __forceinline__ Index result_at(int row, int column) const {
+        const int t = tap(column);
+        return has_row(row) && t < taps ? Index(group * filters + first_m + row) * taps + t : Index(-1);
+    }
+    __device__ __forceinline__ Index bias_at(int row) const {
+        return shape.w_size() + group * filters + first_m + row;
+    }
+};

@@ -1,0 +1,146 @@
+// Reads the window of one pixel at a time, zeros in its padding, in the planes of a group in x or in g.
+//
+//     reader.move_to(pixel)      once a pixel
+//     reader.go_to(offset)       once an offset in its window; or skip_planes(count), to the same place in another plane
+//     reader.read<PIXELS>()      there and at the pixels beside it: all of them lie inside, or none
+//
+// What is read is made a number late, by value(i): until then nobody waits for it.
+#pragma once
+#include "activation.cuh"
+#include "vector.cuh"
+#include "windows.cuh"
+
+struct Pixel {
+    int n, p, q;
+
+    __device__ __forceinline__ Pixel(int number, const PixelGrid& grid)
+        : n(number / (grid.P * grid.Q)), p(number / grid.Q % grid.P), q(number % grid.Q) {}
+    // To the pixel `count` further on.
+    __device__ __forceinline__ void advance(int count, const PixelGrid& grid) {
+        q += count % grid.Q;
+        p += count / grid.Q % grid.P + passes_end(q, grid.Q);
+        n += count / grid.Q / grid.P + passes_end(p, grid.P);
+    }
+    // Whether an index has passed the end; then it goes on at the beginning.
+    static __device__ __forceinline__ bool passes_end(int& index, int size) {
+        if (index < size) return false;
+        index -= size;
+        return true;
+    }
+};
+
+// A global address as a number. Of a pointer, nvcc forms each load's address anew from all its parts.
+using Address = unsigned long long;
+
+// N images of rows x cols planes, of which those from first_plane on are meant.
+struct PlaneReader {
+    const Scalar* const planes;  // of image 0
+    const int N, rows, cols, image_pitch;
+    Address corner, from;
+    int row, col;  // of the corner
+    bool inside;
+
+    __device__ __forceinline__ PlaneReader(const Scalar* images, int N, int all_planes, int first_plane, int rows,
+                                           int cols)
+        : planes(images + Index(first_plane) * rows * cols), N(N), rows(rows), cols(cols),
+          image_pitch(all_planes * rows * cols) {}
+
+    // A corner may lie in the padding. Beyond the last image everything is padding.
+    __device__ __forceinline__ void set_corner(int n, int corner_row, int corner_col) {
+        row = n < N ? corner_row : NOWHERE;
+        col = corner_col;
+        corner = Address(planes + Index(n) * image_pitch + corner_row * cols + corner_col);
+    }
+    __device__ __forceinline__ void go_to(const Offset& offset) {
+        inside = unsigned(row + offset.row) < unsigned(rows) && unsigned(col + offset.col) < unsigned(cols);
+        from = corner + offset.elements * Index(sizeof(Scalar));
+    }
+    __device__ __forceinline__ void skip_planes(int count) {
+        from += count * int(sizeof(Scalar)) * Index(rows * cols);
+    }
+    template <int PIXELS>
+    __device__ __forceinline__ Loaded<PIXELS> read() const {
+        return load<PIXELS>(reinterpret_cast<const Scalar*>(from), inside);
+    }
+};
+
+// x, where a pixel of y has its window.
+struct InputReader : PlaneReader {
+    template <int PIXELS>
+    using Elements = Loaded<PIXELS>;
+    const Conv2dShape& shape;
+
+    __device__ __forceinline__ InputReader(const Scalar* x, const Conv2dShape& shape, int group)
+        : PlaneReader(x, shape.N, shape.C, group * shape.group_channels(), shape.H, shape.W), shape(shape) {}
+    __device__ __forceinline__ void move_to(const Pixel& pixel) {
+        set_corner(pixel.n, shape.input_row(pixel.p, 0), shape.input_col(pixel.q, 0));
+    }
+};
+
+// g = dy * phi'(s), formed from dy and from what the forward pass saved: y, or its bit mask. The corner is the pixel
+// itself.
+template <int PIXELS>
+struct GradElements {
+    Loaded<PIXELS> dy, y;
+    MaskByte mask[PIXELS];  // the byte with the bit of each pixel
+    int bit[PIXELS];
+
+    __device__ __forceinline__ Acc value(int i) const {
+        const Acc g = dy.value(i);
+        if constexpr (ACTIVATION == IDENTITY) return g;
+        if constexpr (SAVED_MASK) return mask[i] >> bit[i] & 1 ? g : Acc(0);
+        return times_derivative(g, y.value(i));
+    }
+};
+
+struct GradReader {
+    template <int PIXELS>
+    using Elements = GradElements<PIXELS>;
+    const int Q, mask_bytes, mask_pitch;  // bytes of a row of the mask, and from an image's to the next
+    PlaneReader dy, y;
+    const MaskByte* const mask;
+    Address mask_corner, mask_row;
+    int mask_col;
+
+    __device__ __forceinline__ GradReader(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int group)
+        : Q(shape.Q), mask_bytes(mask_row_bytes(shape)), mask_pitch(shape.K * shape.P * mask_bytes),
+          dy(dy, shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
+          y(reinterpret_cast<const Scalar*>(saved), shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
+          mask(reinterpret_cast<const MaskByte*>(saved) + Index(group) * shape.group_filters() * shape.P * mask_bytes) {}
+
+    __device__ __forceinline__ void move_to(const Pixel& pixel) {
+        dy.set_corner(pixel.n, pixel.p, pixel.q);
+        y.set_corner(pixel.n, pixel.p, pixel.q);
+        mask_corner = Address(mask + Index(pixel.n) * mask_pitch + pixel.p * mask_bytes);
+    }
+    __device__ __forceinline__ void go_to(const Offset& offset) {
+        dy.go_to(offset);
+        y.go_to(offset);
+        mask_row = mask_corner + Index(offset.plane * dy.rows + offset.row) * mask_bytes;
+        mask_col = dy.col + offset.col;
+    }
+    __device__ __forceinline__ void skip_planes(int count) {
+        dy.skip_planes(count);
+        y.skip_planes(count);
+        mask_row += count * Index(dy.rows * mask_bytes);
+    }
+    template <int PIXELS>
+    __device__ __forceinline__ GradElements<PIXELS> read() const {
+        GradElements<PIXELS> found;
+        found.dy = dy.read<PIXELS>();
+        if constexpr (ACTIVATION == IDENTITY) return found;
+        if constexpr (!SAVED_MASK) {
+            found.y = y.read<PIXELS>();
+            return found;
+        }
+        Address row = mask_row;
+        int q = mask_col;
+#pragma unroll
+        for (int i = 0; i < PIXELS; ++i) {
+            found.mask[i] = dy.inside ? __ldg(reinterpret_cast<const MaskByte*>(row) + q / 8) : MaskByte(0);
+            found.bit[i] = q % 8;
+            if (++q == Q) q = 0, row += mask_bytes;  // the pixel beside it
+        }
+        return found;
+    }
+};
