@@ -59,8 +59,8 @@ struct PlaneReader {
         from += count * int(sizeof(Scalar)) * Index(rows * cols);
     }
     template <int PIXELS>
-    __device__ __forceinline__ Loaded<PIXELS> read() const {
-        return load<PIXELS>(reinterpret_cast<const Scalar*>(from), inside);
+    __device__ __forceinline__ Loaded<PIXELS> read(bool exists = true) const {
+        return load<PIXELS>(reinterpret_cast<const Scalar*>(from), exists && inside);
     }
 };
 
@@ -125,19 +125,19 @@ struct GradReader {
         mask_row += count * Index(dy.rows * mask_bytes);
     }
     template <int PIXELS>
-    __device__ __forceinline__ GradElements<PIXELS> read() const {
+    __device__ __forceinline__ GradElements<PIXELS> read(bool exists = true) const {
         GradElements<PIXELS> found;
-        found.dy = dy.read<PIXELS>();
+        found.dy = dy.read<PIXELS>(exists);
         if constexpr (ACTIVATION == IDENTITY) return found;
         if constexpr (!SAVED_MASK) {
-            found.y = y.read<PIXELS>();
+            found.y = y.read<PIXELS>(exists);
             return found;
         }
         Address row = mask_row;
         int q = mask_col;
 #pragma unroll
         for (int i = 0; i < PIXELS; ++i) {
-            found.mask[i] = dy.inside ? __ldg(reinterpret_cast<const MaskByte*>(row) + q / 8) : MaskByte(0);
+            found.mask[i] = exists && dy.inside ? __ldg(reinterpret_cast<const MaskByte*>(row) + q / 8) : MaskByte(0);
             found.bit[i] = q % 8;
             if (++q == Q) q = 0, row += mask_bytes;  // the pixel beside it
         }

@@ -19,8 +19,8 @@ static_assert(STEP_WARPS == 1 || THREADS % (32 * STEP_WARPS) == 0, "all steps ha
 using Product = MatrixProduct<VECTOR>;
 
 // Brings one of the two matrices, ROWS rows of it: what each of them means in the windows of DEPTH pixels. A thread has
-// PIXELS neighbouring ones and several rows.
-template <class Reader, int ROWS, int PIXELS>
+// PIXELS neighbouring ones and several rows. ARE_PLANES: the rows are the same place in neighbouring planes.
+template <class Reader, int ROWS, int PIXELS, bool ARE_PLANES>
 struct PixelLoader {
     static constexpr int STEP_THREADS = WARP_STEPS / PIXELS, ROW_THREADS = 32 / STEP_THREADS;  // of a warp
     static constexpr int AT_ONCE = THREADS / DEPTH * PIXELS, OWN = ROWS / AT_ONCE;
@@ -32,7 +32,8 @@ struct PixelLoader {
     Reader reader;
     const PixelGrid grid;
     Pixel pixel;  // of the next slice
-    Offset offsets[OWN];  // of the rows; with ONE_TAP the first says it all
+    Offset offsets[ARE_PLANES ? 1 : OWN];  // of this thread's rows
+    int rows;                              // that exist, counted from this thread's first one
     typename Reader::template Elements<PIXELS> own[OWN];
 
     __device__ __forceinline__ PixelLoader(const Reader& reader, const TapTile& tile)
@@ -43,11 +44,11 @@ struct PixelLoader {
         reader.move_to(pixel);
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            if (ONE_TAP && i > 0)
+            if (ARE_PLANES && i > 0)
                 reader.skip_planes(AT_ONCE);
             else
                 reader.go_to(offsets[i]);
-            own[i] = reader.template read<PIXELS>();
+            own[i] = reader.template read<PIXELS>(!ARE_PLANES || ONE_TAP || i * AT_ONCE < rows);
         }
         pixel.advance(DEPTH, grid);
     }
@@ -79,12 +80,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
             Acc* __restrict__ partial, Conv2dShape shape, int with_bias, int split_slices) {
     const TapTile tile(shape, split_slices);
-    PixelLoader<GradReader, TILE_M, G_PIXELS> grads(GradReader(dy, saved, shape, tile.group), tile);
+    PixelLoader<GradReader, TILE_M, G_PIXELS, true> grads(GradReader(dy, saved, shape, tile.group), tile);
+    grads.offsets[0] = tile.row_offset(grads.row(0));
+    grads.rows = tile.filters - tile.first_m - grads.first_row;
+    PixelLoader<InputReader, TILE_N, X_PIXELS, ONE_TAP> windows(InputReader(x, shape, tile.group), tile);
 #pragma unroll
-    for (int i = 0; i < grads.OWN; ++i) grads.offsets[i] = tile.row_offset(grads.row(i));
-    PixelLoader<InputReader, TILE_N, X_PIXELS> windows(InputReader(x, shape, tile.group), tile);
-#pragma unroll
-    for (int i = 0; i < windows.OWN; ++i) windows.offsets[i] = tile.column_offset(windows.row(i));
+    for (int i = 0; i < (ONE_TAP ? 1 : windows.OWN); ++i) windows.offsets[i] = tile.column_offset(windows.row(i));
     Product product;
     RowSums bias = {with_bias && tile.number == 0 && threadIdx.x < TILE_M};
     add_slices(product, grads, windows, bias, tile.slices);
