@@ -163,6 +163,11 @@ class Target(NamedTuple):
     kind: str
     multiprocessors: int = GPUS[0].sms
 
+    @classmethod
+    def of(cls, target: Target | str) -> Target:
+        """Return the target that a kind of device stands for; a target is its own."""
+        return cls(target) if isinstance(target, str) else target
+
 
 def _spelled(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -44,8 +44,9 @@ class Tunable:
     cuda: Choice | None = None
     cpu: Choice | None = None
 
-    def value(self, target: Target, problem: ConvProblem) -> int:
-        """Return the choice for a target."""
+    def value(self, target: Target | str, problem: ConvProblem) -> int:
+        """Return the choice for a target, or a kind of device alone."""
+        target = Target.of(target)
         choice: Choice | None = getattr(self, target.kind)
         assert choice is not None, f"a constant of a variant that does not run on {target.kind}"
         return choice if isinstance(choice, int) else choice(problem, target)
@@ -174,7 +175,7 @@ class Variant:
         A kind alone, "cpu" or "cuda", is a target too. A variant that runs on one kind only has the constants of that
         one. For grids, not for the compiler, there is also `multiprocessors`.
         """
-        target = Target(target) if isinstance(target, str) else target
+        target = Target.of(target)
         if target.kind not in self.runs_on:
             target = target._replace(kind=self.runs_on[0])
         chosen = {name: tunable.value(target, problem) for name, tunable in self.tunables.items()}
