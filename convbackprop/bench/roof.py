@@ -15,7 +15,8 @@ from convbackprop.devices.cpu_level import cpu_vector_bytes
 from convbackprop.launch.plan import pack_shape
 from convbackprop.problem import ACCUMULATORS, DTYPES, ConvProblem
 
-SOURCE = Path(__file__).parent / "fma_peak.cu"
+#: For a GPU, and for a CPU, whose threads work on lanes of several numbers.
+SOURCES = tuple(Path(__file__).parent / name for name in ("fma_peak.cu", "fma_peak_vectorised.cu"))
 
 #: Of a GPU's block. 8 chains a thread and 2048 threads a multiprocessor hide the latency of a multiply-add; a CPU has
 #: one thread a core, which 12 chains keep busy within 16 vector registers.
@@ -28,7 +29,7 @@ _LAUNCHES = 12
 
 
 def source(accumulator: str, threads: int, lanes: int, chains: int) -> Source:
-    """Return fma_peak.cu for sums of a dtype, blocks of so many threads, and lanes of so many numbers."""
+    """Return the kernel for sums of a dtype, blocks of so many threads, and lanes of so many numbers."""
     constants = {
         "SCALAR": accumulator,
         "ACTIVATION": "IDENTITY",
@@ -38,7 +39,7 @@ def source(accumulator: str, threads: int, lanes: int, chains: int) -> Source:
         "CHAINS": chains,
         "STEPS": STEPS,
     }
-    return Source.of(SOURCE, constants)
+    return Source.of(SOURCES[lanes > 1], constants)
 
 
 #: The highest rate that was seen in this process, by device, dtype of the sums and number of threads.
@@ -66,9 +67,7 @@ def _measured(device: Device, accumulator: str, workers: int) -> float:
     check_timeable(device)
     cuda: Any = device
     with cuda.active():
-        attributes = cuda.driver.device_attribute
-        multiprocessors = cuda.driver.Device(cuda.ordinal).get_attribute(attributes.MULTIPROCESSOR_COUNT)
-        return _of_launches(device, accumulator, multiprocessors * (2048 // THREADS), THREADS, 1, CHAINS)
+        return _of_launches(device, accumulator, cuda.target.multiprocessors * (2048 // THREADS), THREADS, 1, CHAINS)
 
 
 def _of_launches(device: Any, accumulator: str, blocks: int, threads: int, lanes: int, chains: int) -> float:
