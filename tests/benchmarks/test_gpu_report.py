@@ -272,7 +272,7 @@ def test_a_worker_that_crashes_hangs_or_loses_the_gpu(tmp_path, monkeypatch):
     assert {why for (job, _), why in rows.items() if job == "b"} == {"the process ended with exit code -6"}
     assert {why for (job, _), why in rows.items() if job == "c"} == {"no answer for 3 s"}
     assert rows[("d", "fine")] is None and found.facts == {"a": 1, "d": 1}
-    assert begun == list("aabcd") and silences == [3]
+    assert begun == list("aabcd") and len(silences) == 1 and silences[0] <= 3
 
 
 def test_workers_that_do_not_start_or_take_too_long(tmp_path):
