@@ -34,8 +34,9 @@ examples:
   convbackprop list --json
 
 JSON keys: devices [name], no_cuda, passes [name, gloss, reads, writes],
-variants [pass, name, summary, refuses, file, tunables {NAME: {legal, cuda,
-cpu}}] (null: a rule chooses it for each problem); with --problem: problem,
+variants [pass, name, summary, runs_on [KIND], unproven (no GPU has run it as it
+stands), refuses, file, tunables {NAME: {legal, cuda, cpu}}] (null: a rule
+chooses it for each problem, or it does not run there); with --problem: problem,
 device, choices [pass, variant, auto, why_not], conv2d_backward [variant]
 """
 
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def refusals(variant: Variant) -> tuple[str, ...]:
     """Return what a variant refuses: in its requirements' own words, or as it refuses the curated problems."""
     words = [" ".join((requirement.__doc__ or "").split()) for requirement in variant.requires]
+    if len(variant.runs_on) == 1:
+        words.insert(0, f"It runs on {variant.runs_on[0]} only.")
     if all(words):
         return tuple(word.rstrip(".") for word in words)
     problems = [
@@ -95,6 +98,7 @@ def _json(chosen: tuple[Variant, ...]) -> dict[str, Any]:
                 "name": v.name,
                 "summary": v.summary,
                 "runs_on": v.runs_on,
+                "unproven": v.unproven,
                 "refuses": refusals(v),
                 "file": str(v.path),
                 "tunables": {
@@ -175,9 +179,8 @@ def run(arguments: argparse.Namespace) -> int:
     table.add_column("refuses", ratio=2)
     table.add_column("tunables")
     for variant in chosen:
-        table.add_row(
-            str(variant), variant.summary, "; ".join(refusals(variant)) or "computes every problem", _tunables(variant)
-        )
+        what = variant.summary + " No GPU has run it as it stands." * variant.unproven
+        table.add_row(str(variant), what, "; ".join(refusals(variant)) or "computes every problem", _tunables(variant))
     out.print(table)
     for entry in PASSES.values():
         if any(v in of_pass(entry.name) for v in chosen):

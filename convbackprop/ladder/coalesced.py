@@ -150,6 +150,7 @@ ENTRIES = (
         specialise=march_constants(True),
         requires=(unit_stride, unit_dilation, one_source(True), filter_fits, countable, tiles_countable(8)),
         auto_on=("cuda",),
+        unproven=True,
     ),
     Variant(
         "input_grad",
@@ -159,6 +160,7 @@ ENTRIES = (
         specialise=march_constants(False),
         requires=(unit_stride, unit_dilation, one_source(False), filter_fits, countable, tiles_countable(8)),
         auto_on=("cuda",),
+        unproven=True,
     ),
     Variant(
         "kernel_grad",
@@ -173,5 +175,6 @@ ENTRIES = (
         scratch=lambda p, t: kernel_grad_blocks(p, t) * taps(p),
         requires=(unit_stride, unit_dilation, countable, tiles_countable(8)),
         auto_on=("cuda",),
+        unproven=True,
     ),
 )  # fmt: skip

@@ -119,5 +119,6 @@ ENTRIES = (
         scratch=scratch,
         requires=REQUIRES,
         auto_on=("cuda",),
+        unproven=True,
     ),
 )

@@ -299,6 +299,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         specialise=_constants(pass_name),
         requires=_requires(pass_name),
         auto_on=("cuda",),
+        unproven=True,
         auto_not=enough_rows(pass_name, _enough),
         **more,
     )

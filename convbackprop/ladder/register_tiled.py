@@ -52,6 +52,7 @@ ENTRIES = (
         specialise=constants(True),
         requires=(unit_stride, unit_dilation, countable, tiles_countable(1)),
         auto_on=("cuda",),
+        unproven=True,
     ),
     Variant(
         "input_grad",
@@ -61,5 +62,6 @@ ENTRIES = (
         specialise=constants(False),
         requires=(unit_stride, unit_dilation, countable, tiles_countable(1)),
         auto_on=("cuda",),
+        unproven=True,
     ),
 )

@@ -107,6 +107,8 @@ class Variant:
         The kinds of device that it can be compiled for.
     auto_on : tuple of str
         Those of them on which `variant="auto"` may choose it.
+    unproven : bool
+        Whether no GPU has run it as it stands.
     auto_not : callable
         (problem, device kind) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
     path : Path
@@ -122,6 +124,7 @@ class Variant:
     requires: tuple[Requirement, ...] = ()
     runs_on: tuple[str, ...] = ("cuda", "cpu")
     auto_on: tuple[str, ...] = ("cuda", "cpu")
+    unproven: bool = False
     auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
     file: Path | None = None
 

@@ -124,7 +124,7 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
     for variant in VARIANTS:
         row = rows[variant.pass_name, variant.name]
         assert row["auto"] == (row["why_not"] is None)
-        if refusal := variant.refusal(problem):
+        if refusal := variant.refusal(problem, kind):
             assert row["why_not"] == refusal
     for pass_name in ("forward", "input_grad", "kernel_grad"):
         (auto,) = (name for (of, name), row in rows.items() if of == pass_name and row["auto"])

@@ -11,6 +11,7 @@ import pytest
 
 from convbackprop import cli
 from convbackprop.bench import runs
+from convbackprop.ladder.registry import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -103,6 +104,13 @@ def test_what_has_changed_since_a_run_is_named(tool):
     for name in run.changed:
         assert f"`{name}`" in tool["gpu_page"].about(run)
     assert "Since then the code of" in tool["gpu_page"].front(run)
+
+
+def test_list_calls_unproven_what_no_recorded_gpu_has_run(tool):
+    recorded = tool["gpu_page"].newest()
+    for variant in VARIANTS:
+        ran = any(str(variant) in run.kept["code"] and str(variant) not in run.changed for run in recorded)
+        assert variant.unproven == ("cuda" in variant.runs_on and not ran), variant
 
 
 def test_a_constant_that_has_changed_since_a_run_is_seen(tool):
