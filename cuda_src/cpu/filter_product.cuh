@@ -24,7 +24,7 @@ struct FilterLoader {
     }
     template <class Slice>
     __forceinline__ void put(Slice& slice) const {
-        for (int i = 0; i < OWN; ++i) slice[0][threadIdx.x + i * THREADS] = own[i];
+        for (int i = 0; i < OWN; ++i) reinterpret_cast<Quad*>(slice)[threadIdx.x + i * THREADS] = own[i];
     }
 };
 

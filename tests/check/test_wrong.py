@@ -101,7 +101,7 @@ def test_running_sum_is_rejected_by_constant_data_only(device, tmp_path):
 REVEALING = ("2,1,33,65,1,5,5,padding=same", "2,5,9,8,5,3,3,groups=5,padding=1")
 
 
-#: An implicit_gemm takes long to compile for each of its tiles: most mistakes show on one of these, so they come first.
+#: A matrix product takes long to compile for each of its tiles: most mistakes show on one of these, so they come first.
 REVEALING_GEMM = (
     "2,130,7,7,10,3,3,groups=2,padding=1", "1,33,13,13,66,3,3,stride=2,padding=1", "1,64,5,6,128,3,3,padding=1",
 )  # fmt: skip
@@ -111,7 +111,7 @@ def tried(variant, shown_by=()):
     """Return the problems that a copied variant is tried on, those first that show most."""
     texts = shown_by or (REVEALING if variant.specialised else ())
     entries = [entry for entry in CURATED if not texts or entry.text in texts]
-    if variant.name == "implicit_gemm":
+    if variant.name.endswith("_gemm"):
         entries.sort(key=lambda entry: entry.text not in REVEALING_GEMM)
     return entries
 
@@ -158,6 +158,6 @@ def test_mutation_is_rejected(quick, name, tmp_path):
 def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)
-    shown_by = REVEALING_GEMM[:1] if variant.name == "implicit_gemm" else ()
+    shown_by = REVEALING_GEMM[:1] if variant.name.endswith("_gemm") else ()
     kinds = {mutation.shown_in == "infinite" for mutation in MUTATIONS.values() if mutation.variant == name}
     assert not any(is_rejected(variant, quick, tried(variant, shown_by), [MASKED], kind) for kind in kinds)
