@@ -108,6 +108,7 @@ ENTRIES = tuple(
         specialise=_constants(entry.pass_name),
         runs_on=("cpu",),
         auto_on=("cpu",),
+        unproven=False,
         auto_not=enough_rows(entry.pass_name, _enough(entry.pass_name)),
     )
     for entry in implicit_gemm.ENTRIES
