@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from convbackprop import cli, devices
+from convbackprop.devices import cpu_level
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu import CpuDevice
 from convbackprop.ladder.variant import Variant
@@ -17,6 +18,7 @@ from convbackprop.launch import calls
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
 from tests import driver
+from tests.support.levels import OTHER_LEVELS
 from tests.support.quick import quick_cpu
 
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
@@ -55,6 +57,15 @@ def started() -> driver.StandIn:
         return driver.start()
     except driver.Unavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(params=OTHER_LEVELS)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Another level of x86-64 than this machine's own; kernels are compiled for it as long as the test runs."""
+    if why := cpu_level.why_not(request.param):
+        pytest.skip(f"kernels for {request.param} cannot run: {why}")
+    monkeypatch.setenv(cpu_level.VARIABLE, request.param)
+    return request.param
 
 
 @pytest.fixture

@@ -87,11 +87,23 @@ __forceinline__ Lane lane_with_total(Acc value) { return Lane{value}; }
 
 // Has a lane, or an address, computed here and not again. Left alone, g++ moves sums into the branches where they are
 // used, and asks for an address in shared memory each time by a call; either way all lanes go to memory.
-#ifdef __aarch64__
-__forceinline__ void settle(Lane& lane) { __asm__("" : "+w"(lane)); }
+// A lane of more bytes than a register has several, and stays as g++ has it.
+#if defined(__AVX512F__)
+constexpr int REGISTER_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int REGISTER_BYTES = 32;
 #else
-__forceinline__ void settle(Lane& lane) { __asm__("" : "+v"(lane)); }
+constexpr int REGISTER_BYTES = 16;
 #endif
+#ifdef __aarch64__
+#define IN_A_REGISTER "+w"
+#else
+#define IN_A_REGISTER "+v"
+#endif
+__forceinline__ void settle(Lane& lane) {
+    if constexpr (sizeof lane <= REGISTER_BYTES) __asm__("" : IN_A_REGISTER(lane));
+}
+#undef IN_A_REGISTER
 template <class T>
 __forceinline__ T* settled(T* address) {
     __asm__("" : "+r"(address));

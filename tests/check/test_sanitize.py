@@ -13,11 +13,13 @@ from typing import NamedTuple
 import pytest
 
 from convbackprop import check
+from convbackprop.check import sanitize as sanitizer
 from convbackprop.check.sanitize import sanitize
 from convbackprop.cli import main
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
+from tests.support.levels import checked_at
 from tests.support.mutations import replaced
 
 SEEDED = sorted((Path(__file__).parents[1] / "seeded").glob("*.cu"))
@@ -39,8 +41,7 @@ def found(outcome):
     return [(each.kind, {number for _, number in each.lines[-1:] + each.other_lines[-1:]}) for each in outcome.findings]
 
 
-@pytest.mark.parametrize("path", SEEDED, ids=lambda path: path.stem)
-def test_seeded_bugs_are_found_at_their_lines(path):
+def check_seeded(path):
     pass_name = re.search(r"//@ launch (\w+)", path.read_text())[1]
     problem = ConvProblem.parse("1,1,20,40,1,3,3,padding=same", bias=path.stem != "null_pointer", activation="relu")
     outcome = sanitize(variant_from_file(path, pass_name), problem)
@@ -49,6 +50,22 @@ def test_seeded_bugs_are_found_at_their_lines(path):
         print(each.kind, each.lines, each.other_lines, each.sentence)
     assert all(any(kind == k and line in lines for k, lines in got) for kind, line in wanted)
     assert all(any(k == kind and line in lines for kind, line in wanted) for k, lines in got)
+
+
+@pytest.mark.parametrize("path", SEEDED, ids=lambda path: path.stem)
+def test_seeded_bugs_are_found_at_their_lines(path):
+    check_seeded(path)
+
+
+@pytest.fixture
+def sanitizer_at(level, monkeypatch):
+    """Sanitize kernels that are compiled for another level of x86-64."""
+    monkeypatch.setattr(sanitizer, "checked_device", lambda: checked_at(level))
+
+
+@pytest.mark.parametrize("path", SEEDED, ids=lambda path: path.stem)
+def test_seeded_bugs_are_found_at_their_lines_at_other_levels(sanitizer_at, path):
+    check_seeded(path)
 
 
 # -- the package's own kernels, each with one mistake ------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_any_problem_at_length(where, variant):
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+    suppress_health_check=list(hypothesis.HealthCheck),
 )
 @hypothesis.given(problem=problems(images=(0, 0)))
 def test_any_empty_batch(quick_commands, problem):

@@ -17,13 +17,16 @@ from convbackprop import check, devices
 from convbackprop.arguments import ACTIVATIONS
 from convbackprop.check import reference
 from convbackprop.check.curated import CURATED
+from convbackprop.devices import cpu_level
 from convbackprop.devices.cpu import set_num_threads
 from convbackprop.fuzz import laws
+from convbackprop.ladder.launches import TOTAL
 from convbackprop.ladder.registry import VARIANTS, of_pass, why_not
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from tests.conftest import compile_ahead
+from tests.support.levels import cpu_at
 from tests.support.problems import (
     ACTIVATION_KINDS,
     BUDGET,
@@ -185,9 +188,11 @@ def legal_values():
 BESIDE_A_GPUS = {("kernel_grad/implicit_gemm", "REG_N", 8)}
 
 
-@pytest.mark.parametrize(("variant", "name", "value"), list(legal_values()))
-def test_every_legal_value(cpu, variant, name, value):
-    """On every other problem, by turns; of what is costly, on those of the most frequent constants."""
+def faults_of_value(variant, name, value, where):
+    """Check a variant with a legal value of a tunable, on the device that `where` makes of whether it is the usual one.
+
+    On every other problem, by turns; of what is costly, on those of the most frequent constants.
+    """
     tunable = dataclasses.replace(variant.tunables[name], cpu=value, cuda=value)
     other = dataclasses.replace(variant, tunables={**variant.tunables, name: tunable})
     relu = [p for p in EVERYTHING if kind_of(p) == ("float32", "relu", False) and not variant.refusal(p)]
@@ -196,8 +201,12 @@ def test_every_legal_value(cpu, variant, name, value):
     if is_costly(other):
         among = max(check.compiled_alike(other, relu, tunables), key=len)
     is_usual = all(constants_of(other, p, tunables) == constants_of(variant, p, "cpu") for p in among)
-    where = cpu if is_usual else quick_on_cpu(cpu)
-    assert faults_of(other, where, PROBLEMS, [("float32", "relu", False)], tunables, among) == []
+    return faults_of(other, where(is_usual), PROBLEMS, [("float32", "relu", False)], tunables, among)
+
+
+@pytest.mark.parametrize(("variant", "name", "value"), list(legal_values()))
+def test_every_legal_value(cpu, variant, name, value):
+    assert faults_of_value(variant, name, value, lambda is_usual: cpu if is_usual else quick_on_cpu(cpu)) == []
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.tunables], ids=str)
@@ -207,6 +216,43 @@ def test_defaults_are_legal(variant):
             if variant.refusal(problem) is None:
                 assert tunable.value("cuda", problem) in tunable.legal, name
                 assert tunable.value("cpu", problem) in tunable.legal, name
+
+
+# -- other levels of x86-64 ------------------------------------------------------------------------------------------
+def follow_the_level():
+    """Return the variants whose constants on a CPU follow from its level."""
+    problems = [problem for problem in EVERYTHING if kind_of(problem) == EACH_KIND_ONCE[0]]
+
+    def constants(variant, level):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu_level, "why_not", lambda level: None)  # nothing is run
+            patch.setenv(cpu_level.VARIABLE, level)
+            return [constants_of(variant, p, "cpu") for p in problems if variant.refusal(p) is None]
+
+    return [variant for variant in VARIANTS if len({str(constants(variant, level)) for level in cpu_level.LEVELS}) > 1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "value"),
+    [
+        pytest.param(variant, name, value, id=f"{variant}-{name}-{value}")
+        for variant in follow_the_level()
+        for name, tunable in variant.tunables.items()
+        for value in tunable.legal
+        if name not in TOTAL
+    ],
+)
+def test_every_legal_value_at_other_levels(level, variant, name, value):
+    """As users compile it, beside what the rules make of the other constants there."""
+    assert faults_of_value(variant, name, value, lambda is_usual: cpu_at(level)) == []
+
+
+@each_variant
+def test_each_dtype_at_other_levels(level, variant):
+    for kind in (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]):
+        alike = check.compiled_alike(variant, [p for p in EVERYTHING if kind_of(p) == kind], "cpu")
+        among = max(alike, key=len)[:12]
+        assert faults_of(variant, cpu_at(level), PROBLEMS, [kind], "cpu", among) == []
 
 
 # -- the same bits every run ---------------------------------------------------------------------------------------
