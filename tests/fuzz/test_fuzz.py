@@ -248,7 +248,7 @@ def test_a_crash_is_made_small():
 def test_command_with_a_crash(tmp_path):
     """The run ends, and what is kept is small and crashes again."""
     path = str(crashing(tmp_path))
-    patient = f"from convbackprop import cli; cli.fuzz._SHRINK_SECONDS = {PATIENCE}; raise SystemExit(cli.main())"
+    patient = f"from convbackprop.cli import fuzz, main; fuzz._SHRINK_SECONDS = {PATIENCE}; raise SystemExit(main())"
     command = [sys.executable, "-c", patient, "fuzz", path, "--pass", "forward", "--device", "cpu"]
     root = str(Path(__file__).parents[2])
     done = subprocess.run([*command, "--minutes", "60", "--seed", "1"], cwd=tmp_path, capture_output=True, text=True,
