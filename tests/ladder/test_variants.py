@@ -389,8 +389,15 @@ def test_special_values_spread_as_in_the_reference(device, variant, dtype, activ
             check_given(variant, problem, device, given)
 
 
-@pytest.mark.parametrize("variant", of_pass("forward") + of_pass("input_grad"), ids=str)
-@pytest.mark.parametrize("text", ["2,3,9,8,4,3,3", "2,3,9,28,3,3,3,groups=3"])
+@pytest.mark.parametrize(
+    ("variant", "text"),
+    [
+        pytest.param(variant, text, id=f"{text}-{variant}")
+        for text in ("2,3,9,8,4,3,3", "2,3,9,28,3,3,3,groups=3")
+        for variant in of_pass("forward") + of_pass("input_grad")
+        if variant.refusal(ConvProblem.parse(text)) is None
+    ],
+)
 def test_infinite_taps(device, variant, text):
     """Without padding: over padding torch disagrees with itself, and it is unspecified."""
     problem = ConvProblem.parse(text, bias=True)
@@ -454,6 +461,10 @@ def test_relu_of_zeros_and_nan(device, variant):
     assert blocks["mask"].array.ravel().tolist() == [0b010100]
 
 
+#: Those whose sums may be long: with one channel a filter, a sum of products is as short as a filter.
+SUMMING = [v for v in VARIANTS if v.name != "coalesced" or v.pass_name == "kernel_grad"]
+
+
 def long_sum(variant, dtype, count):
     """Return a problem whose only result is a sum of `count` terms, its data (all 1), and the factors' names."""
     texts = {
@@ -474,7 +485,7 @@ def result(variant, problem, given, device):
     return check.launch(variant, problem, given, shared(variant, device))[name].array
 
 
-@with_dtypes(VARIANTS, costly=("float16",))
+@with_dtypes(SUMMING, costly=("float16",))
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
 def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     """Compensated addition forms inf - inf, which must not reach the result."""
@@ -487,7 +498,7 @@ def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     assert result(variant, problem, given, device) == np.inf
 
 
-@with_dtypes(VARIANTS, costly=("float16",))
+@with_dtypes(SUMMING, costly=("float16",))
 @pytest.mark.parametrize("count", [2, 40, 64, 100, 128, 1000])
 def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
     """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
@@ -525,7 +536,7 @@ def test_half_results_are_rounded_once(device, variant, dtype):
     """Integer sums that float32 holds and the half type does not: the nearest half number, to the last bit."""
     problem = ConvProblem.parse("2,30,9,8,30,3,3,padding=1", dtype=dtype, bias=True)
     if variant.refusal(problem):
-        problem = ConvProblem.parse("2,3,9,18,3,5,5,padding=2,groups=3", dtype=dtype, bias=True)
+        problem = ConvProblem.parse("2,3,9,18,3,7,7,padding=3,groups=3", dtype=dtype, bias=True)
     rng = np.random.default_rng(1)
     given = {
         name: rng.integers(0, 13, array.shape).astype(array.dtype)
