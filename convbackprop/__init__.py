@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from convbackprop._version import __version__
-
 #: Where each public name lives; it is imported when it is first used.
 _HOMES = {
+    "__version__": "_version",
     "conv2d": "ops",
     "conv2d_input_grad": "ops",
     "conv2d_kernel_grad": "ops",
@@ -34,9 +33,10 @@ _HOMES = {
     "RankMissing": "errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = list(_HOMES)
 
 if TYPE_CHECKING:  # named twice, for type checkers to export them
+    from convbackprop._version import __version__ as __version__
     from convbackprop.devices.cpu import get_num_threads as get_num_threads, set_num_threads as set_num_threads
     from convbackprop.errors import (
         CompileError as CompileError,

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from convbackprop.bench import torch_calls
+from convbackprop.bench.photograph import photograph
 from convbackprop.bench.plots import (
     FORMATS,
     figure as figure,  # the examples draw with it, too
@@ -196,6 +197,11 @@ def need(module: str, package: str) -> Any:
             f"{package} is needed for this example and cannot be imported ({error}); "
             "pip install 'convbackprop[examples]'"
         ) from None
+
+
+def grey(name: str) -> Tensor:
+    """Return a photograph with values from 0 to 1, shape (H, W)."""
+    return torch.from_numpy(photograph(name).grey).float()
 
 
 def crops(images: Sequence[Tensor], count: int, size: int, generator: Any) -> Tensor:

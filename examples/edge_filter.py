@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 import convbackprop.torch as cbt
 from convbackprop import demo
-from convbackprop.bench.photograph import CAMERA, photograph
+from convbackprop.bench.photograph import CAMERA
 
 Tensor = torch.Tensor
 
@@ -52,11 +52,6 @@ class Path:
         return torch.maximum(of_filter, (self.biases - demo.BIAS).abs())
 
 
-def grey(name: str) -> Tensor:
-    """Return a photograph with values from 0 to 1, shape (H, W)."""
-    return torch.from_numpy(photograph(name).grey).float()
-
-
 def teacher(activation: str) -> cbt.nn.Conv2d:
     """Return the layer that is to be imitated."""
     layer = cbt.nn.Conv2d(1, 1, 3, padding="same", activation=activation)
@@ -70,7 +65,7 @@ def learn(activation: str, steps: int, batch: int, rate: float, momentum: float,
     """Learn the teacher's filter and bias."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    photographs = [grey(name) for name in PHOTOGRAPHS]
+    photographs = [common.grey(name) for name in PHOTOGRAPHS]
     right = teacher(activation)
     layer = cbt.nn.Conv2d(1, 1, 3, padding="same", activation=activation)
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=momentum)
@@ -123,7 +118,7 @@ def draw(path: Path, activation: str, seed: int) -> Any:
     """Return the figure."""
     drawing = common.figure(12.5, 7.4)
     axes = drawing.subplots(2, 3)
-    x = grey(UNSEEN)[60:260, 130:330]
+    x = common.grey(UNSEEN)[60:260, 130:330]
     first, last = (
         cbt.conv2d(x, path.filters[i].float(), path.biases[i].float()[None], padding="same", activation=activation)
         for i in (0, -1)
@@ -158,7 +153,9 @@ def draw(path: Path, activation: str, seed: int) -> Any:
     reach = max(0.5, float(b.abs().max()) * 1.15)
     sums = torch.linspace(-reach, reach, 33)
     generator = torch.Generator().manual_seed(seed)
-    loss = landscape(activation, common.crops([grey(name) for name in PHOTOGRAPHS], 4, CROP, generator), steps, sums)
+    loss = landscape(
+        activation, common.crops([common.grey(name) for name in PHOTOGRAPHS], 4, CROP, generator), steps, sums
+    )
     ax.contourf(steps.numpy(), sums.numpy(), loss.clamp(min=1e-7).log10().numpy(), levels=24, cmap="Blues_r")
     ax.plot(a, b, color=common.COLOURS[1], linewidth=1.3)
     ax.plot(a[0], b[0], "o", color=common.COLOURS[1], markersize=5)

@@ -27,7 +27,6 @@ from rich.progress import Progress
 from torch import nn
 
 import convbackprop.torch as cbt
-from convbackprop.bench.photograph import photograph
 
 Tensor = torch.Tensor
 
@@ -66,11 +65,6 @@ class UNetLevel(nn.Module):
         return o - self.last(self.right(torch.cat([left, risen], dim=1)))
 
 
-def grey(name: str) -> Tensor:
-    """Return a photograph with values from 0 to 1, shape (H, W)."""
-    return torch.from_numpy(photograph(name).grey).float()
-
-
 def noisy(clean: Tensor, generator: torch.Generator) -> Tensor:
     """Return images with noise added."""
     return clean + SIGMA * torch.randn(clean.shape, generator=generator)
@@ -84,7 +78,7 @@ def psnr(got: Tensor, clean: Tensor) -> float:
 def train(model: nn.Module, steps: int, seed: int, bar: Progress) -> list[float]:
     """Train on noisy crops, and return the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
-    photographs = [grey(name) for name in PHOTOGRAPHS]
+    photographs = [common.grey(name) for name in PHOTOGRAPHS]
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses = []
@@ -165,7 +159,7 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
     losses = train(model, arguments.steps, arguments.seed, bar)
     seconds = time.perf_counter() - start
 
-    images = {name: grey(name) for name in UNSEEN}
+    images = {name: common.grey(name) for name in UNSEEN}
     images["camera, 301 x 203"] = images["camera"][100:401, 150:353]
     tried = [attempt(model, name, clean, arguments.seed + i) for i, (name, clean) in enumerate(images.items())]
     with torch.no_grad():  # from_torch shares the parameters: torch's own layers have learned, too

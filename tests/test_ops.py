@@ -11,7 +11,7 @@ import convbackprop
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
 from convbackprop.arguments import ACTIVATIONS
 from convbackprop.check import reference
-from convbackprop.ladder import registry as variants
+from convbackprop.ladder import registry
 from convbackprop.launch import calls
 from convbackprop.problem import DTYPES, ConvProblem
 
@@ -388,7 +388,7 @@ def test_fused_where_it_cannot_be():
 
 
 def test_auto_without_a_variant_of_backward(monkeypatch):
-    monkeypatch.setattr(variants, "VARIANTS", tuple(v for v in variants.VARIANTS if v.pass_name != "backward"))
+    monkeypatch.setattr(registry, "VARIANTS", tuple(v for v in registry.VARIANTS if v.pass_name != "backward"))
     launched = watch(monkeypatch)
     layer = Layer(DEPTHWISE)
     for one, right in zip(layer.backward(variant="naive"), layer.backward(), strict=True):

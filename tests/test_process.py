@@ -19,7 +19,8 @@ import convbackprop
 from convbackprop import InvalidArgument, InvalidType, LaunchFailed, check, conv2d
 from convbackprop.devices import cpu as cpu_module
 from convbackprop.devices.cpu import get_num_threads, set_num_threads
-from convbackprop.ladder import registry as variants
+from convbackprop.ladder import registry
+from convbackprop.ladder.variant import Tunable
 from convbackprop.problem import ConvProblem
 from tests.support.children import PATIENCE, with_ctrl_c
 from tests.support.problems import CURATED
@@ -83,7 +84,7 @@ def test_eight_threads(device):
     }
     work = [
         (variant, problem, problems[problem])
-        for variant in variants.VARIANTS
+        for variant in registry.VARIANTS
         for problem in sorted(check.within_budget(variant, problems, device.kind, 3), key=str)
     ] * 3
 
@@ -99,8 +100,8 @@ def test_eight_threads(device):
 
 def test_eight_threads_compile_the_same_kernel(cpu):
     """A plan that nobody has made yet, asked for by all at once."""
-    naive = variants.of_pass("forward")[0]
-    fresh = dataclasses.replace(naive, tunables={"THREADS": variants.Tunable((96,), 96, 96)})
+    naive = registry.of_pass("forward")[0]
+    fresh = dataclasses.replace(naive, tunables={"THREADS": Tunable((96,), 96, 96)})
     problem = ConvProblem.parse("1,1,28,28,1,3,3,padding=same", bias=True)
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda seed: check.check(fresh, problem, cpu, seed=seed), range(8)))
@@ -397,7 +398,7 @@ def test_bad_number_of_workers(workers):
 # -- wrong launches --------------------------------------------------------------------------------------------------
 def with_launch(**changes):
     """Return forward/naive with its launch changed."""
-    naive = variants.of_pass("forward")[0]
+    naive = registry.of_pass("forward")[0]
     return dataclasses.replace(naive, launches=(dataclasses.replace(naive.launches[0], **changes),))
 
 
@@ -425,7 +426,7 @@ def test_wrong_launch_is_an_exception(cpu, changes):
     with pytest.raises(LaunchFailed) as caught:
         check.check(with_launch(**changes), problem, cpu)
     assert len(str(caught.value)) > 20
-    assert check.check(variants.of_pass("forward")[0], problem, cpu).faults == []  # the next launch works
+    assert check.check(registry.of_pass("forward")[0], problem, cpu).faults == []  # the next launch works
 
 
 def test_results_do_not_depend_on_the_caller(device):

@@ -20,9 +20,11 @@ from convbackprop import (
     conv2d_kernel_grad,
     devices,
 )
-from convbackprop.ladder import registry as variants
+from convbackprop.ladder import registry
+from convbackprop.ladder.variant import Variant
 from convbackprop.launch import calls
 from convbackprop.launch.plan import Plan
+from convbackprop.problem import ConvProblem
 
 X = np.ones((2, 4, 6, 5), np.float32)
 W = np.ones((6, 2, 3, 3), np.float32)
@@ -73,9 +75,9 @@ OWN = "it should be an array of its own"
 LAYER = "it should be (2, 6, 4, 3), the shape of the layer's output for these arguments"
 ONLY_RELU = "only a ReLU saves a bit mask"
 NEEDS = "it should be three bools, for dx, dw and db"
-VARIANTS = ", ".join(v.name for v in variants.of_pass("forward"))
-BOTH = [v.name for v in variants.of_pass("input_grad") if v.name in {w.name for w in variants.of_pass("kernel_grad")}]
-GRADIENT_VARIANTS = ", ".join(dict.fromkeys([*(v.name for v in variants.of_pass("backward")), *BOTH]))
+VARIANTS = ", ".join(v.name for v in registry.of_pass("forward"))
+BOTH = [v.name for v in registry.of_pass("input_grad") if v.name in {w.name for w in registry.of_pass("kernel_grad")}]
+GRADIENT_VARIANTS = ", ".join(dict.fromkeys([*(v.name for v in registry.of_pass("backward")), *BOTH]))
 
 # (what is done, the exception, the whole sentence)
 TABLE = [
@@ -461,17 +463,17 @@ def test_memory_that_cannot_be_allocated(monkeypatch):
 # -- variants and devices --------------------------------------------------------------------------------------------
 def test_unsupported_problem(monkeypatch):
     """A variant that refuses says why, and is never replaced silently; "auto" takes the rung below."""
-    picky = variants.Variant(
+    picky = Variant(
         "forward", "picky", (), requires=(lambda p: "it has more than one group" if p.groups > 1 else None,)
     )
-    monkeypatch.setattr(variants, "VARIANTS", (*variants.VARIANTS, picky))
+    monkeypatch.setattr(registry, "VARIANTS", (*registry.VARIANTS, picky))
     with pytest.raises(UnsupportedProblem) as caught:
         conv(variant="picky")
     assert str(caught.value) == "forward/picky does not compute this problem: it has more than one group"
     assert isinstance(caught.value, ValueError)
-    problem = variants.ConvProblem(2, 4, 6, 5, 6, 3, 3, groups=2)
-    assert variants.choose("forward", "auto", problem, "cpu").name != "picky"
-    assert variants.choose("forward", "auto", problem.with_(groups=1), "cpu") is picky
+    problem = ConvProblem(2, 4, 6, 5, 6, 3, 3, groups=2)
+    assert registry.choose("forward", "auto", problem, "cpu").name != "picky"
+    assert registry.choose("forward", "auto", problem.with_(groups=1), "cpu") is picky
 
 
 @pytest.mark.skipif(

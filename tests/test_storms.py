@@ -17,7 +17,7 @@ import pytest
 
 from convbackprop import check
 from convbackprop.devices import cache
-from convbackprop.ladder import registry as variants
+from convbackprop.ladder import registry
 from tests import test_process
 from tests.cpu_runtime import test_cpu_runtime
 from tests.support.children import PATIENCE
@@ -51,7 +51,7 @@ def test_sixteen_threads():
     cpu = test_cpu_runtime.cpu_device()
     problems = {entry.problem(activation="relu"): entry.data for entry in CURATED[:24]}
     work = []
-    for variant in variants.VARIANTS:
+    for variant in registry.VARIANTS:
         for problem in sorted(check.within_budget(variant, problems, "cpu", 3), key=str):
             given = check.inputs(variant.pass_name, problem, problems[problem], seed=1)
             work.append((variant, problem, given))

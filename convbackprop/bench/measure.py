@@ -28,11 +28,6 @@ _SLOWER = 5.0
 _LONG_ROUND, _FEW = 1.0, 3
 
 
-def row_name(variant: Variant) -> str:
-    """Return the variant's name; a file of one's own keeps its ending."""
-    return f"{variant.pass_name}/{variant.file.name}" if variant.file else str(variant)
-
-
 @dataclass
 class Settings:
     """How rows are run.
@@ -96,7 +91,7 @@ def time_pass(case: Case, variants: Sequence[Variant], shared: Shared, how: Sett
     """Check the variants of one pass on one problem, then time the right ones in turn with a copy and the peers."""
     pass_name, problem = variants[0].pass_name, case.problem
     refusals = [variant.refusal(problem, how.device.kind) for variant in variants]
-    rows = [Row(row_name(v), problem, case.label, refusal) for v, refusal in zip(variants, refusals, strict=True)]
+    rows = [Row(v.title, problem, case.label, refusal) for v, refusal in zip(variants, refusals, strict=True)]
     if all(row.refusal for row in rows):
         return rows
     given = case.arrays(pass_name, shared.arrays)
@@ -132,7 +127,7 @@ def time_beside_naive(case: Case, variants: Sequence[Variant], shared: Shared, h
     given = case.arrays(naive.pass_name, shared.arrays)
     outcome = check(naive, case.problem, how.device, given=given,
                     expected=shared.answer(naive.pass_name, case.problem, given))  # fmt: skip
-    row = Row(row_name(naive), case.problem, case.label, error=outcome.share, faults=outcome.faults,
+    row = Row(naive.title, case.problem, case.label, error=outcome.share, faults=outcome.faults,
               copy=rows[0].copy, peers=rows[0].peers, peak_flops=rows[0].peak_flops)  # fmt: skip
     if not row.faults:
         with stage(how.device, naive.pass_name, case.problem, given) as place:

@@ -27,7 +27,6 @@ from convbackprop.cli.common import (
     print_json,
     progress,
     say,
-    title,
     variants_of,
 )
 from convbackprop.devices import Device, choice_of_device
@@ -117,7 +116,7 @@ class _Row:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "variant": title(self.variant), "dtype": self.dtype, "checks": self.checks, "refused": self.refused,
+            "variant": self.variant.title, "dtype": self.dtype, "checks": self.checks, "refused": self.refused,
             "left_out": self.left_out, "error": self.error,
             "problem": None if self.problem is None else str(self.problem), "ok": not self.failed,
         }  # fmt: skip
@@ -191,7 +190,7 @@ def _check_all(
                 given = expected = None  # the same for all variants of the pass
                 for variant in (v for v in variants if v.pass_name == pass_name):
                     row = rows[variant, task.problem.dtype]
-                    shield.doing(f"{title(variant)} on {task.problem}")
+                    shield.doing(f"{variant.title} on {task.problem}")
                     if variant.refusal(task.problem, device.kind):
                         row.refused += 1
                     elif (variant, task.problem) not in chosen:
@@ -237,7 +236,7 @@ def _print_json(rows: Sequence[_Row], device: Device, choice: str) -> None:
         "left_out": sum(row.left_out for row in rows),
         "rows": [row.as_json() for row in rows],
         "faults": [
-            {"variant": title(row.variant), "problem": str(o.problem), "data": o.data, "sentences": o.faults}
+            {"variant": row.variant.title, "problem": str(o.problem), "data": o.data, "sentences": o.faults}
             for row in rows
             for o in row.failed
         ],
@@ -254,12 +253,12 @@ def _print_table(rows: Sequence[_Row], device: Device, choice: str) -> None:
     table.add_column("")
     for row in rows:
         verdict = Text("FAILED", "red") if row.failed else Text("ok", "green") if row.checks else Text("refused")
-        table.add_row(title(row.variant), row.dtype, f"{row.checks:,}", f"{row.refused:,}", f"{row.left_out:,}",
+        table.add_row(row.variant.title, row.dtype, f"{row.checks:,}", f"{row.refused:,}", f"{row.left_out:,}",
                       f"{row.error:.2f}" if row.checks else "-", str(row.problem or "-"), verdict)  # fmt: skip
     out.print(table)
     for row in rows:
         for outcome in row.failed[:_SHOWN]:
-            say(out, f"\n{title(row.variant)} on {outcome.problem} ({outcome.data} data):")
+            say(out, f"\n{row.variant.title} on {outcome.problem} ({outcome.data} data):")
             for fault in outcome.faults:
                 say(out, f"  {fault}")
         if len(row.failed) > _SHOWN:

@@ -117,11 +117,6 @@ def variants_of(target: str | None, pass_name: str | None) -> tuple[Variant, ...
     return (variant_from_file(path.absolute(), pass_name),)
 
 
-def title(variant: Variant) -> str:
-    """Return the variant's name; a file of one's own keeps its ending."""
-    return f"{variant.pass_name}/{variant.file.name}" if variant.file else str(variant)
-
-
 def counted(number: int, what: str) -> str:
     """Return "1 case" or "1,234 cases"."""
     return f"{number:,} {what}{'s' * (number != 1)}"

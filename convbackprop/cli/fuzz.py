@@ -26,7 +26,6 @@ from convbackprop.cli.common import (
     print_json,
     progress,
     say,
-    title,
     variants_of,
 )
 from convbackprop.devices import Device, choice_of_device, get_device, usable_devices
@@ -121,16 +120,16 @@ def _again(arguments: argparse.Namespace, variants: Any, shield: Shielded) -> in
     device, _ = choice_of_device(arguments.device)
     (variant,), problem = variants, ConvProblem.parse(arguments.problem)
     if sentence := variant.refusal(problem, device.kind):
-        raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
+        raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
     if not applies(arguments.law, variant, problem, device):
-        raise InvalidArgument(f"the law {arguments.law!r} says nothing about {title(variant)} on {problem}")
+        raise InvalidArgument(f"the law {arguments.law!r} says nothing about {variant.title} on {problem}")
     case = Lawful(arguments.law, Subject(variant, problem, device, arguments.tunables, arguments.seed))
     shield.doing(case.command())
     faults = case.faults()
     if arguments.json:
         print_json({"device": device.name, "ok": not faults, "sentences": faults})
     else:
-        say(console(), *(faults or [f"{arguments.law} holds for {title(variant)} on {problem}"]))
+        say(console(), *(faults or [f"{arguments.law} holds for {variant.title} on {problem}"]))
     return int(bool(faults))
 
 

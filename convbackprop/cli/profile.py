@@ -22,7 +22,6 @@ from convbackprop.cli.common import (
     print_json,
     progress,
     say,
-    title,
     variants_of,
 )
 from convbackprop.devices.compiler import compiler_version, find_nvcc
@@ -186,7 +185,7 @@ def machine_code(arguments: argparse.Namespace) -> int:
             "configurations": len(wanted),
             "spilling": spilling,
             "refused": [
-                {"variant": title(each.variant), "dtype": each.dtype, "filter": each.filter, "reason": sentence}
+                {"variant": each.variant.title, "dtype": each.dtype, "filter": each.filter, "reason": sentence}
                 for each, sentence in refused.items()
                 if each.architecture == asked[0].architecture
             ],
@@ -198,7 +197,7 @@ def machine_code(arguments: argparse.Namespace) -> int:
         say(out, f"{nvcc}: {release}")
         _print_tables(found, out)
         for sentence in distinct(
-            f"{title(each.variant)} refuses {each.filter}x{each.filter}: {sentence}"
+            f"{each.variant.title} refuses {each.filter}x{each.filter}: {sentence}"
             for each, sentence in refused.items()
         ):
             say(out, sentence)
@@ -213,7 +212,7 @@ def _json(kernel: Kernel) -> dict[str, Any]:
     made = kernel.configuration
     code = kernel.instructions
     return {
-        "variant": title(made.variant),
+        "variant": made.variant.title,
         "kernel": kernel.entry,
         "main": kernel.is_main,
         "dtype": made.dtype,
@@ -306,7 +305,7 @@ def _print_grid(out: Console, shown: Sequence[Kernel], heads: Sequence[str], cel
     for kernel in shown:
         made = kernel.configuration
         cells = cells_of(kernel)
-        heading = title(made.variant)
+        heading = made.variant.title
         if not kernel.is_main:
             heading += f": {kernel.entry}"
         key = (heading, made.dtype, made.architecture, *map(str, cells))

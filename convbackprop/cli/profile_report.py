@@ -16,7 +16,7 @@ from rich.text import Text
 from convbackprop.arguments import known
 from convbackprop.bench.timing import Timing, alternate, stage
 from convbackprop.check import check, inputs
-from convbackprop.cli.common import Shielded, console, is_file, print_json, progress, say, title, variants_of
+from convbackprop.cli.common import Shielded, console, is_file, print_json, progress, say, variants_of
 from convbackprop.devices import Device, get_device, why_not_cuda
 from convbackprop.devices.compiler import Source, cubin, ptx
 from convbackprop.devices.gpus import GPUS, Gpu, gpu, gpu_titled
@@ -147,7 +147,7 @@ def _profile(arguments: argparse.Namespace, variants: Sequence[Variant], problem
     if device is not None:
         reports = [_timed(each, device, wrong) for each in reports]
     notes = [*([note] if note else []), *wrong,
-             *(f"{title(variant)} refuses the problem: {sentence}" for variant, sentence in refused)]  # fmt: skip
+             *(f"{variant.title} refuses the problem: {sentence}" for variant, sentence in refused)]  # fmt: skip
     if arguments.html is not None:
         write_whole(Path(arguments.html), page(reports, notes))
     if arguments.json:
@@ -178,15 +178,15 @@ def _reports(
     with progress() as bar:
         task = bar.add_task("profiling", total=len(variants))
         for variant in variants:
-            bar.update(task, description=title(variant), refresh=True)
+            bar.update(task, description=variant.title, refresh=True)
             if sentence := variant.refusal(problem, "cuda"):
                 refused.append((variant, sentence))
             else:
-                shield.doing(f"{title(variant)} on {problem}")
+                shield.doing(f"{variant.title} on {problem}")
                 found.append(report(variant, problem, chosen, blocks))
             bar.update(task, advance=1, refresh=True)
     if not found:
-        reasons = "; ".join(f"{title(variant)}: {sentence}" for variant, sentence in refused)
+        reasons = "; ".join(f"{variant.title}: {sentence}" for variant, sentence in refused)
         raise UnsupportedProblem(f"nothing computes this problem: {reasons}")
     return found, refused
 
@@ -196,7 +196,7 @@ def _timed(of: Report, device: Device, wrong: list[str]) -> Report:
     given = inputs(of.variant.pass_name, of.problem)
     outcome = check(of.variant, of.problem, device, given=given)
     if not outcome.ok:
-        wrong.append(f"{title(of.variant)} is wrong and gets no time: {outcome.faults[0]}")
+        wrong.append(f"{of.variant.title} is wrong and gets no time: {outcome.faults[0]}")
         return of
     return of.timed(measure(of.variant, of.problem, device, given))
 
@@ -222,7 +222,7 @@ def _emit(arguments: argparse.Namespace, variants: Sequence[Variant], problem: C
     known(architecture, tuple(LIMITS), "--arch")
     (variant,) = variants
     if sentence := variant.refusal(problem, "cuda"):
-        raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
+        raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
     if kind == "cubin" and arguments.output is None and sys.stdout.isatty():
         raise InvalidArgument("a cubin is no text; say with --output where it goes")
     source = Source.of(variant.path, constants_of(variant, problem, "cuda"))
@@ -250,7 +250,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str | Text]], left: Seq
 
 
 def _print_report(of: Report, out: Console, with_source: bool) -> None:
-    name = title(of.variant)
+    name = of.variant.title
     say(out, f"{name} on {of.problem}, {of.gpu} ({of.gpu.architecture})")
     out.print()
     binding = of.bounds.index(of.verdict.binding)
@@ -306,7 +306,7 @@ def _print_overview(reports: Sequence[Report], out: Console) -> None:
     heads += ["measured", "times predicted"] if measured else []
     rows = []
     for each in reports:
-        row = [title(each.variant), each.verdict.binding.limit, duration(each.predicted),
+        row = [each.variant.title, each.verdict.binding.limit, duration(each.predicted),
                percent(each.verdict.share)]  # fmt: skip
         if measured:
             row += [duration(each.measured.median), f"{each.ratio:.2f}"] if each.measured else ["-", "-"]
@@ -320,7 +320,7 @@ def _print_overview(reports: Sequence[Report], out: Console) -> None:
 def _as_json(of: Report, with_source: bool) -> dict[str, Any]:
     """Return a report with numbers in bytes and microseconds."""
     found = {
-        "variant": title(of.variant),
+        "variant": of.variant.title,
         "flops": of.flops,
         "least_bytes": of.least_bytes,
         "own_bytes": of.own_bytes,
@@ -329,7 +329,7 @@ def _as_json(of: Report, with_source: bool) -> dict[str, Any]:
         "limited_by": of.verdict.binding.limit,
         "share": of.verdict.share,
         "advice": of.verdict.advice,
-        "verdict": of.verdict.sentence(title(of.variant), of.gpu),
+        "verdict": of.verdict.sentence(of.variant.title, of.gpu),
         "bounds": [{"limit": bound.limit, "us": bound.seconds * 1e6, "what": bound.why} for bound in of.bounds],
         "launches": [_launch_as_json(launch) for launch in of.launches],
         "remarks": list(of.remarks),

@@ -17,7 +17,6 @@ from convbackprop.cli.common import (
     console,
     is_file,
     say,
-    title,
     variants_of,
 )
 from convbackprop.cli.profile_report import add_problem, problem_of
@@ -64,14 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.repeat < 1:
         raise InvalidArgument(f"--repeat is {arguments.repeat}; it should be at least 1")
     if sentence := variant.refusal(problem):  # before a device is looked for
-        raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
+        raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
     check_memory(problem)
     shield = Shielded()
 
     def command() -> int:
         device, _ = choice_of_device(arguments.device)
         if sentence := variant.refusal(problem, device.kind):
-            raise UnsupportedProblem(f"{title(variant)} does not compute this problem: {sentence}")
+            raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
         rng = np.random.default_rng(0)
         own = {}
         if variant.pass_name != "forward" and problem.saved:  # as good as the forward pass's own, and made at once
@@ -82,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
                 else fill(saved.shape(problem), problem.dtype, "normal", rng)
             )
         given = inputs(variant.pass_name, problem, own=own)
-        shield.doing(f"{title(variant)} on {problem}")
+        shield.doing(f"{variant.title} on {problem}")
         with stage(device, variant.pass_name, problem, given) as place:
             call = place.ours(variant)
             for _ in range(arguments.repeat):
@@ -94,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         times = "once" if arguments.repeat == 1 else f"{arguments.repeat:,} times"
         where = f"launched {times} on {device.name} (blocks x threads: {launches})"
-        say(console(), f"{title(variant)} on {problem}: {where}")
+        say(console(), f"{variant.title} on {problem}: {where}")
         return 0
 
     return shield.run(command) if is_file(arguments.target) else command()

@@ -27,7 +27,6 @@ from convbackprop.cli.common import (
     print_json,
     progress,
     say,
-    title,
     variants_of,
 )
 from convbackprop.devices.checked import checked_device
@@ -109,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     refused = sum(len(work) - len(some) for some in computed.values())
     if not any(computed.values()):
         raise InvalidArgument("nothing is left to run: " + "; ".join(
-            distinct(f"{title(v)} refuses {p}: {v.refusal(p)}" for v in variants for p, _ in work[:1])))  # fmt: skip
+            distinct(f"{v.title} refuses {p}: {v.refusal(p)}" for v in variants for p, _ in work[:1])))  # fmt: skip
     chosen = {
         v: some
         if whole
@@ -140,7 +139,7 @@ def _sanitize_all(
         task = bar.add_task("sanitizing", total=sum(map(len, chosen.values())))
         for variant, some in chosen.items():
             for problem, data in some:
-                shield.doing(f"{title(variant)} on {problem}")
+                shield.doing(f"{variant.title} on {problem}")
                 found.append((variant, sanitize(variant, problem, data, tunables), data))
                 bar.update(task, advance=1, refresh=True)
     return found
@@ -170,7 +169,7 @@ def _print_json(found: Sequence[_Found], refused: int, left_out: int) -> None:
     def as_json(variant: Variant, outcome: Outcome, finding: Finding) -> dict[str, Any]:
         (file, line), (other_file, other_line) = place(finding.lines), place(finding.other_lines)
         return {
-            "variant": title(variant), "problem": str(outcome.problem), "kind": finding.kind,
+            "variant": variant.title, "problem": str(outcome.problem), "kind": finding.kind,
             "tool": tools.get(finding.kind), "sentence": finding.sentence, "kernel": finding.entry, "file": file,
             "line": line, "lines": [[_name(path), number] for path, number in finding.lines],
             "other_file": other_file, "other_line": other_line, "thread": finding.thread, "block": finding.block,
@@ -196,7 +195,7 @@ def _print(found: Sequence[_Found], refused: int, left_out: int) -> None:
         own = [each for each in places if each[0] is variant]
         runs = sum(v is variant for v, _, _ in found)
         verdict = Text(f"{len(own)} found", "red") if own else Text("clean", "green")
-        out.print(Text.assemble((title(variant), "cyan"), f": {counted(runs, 'problem')}, ", verdict))
+        out.print(Text.assemble((variant.title, "cyan"), f": {counted(runs, 'problem')}, ", verdict))
         for _, outcome, finding, problems in own[:_SHOWN]:
             _print_finding(out, outcome, finding, problems)
         if len(own) > _SHOWN:

@@ -136,6 +136,11 @@ class Variant:
     __eq__ = object.__eq__
 
     @property
+    def title(self) -> str:
+        """The variant's name; a file of one's own keeps its ending."""
+        return f"{self.pass_name}/{self.file.name}" if self.file else str(self)
+
+    @property
     def specialised(self) -> bool:
         """Whether it is compiled anew for problems of other sizes."""
         small, large = (ConvProblem.parse(f"1,1,9,9,1,{size},{size},padding=same") for size in (3, 5))

@@ -16,7 +16,7 @@ from convbackprop import check, conv2d, conv2d_kernel_grad
 from convbackprop.bench.layers import DEEPBENCH, WHOLE
 from convbackprop.devices.compiler import Source
 from convbackprop.errors import InvalidArgument
-from convbackprop.ladder import implicit_gemm as gemms, scratch as workspace
+from convbackprop.ladder import implicit_gemm, scratch
 from convbackprop.ladder.registry import choose, of_pass, why_not
 from convbackprop.launch.plan import constants_of, pack_shape, plan
 from convbackprop.problem import ConvProblem
@@ -91,7 +91,7 @@ def test_no_product_with_an_inserted_zero(stride, dilation, taps):
     meets = [sum((phase + 7 - r * dilation) % stride == 0 for r in range(taps)) for phase in range(stride)]
     assert sum(meets) == taps
     depth = GEMM["input_grad"].constants("cpu", problem)["DEPTH"]
-    (slices,) = gemms.slices("input_grad")(problem, {"DEPTH": depth})
+    (slices,) = implicit_gemm.slices("input_grad")(problem, {"DEPTH": depth})
     assert slices == math.ceil(3 * max(meets) / depth)
 
 
@@ -117,17 +117,17 @@ def test_a_dense_layer_is_a_matrix_product():
     assert np.array_equal(y[:, :, 0, 0], x @ w.T)
 
 
-# -- the workspace ---------------------------------------------------------------------------------------------------
+# -- scratch memory -------------------------------------------------------------------------------------------------
 @pytest.fixture
 def limited(monkeypatch):
     """Return a function that sets the limit for plans made anew."""
 
     def limit(text):
         monkeypatch.setenv("CONVBACKPROP_WORKSPACE_LIMIT", text)
-        workspace.limit.cache_clear()
+        scratch.limit.cache_clear()
 
     yield limit
-    workspace.limit.cache_clear()
+    scratch.limit.cache_clear()
 
 
 def test_the_workspace_is_capped(quick, limited):
@@ -146,7 +146,7 @@ def test_the_workspace_is_capped(quick, limited):
 def test_a_limit_that_is_no_number(limited, text):
     limited(text)
     with pytest.raises(InvalidArgument, match=f"CONVBACKPROP_WORKSPACE_LIMIT is '{text}'; it should be a number of"):
-        workspace.limit()
+        scratch.limit()
 
 
 def test_the_limit_is_read_by_a_call():

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from convbackprop import check
-from convbackprop.ladder import tiled as tiles
+from convbackprop.ladder import tiled
 from convbackprop.ladder.registry import of_pass
 from convbackprop.problem import DTYPES, ConvProblem
 
@@ -67,7 +67,7 @@ def test_sizes_beyond_a_limit(device, pass_name, text, data, tunables):
 
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
 def test_more_planes_than_a_grid_has_blocks_along_y(device, pass_name, monkeypatch):
-    monkeypatch.setattr(tiles, "_MAX_GRID_YZ", 7)
+    monkeypatch.setattr(tiled, "_MAX_GRID_YZ", 7)
     problem = ConvProblem.parse("5,4,9,40,4,3,3,padding=1", bias=True)
     fresh = dataclasses.replace(TILED[pass_name])  # plans are kept: this one's has the grid of now
     assert fresh.launches[0].grid(problem, fresh.constants("cpu", problem))[1:] == (7, 3)

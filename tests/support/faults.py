@@ -336,18 +336,16 @@ def _removed_meanwhile(place: Place) -> None:
     place.compiler(f'rm -rf "{place.cache}"\nexec "{place.good}" "$@"')
 
 
-def _disk_full_when_moved(place: Place) -> None:
-    def replace(*names: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _no_space(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    place.patch.setattr(cache.os, "replace", replace)
+
+def _disk_full_when_moved(place: Place) -> None:
+    place.patch.setattr(cache.os, "replace", _no_space)
 
 
 def _disk_full_at_once(place: Place) -> None:
-    def mkdtemp(*arguments: object, **options: object) -> str:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    place.patch.setattr(cache.tempfile, "mkdtemp", mkdtemp)
+    place.patch.setattr(cache.tempfile, "mkdtemp", _no_space)
 
 
 def _read_only(place: Place) -> None:

@@ -24,7 +24,6 @@ import torch.distributed as dist  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from tests.support.children import PATIENCE  # noqa: E402
-from tests.support.ranks import Ranks  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "data_parallel.py"
 GIVEN = ["--device", "cpu", "--dtype", "float64", "--variant", "naive", "--batch", "32", "--warmup", "4", "--no-plot"]
@@ -46,13 +45,6 @@ def alone():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    ranks = Ranks(2, tmp_path_factory.mktemp("two"))
-    yield ranks
-    ranks.close()
 
 
 def settings_of(example, out, *more):

@@ -21,21 +21,6 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from convbackprop import InvalidArgument, InvalidType, RankMissing  # noqa: E402
 from convbackprop.torch import conv2d, halo, nn, spatial  # noqa: E402
 from convbackprop.torch.rows import RowSplit  # noqa: E402
-from tests.support.ranks import Ranks  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    ranks = Ranks(2, tmp_path_factory.mktemp("two"))
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    ranks = Ranks(4, tmp_path_factory.mktemp("four"))
-    yield ranks
-    ranks.close()
 
 
 # -- which rank computes which rows ----------------------------------------------------------------------------------
