@@ -35,11 +35,11 @@ struct TapTile {
         const int t = min(tap(column), taps - 1);
         return tap_offset(shape, t / shape.S / shape.R, t / shape.S % shape.R, t % shape.S);
     }
-    // Where among all taps of all filters the result lies, or -1; the K biases are the last ones.
+    // Which results exist, and where they lie among all taps of all filters; the K biases are the last ones.
     __device__ __forceinline__ bool has_row(int row) const { return first_m + row < filters; }
+    __device__ __forceinline__ bool has_result(int row, int column) const { return has_row(row) && tap(column) < taps; }
     __device__ __forceinline__ Index result_at(int row, int column) const {
-        const int t = tap(column);
-        return has_row(row) && t < taps ? Index(group * filters + first_m + row) * taps + t : Index(-1);
+        return Index(group * filters + first_m + row) * taps + tap(column);
     }
     __device__ __forceinline__ Index bias_at(int row) const {
         return shape.w_size() + group * filters + first_m + row;

@@ -82,13 +82,13 @@ struct InputReader : PlaneReader {
 template <int PIXELS>
 struct GradElements {
     Loaded<PIXELS> dy, y;
-    MaskByte mask[PIXELS];  // the byte with the bit of each pixel
-    int bit[PIXELS];
+    MaskByte mask;  // from bit `bit` on those of the pixels: they share a byte
+    int bit;
 
     __device__ __forceinline__ Acc value(int i) const {
         const Acc g = dy.value(i);
         if constexpr (ACTIVATION == IDENTITY) return g;
-        if constexpr (SAVED_MASK) return mask[i] >> bit[i] & 1 ? g : Acc(0);
+        if constexpr (SAVED_MASK) return mask >> (bit + i) & 1 ? g : Acc(0);
         return times_derivative(g, y.value(i));
     }
 };
@@ -96,14 +96,14 @@ struct GradElements {
 struct GradReader {
     template <int PIXELS>
     using Elements = GradElements<PIXELS>;
-    const int Q, mask_bytes, mask_pitch;  // bytes of a row of the mask, and from an image's to the next
+    const int mask_bytes, mask_pitch;  // bytes of a row of the mask, and from an image's to the next
     PlaneReader dy, y;
     const MaskByte* const mask;
     Address mask_corner, mask_row;
     int mask_col;
 
     __device__ __forceinline__ GradReader(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int group)
-        : Q(shape.Q), mask_bytes(mask_row_bytes(shape)), mask_pitch(shape.K * shape.P * mask_bytes),
+        : mask_bytes(mask_row_bytes(shape)), mask_pitch(shape.K * shape.P * mask_bytes),
           dy(dy, shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
           y(reinterpret_cast<const Scalar*>(saved), shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
           mask(reinterpret_cast<const MaskByte*>(saved) + Index(group) * shape.group_filters() * shape.P * mask_bytes) {}
@@ -129,18 +129,12 @@ struct GradReader {
         GradElements<PIXELS> found;
         found.dy = dy.read<PIXELS>(exists);
         if constexpr (ACTIVATION == IDENTITY) return found;
-        if constexpr (!SAVED_MASK) {
+        if constexpr (SAVED_MASK) {
+            const MaskByte* const byte = reinterpret_cast<const MaskByte*>(mask_row) + mask_col / 8;
+            found.mask = exists && dy.inside ? __ldg(byte) : MaskByte(0);
+            found.bit = mask_col % 8;
+        } else
             found.y = y.read<PIXELS>(exists);
-            return found;
-        }
-        Address row = mask_row;
-        int q = mask_col;
-#pragma unroll
-        for (int i = 0; i < PIXELS; ++i) {
-            found.mask[i] = exists && dy.inside ? __ldg(reinterpret_cast<const MaskByte*>(row) + q / 8) : MaskByte(0);
-            found.bit[i] = q % 8;
-            if (++q == Q) q = 0, row += mask_bytes;  // the pixel beside it
-        }
         return found;
     }
 };

@@ -124,17 +124,18 @@ def _pointwise(p: ConvProblem) -> bool:
     return p.R == p.S == 1 and unit_stride(p) is None and not any(map(sum, p.padding))
 
 
-def _pixels_at_once(p: ConvProblem, plane: int, alignment: int) -> int:
-    """Return how many pixels a thread reads at once: 16 bytes of accumulators, if all lie in one plane."""
+def _pixels_at_once(p: ConvProblem, multiple: int, alignment: int) -> int:
+    """Return how many pixels a thread reads at once: 16 bytes of accumulators, if these divide `multiple`."""
     most = WIDEST // p.accumulator_bytes
-    return most if plane % most == 0 and alignment >= most * DTYPES[p.dtype] else 1
+    return most if multiple % most == 0 and alignment >= most * DTYPES[p.dtype] else 1
 
 
 def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
     """Return the rule for what follows from the tunables.
 
     RESIDENT is how many blocks a multiprocessor should hold: of kernel_grad fewer, for two matrices are staged element
-    by element, which wait in registers.
+    by element, which wait in registers. X_PIXELS and G_PIXELS, those that a thread reads at once, lie in one plane; if
+    g comes with a bit mask, in one byte of it.
     """
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
@@ -145,7 +146,7 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             widths["X_PIXELS"] = _pixels_at_once(p, p.H * p.W, alignment.x) if _pointwise(p) else 1
         if pass_name != "forward":
             side_by_side = _pointwise(p) or pass_name == "kernel_grad"
-            widths["G_PIXELS"] = _pixels_at_once(p, p.P * p.Q, alignment.y) if side_by_side else 1
+            widths["G_PIXELS"] = _pixels_at_once(p, p.Q if p.mask else p.P * p.Q, alignment.y) if side_by_side else 1
         return {
             "THREADS": threads,
             "RESIDENT": max(1, resident // threads),

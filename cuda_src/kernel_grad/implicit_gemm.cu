@@ -95,8 +95,8 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     for (int i = 0; i < Product::ROWS; ++i)
 #pragma unroll
         for (int j = 0; j < Product::COLS; ++j) {
-            const Index at = tile.result_at(product.row(i), product.col(j));
-            if (at >= 0) split[at] = product.sums[i][j];
+            const int m = product.row(i), column = product.col(j);
+            if (tile.has_result(m, column)) split[tile.result_at(m, column)] = product.sums[i][j];
         }
     if (bias.wanted && tile.has_row(threadIdx.x)) split[tile.bias_at(threadIdx.x)] = bias.sum.value();
 }

@@ -77,8 +77,8 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     Acc* const split = partial + blockIdx.y * (shape.w_size() + shape.K);
     unroll<REG_M>([&](auto i) INLINED {
         unroll<REG_N>([&](auto j) INLINED {
-            const Index at = tile.result_at(product.row(i), product.col(j));
-            if (at >= 0) split[at] = total(product.sums[i][j]);
+            const int m = product.row(i), column = product.col(j);
+            if (tile.has_result(m, column)) split[tile.result_at(m, column)] = total(product.sums[i][j]);
         });
     });
     if (bias.wanted && tile.has_row(threadIdx.x)) split[tile.bias_at(threadIdx.x)] = bias.sum.value();
