@@ -11,7 +11,9 @@ struct Phase {
         : shape(shape), grid{shape.N, shape.P, shape.Q}, down(shape.R), across(shape.S),
           depth(shape.group_channels() * shape.R * shape.S) {}
     static __device__ __forceinline__ int rows(const Conv2dShape& shape) { return shape.group_filters(); }
-    __device__ __forceinline__ Offset offset(const Tap& tap) const { return tap_offset(shape, tap.plane, tap.i, tap.j); }
+    __device__ __forceinline__ Offset offset(const Tap& tap) const {
+        return tap_offset(shape, tap.plane, tap.i, tap.j);
+    }
     __device__ __forceinline__ Index weight(int group, int m, const Tap& tap) const {
         return shape.w_at(group * shape.group_filters() + m, tap.plane, tap.i, tap.j);
     }

@@ -1,7 +1,7 @@
 // Reads the window of one pixel at a time, zeros in its padding, in the planes of a group in x or in g.
 //
 //     reader.move_to(pixel)      once a pixel
-//     reader.go_to(offset)       once an offset in its window; or skip_planes(count), to the same place in another plane
+//     reader.go_to(offset)       once an offset in its window; or skip_planes(count), there in another plane
 //     reader.read<PIXELS>()      there and at the pixels beside it: all of them lie inside, or none
 //
 // What is read is made a number late, by value(i): until then nobody waits for it.
@@ -106,7 +106,8 @@ struct GradReader {
         : mask_bytes(mask_row_bytes(shape)), mask_pitch(shape.K * shape.P * mask_bytes),
           dy(dy, shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
           y(reinterpret_cast<const Scalar*>(saved), shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
-          mask(reinterpret_cast<const MaskByte*>(saved) + Index(group) * shape.group_filters() * shape.P * mask_bytes) {}
+          mask(reinterpret_cast<const MaskByte*>(saved) +
+               Index(group) * shape.group_filters() * shape.P * mask_bytes) {}
 
     __device__ __forceinline__ void move_to(const Pixel& pixel) {
         dy.set_corner(pixel.n, pixel.p, pixel.q);

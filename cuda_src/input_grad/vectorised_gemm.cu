@@ -1,8 +1,8 @@
 // dx[n,c,h,w_] = sum_{k,r,s} g[n,k,p,q] * w[k,c,r,s]   over all (p,q) that read x[n,c,h,w_] through tap (r,s),
 //                with g = dy * phi'(s)
 //
-// The matrix product of implicit_gemm with a CPU's vectors: one block computes TILE_M channels at TILE_N input pixels of
-// a phase, and a thread keeps REG_M x REG_N vectors of sums in registers, LANES neighbouring pixels each. g is formed
+// The matrix product of implicit_gemm with a CPU's vectors: one block computes TILE_M channels at TILE_N input pixels
+// of a phase, and a thread keeps REG_M x REG_N vectors of sums in registers, LANES neighbouring pixels each. g is formed
 // as it is staged, once for a tile of channels. What limits it: the CPU's multiply-adds, if the tiles are full; with
 // few filters, staging.
 #include "cpu/filter_product.cuh"

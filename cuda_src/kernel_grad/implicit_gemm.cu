@@ -2,10 +2,13 @@
 // db[k]       = sum_{n,p,q} g[n,k,p,q]                                         with g = dy * phi'(s)
 //
 // One block computes TILE_M filters at TILE_N taps (c,r,s), as a product of two matrices: g, and the windows of x that
-// the pixels see, a row each, which is looked up as it is staged and never stored. db is summed up
-// from the slices of g as they pass by. The results are few and the sums long: so the pixels are split among blocks, whose
-// partial sums kernel_grad_total adds up in a fixed order. The rungs below read all of x anew for each filter; here
-// what is read serves a tile of filters and taps.
+// the pixels see, a row each, which is looked up as it is staged and never stored. db is summed up from the slices of g
+// as they pass by. The results are few and the sums long: so the pixels are split among blocks, whose partial sums
+// kernel_grad_total adds up in a fixed order. The rungs below read all of x anew for each filter; here what is read
+// serves a tile of filters and taps.
+//
+// What limits it: staging, element by element. On an H200, 64 channels to 128 of 3x3 at 112 x 112 reached 29 of 65
+// TFLOP/s; images of 14 x 14 and less, with a few dozen blocks, took 3 to 12 times as long as torch.
 #include "kernel_grad_total.cuh"
 #include "matrix_product.cuh"
 #include "tap_tiles.cuh"

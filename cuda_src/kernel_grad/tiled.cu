@@ -15,7 +15,8 @@
 // number. Of g_tile all taps of a part read the same number, and its odd pitch keeps parts apart.
 //
 // What limits it: two reads of shared memory for every multiply-add; and every pair (k,c) stages its two planes
-// again, K/groups times the inputs and C/groups times the outputs.
+// again, K/groups times the inputs and C/groups times the outputs. On an H200, 5x5 at 4096 x 4096 took 7 times as long
+// as a copy.
 #include "activation.cuh"
 #include "conv2d.cuh"
 #include "kernel_grad_total.cuh"

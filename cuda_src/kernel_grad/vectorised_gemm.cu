@@ -1,9 +1,9 @@
 // dw[k,c,r,s] = sum_{n,p,q} g[n,k,p,q] * x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation]
 // db[k]       = sum_{n,p,q} g[n,k,p,q]                                         with g = dy * phi'(s)
 //
-// The matrix product of implicit_gemm with a CPU's vectors: one block computes TILE_M filters at TILE_N taps (c,r,s) for
-// a part of the pixels; kernel_grad_total adds up the parts in a fixed order. A step of the sum is a vector of LANES
-// pixels, as they lie in memory, so that both matrices are staged as they are read. What limits it: the CPU's
+// The matrix product of implicit_gemm with a CPU's vectors: one block computes TILE_M filters at TILE_N taps (c,r,s)
+// for a part of the pixels; kernel_grad_total adds up the parts in a fixed order. A step of the sum is a vector of
+// LANES pixels, as they lie in memory, so that both matrices are staged as they are read. What limits it: the CPU's
 // multiply-adds, if the tiles are full.
 #include "cpu/gather.cuh"
 #include "cpu/lane_product.cuh"
