@@ -4,20 +4,7 @@
 // length and its vectors are aligned, so that each of them lies inside the row or outside as a whole.
 #pragma once
 #include "activation.cuh"
-
-// N elements, one load or store.
-template <int N>
-struct alignas(N * sizeof(Scalar)) Vector {
-    Scalar elements[N];
-};
-
-template <int N>
-__device__ __forceinline__ void store_vector(Scalar* to, const Acc* values) {
-    Vector<N> vector;
-#pragma unroll
-    for (int i = 0; i < N; ++i) vector.elements[i] = from_acc(values[i]);
-    *reinterpret_cast<Vector<N>*>(to) = vector;
-}
+#include "vector.cuh"
 
 // WIDTH columns on their way from memory. Asked for early and taken late, they cost no waiting.
 template <int WIDTH, int VECTOR>

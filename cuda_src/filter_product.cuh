@@ -3,6 +3,7 @@
 #pragma once
 #include "packed_filter.cuh"
 #include "slices.cuh"
+#include "vector.cuh"
 #include "window_reader.cuh"
 
 // Brings a slice of a tile of the packed filter, 16 bytes at a time.
@@ -13,8 +14,8 @@ struct FilterLoader {
     const AccVector* from;  // this thread's part of the next slice
     AccVector own[OWN];
 
-    __device__ __forceinline__ FilterLoader(const PackedFilter& packed, const Tile& tile)
-        : from(reinterpret_cast<const AccVector*>(packed.rows_of(tile)) + threadIdx.x) {}
+    __device__ __forceinline__ explicit FilterLoader(const Acc* rows)
+        : from(reinterpret_cast<const AccVector*>(rows) + threadIdx.x) {}
     __device__ __forceinline__ void fetch() {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) own[i] = from[i * THREADS];
@@ -36,12 +37,12 @@ struct WindowLoader {
     const int first_step = threadIdx.x / ACROSS, first_pixel = threadIdx.x % ACROSS * PIXELS;
     Reader reader;
     const int4* offsets;  // this thread's first one in the next slice; an Offset is one load
-    typename Reader::template Elements<PIXELS> own[OWN];
+    decltype(reader.template read<PIXELS>()) own[OWN];
 
-    __device__ __forceinline__ WindowLoader(const PackedFilter& packed, const Tile& tile, const PixelGrid& grid,
-                                            const Reader& reader)
-        : reader(reader), offsets(reinterpret_cast<const int4*>(packed.offsets_of(tile)) + first_step) {
-        this->reader.move_to(Pixel(tile.first_pixel + first_pixel, grid));
+    __device__ __forceinline__ WindowLoader(const Offset* offsets, const Reader& reader, const PixelGrid& grid,
+                                            int tile_pixel)
+        : reader(reader), offsets(reinterpret_cast<const int4*>(offsets) + first_step) {
+        this->reader.move_to(Pixel(tile_pixel + first_pixel, grid));
     }
     __device__ __forceinline__ void fetch() {
 #pragma unroll
@@ -91,15 +92,15 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
             const int m = tile.first_m + product.row(i);
             if (m >= results.rows) continue;
             Scalar* const row = out + m * results.row_pitch;
-            AccVector values;
+            Acc values[VECTOR];
 #pragma unroll
-            for (int e = 0; e < VECTOR; ++e) values.elements[e] = results.result(m, product.sums[i][j + e]);
-            if (adjacent && is_aligned(row + at[0]))
-                store_vector(row + at[0], values);
+            for (int e = 0; e < VECTOR; ++e) values[e] = results.result(m, product.sums[i][j + e]);
+            if (adjacent && reinterpret_cast<size_t>(row + at[0]) % sizeof(Vector<VECTOR>) == 0)
+                store_vector<VECTOR>(row + at[0], values);
             else
 #pragma unroll
                 for (int e = 0; e < VECTOR; ++e)
-                    if (at[e] >= 0) row[at[e]] = from_acc(values.elements[e]);
+                    if (at[e] >= 0) row[at[e]] = from_acc(values[e]);
         }
     }
 }

@@ -10,6 +10,7 @@ struct Phase {
     __device__ __forceinline__ explicit Phase(const Conv2dShape& shape, int = 0)
         : shape(shape), grid{shape.N, shape.P, shape.Q}, down(shape.R), across(shape.S),
           depth(shape.group_channels() * shape.R * shape.S) {}
+    static __device__ __forceinline__ int count(const Conv2dShape&) { return 1; }
     static __device__ __forceinline__ int rows(const Conv2dShape& shape) { return shape.group_filters(); }
     __device__ __forceinline__ Offset offset(const Tap& tap) const {
         return tap_offset(shape, tap.plane, tap.i, tap.j);
@@ -19,11 +20,7 @@ struct Phase {
     }
 };
 
-__device__ __forceinline__ PackedFilter filter_in(Acc* scratch, const Conv2dShape& shape, int slices) {
-    return PackedFilter(scratch, 1, shape.groups, Phase::rows(shape), slices);
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_filter<Phase>(filter_in(scratch, shape, slices), w, shape);
+    pack_filter<Phase>(w, scratch, shape, slices);
 }

@@ -32,9 +32,6 @@ struct PhaseTaps {
     __device__ __forceinline__ int output(int r) const { return (position - r * dilation) / stride; }
 };
 
-// Beyond the image's columns no phase has a pixel.
-__device__ __forceinline__ int phases_across(const Conv2dShape& shape) { return min(shape.stride_w, shape.W); }
-
 struct Phase {
     const Conv2dShape& shape;
     int first_h, first_w;  // its first pixel
@@ -43,11 +40,16 @@ struct Phase {
     int down, across, depth;
 
     __device__ __forceinline__ Phase(const Conv2dShape& shape, int number)
-        : shape(shape), first_h(number / phases_across(shape)), first_w(number % phases_across(shape)),
+        : shape(shape), first_h(number / count_across(shape)), first_w(number % count_across(shape)),
           rows_met(first_h, shape.pad_top, shape.stride_h, shape.dilation_h, shape.R),
           cols_met(first_w, shape.pad_left, shape.stride_w, shape.dilation_w, shape.S),
           grid{shape.N, (shape.H - first_h - 1) / shape.stride_h + 1, (shape.W - first_w - 1) / shape.stride_w + 1},
           down(rows_met.count), across(cols_met.count), depth(shape.group_filters() * down * across) {}
+    // Beyond the image's rows and columns no phase has a pixel.
+    static __device__ __forceinline__ int count_across(const Conv2dShape& shape) { return min(shape.stride_w, shape.W); }
+    static __device__ __forceinline__ int count(const Conv2dShape& shape) {
+        return min(shape.stride_h, shape.H) * count_across(shape);
+    }
     static __device__ __forceinline__ int rows(const Conv2dShape& shape) { return shape.group_channels(); }
     __device__ __forceinline__ Offset offset(const Tap& tap) const {
         const int row = rows_met.output(rows_met.tap(tap.i)), col = cols_met.output(cols_met.tap(tap.j));
@@ -62,12 +64,7 @@ struct Phase {
     }
 };
 
-__device__ __forceinline__ PackedFilter filter_in(Acc* scratch, const Conv2dShape& shape, int slices) {
-    const int phases = min(shape.stride_h, shape.H) * phases_across(shape);
-    return PackedFilter(scratch, phases, shape.groups, Phase::rows(shape), slices);
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_filter<Phase>(filter_in(scratch, shape, slices), w, shape);
+    pack_filter<Phase>(w, scratch, shape, slices);
 }

@@ -4,7 +4,8 @@
 // A launch of its own packs it into scratch memory, once a call: there the TILE_M rows of a tile are side by side, as a
 // block wants them in shared memory, where in w they lie a whole filter apart; and it ends with zeros where tiles and
 // slices of DEPTH steps end. Before it stands a table of the steps' offsets in a window, so that the product does no
-// index arithmetic. A phase is a set of pixels that meet the same taps; each .cu file's Phase says which.
+// index arithmetic. A Phase is a set of pixels that meet the same taps: so many rows and columns of them (down, across)
+// in each plane, which are the steps of the sum (depth).
 #pragma once
 #include "windows.cuh"
 
@@ -14,14 +15,15 @@ struct Tile {
     int group, phase, first_m, first_pixel;
 };
 
+template <class Phase>
 struct PackedFilter {
     int phases, groups, tiles, slices;  // tiles of a group, slices of the longest phase
     Offset* offsets;                    // [phase][slices * DEPTH]
     Acc* rows;                          // [phase][group][tile][slices * DEPTH][TILE_M]
 
-    __device__ __forceinline__ PackedFilter(Acc* scratch, int phases, int groups, int group_rows, int slices)
-        : phases(phases), groups(groups), tiles((group_rows + TILE_M - 1) / TILE_M), slices(slices),
-          offsets(reinterpret_cast<Offset*>(scratch)),
+    __device__ __forceinline__ PackedFilter(Acc* scratch, const Conv2dShape& shape, int slices)
+        : phases(Phase::count(shape)), groups(shape.groups), tiles((Phase::rows(shape) + TILE_M - 1) / TILE_M),
+          slices(slices), offsets(reinterpret_cast<Offset*>(scratch)),
           rows(reinterpret_cast<Acc*>(offsets + Index(phases) * slices * DEPTH)) {}
 
     // Consecutive blocks share their pixels, of which no phase has more than so many.
@@ -63,22 +65,23 @@ struct Tap {
     }
 };
 
-// A thread packs one row of one slice. A Phase has so many rows and columns of taps (down, across) and steps (depth).
+// A thread packs one row of one slice.
 template <class Phase>
-__device__ __forceinline__ void pack_filter(const PackedFilter& packed, const Scalar* w, const Conv2dShape& shape) {
+__device__ __forceinline__ void pack_filter(const Scalar* w, Acc* scratch, const Conv2dShape& shape, int slices) {
+    const PackedFilter<Phase> packed(scratch, shape, slices);
     // Where am I: row m of a tile, consecutive in threadIdx.x.
     const Index slice_number = (Index(blockIdx.x) * THREADS + threadIdx.x) / TILE_M;
     const int m = (blockIdx.x * THREADS + threadIdx.x) % TILE_M;
-    const int slice = slice_number % packed.slices;
-    const int tile = slice_number / packed.slices % packed.tiles;
-    const int group = slice_number / packed.slices / packed.tiles % packed.groups;
-    const int number = slice_number / packed.slices / packed.tiles / packed.groups;
+    const int slice = slice_number % slices;
+    const int tile = slice_number / slices % packed.tiles;
+    const int group = slice_number / slices / packed.tiles % packed.groups;
+    const int number = slice_number / slices / packed.tiles / packed.groups;
     if (number >= packed.phases) return;
 
     const Phase phase(shape, number);
     const bool exists = tile * TILE_M + m < Phase::rows(shape), tells_offsets = group == 0 && tile == 0 && m == 0;
     Acc* const row = packed.rows + slice_number * DEPTH * TILE_M + m;
-    Offset* const offsets = packed.offsets + (Index(number) * packed.slices + slice) * DEPTH;
+    Offset* const offsets = packed.offsets + (Index(number) * slices + slice) * DEPTH;
     Tap tap(slice, max(phase.down, 1), max(phase.across, 1));
     for (int d = 0; d < DEPTH; ++d) {
         const bool inside = slice * DEPTH + d < phase.depth;

@@ -5,9 +5,14 @@
 // again: no term passes through more than RUN_STEPS additions and one for each run, where one long sum would lose
 // digits.
 #pragma once
-#include "vector.cuh"
+#include "scalar.cuh"
 
 static_assert(RUN_STEPS % DEPTH == 0, "a run is made of whole slices");
+
+constexpr int VECTOR = 16 / sizeof(Acc);  // numbers in shared memory that are moved at once
+struct alignas(16) AccVector {
+    Acc elements[VECTOR];
+};
 
 extern __shared__ __align__(16) unsigned char shared[];
 
@@ -24,58 +29,38 @@ struct NoRowSums {
     __device__ __forceinline__ void add(const Slice&) {}
 };
 
-// The totals of a thread's sums in shared memory, vectors that lie THREADS apart.
-struct Totals {
-    AccVector* const first;
-
-    template <int ROWS, int COLS>
-    __device__ __forceinline__ void clear(const Acc (&)[ROWS][COLS]) {
+// Ends a run: its sums are added to the totals, which lie THREADS vectors apart. After the last run, these are the sums.
+template <int ROWS, int COLS>
+__device__ __forceinline__ void end_run(Acc (&sums)[ROWS][COLS], AccVector* totals, bool is_first, bool is_last) {
 #pragma unroll
-        for (int i = 0; i < ROWS * COLS / VECTOR; ++i) first[i * THREADS] = AccVector{};
-    }
-    // Adds sums, which start again.
-    template <int ROWS, int COLS>
-    __device__ __forceinline__ void add(Acc (&sums)[ROWS][COLS]) {
+    for (int i = 0; i < ROWS * COLS; i += VECTOR, totals += THREADS) {
+        AccVector total = is_first ? AccVector{} : *totals;
 #pragma unroll
-        for (int i = 0; i < ROWS * COLS / VECTOR; ++i) {
-            AccVector total = first[i * THREADS];
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) {
-                Acc& sum = sums[i * VECTOR / COLS][i * VECTOR % COLS + e];
-                total.elements[e] += sum;
-                sum = 0;
-            }
-            first[i * THREADS] = total;
+        for (int e = 0; e < VECTOR; ++e) {
+            Acc& sum = sums[i / COLS][i % COLS + e];
+            total.elements[e] += sum;
+            sum = is_last ? total.elements[e] : Acc(0);
         }
+        if (!is_last) *totals = total;
     }
-    template <int ROWS, int COLS>
-    __device__ __forceinline__ void move_to(Acc (&sums)[ROWS][COLS]) const {
-#pragma unroll
-        for (int i = 0; i < ROWS * COLS / VECTOR; ++i) {
-            const AccVector total = first[i * THREADS];
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) sums[i * VECTOR / COLS][i * VECTOR % COLS + e] = total.elements[e];
-        }
-    }
-};
+}
 
 // Adds up so many slices, the next of those that the loaders bring. RowSums sees each of them, too.
 template <class Product, class LoaderA, class LoaderB, class RowSums>
 __device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB& b, RowSums& row_sums, int count) {
     constexpr int RUN_SLICES = RUN_STEPS / DEPTH;
     typename Product::Slice* const slices = reinterpret_cast<typename Product::Slice*>(shared);
-    Totals totals = {reinterpret_cast<AccVector*>(slices + 2) + threadIdx.x};
-    const bool has_totals = count > RUN_SLICES;
+    AccVector* const totals = reinterpret_cast<AccVector*>(slices + 2) + threadIdx.x;
 
     if (count <= 0) return;
-    if (has_totals) totals.clear(product.sums);
     a.fetch();
     b.fetch();
     a.put(slices[0].a);
     b.put(slices[0].b);
     __syncthreads();  // the first slice is there
     for (int slice = 0; slice < count;) {
-        for (const int run_end = min(slice + RUN_SLICES, count); slice < run_end; ++slice) {
+        const int run_end = min(slice + RUN_SLICES, count), is_first = slice == 0;
+        for (; slice < run_end; ++slice) {
             const bool is_last = slice + 1 == count;
             if (!is_last) {
                 a.fetch();
@@ -90,7 +75,6 @@ __device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB
             }
             __syncthreads();  // the next slice is there, and nobody reads this one any more
         }
-        if (has_totals) totals.add(product.sums);
+        if (count > RUN_SLICES) end_run(product.sums, totals, is_first, run_end == count);
     }
-    if (has_totals) totals.move_to(product.sums);
 }

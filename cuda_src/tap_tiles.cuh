@@ -3,8 +3,8 @@
 #include "windows.cuh"
 
 // What a block computes: filters first_m on of a group (consecutive blocks share their windows) at a tile of taps, from
-// `slices` slices of DEPTH pixels. What lies beyond the last filter or tap is not written: instead of it, the last one
-// is read.
+// `slices` slices of DEPTH pixels. What lies beyond the last filter or tap has the offset of the last one, and is not
+// written.
 struct TapTile {
     const Conv2dShape& shape;
     const PixelGrid grid;

@@ -4,10 +4,11 @@
 //     reader.go_to(offset)       once an offset in its window; or skip_planes(count), there in another plane
 //     reader.read<PIXELS>()      there and at the pixels beside it: all of them lie inside, or none
 //
-// What is read is made a number late, by value(i): until then nobody waits for it.
+// What is read becomes numbers late, by value(i): until then nobody waits for it.
 #pragma once
+#include <type_traits>
+
 #include "activation.cuh"
-#include "vector.cuh"
 #include "windows.cuh"
 
 struct Pixel {
@@ -29,23 +30,33 @@ struct Pixel {
     }
 };
 
+// One element, or the PIXELS that are 16 bytes of accumulators, as they come from memory.
+template <int PIXELS>
+struct Elements {
+    using Word = std::conditional_t<PIXELS == 1, Scalar, std::conditional_t<sizeof(Scalar) == 8, double2,
+                 std::conditional_t<sizeof(Scalar) == 4, float4, uint2>>>;
+    static_assert(sizeof(Word) == PIXELS * sizeof(Scalar), "a word is one load");
+    Word word;
+
+    __device__ __forceinline__ Acc value(int i) const { return to_acc(reinterpret_cast<const Scalar*>(&word)[i]); }
+};
+
 // A global address as a number. Of a pointer, nvcc forms each load's address anew from all its parts.
 using Address = unsigned long long;
 
-// N images of rows x cols planes, of which those from first_plane on are meant.
+// Of N images of rows x cols planes those from first_plane on.
 struct PlaneReader {
     const Scalar* const planes;  // of image 0
     const int N, rows, cols, image_pitch;
-    Address corner, from;
+    Address corner, here;
     int row, col;  // of the corner
-    bool inside;
+    bool inside;   // not in the padding; beyond the last image everything is
 
     __device__ __forceinline__ PlaneReader(const Scalar* images, int N, int all_planes, int first_plane, int rows,
                                            int cols)
         : planes(images + Index(first_plane) * rows * cols), N(N), rows(rows), cols(cols),
           image_pitch(all_planes * rows * cols) {}
 
-    // A corner may lie in the padding. Beyond the last image everything is padding.
     __device__ __forceinline__ void set_corner(int n, int corner_row, int corner_col) {
         row = n < N ? corner_row : NOWHERE;
         col = corner_col;
@@ -53,21 +64,20 @@ struct PlaneReader {
     }
     __device__ __forceinline__ void go_to(const Offset& offset) {
         inside = unsigned(row + offset.row) < unsigned(rows) && unsigned(col + offset.col) < unsigned(cols);
-        from = corner + offset.elements * Index(sizeof(Scalar));
+        here = corner + offset.elements * Index(sizeof(Scalar));
     }
     __device__ __forceinline__ void skip_planes(int count) {
-        from += count * int(sizeof(Scalar)) * Index(rows * cols);
+        here += count * int(sizeof(Scalar)) * Index(rows * cols);
     }
     template <int PIXELS>
-    __device__ __forceinline__ Loaded<PIXELS> read(bool exists = true) const {
-        return load<PIXELS>(reinterpret_cast<const Scalar*>(from), exists && inside);
+    __device__ __forceinline__ Elements<PIXELS> read(bool exists = true) const {
+        using Word = typename Elements<PIXELS>::Word;
+        return {exists && inside ? __ldg(reinterpret_cast<const Word*>(here)) : Word{}};
     }
 };
 
 // x, where a pixel of y has its window.
 struct InputReader : PlaneReader {
-    template <int PIXELS>
-    using Elements = Loaded<PIXELS>;
     const Conv2dShape& shape;
 
     __device__ __forceinline__ InputReader(const Scalar* x, const Conv2dShape& shape, int group)
@@ -77,13 +87,13 @@ struct InputReader : PlaneReader {
     }
 };
 
-// g = dy * phi'(s), formed from dy and from what the forward pass saved: y, or its bit mask. The corner is the pixel
-// itself.
+// g = dy * phi'(s), formed from dy and from what the forward pass saved: y, or its bit mask, of which the pixels that
+// are read at once share a byte. The corner is the pixel itself.
 template <int PIXELS>
 struct GradElements {
-    Loaded<PIXELS> dy, y;
-    MaskByte mask;  // from bit `bit` on those of the pixels: they share a byte
-    int bit;
+    Elements<PIXELS> dy, y;
+    MaskByte mask;
+    int bit;  // of the first pixel
 
     __device__ __forceinline__ Acc value(int i) const {
         const Acc g = dy.value(i);
@@ -94,8 +104,6 @@ struct GradElements {
 };
 
 struct GradReader {
-    template <int PIXELS>
-    using Elements = GradElements<PIXELS>;
     const int mask_bytes, mask_pitch;  // bytes of a row of the mask, and from an image's to the next
     PlaneReader dy, y;
     const MaskByte* const mask;

@@ -16,8 +16,7 @@ struct FilterLoader {
     const Quad* from;  // this thread's part of the next slice
     Quad own[OWN];
 
-    __forceinline__ FilterLoader(const PackedFilter& packed, const Tile& tile)
-        : from(reinterpret_cast<const Quad*>(packed.rows_of(tile)) + threadIdx.x) {}
+    __forceinline__ explicit FilterLoader(const Acc* rows) : from(reinterpret_cast<const Quad*>(rows) + threadIdx.x) {}
     __forceinline__ void fetch() {
         for (int i = 0; i < OWN; ++i) own[i] = from[i * THREADS];
         from += QUADS;
@@ -39,10 +38,9 @@ struct WindowLoader {
     const Offset* offsets;  // this thread's first one in the next slice
     Lane own[OWN];
 
-    __forceinline__ WindowLoader(const PackedFilter& packed, const Tile& tile, const PixelGrid& grid,
-                                 const Source& source_)
-        : source(source_), offsets(packed.offsets_of(tile) + first_step) {
-        source.move_to(Pixels(tile.first_pixel + column * LANES, grid));
+    __forceinline__ WindowLoader(const Offset* offsets, const Source& source, const PixelGrid& grid, int tile_pixel)
+        : source(source), offsets(offsets + first_step) {
+        this->source.move_to(Pixels(tile_pixel + column * LANES, grid));
     }
     __forceinline__ void fetch() {
         Offset offset;

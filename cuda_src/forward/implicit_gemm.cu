@@ -2,17 +2,19 @@
 //
 // One block computes TILE_M filters at TILE_N output pixels, as a product of two matrices: the filters, and the
 // windows of x that the pixels see, a column each. That matrix would be R*S times as large as x and is never stored:
-// its elements are looked up as slices of it are brought to shared memory. The rungs below read all channels anew for
-// each filter; here what is read serves a tile of filters, and in a thread's registers each number serves REG_M or
-// REG_N multiply-adds.
+// its elements are looked up as slices of it are brought to shared memory (slices.cuh). The rungs below read all
+// channels anew for each filter; here what is read serves a tile of filters, and in a thread's registers each number
+// serves REG_M or REG_N multiply-adds (matrix_product.cuh).
 //
-// What limits it: the multiply-adds, and what else a thread does to stage and to read a slice. On an H200, 64 channels
-// to 128 of 3x3 at 112 x 112 reached 39 of 65 TFLOP/s; images of 14 x 14 and less leave most multiprocessors idle.
+// What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,499 us, 39 of the 65 TFLOP/s that
+// multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
+// memory. Small images have too few tiles for all multiprocessors.
 #include "filter_product.cuh"
 #include "forward_phase.cuh"
 #include "matrix_product.cuh"
 #include "pack_mask.cuh"
 
+// For write_product.
 struct Outputs {
     const Conv2dShape& shape;
     const Scalar* b;
@@ -30,12 +32,14 @@ struct Outputs {
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* __restrict__ b, Scalar* __restrict__ y,
         Conv2dShape shape, int slices) {
-    const PackedFilter filter = filter_in(scratch, shape, slices);
+    // Where am I: a tile of filters and pixels.
+    const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
     const Tile tile = filter.tile_of_block(grid.count());
 
-    FilterLoader rows(filter, tile);
-    WindowLoader<InputReader, X_PIXELS> windows(filter, tile, grid, InputReader(x, shape, tile.group));
+    const InputReader reader(x, shape, tile.group);
+    FilterLoader rows(filter.rows_of(tile));
+    WindowLoader<InputReader, X_PIXELS> windows(filter.offsets_of(tile), reader, grid, tile.first_pixel);
     MatrixProduct<0> product;
     NoRowSums none;
     add_slices(product, rows, windows, none, slices);

@@ -12,12 +12,13 @@
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* __restrict__ b, Scalar* __restrict__ y,
         Conv2dShape shape, int slices) {
-    const PackedFilter filter = filter_in(scratch, shape, slices);
+    const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
     const Tile tile = filter.tile_of_block(grid.count());
 
-    FilterLoader rows(filter, tile);
-    WindowLoader<InputImage> windows(filter, tile, grid, InputImage(x, shape, tile.group));
+    FilterLoader rows(filter.rows_of(tile));
+    const InputImage image(x, shape, tile.group);
+    WindowLoader<InputImage> windows(filter.offsets_of(tile), image, grid, tile.first_pixel);
     Product product;
     NoRowSums none;
     product.run(rows, windows, none, slices);

@@ -2,14 +2,18 @@
 //                with g = dy * phi'(s)
 //
 // One block computes TILE_M channels at TILE_N input pixels, as the matrix product of the forward pass with the roles
-// of channels and filters exchanged; a stride splits the pixels into phases. g is formed as it is staged.
+// of channels and filters exchanged. A stride makes phases of the pixels, which meet different taps
+// (input_grad_phase.cuh). g is formed as it is staged, once for a tile of channels.
 //
-// What limits it: the multiply-adds, and the instructions that form g, several a number. On an H200, 64 channels to 128
-// of 3x3 at 112 x 112 reached 33 of 65 TFLOP/s; images of 14 x 14 and less leave most multiprocessors idle.
+// What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,805 us, 33 of the 65 TFLOP/s that
+// multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
+// memory. Its 64 channels make tiles of 64 rows, for which all of g is staged, dy and y; small images have too few
+// tiles for all multiprocessors, and 1 to 3 channels nearly empty ones.
 #include "filter_product.cuh"
 #include "input_grad_phase.cuh"
 #include "matrix_product.cuh"
 
+// For write_product.
 struct InputGrads {
     const Phase& phase;
     int first_c, rows;
@@ -24,13 +28,15 @@ struct InputGrads {
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* __restrict__ scratch,
            Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
-    const PackedFilter filter = filter_in(scratch, shape, slices);
+    // Where am I: a tile of channels, and of the pixels of a phase.
+    const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
     const Phase phase(shape, tile.phase);
     if (tile.first_pixel >= phase.grid.count()) return;  // the whole block
 
-    FilterLoader rows(filter, tile);
-    WindowLoader<GradReader, G_PIXELS> windows(filter, tile, phase.grid, GradReader(dy, saved, shape, tile.group));
+    const GradReader reader(dy, saved, shape, tile.group);
+    FilterLoader rows(filter.rows_of(tile));
+    WindowLoader<GradReader, G_PIXELS> windows(filter.offsets_of(tile), reader, phase.grid, tile.first_pixel);
     MatrixProduct<0> product;
     NoRowSums none;
     add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);

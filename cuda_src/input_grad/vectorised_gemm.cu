@@ -11,13 +11,14 @@
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* __restrict__ scratch,
            Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
-    const PackedFilter filter = filter_in(scratch, shape, slices);
+    const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
     const Phase phase(shape, tile.phase);
     if (tile.first_pixel >= phase.grid.count()) return;  // the whole block
 
-    FilterLoader rows(filter, tile);
-    WindowLoader<GradImage> windows(filter, tile, phase.grid, GradImage(dy, saved, shape, tile.group));
+    FilterLoader rows(filter.rows_of(tile));
+    const GradImage image(dy, saved, shape, tile.group);
+    WindowLoader<GradImage> windows(filter.offsets_of(tile), image, phase.grid, tile.first_pixel);
     Product product;
     NoRowSums none;
     product.run(rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);

@@ -7,8 +7,10 @@
 // kernel_grad_total adds up in a fixed order. The rungs below read all of x anew for each filter; here what is read
 // serves a tile of filters and taps.
 //
-// What limits it: staging, element by element. On an H200, 64 channels to 128 of 3x3 at 112 x 112 reached 29 of 65
-// TFLOP/s; images of 14 x 14 and less, with a few dozen blocks, took 3 to 12 times as long as torch.
+// What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 2,046 us, 29 of the 65 TFLOP/s that
+// multiply-adds reach. A step of the sum is a pixel, so that both matrices, whose rows are planes, are turned as they
+// are staged: element by element. Images of 14 x 14 and 7 x 7, with a few dozen blocks, took 3 to 12 times as long as
+// torch.
 #include "kernel_grad_total.cuh"
 #include "matrix_product.cuh"
 #include "tap_tiles.cuh"
@@ -16,8 +18,8 @@
 
 // A step of the sum is a pixel. A warp brings 8 of them side by side, a sector of memory, of several rows: writing them
 // meets no bank twice. If a slice has more steps, its warps share them.
-constexpr int WARP_STEPS = DEPTH < 8 ? DEPTH : 8, STEP_WARPS = DEPTH / WARP_STEPS;
-static_assert(STEP_WARPS == 1 || THREADS % (32 * STEP_WARPS) == 0, "all steps have as many threads");
+constexpr int WARP_STEPS = 8, STEP_WARPS = DEPTH / WARP_STEPS;
+static_assert(DEPTH % WARP_STEPS == 0 && THREADS % (32 * STEP_WARPS) == 0, "all steps have as many threads");
 
 using Product = MatrixProduct<VECTOR>;
 
@@ -34,10 +36,10 @@ struct PixelLoader {
     const int first_row = threadIdx.x % 32 / STEP_THREADS + threadIdx.x / 32 / STEP_WARPS * ROW_THREADS;
     Reader reader;
     const PixelGrid grid;
-    Pixel pixel;  // of the next slice
+    Pixel pixel;                           // of the next slice
     Offset offsets[ARE_PLANES ? 1 : OWN];  // of this thread's rows
-    int rows;                              // that exist, counted from this thread's first one
-    typename Reader::template Elements<PIXELS> own[OWN];
+    int rows = ROWS;                       // that exist, counted from this thread's first one
+    decltype(reader.template read<PIXELS>()) own[OWN];
 
     __device__ __forceinline__ PixelLoader(const Reader& reader, const TapTile& tile)
         : reader(reader), grid(tile.grid), pixel(tile.first_slice * DEPTH + first_step, grid) {}

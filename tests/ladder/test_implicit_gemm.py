@@ -1,4 +1,4 @@
-"""The variants named implicit_gemm: what they refuse, how they split and tile, and when "auto" takes them."""
+"""implicit_gemm and vectorised_gemm: what they refuse, how they split and tile, and when "auto" takes them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from convbackprop import check, conv2d, conv2d_kernel_grad
 from convbackprop.bench.layers import DEEPBENCH, WHOLE
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import GPUS, Target
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder import implicit_gemm, scratch
 from convbackprop.ladder.registry import choose, of_pass, why_not
@@ -22,7 +23,11 @@ from convbackprop.launch.plan import constants_of, pack_shape, plan
 from convbackprop.problem import ConvProblem
 
 PASSES = ("forward", "input_grad", "kernel_grad")
-GEMM = {name: next(v for v in of_pass(name) if v.name == "implicit_gemm") for name in PASSES}
+GEMM, VECTORISED = (
+    {name: next(v for v in of_pass(name) if v.name == rung) for name in PASSES}
+    for rung in ("implicit_gemm", "vectorised_gemm")
+)
+each_rung = pytest.mark.parametrize("gemm", [GEMM, VECTORISED], ids=["implicit_gemm", "vectorised_gemm"])
 
 
 # -- the product's threads -------------------------------------------------------------------------------------------
@@ -46,17 +51,17 @@ def places(quick):
 @pytest.mark.parametrize("text", ["32,64,112,112,128,3,3,padding=1", "1,64,14,14,64,3,3,padding=1"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_shared_memory_is_read_16_bytes_at_a_time_without_bank_conflicts(places, text, dtype):
-    """In a quarter of a warp, which 16-byte reads are served by, lanes read one piece or pieces in other banks."""
+    """In a quarter of a warp, which 16-byte reads are served by, lanes read one vector or vectors in other banks."""
     problem = ConvProblem.parse(text, dtype=dtype)
     rows, columns, constants = places(GEMM["forward"], problem)
-    piece = 4 if dtype == "float32" else 2
+    size = 4 if dtype == "float32" else 2
     for read in (rows, columns):
-        pieces = read.reshape(len(read), -1, piece)
-        assert (pieces[..., 0] % piece == 0).all() and (np.diff(pieces, axis=-1) == 1).all()
+        vectors = read.reshape(len(read), -1, size)
+        assert (vectors[..., 0] % size == 0).all() and (np.diff(vectors, axis=-1) == 1).all()
         for quarter in range(0, len(read), 8):
-            for i in range(pieces.shape[1]):
-                first = set(pieces[quarter : quarter + 8, i, 0].tolist())
-                banks = [at * 16 // piece // 16 % 8 for at in first]
+            for i in range(vectors.shape[1]):
+                first = set(vectors[quarter : quarter + 8, i, 0].tolist())
+                banks = [at // size % 8 for at in first]
                 assert len(set(banks)) == len(banks), f"lanes {quarter} to {quarter + 7} meet in a bank"
     sums = {(row, column) for own, across in zip(rows, columns, strict=True) for row in own for column in across}
     assert len(sums) == constants["TILE_M"] * constants["TILE_N"], "the threads' sums make up the tile"
@@ -81,6 +86,28 @@ def test_the_tile_follows_the_problem():
                     assert launch.shared_bytes(problem, constants) <= 64 << 10
 
 
+@pytest.mark.parametrize("gpu", GPUS, ids=str)
+def test_tiles_and_splits_follow_the_multiprocessors(gpu):
+    """Few of them are kept busy by few large tiles; each has two rounds of a kernel gradient's blocks."""
+    layer = ConvProblem.parse("4,64,28,28,128,3,3,padding=1")
+    tiles = {count: GEMM["forward"].constants(Target("cuda", count), layer)["TILE_M"] for count in (1, 132)}
+    assert tiles == {1: 128, 132: 64}
+    constants = GEMM["kernel_grad"].constants(gpu.target, WHOLE.problem())
+    (launch, _) = GEMM["kernel_grad"].launches
+    blocks = math.prod(launch.grid(WHOLE.problem(), constants))
+    assert blocks * constants["THREADS"] / (gpu.sms * 384) == pytest.approx(2, rel=0.1)
+
+
+def test_a_plan_is_for_the_device_at_hand(quick, monkeypatch):
+    problem = ConvProblem.parse("4,64,28,28,128,3,3,padding=1")
+    grids = {}
+    for count in (4, 132):
+        monkeypatch.setattr(type(quick), "target", Target("cpu", count))
+        variant = dataclasses.replace(GEMM["kernel_grad"])  # plans are kept
+        grids[count] = plan(variant, problem, quick).scratch_bytes
+    assert grids[4] < grids[132]
+
+
 # -- the sums --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("dilation", [1, 2, 3, 4])
@@ -95,25 +122,26 @@ def test_no_product_with_an_inserted_zero(stride, dilation, taps):
     assert slices == math.ceil(3 * max(meets) / depth)
 
 
+@each_rung
 @pytest.mark.parametrize("text", ["2,3,6,5,4,2,2,stride=2147483647,dilation=3", "2,2,7,9,3,3,4,stride=9x4,padding=8"])
-def test_strides_beyond_the_image(quick, text):
+def test_strides_beyond_the_image(quick, gemm, text):
     """Only phases that have a pixel are worked on."""
-    for tunables in ("cpu", "cuda"):
-        assert check.check(GEMM["input_grad"], ConvProblem.parse(text), quick, tunables=tunables).faults == []
+    assert check.check(gemm["input_grad"], ConvProblem.parse(text), quick).faults == []
 
 
-@pytest.mark.parametrize("tunables", ["cpu", "cuda"])
-def test_a_sum_over_many_pixels_stays_far_below_its_bound(quick, tunables):
+@each_rung
+def test_a_sum_over_many_pixels_stays_far_below_its_bound(quick, gemm):
     """32 images of 112 x 112 equal terms: a plain float32 sum would be out by more than the bound."""
     problem = ConvProblem.parse("32,1,112,112,2,1,1", bias=True)
-    outcome = check.check(GEMM["kernel_grad"], problem, quick, "constant", tunables=tunables)
+    outcome = check.check(gemm["kernel_grad"], problem, quick, "constant")
     assert outcome.faults == [] and outcome.share < 0.02
 
 
-def test_a_dense_layer_is_a_matrix_product():
+@each_rung
+def test_a_dense_layer_is_a_matrix_product(gemm):
     rng = np.random.default_rng(0)
     x, w = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((9, 70), (33, 70)))
-    y = conv2d(x[:, :, None, None], w[:, :, None, None], variant="implicit_gemm")
+    y = conv2d(x[:, :, None, None], w[:, :, None, None], variant=gemm["forward"].name, device="cpu")
     assert np.array_equal(y[:, :, 0, 0], x @ w.T)
 
 
@@ -130,12 +158,13 @@ def limited(monkeypatch):
     scratch.limit.cache_clear()
 
 
-def test_the_workspace_is_capped(quick, limited):
+@each_rung
+def test_the_workspace_is_capped(quick, limited, gemm):
     problem = ConvProblem.parse("8,16,40,40,24,3,3,padding=1", bias=True)
     sums = 24 * 16 * 9 + 24
     for bytes_ in (64 << 20, 4 * sums * 3 + 5, 1):
         limited(str(bytes_))
-        variant = dataclasses.replace(GEMM["kernel_grad"])  # plans are kept
+        variant = dataclasses.replace(gemm["kernel_grad"])  # plans are kept
         used = plan(variant, problem, quick).scratch_bytes
         assert used <= max(bytes_, 4 * sums) and used % (4 * sums) == 0
         assert check.check(variant, problem, quick).faults == []
@@ -160,51 +189,61 @@ def test_the_limit_is_read_by_a_call():
 
 
 # -- the rule of "auto" ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_auto_takes_it_for_many_channels(kind, pass_name):
-    reasons = why_not(pass_name, WHOLE.problem(), kind)
-    assert reasons[GEMM[pass_name]] is None
-    assert {reason for rung, reason in reasons.items() if rung.name == "coalesced"} == {
-        "implicit_gemm is a higher rung"
-    }
+def test_auto_takes_it_for_many_channels(pass_name):
+    """On each kind of device its own rung."""
+    for kind, below, gemm, other in (
+        ("cuda", "tiled", GEMM, VECTORISED), ("cpu", "vectorised", VECTORISED, GEMM)
+    ):  # fmt: skip
+        reasons = why_not(pass_name, WHOLE.problem(), kind)
+        assert reasons[gemm[pass_name]] is None
+        assert reasons[next(v for v in of_pass(pass_name) if v.name == below)] == (
+            f"{gemm[pass_name].name} is a higher rung"
+        )
+        assert reasons[other[pass_name]] == (
+            "it is made for cuda, not for cpu" if kind == "cpu" else "it is written for cpu; it does not run on cuda"
+        )
 
 
 @pytest.mark.parametrize(
     ("pass_name", "text", "kind", "chosen", "reason"),
     [
-        ("forward", "1,3,56,56,15,3,3", "cuda", "coalesced", "a group has 15 filters; it is the faster one from 16 on"),
+        ("forward", "1,3,56,56,15,3,3", "cuda", "register_tiled", "a group has 15 filters; it is the faster one from 16 on"),
         ("forward", "1,3,56,56,16,3,3", "cuda", "implicit_gemm", None),
-        ("forward", "1,3,56,56,63,3,3", "cpu", "coalesced", "a group has 63 filters; it is the faster one from 64 on"),
-        ("forward", "1,3,9,9,6,3,3", "cpu", "coalesced", "a group has 6 filters; it is the faster one from 7 on"),
-        ("forward", "1,3,9,9,7,3,3", "cpu", "implicit_gemm", None),
-        ("forward", "1,3,56,56,32,1,1", "cpu", "implicit_gemm", None),
-        ("kernel_grad", "1,3,56,56,32,3,3", "cpu", "implicit_gemm", None),
-        ("input_grad", "1,3,56,56,64,3,3", "cpu", "coalesced",
+        ("forward", "1,3,56,56,63,3,3", "cpu", "vectorised", "a group has 63 filters; it is the faster one from 64 on"),
+        ("forward", "1,3,9,9,6,3,3", "cpu", "vectorised", "a group has 6 filters; it is the faster one from 7 on"),
+        ("forward", "1,3,9,9,7,3,3", "cpu", "vectorised_gemm", None),
+        ("forward", "1,3,56,56,32,1,1", "cpu", "vectorised_gemm", None),
+        ("kernel_grad", "1,3,56,56,32,3,3", "cpu", "vectorised_gemm", None),
+        ("input_grad", "1,3,56,56,64,3,3", "cpu", "vectorised",
          "a group has 3 channels; it is the faster one from 64 on"),
-        ("input_grad", "1,9,56,56,64,3,3,stride=2", "cpu", "implicit_gemm", None),
-        ("input_grad", "1,1,56,56,64,3,3,stride=2", "cpu", "implicit_gemm", None),
+        ("input_grad", "1,9,56,56,64,3,3,stride=2", "cpu", "vectorised_gemm", None),
+        ("input_grad", "1,1,56,56,64,3,3,stride=2", "cpu", "vectorised_gemm", None),
         ("input_grad", "1,7,56,56,64,3,3,stride=2", "cuda", "tiled",
          "a group has 7 channels; it is the faster one from 8 on"),
         ("kernel_grad", "1,7,56,56,3,3,3,stride=2", "cpu", "naive",
          "a group has 3 filters; it is the faster one from 4 on"),
-        ("forward", "1,4,56,56,4,3,3,groups=4", "cpu", "coalesced",
+        ("forward", "1,4,56,56,4,3,3,groups=4", "cpu", "vectorised",
          "a group has one channel and one filter; it works on tiles of several of them"),
-        ("forward", "1,600,1200,1200,600,3,3", "cuda", "coalesced",
+        ("forward", "1,600,1200,1200,600,3,3", "cuda", "register_tiled",
          "there are 1,728,000,000 elements of neighbouring images; it counts up to 1,073,741,824"),
     ],
 )  # fmt: skip
 def test_auto_leaves_the_rest_to_lower_rungs(pass_name, text, kind, chosen, reason):
     problem = ConvProblem.parse(text)
     assert choose(pass_name, "auto", problem, kind).name == chosen
-    assert why_not(pass_name, problem, kind)[GEMM[pass_name]] == reason
+    assert why_not(pass_name, problem, kind)[(VECTORISED if kind == "cpu" else GEMM)[pass_name]] == reason
 
 
-def test_kernel_grad_in_groups_with_a_bias():
+@each_rung
+def test_kernel_grad_in_groups_with_a_bias(gemm):
     """A group's bias is one more column of its own tiles."""
     rng = np.random.default_rng(1)
     x, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 6, 9, 8), (2, 70, 9, 8)))
-    dw, db = conv2d_kernel_grad(x, (70, 3, 3, 3), dy, padding=1, groups=2, with_bias=True, variant="implicit_gemm")
+    rung = gemm["kernel_grad"].name
+    dw, db = conv2d_kernel_grad(
+        x, (70, 3, 3, 3), dy, padding=1, groups=2, with_bias=True, variant=rung, device="cpu"
+    )
     assert np.array_equal(db, dy.sum((0, 2, 3)))
     assert np.array_equal(dw[:, :, 1, 1], np.concatenate([np.einsum("nkpq,ncpq->kc", *pair) for pair in (
         (dy[:, :35], x[:, :3]), (dy[:, 35:], x[:, 3:]))]))  # fmt: skip
