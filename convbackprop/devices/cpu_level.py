@@ -63,7 +63,8 @@ def why_not(level: str) -> str | None:
     if not missing:
         return None
     usable = [name for name in LEVELS if not any(lacking[below] for below in _up_to(name))]
-    return f"this CPU lacks {', '.join(missing)}; it should be one of {', '.join((NATIVE, *usable))}"
+    choice = f"one of {', '.join((NATIVE, *usable))}" if usable else NATIVE
+    return f"this CPU lacks {', '.join(missing)}; it should be {choice}"
 
 
 def _up_to(level: str) -> list[str]:

@@ -19,7 +19,7 @@ from convbackprop.cli import main
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
-from tests.support.levels import checked_at
+from tests.support.levels import FOLLOW_THE_LEVEL, checked_at
 from tests.support.mutations import replaced
 
 SEEDED = sorted((Path(__file__).parents[1] / "seeded").glob("*.cu"))
@@ -182,6 +182,14 @@ def test_published_variants_are_clean(variant):
                 assert sanitize(variant, problem).findings == []
                 runs += 1
     assert runs
+
+
+@pytest.mark.parametrize("variant", FOLLOW_THE_LEVEL, ids=str)
+def test_what_follows_the_level_is_clean_at_other_levels(sanitizer_at, variant):
+    problem = ConvProblem.parse(
+        SAMPLE[4] if variant.name.endswith("_gemm") else SAMPLE[3], bias=True, activation="relu"
+    )
+    assert sanitize(variant, problem, tunables="cpu", orders=["as numbered"]).findings == []
 
 
 def test_half_the_memory_is_looked_at_element_by_element():

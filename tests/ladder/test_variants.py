@@ -17,7 +17,6 @@ from convbackprop import check, devices
 from convbackprop.arguments import ACTIVATIONS
 from convbackprop.check import reference
 from convbackprop.check.curated import CURATED
-from convbackprop.devices import cpu_level
 from convbackprop.devices.cpu import set_num_threads
 from convbackprop.fuzz import laws
 from convbackprop.ladder.launches import TOTAL
@@ -26,7 +25,7 @@ from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from tests.conftest import compile_ahead
-from tests.support.levels import cpu_at
+from tests.support.levels import FOLLOW_THE_LEVEL, cpu_at
 from tests.support.problems import (
     ACTIVATION_KINDS,
     BUDGET,
@@ -219,24 +218,11 @@ def test_defaults_are_legal(variant):
 
 
 # -- other levels of x86-64 ------------------------------------------------------------------------------------------
-def follow_the_level():
-    """Return the variants whose constants on a CPU follow from its level."""
-    problems = [problem for problem in EVERYTHING if kind_of(problem) == EACH_KIND_ONCE[0]]
-
-    def constants(variant, level):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cpu_level, "why_not", lambda level: None)  # nothing is run
-            patch.setenv(cpu_level.VARIABLE, level)
-            return [constants_of(variant, p, "cpu") for p in problems if variant.refusal(p) is None]
-
-    return [variant for variant in VARIANTS if len({str(constants(variant, level)) for level in cpu_level.LEVELS}) > 1]
-
-
 @pytest.mark.parametrize(
     ("variant", "name", "value"),
     [
         pytest.param(variant, name, value, id=f"{variant}-{name}-{value}")
-        for variant in follow_the_level()
+        for variant in FOLLOW_THE_LEVEL
         for name, tunable in variant.tunables.items()
         for value in tunable.legal
         if name not in TOTAL
