@@ -46,7 +46,9 @@ struct Phase {
           grid{shape.N, (shape.H - first_h - 1) / shape.stride_h + 1, (shape.W - first_w - 1) / shape.stride_w + 1},
           down(rows_met.count), across(cols_met.count), depth(shape.group_filters() * down * across) {}
     // Beyond the image's rows and columns no phase has a pixel.
-    static __device__ __forceinline__ int count_across(const Conv2dShape& shape) { return min(shape.stride_w, shape.W); }
+    static __device__ __forceinline__ int count_across(const Conv2dShape& shape) {
+        return min(shape.stride_w, shape.W);
+    }
     static __device__ __forceinline__ int count(const Conv2dShape& shape) {
         return min(shape.stride_h, shape.H) * count_across(shape);
     }

@@ -29,7 +29,7 @@ struct NoRowSums {
     __device__ __forceinline__ void add(const Slice&) {}
 };
 
-// Ends a run: its sums are added to the totals, which lie THREADS vectors apart. After the last run, these are the sums.
+// Ends a run: its sums are added to the totals, which lie THREADS vectors apart. After the last, these are the sums.
 template <int ROWS, int COLS>
 __device__ __forceinline__ void end_run(Acc (&sums)[ROWS][COLS], AccVector* totals, bool is_first, bool is_last) {
 #pragma unroll

@@ -6,8 +6,8 @@
 // channels anew for each filter; here what is read serves a tile of filters, and in a thread's registers each number
 // serves REG_M or REG_N multiply-adds (matrix_product.cuh).
 //
-// What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,499 us, 39 of the 65 TFLOP/s that
-// multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
+// What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,499 us, 39 of the 65 TFLOP/s
+// that multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
 // memory. Small images have too few tiles for all multiprocessors.
 #include "filter_product.cuh"
 #include "forward_phase.cuh"

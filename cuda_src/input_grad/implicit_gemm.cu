@@ -5,8 +5,8 @@
 // of channels and filters exchanged. A stride makes phases of the pixels, which meet different taps
 // (input_grad_phase.cuh). g is formed as it is staged, once for a tile of channels.
 //
-// What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,805 us, 33 of the 65 TFLOP/s that
-// multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
+// What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,805 us, 33 of the 65 TFLOP/s
+// that multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
 // memory. Its 64 channels make tiles of 64 rows, for which all of g is staged, dy and y; small images have too few
 // tiles for all multiprocessors, and 1 to 3 channels nearly empty ones.
 #include "filter_product.cuh"

@@ -208,7 +208,8 @@ def test_auto_takes_it_for_many_channels(pass_name):
 @pytest.mark.parametrize(
     ("pass_name", "text", "kind", "chosen", "reason"),
     [
-        ("forward", "1,3,56,56,15,3,3", "cuda", "register_tiled", "a group has 15 filters; it is the faster one from 16 on"),
+        ("forward", "1,3,56,56,15,3,3", "cuda", "register_tiled",
+         "a group has 15 filters; it is the faster one from 16 on"),
         ("forward", "1,3,56,56,16,3,3", "cuda", "implicit_gemm", None),
         ("forward", "1,3,56,56,63,3,3", "cpu", "vectorised", "a group has 63 filters; it is the faster one from 64 on"),
         ("forward", "1,3,9,9,6,3,3", "cpu", "vectorised", "a group has 6 filters; it is the faster one from 7 on"),
@@ -241,9 +242,7 @@ def test_kernel_grad_in_groups_with_a_bias(gemm):
     rng = np.random.default_rng(1)
     x, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 6, 9, 8), (2, 70, 9, 8)))
     rung = gemm["kernel_grad"].name
-    dw, db = conv2d_kernel_grad(
-        x, (70, 3, 3, 3), dy, padding=1, groups=2, with_bias=True, variant=rung, device="cpu"
-    )
+    dw, db = conv2d_kernel_grad(x, (70, 3, 3, 3), dy, padding=1, groups=2, with_bias=True, variant=rung, device="cpu")
     assert np.array_equal(db, dy.sum((0, 2, 3)))
     assert np.array_equal(dw[:, :, 1, 1], np.concatenate([np.einsum("nkpq,ncpq->kc", *pair) for pair in (
         (dy[:, :35], x[:, :3]), (dy[:, 35:], x[:, 3:]))]))  # fmt: skip
