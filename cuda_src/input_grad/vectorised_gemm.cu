@@ -3,8 +3,8 @@
 //
 // The matrix product of implicit_gemm with a CPU's vectors: one block computes TILE_M channels at TILE_N input pixels
 // of a phase, and a thread keeps REG_M x REG_N vectors of sums in registers, LANES neighbouring pixels each. g is
-// formed as it is staged, once for a tile of channels. What limits it: the CPU's multiply-adds, if the tiles are full; with
-// few filters, staging.
+// formed as it is staged, once for a tile of channels. What limits it: the CPU's multiply-adds, if the tiles are full;
+// with few filters, staging.
 #include "cpu/filter_product.cuh"
 #include "input_grad_phase.cuh"
 
