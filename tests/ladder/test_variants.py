@@ -38,7 +38,7 @@ from tests.support.problems import (
     is_long,
     kind_of,
 )
-from tests.support.quick import quick_cpu, quick_on_cpu
+from tests.support.quick import quick_on_cpu
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
@@ -91,9 +91,9 @@ def is_tried(device, tunables):
     return tunables == "cuda" and device.kind == "cpu"
 
 
-def on(device, tunables):
-    """Return where to run: what machine code is made of what is tried matters to nobody."""
-    return quick_cpu() if is_tried(device, tunables) else device
+def on(device, tunables, variant):
+    """Return where to run: what machine code a CPU makes of a GPU's rung, or of its constants, matters to nobody."""
+    return quick_on_cpu(device) if is_tried(device, tunables) or "cpu" not in variant.auto_on else device
 
 
 def faults_of(variant, device, problems, kinds, tunables=None, among=None):
@@ -106,9 +106,8 @@ def faults_of(variant, device, problems, kinds, tunables=None, among=None):
         if problem not in among:
             continue
         given, expected = data_of(variant.pass_name, problem, entry.data)
-        outcome = check.check(
-            variant, problem, on(device, tunables), entry.data, tunables=tunables, given=given, expected=expected
-        )
+        where = on(device, tunables, variant)
+        outcome = check.check(variant, problem, where, entry.data, tunables=tunables, given=given, expected=expected)
         found += [f"{problem} ({entry.reason}): {fault}" for fault in outcome.faults]
         computed += 1
     assert computed, "no problem was computed"
@@ -137,7 +136,7 @@ def test_integers_are_exact(device, variant, kinds):
 @with_kinds(
     EACH_KIND_ONCE,
     costly=EVERY_KIND,
-    variants=[v for v in VARIANTS if any(t.cuda != t.cpu for t in v.tunables.values())],
+    variants=[v for v in VARIANTS if "cuda" in v.runs_on and any(t.cuda != t.cpu for t in v.tunables.values())],
 )
 def test_tunables_of_a_gpu(cpu, variant, kinds):
     assert faults_of(variant, cpu, PROBLEMS, kinds, "cuda") == []
@@ -268,7 +267,7 @@ def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunab
     runs = []
     for count in (1, 2, 3, 4):
         set_num_threads(count)
-        runs.append(bits(variant, problem, on(shared(variant, cpu), tunables), tunables))
+        runs.append(bits(variant, problem, on(shared(variant, cpu), tunables, variant), tunables))
     assert all(run == runs[0] for run in runs)
 
 
@@ -334,12 +333,12 @@ def ways(variant, problem, device):
     yield shared(variant, device), "cpu"
     is_other = constants_of(variant, problem, "cuda") != constants_of(variant, problem, "cpu")
     if is_other and kind_of(problem) in EACH_KIND_ONCE:
-        yield on(device, "cuda"), "cuda"
+        yield on(device, "cuda", variant), "cuda"
 
 
 def shared(variant, device):
     """Return where to run what other tests do not run, too: there kernels are compiled quickly."""
-    return quick_on_cpu(device) if variant.specialised else device
+    return quick_on_cpu(device) if variant.specialised or "cpu" not in variant.auto_on else device
 
 
 def check_given(variant, problem, device, given):

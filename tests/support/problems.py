@@ -48,7 +48,7 @@ BUDGET, BUDGET_BRIEFLY = 5, 4
 
 def is_costly(variant):
     """Return whether a variant takes long to compile, or is compiled anew for each problem."""
-    return variant.specialised or variant.name == "implicit_gemm"
+    return variant.specialised or variant.name.endswith("_gemm")
 
 
 def kind_of(problem):
