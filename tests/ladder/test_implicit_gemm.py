@@ -208,7 +208,8 @@ def test_auto_takes_it_for_many_channels(pass_name):
 @pytest.mark.parametrize(
     ("pass_name", "text", "kind", "chosen", "reason"),
     [
-        ("forward", "1,3,56,56,15,3,3", "cuda", "register_tiled", "a group has 15 filters; it is the faster one from 16 on"),
+        ("forward", "1,3,56,56,15,3,3", "cuda", "register_tiled",
+         "a group has 15 filters; it is the faster one from 16 on"),
         ("forward", "1,3,56,56,16,3,3", "cuda", "implicit_gemm", None),
         ("forward", "1,3,56,56,63,3,3", "cpu", "vectorised", "a group has 63 filters; it is the faster one from 64 on"),
         ("forward", "1,3,9,9,6,3,3", "cpu", "vectorised", "a group has 6 filters; it is the faster one from 7 on"),
