@@ -125,7 +125,7 @@ def report(arguments: argparse.Namespace, out: Any) -> int:
             say(out, f"{step.name}: {step.status}, {step.seconds:.0f} s: {step.detail}")
 
         take("environment", lambda step: steps.environment(step, device))
-        wanted = sources(jobs, sanitizer=not arguments.only)
+        wanted = sources(jobs, not arguments.only, device.target if device else "cuda")
         take("compile", lambda step: steps.compile_all(step, wanted, architecture, bar))
         if not arguments.only:
             take("tests", lambda step: steps.tests(step, TESTS, dry))

@@ -11,10 +11,11 @@ from pathlib import Path
 from convbackprop.bench import roof
 from convbackprop.bench.layers import DEEPBENCH, WHOLE, Layer
 from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.registry import choose, of_pass
 from convbackprop.ladder.variant import Tunable, Variant
-from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.profile.configurations import configured
 
 HERE = Path(__file__).parents[1]
 
@@ -66,9 +67,9 @@ def shrunk(problem: ConvProblem) -> ConvProblem:
 
 
 @functools.cache
-def as_for(variant: Variant, problem: ConvProblem) -> Variant:
+def as_for(variant: Variant, problem: ConvProblem, target: Target | str = "cuda") -> Variant:
     """Return the variant with the tunable constants that a GPU takes for this problem, for smaller ones too."""
-    values = {name: tunable.value("cuda", problem) for name, tunable in variant.tunables.items()}
+    values = {name: tunable.value(target, problem) for name, tunable in variant.tunables.items()}
     fixed = {name: Tunable((value,), value, value) for name, value in values.items()}
     return dataclasses.replace(variant, tunables=fixed)
 
@@ -161,11 +162,10 @@ def sanitizer_runs() -> Iterator[tuple[Variant, ConvProblem]]:
                     yield from ((rung, problem) for rung in of_pass(pass_name) if rung.refusal(problem, "cuda") is None)
 
 
-def sources(jobs: Iterable[Job], sanitizer: bool) -> list[Source]:
-    """Return every file, with its constants, that these jobs launch on a GPU."""
+def sources(jobs: Iterable[Job], sanitizer: bool, target: Target | str = "cuda") -> list[Source]:
+    """Return every file, with its constants, that these jobs launch on a GPU; the sanitizer's runs too, if wanted."""
     wanted = [(variant, job.problem) for job in jobs if job.problem for variant in job.variants]
-    wanted += [(as_for(variant, problem), shrunk(problem)) for variant, problem in wanted]
+    wanted += [(as_for(variant, problem, target), shrunk(problem)) for variant, problem in wanted]
     if sanitizer:
         wanted += sanitizer_runs()
-    found = {Source.of(variant.path, constants_of(variant, problem, "cuda")): None for variant, problem in wanted}
-    return [FFMA, SPIN, *found]
+    return [FFMA, SPIN, *configured(wanted, target=target)]

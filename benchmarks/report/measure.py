@@ -145,7 +145,7 @@ def results_of(pass_name: str, problem: ConvProblem) -> list[str]:
 # -- checks ----------------------------------------------------------------------------------------------------------
 def check_small(row: Row, variant: Variant, problem: ConvProblem, place: Place) -> None:
     """Hold a variant against the float64 reference on the small problem of the same kind."""
-    outcome = check(as_for(variant, problem), shrunk(problem), place.device)
+    outcome = check(as_for(variant, problem, place.device.target), shrunk(problem), place.device)
     row.small_share = max(outcome.share, row.small_share or 0.0)
     if not outcome.ok:
         raise ArithmeticError(f"wrong on {shrunk(problem)}: {outcome.faults[0]}")
@@ -443,9 +443,10 @@ def measure_host(job: Job, place: Place) -> Outcome:
 
 def bare_launch(variant: Variant, p: ConvProblem, place: Place, tensors: Mapping[str, Tensor]) -> Call:
     """Return what a call costs at least: the same kernel, loaded and prepared with PyCUDA alone."""
-    constants = variant.constants("cuda", p)
+    constants = variant.constants(place.device.target, p)
     (launch,) = (launch for launch in variant.launches if launch.when(p, constants))
-    path, _ = compiler.cubin(_source(variant, p), place.device.architecture)
+    made_from = compiler.Source.of(variant.path, constants_of(variant, p, place.device.target))
+    path, _ = compiler.cubin(made_from, place.device.architecture)
     function = place.device.driver.module_from_buffer(path.read_bytes()).get_function(launch.entry)
     shape = pack_shape(p)
     integers = launch.integers(p, constants)
@@ -455,10 +456,6 @@ def bare_launch(variant: Variant, p: ConvProblem, place: Place, tensors: Mapping
     grid, block = ((*extents, 1, 1)[:3] for extents in (launch.grid(p, constants), launch.block(p, constants)))
     shared, prepared = launch.shared_bytes(p, constants), function.prepared_async_call
     return lambda: prepared(grid, block, None, *arguments, shared_size=shared)
-
-
-def _source(variant: Variant, p: ConvProblem) -> compiler.Source:
-    return compiler.Source.of(variant.path, constants_of(variant, p, "cuda"))
 
 
 KINDS: dict[str, Callable[[Job, Place], Outcome]] = {

@@ -16,6 +16,7 @@ import numpy as np
 
 from convbackprop.check import reference
 from convbackprop.devices import Device
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import Plan, alignment_of, constants_of, plan
 from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
@@ -249,7 +250,7 @@ def judge(
 BUDGET = 10
 
 
-def compiled_alike(variant: Variant, problems: Iterable[ConvProblem], tunables: str) -> list[list[ConvProblem]]:
+def compiled_alike(variant: Variant, problems: Iterable[ConvProblem], target: Target | str) -> list[list[ConvProblem]]:
     """Return those of the problems that a variant computes, in lists of one set of compile-time constants each.
 
     Lists and problems come in an order that looks random and is the same in every run.
@@ -257,12 +258,12 @@ def compiled_alike(variant: Variant, problems: Iterable[ConvProblem], tunables: 
     sets: dict[tuple[tuple[str, object], ...], list[ConvProblem]] = {}
     for problem in sorted(problems, key=lambda problem: hashlib.sha256(str(problem).encode()).digest()):
         if variant.refusal(problem) is None:
-            sets.setdefault(tuple(constants_of(variant, problem, tunables).items()), []).append(problem)
+            sets.setdefault(tuple(constants_of(variant, problem, target).items()), []).append(problem)
     return list(sets.values())
 
 
 def within_budget(
-    variant: Variant, problems: Iterable[ConvProblem], tunables: str, budget: int = BUDGET
+    variant: Variant, problems: Iterable[ConvProblem], target: Target | str, budget: int = BUDGET
 ) -> frozenset[ConvProblem]:
     """Choose problems for whose sake a variant is compiled not too often.
 
@@ -276,7 +277,7 @@ def within_budget(
         What is to be checked.
     problems : iterable of ConvProblem
         On what; those that it refuses are not chosen.
-    tunables : "cpu" or "cuda"
+    target : Target, "cpu" or "cuda"
         Whose values the tunable constants take.
     budget : int
         Sets of constants at most.
@@ -286,7 +287,7 @@ def within_budget(
     frozenset of ConvProblem
         Those that can be checked with so many compilations.
     """
-    sets = compiled_alike(variant, problems, tunables)
+    sets = compiled_alike(variant, problems, target)
     kinds: dict[tuple[str, str, bool], list[list[ConvProblem]]] = {}
     for alike in sets:
         kinds.setdefault((alike[0].dtype, alike[0].activation, alike[0].mask), []).append(alike)

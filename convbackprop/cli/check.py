@@ -30,8 +30,10 @@ from convbackprop.cli.common import (
     variants_of,
 )
 from convbackprop.devices import Device, choice_of_device
+from convbackprop.devices.gpus import Target
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.variant import Variant
+from convbackprop.launch.plan import target_of
 from convbackprop.problem import DTYPES, ConvProblem
 
 HELP = "hold variants against the float64 reference"
@@ -164,14 +166,14 @@ def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
 
 # -- running ---------------------------------------------------------------------------------------------------------
 def _chosen(
-    variants: Sequence[Variant], work: Sequence[_Task], device: Device, tunables: str, whole: bool
+    variants: Sequence[Variant], work: Sequence[_Task], device: Device, target: Target, whole: bool
 ) -> set[_Pair]:
     """Return what is to be run: all that is not refused, or of it what the budget of compilations allows."""
     problems = distinct(task.problem for task in work)
     if whole:
         return {(v, problem) for v in variants for problem in problems if v.refusal(problem, device.kind) is None}
     there = [v for v in variants if device.kind in v.runs_on]
-    return {(v, problem) for v in there for problem in within_budget(v, problems, tunables)}
+    return {(v, problem) for v in there for problem in within_budget(v, problems, target)}
 
 
 def _check_all(
@@ -181,9 +183,10 @@ def _check_all(
     for task in work:
         check_memory(task.problem)
     rows = {(variant, task.problem.dtype): _Row(variant, task.problem.dtype) for variant in variants for task in work}
-    chosen = _chosen(variants, work, device, tunables or device.kind, whole)
+    target = target_of(device, tunables)
+    chosen = _chosen(variants, work, device, target, whole)
     with progress() as bar:
-        compile_ahead(chosen, device, tunables or device.kind, bar)
+        compile_ahead(chosen, device, target, bar)
         checking = bar.add_task("checking", total=len(variants) * len(work))
         for task in work:
             for pass_name in distinct(variant.pass_name for variant in variants):

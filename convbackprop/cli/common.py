@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from convbackprop.devices import Device
 from convbackprop.devices.compiler import Source, cubin
+from convbackprop.devices.gpus import Target
 from convbackprop.errors import CompileError, InvalidArgument, ProblemTooLarge
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.ladder.variant import Variant
@@ -138,12 +139,14 @@ def check_memory(problem: ConvProblem) -> None:
 
 
 # -- compiling ahead -------------------------------------------------------------------------------------------------
-def compile_ahead(wanted: Iterable[tuple[Variant, ConvProblem]], device: Device, tunables: str, bar: Progress) -> None:
+def compile_ahead(
+    wanted: Iterable[tuple[Variant, ConvProblem]], device: Device, target: Target | str, bar: Progress
+) -> None:
     """Compile all that variants need for problems that they do not refuse, on every core, with a progress bar.
 
     A source that does not compile is left for its first use to report.
     """
-    sources = distinct(Source.of(v.path, constants_of(v, problem, tunables)) for v, problem in wanted)
+    sources = distinct(Source.of(v.path, constants_of(v, problem, target)) for v, problem in wanted)
 
     def build(source: Source) -> None:
         try:

@@ -218,14 +218,15 @@ def _emit(arguments: argparse.Namespace, variants: Sequence[Variant], problem: C
         raise InvalidArgument(f"--emit writes one variant; name it, as in 'profile {variants[0]} --emit {kind}'")
     if arguments.gpu is not None and arguments.arch is not None:
         raise InvalidArgument("--gpu and --arch both name an architecture; leave one out")
-    architecture = _one(arguments.arch, "--arch") or gpu(arguments.gpu or GPUS[0].name).architecture
+    meant = gpu(arguments.gpu or GPUS[0].name)
+    architecture = _one(arguments.arch, "--arch") or meant.architecture
     known(architecture, tuple(LIMITS), "--arch")
     (variant,) = variants
     if sentence := variant.refusal(problem, "cuda"):
         raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
     if kind == "cubin" and arguments.output is None and sys.stdout.isatty():
         raise InvalidArgument("a cubin is no text; say with --output where it goes")
-    source = Source.of(variant.path, constants_of(variant, problem, "cuda"))
+    source = Source.of(variant.path, constants_of(variant, problem, meant.target))
     if kind == "sass":
         content = sass.dump(sass.find_cuobjdump(), cubin(source, architecture)[0]).encode()
     else:

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             place.wait()
         launches = ", ".join(
             f"{each.entry} {math.prod(each.grid):,} x {math.prod(each.block)}"
-            for each in launches_of(variant, problem, device.kind)
+            for each in launches_of(variant, problem, device.target)
         )
         times = "once" if arguments.repeat == 1 else f"{arguments.repeat:,} times"
         where = f"launched {times} on {device.name} (blocks x threads: {launches})"

@@ -22,6 +22,7 @@ from convbackprop.bench import torch_calls
 from convbackprop.check import inputs, reference
 from convbackprop.devices import compiler
 from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.profile.configurations import configurations
 
 pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
 
@@ -142,6 +143,11 @@ def test_small_problems_run_the_kernels_that_are_timed():
             assert variant.refusal(jobs.shrunk(job.problem)) is None
             small = constants_of(jobs.as_for(variant, job.problem), jobs.shrunk(job.problem), "cuda")
             assert constants_of(variant, job.problem, "cuda") == small, (job.name, str(variant))
+
+
+def test_what_is_launched_is_among_what_is_looked_at_for_spills():
+    launched = set(jobs.sources(jobs.all_jobs(), sanitizer=True)) - {jobs.FFMA, jobs.SPIN}
+    assert launched <= set(configurations())
 
 
 def test_the_full_size_check_agrees_with_the_reference():

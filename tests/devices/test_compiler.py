@@ -18,61 +18,50 @@ from convbackprop.devices import compiler
 from convbackprop.devices.compiler import ARCHITECTURES, Source
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
 from convbackprop.ladder.registry import VARIANTS
-from convbackprop.launch.plan import constants_of
-from convbackprop.problem import DTYPES, PASSES, ConvProblem
+from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES
+from convbackprop.profile.configurations import configurations, sample
 from tests.support.machine_code import needs_nvcc
-from tests.support.problems import ACTIVATION_KINDS
 
-ANY = ConvProblem.parse("1,1,8,8,1,3,3,padding=same")
-
-#: Compiled for one architecture in full: other dtypes and activations meet no other instructions on the others.
-FULL = "sm_90a"
-
-
-def source(variant, problem):
-    return Source.of(variant.path, constants_of(variant, problem, "cuda"))
-
-
-FOR_GPUS = [variant for variant in VARIANTS if "cuda" in variant.runs_on]
-NAMES = list(dict.fromkeys(variant.name for variant in FOR_GPUS))
-
-#: Each dtype and each activation once.
-KINDS = (("float32", "relu", True), ("float64", "identity", False), ("float16", "tanh", False),
-         ("bfloat16", "logistic", False))  # fmt: skip
+#: The newest of those whose machine code is looked at, and the oldest of those that have what the rungs to come need.
+FULL, ALSO = "sm_90a", "sm_80"
+OTHERS = (ARCHITECTURES[0], ALSO, ARCHITECTURES[-1])
 
 
 def some():
-    """Yield (source, architecture): each variant once, so that a rung meets other kinds and architectures in each pass.
+    """Yield (source, architecture): of each variant two configurations for one architecture, one for another one.
 
-    Which are the oldest, the newest and `FULL`, for which test_machine_code.py compiles more.
+    Which is another one in each pass, so that a rung of three passes meets all of them.
     """
-    for variant in FOR_GPUS:
-        i = NAMES.index(variant.name) + list(PASSES).index(variant.pass_name)
-        dtype, activation, mask = KINDS[i % len(KINDS)]
-        architecture = (ARCHITECTURES[0], ARCHITECTURES[-1], FULL)[i % 3]
-        yield source(variant, ANY.with_(dtype=dtype, activation=activation, mask=mask)), architecture
-
-
-def test_the_oldest_and_newest_architectures_meet_every_rung_and_dtype():
-    """Each rung meets each of the three architectures in some pass; each dtype is met."""
-    wanted = list(some())
-    rungs = {(path.path.stem, architecture) for path, architecture in wanted}
-    names = {variant.name for variant in FOR_GPUS} - {"fused", "register_tiled"}  # which have fewer passes
-    assert rungs >= set(product(names, (ARCHITECTURES[0], ARCHITECTURES[-1], FULL)))
-    assert {dict(made_from.constants)["SCALAR"] for made_from, _ in wanted} == set(DTYPES)
+    for source in sample(2):
+        yield source, FULL
+    names = list(dict.fromkeys(variant.name for variant in VARIANTS))
+    for source in sample(1):
+        variant = configurations()[source]
+        yield source, OTHERS[(names.index(variant.name) + list(PASSES).index(variant.pass_name)) % len(OTHERS)]
 
 
 def everything():
-    """Yield (source, architecture): float32 everywhere, all dtypes and activations for one architecture."""
-    for variant, architecture in product(FOR_GPUS, ARCHITECTURES):
-        yield source(variant, ANY.with_(activation="relu")), architecture
-    for variant, dtype, (activation, mask) in product(FOR_GPUS, DTYPES, ACTIVATION_KINDS):
-        yield source(variant, ANY.with_(dtype=dtype, activation=activation, mask=mask)), FULL
+    """Yield (source, architecture): all configurations for two architectures, a few for all of them."""
+    yield from product(configurations(), (FULL, ALSO))
+    yield from product(sample(2), ARCHITECTURES)
+
+
+def test_what_is_compiled_by_default():
+    """Each variant that runs on a GPU, each dtype and activation; rungs of three passes meet four architectures."""
+    wanted = list(some())
+    assert {source.path for source, _ in wanted} == {v.path for v in VARIANTS if "cuda" in v.runs_on}
+    met = [dict(source.constants) for source, _ in wanted]
+    assert {each["SCALAR"] for each in met} == set(DTYPES)
+    assert {each["ACTIVATION"].lower() for each in met} == set(ACTIVATIONS)
+    assert {each["SAVED"] for each in met} == {"Scalar", "MaskByte"}
+    rungs = {(source.path.stem, architecture) for source, architecture in wanted}
+    assert rungs >= set(product(("naive", "tiled", "coalesced", "implicit_gemm"), (FULL, *OTHERS)))
 
 
 @needs_nvcc
 @pytest.mark.parametrize("which", [some, pytest.param(everything, marks=pytest.mark.slow)])
 def test_nvcc_compiles_without_a_spill_or_warning(which):
+    """All of them: half an hour on two cores."""
     wanted = sorted(set(which()), key=str)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         logs = list(pool.map(lambda each: compiler.cubin(*each)[1], wanted))
@@ -86,7 +75,6 @@ def test_nvcc_compiles_without_a_spill_or_warning(which):
         if "warning" in log.lower():
             found.append(f"{name}: {log}")
     assert found == []
-    assert {made_from.path for made_from, _ in wanted} == {variant.path for variant in FOR_GPUS}
 
 
 @needs_nvcc

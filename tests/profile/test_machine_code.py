@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from convbackprop.bench.layers import WHOLE
 from convbackprop.cli import profile as profile_command
 from convbackprop.devices import compiler
+from convbackprop.devices.compiler import Source
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
-from convbackprop.ladder.registry import VARIANTS, select
+from convbackprop.ladder.registry import select
 from convbackprop.ladder.variant import Launch, Variant
-from convbackprop.problem import DTYPES
+from convbackprop.launch.plan import constants_of
 from convbackprop.profile import sass
 from convbackprop.profile.machine_code import FILTERS, Configuration, Usage, kernels, problem_of, usage
 from convbackprop.profile.occupancy import LIMITS, Occupancy, occupancy
@@ -219,40 +219,6 @@ def test_cuobjdump_is_found(monkeypatch, tmp_path):
 
 
 # -- the kernels -----------------------------------------------------------------------------------------------------
-def spills(wanted):
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = [kernel for each in pool.map(kernels, wanted) for kernel in each]
-    assert {str(kernel.configuration) for kernel in found} == set(map(str, wanted))
-    return [f"{k.configuration} {k.entry}: {k.spill_bytes} bytes" for k in found if k.spill_bytes]
-
-
-def accepted(wanted):
-    return [each for each in wanted if each.refusal is None]
-
-
-@needs_nvcc
-def test_nothing_spills_on_hopper():
-    """Every variant; those that keep the window in registers also where it is large, and with conversions."""
-    wanted = [Configuration(variant, "float32", 5, "sm_90a") for variant in VARIANTS]
-    in_registers = [select(name)[0] for name in WIDE]
-    wanted += [Configuration(variant, "float32", 7, "sm_90a") for variant in in_registers]
-    wanted += [Configuration(variant, "float16", 5, "sm_90a") for variant in in_registers]
-    assert spills(accepted(wanted)) == []
-
-
-@pytest.mark.slow
-@needs_nvcc
-def test_nothing_spills():
-    """Every published configuration; minutes on two cores."""
-    assert spills(accepted(
-        Configuration(variant, dtype, size, architecture)
-        for size in FILTERS
-        for variant in VARIANTS
-        for dtype in DTYPES
-        for architecture in profile_command.ARCHITECTURES
-    )) == []  # fmt: skip
-
-
 def test_the_published_problem():
     problem = problem_of("float16", 5)
     assert str(problem).startswith("1,1,4096,4096,1,5,5") and (problem.P, problem.Q) == (4096, 4096)
@@ -282,6 +248,21 @@ def test_images_are_loaded_and_stored_128_bits_at_a_time(name, dtype):
     else:
         assert stores == {}
     assert kernel.instructions.whole.local_loads == kernel.instructions.whole.local_stores == 0
+
+
+@needs_nvcc
+@needs_cuobjdump
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "kernel_grad"])
+def test_a_slice_is_on_its_way_while_the_one_before_is_multiplied(pass_name):
+    """Left alone, ptxas moves its loads behind the multiply-adds, to where they are wanted."""
+    (variant,) = select(f"{pass_name}/implicit_gemm")
+    made_from = Source.of(variant.path, constants_of(variant, WHOLE.problem(), "cuda"))
+    path, _ = compiler.cubin(made_from, "sm_90a")
+    loop = sass.hot_loop(sass.functions(sass.dump(sass.find_cuobjdump(), path))[pass_name])
+    assert loop is not None
+    kinds = [each.base for each in loop.instructions if each.base in ("LDG", "FFMA", "STS")]
+    first, last = kinds.index("FFMA"), len(kinds) - kinds[::-1].index("FFMA")
+    assert set(kinds[:first]) == {"LDG"} and set(kinds[last:]) == {"STS"} and "LDG" not in kinds[first:]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""The configurations of the variants on a GPU: the sets of constants that problems of all sorts lead to.
+
+One list for whoever compiles them: the compiler's tests look for spills in it; the GPU report launches a part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from convbackprop.bench.layers import DEEPBENCH, DEPTHWISE, RESNET, WHOLE
+from convbackprop.check.curated import CURATED
+from convbackprop.devices.compiler import Source
+from convbackprop.devices.gpus import Target
+from convbackprop.ladder.registry import VARIANTS
+from convbackprop.ladder.variant import ALIGNED, Alignment, Variant
+from convbackprop.launch.plan import constants_of
+from convbackprop.problem import DTYPES, ConvProblem
+from convbackprop.profile.machine_code import FILTERS, problem_of
+
+#: Dtype, activation and mask: a ReLU in each dtype, every activation, the mask with and without conversions.
+KINDS = (
+    *((dtype, "relu", False) for dtype in DTYPES),
+    ("float32", "relu", True), ("float16", "relu", True),
+    ("float16", "identity", False), ("float64", "tanh", False), ("bfloat16", "logistic", False),
+)  # fmt: skip
+
+#: What is not wanted of a backward pass.
+_NEEDS: tuple[dict[str, Any], ...] = ({"dx": False}, {"dw": False, "bias": False})
+
+#: As for the views of an array of float32.
+UNALIGNED = Alignment(4, 4)
+
+
+def problems() -> tuple[ConvProblem, ...]:
+    """Return the curated problems, the published ones, and layers of real networks."""
+    layers = (WHOLE, *DEEPBENCH, *RESNET, *DEPTHWISE)
+    return (
+        *(entry.problem() for entry in CURATED),
+        *(problem_of("float32", size) for size in FILTERS),
+        *(layer.problem() for layer in layers),
+    )
+
+
+def configured(
+    pairs: Iterable[tuple[Variant, ConvProblem]],
+    alignments: Sequence[Alignment] = (ALIGNED,),
+    target: Target | str = "cuda",
+) -> dict[Source, Variant]:
+    """Return what is compiled for a GPU for variants on problems, each configuration once."""
+    return {
+        Source.of(variant.path, constants_of(variant, problem, target, alignment)): variant
+        for variant, problem in pairs
+        for alignment in alignments
+    }
+
+
+@functools.cache
+def configurations() -> Mapping[Source, Variant]:
+    """Return every configuration of every variant that runs on a GPU, for arrays that are aligned or not."""
+    wanted = [
+        base.with_(dtype=dtype, activation=activation, mask=mask)
+        for base in problems()
+        for dtype, activation, mask in KINDS
+    ]
+    wanted += [base.with_(activation="relu", **needs) for base in problems() for needs in _NEEDS]
+    pairs = ((variant, problem) for problem in wanted for variant in VARIANTS)
+    return configured((pair for pair in pairs if pair[0].refusal(pair[1], "cuda") is None), (ALIGNED, UNALIGNED))
+
+
+def sample(each: int) -> list[Source]:
+    """Return so many configurations of each variant: those that meet the most constants' values, the rarest first."""
+    taken: list[Source] = []
+    for variant in VARIANTS:
+        sources = [source for source, of in configurations().items() if of is variant]
+        count = Counter(value for source in sources for value in source.constants)
+        met: set[tuple[str, str]] = set()
+        for _ in range(min(each, len(sources))):
+            worth = {source: sum(1 / count[value] for value in {*source.constants} - met) for source in sources}
+            taken.append(max(worth, key=lambda source: worth[source]))
+            met |= {*taken[-1].constants}
+    return taken
