@@ -9,18 +9,19 @@ constexpr int WARPS = THREADS / 32;
 
 // All threads of the block come here, and may read warp_sums afterwards.
 template <int COUNT>
-__device__ __forceinline__ void add_up_warps(Acc (&sums)[COUNT], Acc (&warp_sums)[COUNT][WARPS]) {
+__device__ __forceinline__ void add_up_warps(Acc (&sums)[COUNT], Acc (&warp_sums)[WARPS][COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
 #pragma unroll
         for (int lanes = 16; lanes > 0; lanes /= 2) sums[i] += __shfl_down_sync(0xffffffffu, sums[i], lanes);
-        if (threadIdx.x % 32 == 0) warp_sums[i][threadIdx.x / 32] = sums[i];
+        if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32][i] = sums[i];
     }
     __syncthreads();  // every warp's sums are there
 }
 
-__device__ __forceinline__ Acc add_up(const Acc (&warp_sums)[WARPS]) {
+template <int COUNT>
+__device__ __forceinline__ Acc add_up(const Acc (&warp_sums)[WARPS][COUNT], int i) {
     Acc sum = 0;
-    for (int warp = 0; warp < WARPS; ++warp) sum += warp_sums[warp];
+    for (int warp = 0; warp < WARPS; ++warp) sum += warp_sums[warp][i];
     return sum;
 }

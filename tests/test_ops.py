@@ -11,6 +11,7 @@ import convbackprop
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
 from convbackprop.arguments import ACTIVATIONS
 from convbackprop.check import reference
+from convbackprop.devices import get_device
 from convbackprop.ladder import registry
 from convbackprop.launch import calls
 from convbackprop.problem import DTYPES, ConvProblem
@@ -370,9 +371,21 @@ def test_fused(variant, needs, activation, dtype, monkeypatch):
                 if array is not None:
                     layer.expect(pass_name, y, **{name: array})
                     assert given is None or array is given
+    rung = "backward/fused" if variant == "fused" or get_device().kind == "cuda" else "backward/vectorised"
     one_pass = any(needs) if variant == "fused" else needs[0] and (needs[1] or needs[2])
-    assert ("backward/fused" in launched) == one_pass
-    assert not one_pass or set(launched) == {"backward/fused"}
+    assert (rung in launched) == one_pass
+    assert not one_pass or set(launched) == {rung}
+
+
+def test_vectorised_is_one_pass_where_it_can_be(cpu, monkeypatch):
+    launched = watch(monkeypatch)
+    layer = Layer(DEPTHWISE)
+    for needs in itertools.product([False, True], repeat=3):
+        launched.clear()
+        layer.backward(cpu, variant="vectorised", needs=needs)
+        one_pass = needs[0] and (needs[1] or needs[2])
+        parts = ["input_grad/vectorised"] * needs[0] + ["kernel_grad/vectorised"] * (needs[1] or needs[2])
+        assert launched == (["backward/vectorised"] if one_pass else parts)
 
 
 def test_fused_where_it_cannot_be():

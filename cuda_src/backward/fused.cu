@@ -107,10 +107,10 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
         }
 
     if (NEED_DW || NEED_DB) {
-        __shared__ Acc warp_sums[TAPS + 1][WARPS];
+        __shared__ Acc warp_sums[WARPS][TAPS + 1];
         add_up_warps(sums, warp_sums);
         Acc* const mine = partial + block * (shape.w_size() + shape.K);
         for (int t = threadIdx.x; t <= TAPS; t += THREADS)
-            mine[t < TAPS ? Index(c) * TAPS + t : shape.w_size() + c] = add_up(warp_sums[t]);
+            mine[t < TAPS ? Index(c) * TAPS + t : shape.w_size() + c] = add_up(warp_sums, t);
     }
 }

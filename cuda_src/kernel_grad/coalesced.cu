@@ -97,15 +97,15 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
             for (int i = 0; i < TAPS; ++i) sums[i] = i == t ? sum : sums[i];  // registers have no index at run time
         }
 
-    __shared__ Acc warp_sums[TAPS + 1][WARPS];
+    __shared__ Acc warp_sums[WARPS][TAPS + 1];
     add_up_warps(sums, warp_sums);
     Acc* const mine = partial + block * (shape.w_size() + shape.K);
     for (int t = threadIdx.x; t <= TAPS; t += THREADS) {
         const int r = first_r + t / TAP_COLS, s = first_s + t % TAP_COLS;
         if (t == TAPS) {
-            if (part == 0 && c == 0) mine[shape.w_size() + k] = add_up(warp_sums[t]);
+            if (part == 0 && c == 0) mine[shape.w_size() + k] = add_up(warp_sums, t);
         } else if (r < shape.R && s < shape.S) {
-            mine[shape.w_at(k, c, r, s)] = add_up(warp_sums[t]);
+            mine[shape.w_at(k, c, r, s)] = add_up(warp_sums, t);
         }
     }
 }

@@ -155,7 +155,7 @@ def where(file, text):
     return path, next(i for i, line in enumerate(path.read_text().splitlines(), 1) if text in line)
 
 
-def made_by_hand(variant, problem, blocks=64):
+def made_by_hand(variant, problem, blocks=64, target="cuda"):
     """Return what a replay of half the blocks might have found: conflicts of two on what add_products reads."""
     found = []
     for launch in launches_of(variant, problem):
@@ -192,7 +192,7 @@ def no_nvcc(monkeypatch):
 
 @pytest.fixture
 def no_replay(monkeypatch):
-    def replay(variant, problem, blocks):
+    def replay(variant, problem, blocks, target):
         raise EnvironmentProblem("no compiler")
 
     monkeypatch.setattr(report, "traffic", replay)
@@ -283,7 +283,8 @@ def test_each_variant_of_a_pass(run, by_hand, no_nvcc):
     code, out, _ = run("profile", "forward", "--problem", PROBLEM)
     assert code == 0 and "forward/implicit_gemm refuses the problem: a group has one channel" in out
     table = out[out.rindex("variant  ") :].splitlines()
-    assert [line.split()[0] for line in table[1:4]] == ["forward/naive", "forward/tiled", "forward/coalesced"]
+    rungs = ["forward/naive", "forward/tiled", "forward/register_tiled", "forward/coalesced"]
+    assert [line.split()[0] for line in table[1:5]] == rungs
     found = json.loads(run("profile", "forward", "--problem", PROBLEM, "--annotate", "--json")[1])
     words = set(re.findall(r"\w+", profile_command.EPILOG))
     assert set(found) <= words and set(found["reports"][0]) <= words
@@ -374,7 +375,7 @@ def test_predictions_are_scored_on_a_gpu(run, on_a_gpu):
     assert code == 0 and asked == ["forward/tiled"]
     assert "Measured: 1.68 us (1.68 us to 1.68 us), 2.00 times the prediction." in out
     found = json.loads(run("profile", "forward", "--problem", PROBLEM, "--json")[1])
-    assert [each["measured_us"] for each in found["reports"]] == [pytest.approx(1.68)] * 3
+    assert [each["measured_us"] for each in found["reports"]] == [pytest.approx(1.68)] * 4
     assert found["reports"][1]["ratio"] == pytest.approx(2.0, rel=0.01)
     out = run("profile", "forward", "--problem", PROBLEM, "--html", "page.html")[1]
     assert "times predicted" in out and re.search(r"Measured times are [\d.]+ times the predicted ones", out)
