@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import convbackprop
+from convbackprop.arguments import ACTIVATIONS
 from convbackprop.devices import compiler
 from convbackprop.devices.compiler import ARCHITECTURES, Source
 from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProblem
 from convbackprop.ladder.registry import VARIANTS
-from convbackprop.problem import ACTIVATIONS, DTYPES, PASSES
+from convbackprop.problem import DTYPES, PASSES
 from convbackprop.profile.configurations import configurations, sample
 from tests.support.machine_code import needs_nvcc
 
@@ -28,11 +29,11 @@ OTHERS = (ARCHITECTURES[0], ALSO, ARCHITECTURES[-1])
 
 
 def some():
-    """Yield (source, architecture): of each variant two configurations for one architecture, one for another one.
+    """Yield (source, architecture): of each variant three configurations for one architecture, one for another one.
 
     Which is another one in each pass, so that a rung of three passes meets all of them.
     """
-    for source in sample(2):
+    for source in sample(3):
         yield source, FULL
     names = list(dict.fromkeys(variant.name for variant in VARIANTS))
     for source in sample(1):

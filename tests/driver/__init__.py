@@ -161,7 +161,7 @@ def compiler_script(folder: Path, real: Path | None = None) -> Path:
     recipe = [file.read_text() for file in (FOLDER / "nvcc.py", Path(compiler.__file__))]
     words = [file.read_text() for file in sorted(compiler.RUNTIME.rglob("*.[ch]*")) if file.is_file()]
     digest = cache.digest(recipe, words, compiler.compiler_version(compiler.find_cxx()), compiler.cpu_features(),
-                          str(cache.directory()), str(real))  # fmt: skip
+                          str(cache.directory()), str(real), str(FOLDER), sys.executable)  # fmt: skip
     script = folder / f"nvcc-{digest}"
     if not script.exists():
         path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
