@@ -78,28 +78,29 @@ struct WindowLoader {
 template <class Product, class Results>
 __device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid,
                                               Scalar* out, const Results& results) {
+    constexpr int ASIDE = Product::ASIDE;  // pixels that a thread has side by side
 #pragma unroll
-    for (int j = 0; j < Product::COLS; j += VECTOR) {
-        Index at[VECTOR];
+    for (int j = 0; j < Product::COLS; j += ASIDE) {
+        Index at[ASIDE];
 #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) {
+        for (int e = 0; e < ASIDE; ++e) {
             const Pixel pixel(tile.first_pixel + product.col(j + e), grid);
             at[e] = pixel.n < grid.N ? results.at(pixel) : -1;
         }
-        const bool adjacent = at[VECTOR - 1] - at[0] == VECTOR - 1;
+        const bool adjacent = at[ASIDE - 1] - at[0] == ASIDE - 1;
 #pragma unroll
         for (int i = 0; i < Product::ROWS; ++i) {
             const int m = tile.first_m + product.row(i);
             if (m >= results.rows) continue;
             Scalar* const row = out + m * results.row_pitch;
-            Acc values[VECTOR];
+            Acc values[ASIDE];
 #pragma unroll
-            for (int e = 0; e < VECTOR; ++e) values[e] = results.result(m, product.sums[i][j + e]);
-            if (adjacent && reinterpret_cast<size_t>(row + at[0]) % sizeof(Vector<VECTOR>) == 0)
-                store_vector<VECTOR>(row + at[0], values);
+            for (int e = 0; e < ASIDE; ++e) values[e] = results.result(m, product.sums[i][j + e]);
+            if (adjacent && reinterpret_cast<size_t>(row + at[0]) % sizeof(Vector<ASIDE>) == 0)
+                store_vector<ASIDE>(row + at[0], values);
             else
 #pragma unroll
-                for (int e = 0; e < VECTOR; ++e)
+                for (int e = 0; e < ASIDE; ++e)
                     if (at[e] >= 0) row[at[e]] = from_acc(values[e]);
         }
     }

@@ -17,14 +17,14 @@ static_assert(REG_M % VECTOR == 0 && REG_N % VECTOR == 0, "a thread reads whole 
 template <int PADDING>
 struct MatrixProduct {
     using Slice = ::Slice<PADDING>;
-    static constexpr int ROWS = REG_M, COLS = REG_N;
+    static constexpr int ROWS = REG_M, COLS = REG_N, ASIDE = VECTOR;
 
     // Where am I in the tile.
     const int thread_row = threadIdx.x % 32 / WARP_COLS + threadIdx.x / 32 / WARPS_ACROSS * WARP_ROWS;
     const int thread_col = threadIdx.x % WARP_COLS + threadIdx.x / 32 % WARPS_ACROSS * WARP_COLS;
     Acc sums[ROWS][COLS] = {};
 
-    // The row and column of the tile that sums[i][j] belongs to: VECTOR of them are side by side.
+    // The row and column of the tile that sums[i][j] belongs to: ASIDE of them are side by side.
     __device__ __forceinline__ int row(int i) const {
         return (i / VECTOR * THREAD_ROWS + thread_row) * VECTOR + i % VECTOR;
     }

@@ -334,7 +334,7 @@ _TABLE = {
                  file="filter_product.cuh", shown_by=_WHOLE_TILES),
         Mutation("a vector of pixels is its first one", "own[i].value(e)", "own[i].value(0)",
                  file="filter_product.cuh", shown_by=_POINTWISE),
-        Mutation("results are taken for neighbours in memory", "at[VECTOR - 1] - at[0] == VECTOR - 1", "true",
+        Mutation("results are taken for neighbours in memory", "at[ASIDE - 1] - at[0] == ASIDE - 1", "true",
                  file="filter_product.cuh"),
         Mutation("the last image is not written", "pixel.n < grid.N ?", "pixel.n < grid.N - 1 ?",
                  file="filter_product.cuh"),
