@@ -50,10 +50,13 @@ struct LaneProduct {
 
     __forceinline__ void add(const Slice& slice) {
         for (int d = 0; d < STEPS; ++d) {
+            // From one address each: formed anew for every number, addresses would take the registers of sums.
+            const Rows* const first_a = &slice.a[d][thread_row];
+            const Lane* const first_b = &slice.b[d][thread_col];
             Rows a[REG_M / ASIDE];
             Lane b[REG_N];
-            unroll<REG_M / ASIDE>([&](auto i) INLINED { a[i] = slice.a[d][i * THREAD_ROWS + thread_row]; });
-            unroll<REG_N>([&](auto j) INLINED { b[j] = slice.b[d][col(j)]; });
+            unroll<REG_M / ASIDE>([&](auto i) INLINED { a[i] = first_a[i * THREAD_ROWS]; });
+            unroll<REG_N>([&](auto j) INLINED { b[j] = first_b[j * THREAD_COLS]; });
             unroll<REG_M>([&](auto i) INLINED {
                 unroll<REG_N>([&](auto j) INLINED {
                     if constexpr (ASIDE == 1)
