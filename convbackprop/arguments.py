@@ -7,9 +7,6 @@ from collections.abc import Sequence
 
 from convbackprop.errors import InvalidArgument, InvalidType
 
-ACTIVATIONS = ("identity", "relu", "logistic", "tanh")
-_ACTIVATION_ALIASES = {"sigmoid": "logistic", "linear": "identity"}
-
 #: What the kernels count in has 32 bits.
 INT_MAX = 2**31 - 1
 
@@ -30,11 +27,6 @@ def known(value: object, names: Sequence[str], argument: str) -> str:
     if isinstance(value, str) and value in names:
         return value
     raise InvalidArgument(f"{argument} is {shown(value)}; it should be one of {', '.join(names)}")
-
-
-def activation_name(value: object) -> str:
-    """Return the canonical name of an activation ("sigmoid" is "logistic")."""
-    return known(_ACTIVATION_ALIASES.get(str(value), value), ACTIVATIONS, "activation")
 
 
 def integer(value: object, argument: str, least: int) -> int:

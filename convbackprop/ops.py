@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convbackprop.arguments import activation_name, integer, known, pair, resolve_padding, shown
+from convbackprop.activations import activation_name
+from convbackprop.arguments import integer, known, pair, resolve_padding, shown
 from convbackprop.devices import Device, get_device
 from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.ladder.registry import choose, of_pass, why_not
@@ -31,7 +32,7 @@ class _Arguments:
 
     def __init__(self, device: str | None, given: Mapping[str, Any]) -> None:
         # None is no array, and refused below, except for those that may be left out.
-        optional = ("bias", "output", "mask")
+        optional = ("bias", "output", "mask", "pre_activation")
         self.arrays = {name: array for name, array in given.items() if array is not None or name not in optional}
         (first, like), *others = self.arrays.items()
         self.library = arrays.library_of(like, first)
@@ -206,7 +207,8 @@ def conv2d(
     groups : int
         Divides both numbers of channels; filters of one group see that group's input channels only.
     activation : str
-        "identity", "relu", "logistic" (or "sigmoid") or "tanh", applied to the sum before it is rounded.
+        Applied to the sum before it is rounded: "identity", "relu", "logistic" (or "sigmoid"), "tanh", "relu6",
+        "leaky_relu" (or "leaky_relu:SLOPE"), "softplus", "silu", "gelu", "gelu_tanh" or "hardswish".
     variant : str
         A rung of the ladder such as "naive", or "auto".
     device : str, optional
@@ -269,22 +271,25 @@ def _gradient_problem(
 ) -> ConvProblem:  # fmt: skip
     """Return the problem of a gradient, after checking that all is there that it is formed from."""
     stride, padding, dilation, groups, activation, *_ = options
-    output, mask = given["output"], given["mask"]
+    found = [name for name in ("output", "mask", "pre_activation") if given[name] is not None]
     problem = problem_of(
         x_shape, x_name, w_shape, w_name, stride, padding, dilation, groups, activation, call.dtype,
-        mask=mask is not None, **flags,
+        mask="mask" in found, **flags,
     )  # fmt: skip
     y_shape = _seen(problem.y_shape, x_shape)
     call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
-    call.check_shape("output", y_shape, "the shape of grad_output")
+    for name in ("output", "pre_activation"):
+        call.check_shape(name, y_shape, "the shape of grad_output")
     call.check_shape("mask", _seen(problem.mask_shape, x_shape), "a bit for each element of grad_output")
-    if output is not None and mask is not None:
-        raise InvalidArgument("output and mask are both given; phi' should be formed from one of them")
-    if problem.saved == "output" and output is None:
-        raise InvalidArgument(
-            f"output is missing: activation {problem.activation!r} needs the saved output of the forward pass "
-            "(or, with 'relu', its mask)"
-        )
+    if len(found) > 1:
+        raise InvalidArgument(f"{' and '.join(found[:2])} are both given; phi' should be formed from one of them")
+    if problem.saved and problem.saved not in found:
+        needed = {
+            "output": "the saved output of the forward pass (or, with 'relu', its mask)",
+            "pre_activation": "conv2d(..., activation='identity'): it has some values twice, so that the output does "
+            "not tell its derivative",
+        }[problem.saved]
+        raise InvalidArgument(f"{problem.saved} is missing: activation {problem.activation!r} needs {needed}")
     return problem
 
 
@@ -299,6 +304,7 @@ def conv2d_input_grad(
     *,
     output: Any = None,
     mask: Any = None,
+    pre_activation: Any = None,
     activation: str = "identity",
     variant: str = "auto",
     device: str | None = None,
@@ -307,7 +313,7 @@ def conv2d_input_grad(
     """Compute the gradient of a convolutional layer with respect to its input.
 
     dx[n,c,h,w] = sum_{k,r,s} g[n,k,p,q] w[k,c,r,s] over all (p,q) whose tap (r,s) reads x[n,c,h,w], with
-    g = grad_output * phi'(output). Positional arguments as in torch.nn.grad.conv2d_input.
+    g = grad_output * phi'. Positional arguments as in torch.nn.grad.conv2d_input.
 
     Parameters
     ----------
@@ -320,9 +326,13 @@ def conv2d_input_grad(
     stride, padding, dilation, groups
         As in the forward pass (see `conv2d`).
     output : array like grad_output, optional
-        The forward pass's output, from which phi' is formed; needed unless activation is "identity".
+        The forward pass's output, from which phi' is formed; needed unless activation is "identity", or one of those
+        below.
     mask : array of uint8, optional
         For "relu" in place of output: the bit mask that conv2d(..., save_mask=True) returned.
+    pre_activation : array like grad_output, optional
+        For "silu", "gelu", "gelu_tanh" and "hardswish" in place of output, which does not tell their derivative: the
+        output without the activation.
     activation, variant, device
         As in `conv2d`.
     out : array of shape input_size, optional
@@ -340,7 +350,7 @@ def conv2d_input_grad(
     """
     (dx,) = calls.run(
         _INPUT_GRAD,
-        (weight, grad_output, output, mask, out),
+        (weight, grad_output, output, mask, pre_activation, out),
         device,
         (stride, padding, dilation, groups, activation, variant, input_size),
     )
@@ -357,7 +367,7 @@ def _check_input_grad(given: _Given, outs: _Given, device: Any, options: _Option
     return call.checked(results, (choose("input_grad", variant, problem, call.device.kind), problem))
 
 
-_INPUT_GRAD = Function(_check_input_grad, ("weight", "grad_output", "output", "mask"), ("dx",))
+_INPUT_GRAD = Function(_check_input_grad, ("weight", "grad_output", "output", "mask", "pre_activation"), ("dx",))
 
 
 def conv2d_kernel_grad(
@@ -371,6 +381,7 @@ def conv2d_kernel_grad(
     *,
     output: Any = None,
     mask: Any = None,
+    pre_activation: Any = None,
     activation: str = "identity",
     with_bias: bool = False,
     variant: str = "auto",
@@ -380,7 +391,7 @@ def conv2d_kernel_grad(
     """Compute the gradient of a convolutional layer with respect to its filters, and to its bias.
 
     dw[k,c,r,s] = sum_{n,p,q} g[n,k,p,q] x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] and
-    db[k] = sum_{n,p,q} g[n,k,p,q], with g = grad_output * phi'(output). Positional arguments as in
+    db[k] = sum_{n,p,q} g[n,k,p,q], with g = grad_output * phi'. Positional arguments as in
     torch.nn.grad.conv2d_weight. The same bits every run: sums are formed in a fixed order.
 
     Parameters
@@ -393,7 +404,7 @@ def conv2d_kernel_grad(
         Gradient with respect to the layer's output.
     stride, padding, dilation, groups
         As in the forward pass (see `conv2d`).
-    output, mask, activation, variant, device
+    output, mask, pre_activation, activation, variant, device
         As in `conv2d_input_grad`.
     with_bias : bool
         Also return the gradient with respect to the bias.
@@ -416,7 +427,7 @@ def conv2d_kernel_grad(
     dw_out, db_out = _outs(out, 2, "a pair (dw, db)") if with_bias else (out, None)
     dw, db = calls.run(
         _KERNEL_GRAD,
-        (input, grad_output, output, mask, dw_out, db_out),
+        (input, grad_output, output, mask, pre_activation, dw_out, db_out),
         device,
         (stride, padding, dilation, groups, activation, variant, weight_size),
         (with_bias,),
@@ -437,7 +448,7 @@ def _check_kernel_grad(given: _Given, outs: _Given, device: Any, options: _Optio
     return call.checked(results, (choose("kernel_grad", variant, problem, call.device.kind), problem))
 
 
-_KERNEL_GRAD = Function(_check_kernel_grad, ("input", "grad_output", "output", "mask"), ("dw", "db"))
+_KERNEL_GRAD = Function(_check_kernel_grad, ("input", "grad_output", "output", "mask", "pre_activation"), ("dw", "db"))
 
 
 def conv2d_backward(
@@ -451,6 +462,7 @@ def conv2d_backward(
     *,
     output: Any = None,
     mask: Any = None,
+    pre_activation: Any = None,
     activation: str = "identity",
     needs: Sequence[bool] = (True, True, True),
     variant: str = "auto",
@@ -467,7 +479,7 @@ def conv2d_backward(
         The layer's input.
     weight : array, shape (K, C/groups, R, S) or (R, S)
         The filters.
-    stride, padding, dilation, groups, output, mask, activation, device
+    stride, padding, dilation, groups, output, mask, pre_activation, activation, device
         As in `conv2d_input_grad`.
     variant : str
         "fused" computes all that is needed in one pass over grad_output; a rung of the gradients' ladders such as
@@ -496,7 +508,7 @@ def conv2d_backward(
     outs = (dx_out if need_dx else None, dw_out if need_dw else None, db_out if need_db else None)
     dx, dw, db = calls.run(
         _BACKWARD,
-        (grad_output, input, weight, output, mask, *outs),
+        (grad_output, input, weight, output, mask, pre_activation, *outs),
         device,
         (stride, padding, dilation, groups, activation, variant),
         (need_dx, need_dw, need_db),
@@ -524,7 +536,9 @@ def _check_backward(given: _Given, outs: _Given, device: Any, options: _Options,
     return call.checked(results, *passes)
 
 
-_BACKWARD = Function(_check_backward, ("grad_output", "input", "weight", "output", "mask"), ("dx", "dw", "db"))
+_BACKWARD = Function(
+    _check_backward, ("grad_output", "input", "weight", "output", "mask", "pre_activation"), ("dx", "dw", "db")
+)
 
 
 def passes_of_backward(variant: str, problem: ConvProblem, device_kind: str) -> list[tuple[Variant, ConvProblem]]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from convbackprop.arguments import INT_MAX, Pair, activation_name, integer, known, pair, resolve_padding
+from convbackprop.activations import activation, activation_name
+from convbackprop.arguments import INT_MAX, Pair, integer, known, pair, resolve_padding
 from convbackprop.errors import InvalidArgument
 
 #: Bytes of an element by dtype, and the dtype in which its sums are formed.
@@ -40,7 +41,7 @@ class ConvProblem:
     dtype : str
         float32, float64, float16 or bfloat16.
     activation : str
-        identity, relu, logistic or tanh.
+        As in `activations.ACTIVATIONS`: identity, relu, ..., leaky_relu:SLOPE.
     bias : bool
         The forward pass adds a bias; kernel_grad also returns its gradient.
     mask : bool
@@ -164,10 +165,8 @@ class ConvProblem:
     # -- costs -------------------------------------------------------------------------------------------------
     @property
     def saved(self) -> str | None:
-        """What the gradients need to form phi': "output", "mask", or None."""
-        if self.activation == "identity":
-            return None
-        return "mask" if self.mask else "output"
+        """What the gradients need to form phi': "output", "pre_activation", "mask", or None."""
+        return "mask" if self.mask else activation(self.activation).saved
 
     @property
     def accumulator_bytes(self) -> int:

@@ -1,12 +1,25 @@
 // The activation phi and its derivative, chosen at compile time by the constant ACTIVATION.
 //
-// phi' is a function of the saved output y = phi(s), so the pre-activation s is never stored. Each derivative
-// is written so that it is rounded once, also where 1 - y cancels. A forward pass with ReLU may save a bit mask
-// in place of y: bit q % 8 of byte q / 8 of a row is 1 where the ReLU is open, and each row starts a new byte.
+// phi' is a function of what the forward pass has left: of its output y = phi(s), or, where one y comes of two s (SiLU,
+// GELU, hardswish), of the pre-activation s. Each is written so that it is right to a few units in the last place, also
+// where 1 - y or 1 - sigmoid(s) cancels. A forward pass with ReLU may save a bit mask in place of y: bit q % 8 of byte
+// q / 8 of a row is 1 where the ReLU is open, and each row starts a new byte.
 #pragma once
 #include "conv2d.cuh"
 
-enum Activation { IDENTITY, RELU, LOGISTIC, TANH };
+#ifndef SLOPE  // of LEAKY_RELU where s < 0
+#define SLOPE 0
+#endif
+
+enum Activation { IDENTITY, RELU, LOGISTIC, TANH, RELU6, LEAKY_RELU, SOFTPLUS, SILU, GELU, GELU_TANH, HARDSWISH };
+
+// Of GELU_TANH: twice the argument of its tanh, and the derivative of that.
+__device__ __forceinline__ Acc gelu_argument(Acc s) {
+    return Acc(1.5957691216057308) * (s + Acc(0.044715) * s * s * s);  // 2 sqrt(2 / pi)
+}
+__device__ __forceinline__ Acc gelu_argument_slope(Acc s) {
+    return Acc(1.5957691216057308) * (1 + Acc(3 * 0.044715) * s * s);
+}
 
 __device__ __forceinline__ Acc activate(Acc s) {
     if constexpr (ACTIVATION == RELU)
@@ -15,29 +28,68 @@ __device__ __forceinline__ Acc activate(Acc s) {
         return 1 / (1 + exp(-s));
     else if constexpr (ACTIVATION == TANH)
         return tanh(s);
+    else if constexpr (ACTIVATION == RELU6)
+        return s <= 0 ? Acc(0) : s >= 6 ? Acc(6) : s;
+    else if constexpr (ACTIVATION == LEAKY_RELU)
+        return s > 0 ? s : Acc(SLOPE) * s;
+    else if constexpr (ACTIVATION == SOFTPLUS)
+        return (s <= 0 ? Acc(0) : s) + log1p(exp(s <= 0 ? s : -s));  // log(1 + exp(s)); exp(s) might overflow
+    else if constexpr (ACTIVATION == SILU)
+        return s / (1 + exp(-s));
+    else if constexpr (ACTIVATION == GELU)
+        return s * (erfc(-s * Acc(0.70710678118654752)) / 2);  // s * P(a standard normal number < s)
+    else if constexpr (ACTIVATION == GELU_TANH)
+        return s / (1 + exp(-gelu_argument(s)));
+    else if constexpr (ACTIVATION == HARDSWISH)
+        return s * (s <= -3 ? Acc(0) : s >= 3 ? Acc(6) : s + 3) / 6;
     else
         return s;
 }
 
-// dy * phi'(s), given y = phi(s)
-__device__ __forceinline__ Acc times_derivative(Acc dy, Acc y) {
+// s * f where f = sigmoid(u) and 1 - f are both needed: f + s * u' * f * (1 - f), the derivative by s.
+__device__ __forceinline__ Acc gated_slope(Acc s, Acc u, Acc slope_of_u) {
+    const Acc small = exp(u <= 0 ? u : -u), near = 1 / (1 + small), far = small * near;
+    const Acc open = u <= 0 ? far : near, closed = u <= 0 ? near : far;
+    return open * (1 + s * slope_of_u * closed);
+}
+
+// dy * phi'(s), given what the forward pass has left: y = phi(s), or s itself
+__device__ __forceinline__ Acc times_derivative(Acc dy, Acc saved) {
+    const Acc y = saved, s = saved;
     if constexpr (ACTIVATION == RELU)
         return y <= 0 ? Acc(0) : dy;  // a closed ReLU also stops a NaN
     else if constexpr (ACTIVATION == LOGISTIC)
         return dy * fma(-y, y, y);
     else if constexpr (ACTIVATION == TANH)
         return dy * fma(-y, y, Acc(1));
+    else if constexpr (ACTIVATION == RELU6)
+        return y <= 0 || y >= 6 ? Acc(0) : dy;
+    else if constexpr (ACTIVATION == LEAKY_RELU)
+        return y > 0 ? dy : Acc(SLOPE) * dy;
+    else if constexpr (ACTIVATION == SOFTPLUS)
+        return dy * -expm1(-y);  // 1 - exp(-y)
+    else if constexpr (ACTIVATION == SILU)
+        return dy * gated_slope(s, s, 1);
+    else if constexpr (ACTIVATION == GELU || ACTIVATION == GELU_TANH) {
+        // Beyond 64 phi' is 0 or 1 in every type, and powers of s may overflow.
+        const Acc near = s > 64 ? Acc(64) : s < -64 ? Acc(-64) : s;
+        if constexpr (ACTIVATION == GELU_TANH)
+            return dy * gated_slope(near, gelu_argument(near), gelu_argument_slope(near));
+        const Acc density = exp(-near * near / 2) * Acc(0.39894228040143268);  // / sqrt(2 pi)
+        return dy * (erfc(-near * Acc(0.70710678118654752)) / 2 + near * density);
+    } else if constexpr (ACTIVATION == HARDSWISH)
+        return s <= -3 ? Acc(0) : s >= 3 ? dy : dy * (s / 3 + Acc(0.5));
     else
         return dy;
 }
 
 using MaskByte = unsigned char;
-using Saved = SAVED;  // Scalar (the output y) or MaskByte
+using Saved = SAVED;  // Scalar (the output y, or the pre-activation s) or MaskByte
 constexpr bool SAVED_MASK = sizeof(Saved) == sizeof(MaskByte);
 
 __device__ __forceinline__ Index mask_row_bytes(const Conv2dShape& shape) { return (shape.Q + 7) / 8; }
 
-// g[n,k,p,q] = dy * phi'(s): what flows back through the activation. `saved` is the forward pass's y ...
+// g[n,k,p,q] = dy * phi'(s): what flows back through the activation. `saved` is the forward pass's y or s ...
 __device__ __forceinline__ Acc pre_activation_grad(const Scalar* dy, const Scalar* saved, const Conv2dShape& shape,
                                                    int n, int k, int p, int q) {
     const Index at = shape.y_at(n, k, p, q);

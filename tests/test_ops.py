@@ -9,7 +9,7 @@ import pytest
 
 import convbackprop
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
-from convbackprop.arguments import ACTIVATIONS
+from convbackprop.activations import ACTIVATIONS, COMMON, activation_name, saved_by
 from convbackprop.check import reference
 from convbackprop.devices import get_device
 from convbackprop.ladder import registry
@@ -36,6 +36,11 @@ class Layer:
         options.setdefault("activation", self.problem.activation)
         return conv2d(self.x, self.w, self.b, *self.geometry, device=device and device.name, **options)
 
+    def saved(self, y, device=None):
+        """What phi' is formed from, by the gradients' argument."""
+        name = saved_by(self.problem.activation) or "output"
+        return {name: self.forward(device, activation="identity") if name == "pre_activation" else y}
+
     def backward(self, device=None, **options):
         options.setdefault("activation", self.problem.activation)
         return conv2d_backward(self.dy, self.x, self.w, *self.geometry, device=device and device.name, **options)
@@ -58,7 +63,7 @@ class Layer:
     [
         # What is compiled for all pairs is shown in test_variants.py.
         pytest.param(dtype, activation, marks=() if dtype == "float32" or activation == "relu" else pytest.mark.slow)
-        for dtype, activation in itertools.product(DTYPES, ACTIVATIONS)
+        for dtype, activation in itertools.product(DTYPES, COMMON)
     ],
 )
 def test_all_functions(device, dtype, activation):
@@ -129,6 +134,12 @@ def test_forms_of_integers(stride):
 def test_defaults_are_torchs():
     x, w = np.ones((1, 1, 5, 6), np.float32), np.ones((1, 1, 2, 3), np.float32)
     assert np.array_equal(conv2d(x, w), np.full((1, 1, 4, 4), 6, np.float32))
+
+
+def test_names_of_activations():
+    assert [activation_name(name) for name in ("linear", "leaky_relu:0.010", "leaky_relu:2", "gelu")] == [
+        "identity", "leaky_relu", "leaky_relu:2.0", "gelu",
+    ]  # fmt: skip
 
 
 def test_sigmoid_is_logistic():
@@ -349,7 +360,7 @@ DEPTHWISE = ConvProblem.parse("2,3,9,8,3,3,3,groups=3,padding=1", bias=True)
     ("needs", "activation", "dtype"),
     [
         *((needs, "relu", "float32") for needs in itertools.product([False, True], repeat=3)),
-        *(((True, True, True), activation, "float64") for activation in ACTIVATIONS if activation != "relu"),
+        *(((True, True, True), activation, "float64") for activation in (*COMMON, "silu") if activation != "relu"),
         ((True, True, True), "relu", "bfloat16"),
     ],
     ids=str,
@@ -358,10 +369,11 @@ DEPTHWISE = ConvProblem.parse("2,3,9,8,3,3,3,groups=3,padding=1", bias=True)
 def test_fused(variant, needs, activation, dtype, monkeypatch):
     layer = Layer(DEPTHWISE.with_(dtype=dtype, activation=activation))
     y = layer.forward()
+    kept = layer.saved(y)
     launched = watch(monkeypatch)
     outs = tuple(np.full_like(like, np.nan) for like in (layer.x, layer.w, layer.b))
     masks = [{"mask": np.packbits(y > 0, axis=-1, bitorder="little")}] if activation == "relu" else []
-    for saved in ({"output": y}, *masks):
+    for saved in (kept, *masks):
         for out in (None, outs, (None, outs[1], None)):
             got = layer.backward(variant=variant, needs=needs, out=out, **saved)
             assert [array is not None for array in got] == list(needs)
@@ -369,7 +381,7 @@ def test_fused(variant, needs, activation, dtype, monkeypatch):
                 ("dx", "dw", "db"), ("input_grad", "kernel_grad", "kernel_grad"), got, out or (None,) * 3, strict=True
             ):
                 if array is not None:
-                    layer.expect(pass_name, y, **{name: array})
+                    layer.expect(pass_name, *kept.values(), **{name: array})
                     assert given is None or array is given
     rung = "backward/fused" if variant == "fused" or get_device().kind == "cuda" else "backward/vectorised"
     one_pass = any(needs) if variant == "fused" else needs[0] and (needs[1] or needs[2])
@@ -464,6 +476,10 @@ def test_device_from_the_environment(monkeypatch):
 
 
 # -- gradients that know nothing of the reference --------------------------------------------------------------------
+#: Where an activation has no derivative, or its derivative none.
+KINKS = {"relu": (0,), "leaky_relu": (0,), "relu6": (0, 6), "hardswish": (-3, 3)}
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_central_differences(device, activation):
     """d(sum dy*y) / d(one element), by conv2d alone, in float64.
@@ -471,11 +487,10 @@ def test_central_differences(device, activation):
     The differences are (h^2 / 6) f''' off, and 2 u |f| / h: with h = 2^-17 both are below 1e-9 for these sizes.
     """
     layer = Layer(PROBLEM.with_(N=1, dtype="float64", activation=activation), seed=4)
-    if activation == "relu":  # an element whose kink lies inside the step has no derivative
-        s = layer.forward(activation="identity")
-        assert abs(s).min() > 1e-3
-    y = layer.forward(device)
-    gradients = layer.backward(device, output=y)
+    s = layer.forward(activation="identity")
+    for kink in KINKS.get(activation, ()):  # an element whose kink lies inside the step has no derivative
+        assert abs(s - kink).min() > 1e-3
+    gradients = layer.backward(device, **layer.saved(layer.forward(device), device))
     rng = np.random.default_rng(2)
     h = 2.0**-17
     for array, gradient in zip((layer.x, layer.w, layer.b), gradients, strict=True):

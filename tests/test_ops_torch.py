@@ -11,14 +11,14 @@ torch = pytest.importorskip(
 from torch.nn import functional  # noqa: E402
 
 from convbackprop import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad  # noqa: E402
-from convbackprop.arguments import ACTIVATIONS  # noqa: E402
+from convbackprop.activations import COMMON  # noqa: E402
 from convbackprop.check import reference  # noqa: E402
 from convbackprop.problem import ConvProblem  # noqa: E402
+from tests.support.activations import PHI  # noqa: E402
 from tests.support.problems import WITH_IMAGES  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_commands")
 
-PHI = {"identity": lambda s: s, "relu": torch.relu, "logistic": torch.sigmoid, "tanh": torch.tanh}
 U = 2.0**-53
 
 PLACES = [
@@ -42,7 +42,7 @@ SOME_RUNG = pytest.mark.parametrize("variant", ["naive", pytest.param("auto", ma
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", COMMON)
 @SOME_RUNG
 def test_against_autograd(place, activation, variant):
     for seed, entry in enumerate(WITH_IMAGES):

@@ -14,6 +14,7 @@ from convbackprop import (
     InvalidType,
     ProblemTooLarge,
     UnsupportedProblem,
+    activations,
     conv2d,
     conv2d_backward,
     conv2d_input_grad,
@@ -75,6 +76,7 @@ OWN = "it should be an array of its own"
 LAYER = "it should be (2, 6, 4, 3), the shape of the layer's output for these arguments"
 ONLY_RELU = "only a ReLU saves a bit mask"
 NEEDS = "it should be three bools, for dx, dw and db"
+ACTIVATIONS = ", ".join(activations.ACTIVATIONS)
 VARIANTS = ", ".join(v.name for v in registry.of_pass("forward"))
 BOTH = [v.name for v in registry.of_pass("input_grad") if v.name in {w.name for w in registry.of_pass("kernel_grad")}]
 GRADIENT_VARIANTS = ", ".join(dict.fromkeys([*(v.name for v in registry.of_pass("backward")), *BOTH]))
@@ -252,19 +254,52 @@ TABLE = [
     ),
     # names
     (
-        lambda: conv(activation="gelu"),
+        lambda: conv(activation="mish"),
         InvalidArgument,
-        "activation is 'gelu'; it should be one of identity, relu, logistic, tanh",
+        f"activation is 'mish'; it should be one of {ACTIVATIONS}",
+    ),
+    (
+        lambda: conv(activation="leaky_relu:-0.1"),
+        InvalidArgument,
+        "activation is 'leaky_relu:-0.1'; its slope should be a number, 0 or more: y would not tell which side of 0 it "
+        "came from",
+    ),
+    (
+        lambda: conv(activation="leaky_relu:steep"),
+        InvalidArgument,
+        "activation is 'leaky_relu:steep'; its slope should be a number, 0 or more: y would not tell which side of 0 "
+        "it came from",
+    ),
+    (
+        lambda: kernel_grad(activation="gelu", output=Y),
+        InvalidArgument,
+        "pre_activation is missing: activation 'gelu' needs conv2d(..., activation='identity'): it has some values "
+        "twice, so that the output does not tell its derivative",
+    ),
+    (
+        lambda: input_grad(activation="tanh", pre_activation=Y),
+        InvalidArgument,
+        "output is missing: activation 'tanh' needs the saved output of the forward pass (or, with 'relu', its mask)",
+    ),
+    (
+        lambda: input_grad(activation="silu", pre_activation=Y[:1]),
+        InvalidArgument,
+        "pre_activation has shape (1, 6, 4, 3); it should be (2, 6, 4, 3), the shape of grad_output",
+    ),
+    (
+        lambda: conv(activation="silu", save_mask=True),
+        InvalidArgument,
+        "mask needs activation 'relu', not 'silu': only a ReLU saves a bit mask",
     ),
     (
         lambda: conv(activation=None),
         InvalidArgument,
-        "activation is None; it should be one of identity, relu, logistic, tanh",
+        f"activation is None; it should be one of {ACTIVATIONS}",
     ),
     (
         lambda: conv(activation=np.array([1, 2])),
         InvalidArgument,
-        "activation is array([1, 2]); it should be one of identity, relu, logistic, tanh",
+        f"activation is array([1, 2]); it should be one of {ACTIVATIONS}",
     ),
     (lambda: conv(variant="fast"), InvalidArgument, f"variant is 'fast'; it should be one of auto, {VARIANTS}"),
     (lambda: conv(variant=None), InvalidArgument, f"variant is None; it should be one of auto, {VARIANTS}"),
@@ -401,7 +436,7 @@ def test_refusal(call, kind, sentence):
 def test_refused_out_is_left_alone():
     out = np.full(Y.shape, np.nan, np.float32)
     before = out.tobytes()
-    for options in ({"stride": 0}, {"activation": "gelu"}, {"variant": "fast"}, {"bias": zeros(5)}, {"groups": 3}):
+    for options in ({"stride": 0}, {"activation": "mish"}, {"variant": "fast"}, {"bias": zeros(5)}, {"groups": 3}):
         with pytest.raises(InvalidArgument):
             conv(out=out, **options)
     assert out.tobytes() == before

@@ -82,7 +82,7 @@ class Shared:
         if not all(name in self.answers for name in wanted):
             self.answers |= answer(pass_name, problem, given)
         self.arrays |= {name: given[name] for name in "xwb" if name in given}
-        if pass_name == "forward" and not problem.mask:
+        if pass_name == "forward" and problem.saved == "output":
             self.arrays["saved"] = self.answers["y"][0].astype(numpy_dtype(problem.dtype))
         return {name: self.answers[name] for name in wanted}
 
@@ -193,7 +193,7 @@ def _public_call(variant: Variant, p: ConvProblem, a: Mapping[str, Any], device:
     common |= {"variant": variant.name, "device": device.name}
     if variant.pass_name == "forward":
         return lambda: ops.conv2d(a["x"], a["w"], a.get("b"), save_mask=p.mask, **common)
-    common["mask" if p.mask else "output"] = a.get("saved")
+    common[p.saved or "output"] = a.get("saved")
     if variant.pass_name == "input_grad":
         return lambda: ops.conv2d_input_grad(p.x_shape, a["w"], a["dy"], **common)
     if variant.pass_name == "backward":

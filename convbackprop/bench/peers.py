@@ -79,7 +79,7 @@ class Peer:
 
 def _ready_made(problem: ConvProblem, given: Mapping[str, Array]) -> Array:
     """Return g = dy * phi'(s)."""
-    return pre_activation_grad(problem, given["dy"], given.get("saved")).astype(given["dy"].dtype)
+    return pre_activation_grad(problem, given["dy"], given.get("saved"))[0].astype(given["dy"].dtype)
 
 
 def _no_image_filter(problem: ConvProblem) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.activations import activation, torch_function
 from convbackprop.check.reference import numpy_dtype, pre_activation_grad
 from convbackprop.problem import ConvProblem
 
@@ -98,7 +99,7 @@ def calls(
     """
     arrays = {name: array for name, array in given.items() if name in ("x", "w", "b")}
     if "dy" in given:
-        arrays["g"] = pre_activation_grad(problem, given["dy"], given.get("saved")).astype(given["dy"].dtype)
+        arrays["g"] = pre_activation_grad(problem, given["dy"], given.get("saved"))[0].astype(given["dy"].dtype)
     tensors = {name: tensor(array, device_name) for name, array in arrays.items()}
     both = device_name != "cpu" if channels_last is None else channels_last
     return calls_on(pass_name, problem, tensors, channels_last=both)
@@ -133,6 +134,8 @@ def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_for
     x_shape = (p.N, p.C, p.H, p.W) if symmetric else (p.N, p.C, p.H + top + bottom, p.W + left + right)
     like = next(iter(t.values()))
 
+    phi = getattr(torch, f"{activation(p.activation).torch}_", None) or torch_function(p.activation)
+
     def padded(x: Any) -> Any:
         return x if symmetric else functional.pad(x, (left, right, top, bottom))
 
@@ -158,9 +161,7 @@ def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_for
 
     def forward() -> tuple[Any, ...]:
         y = functional.conv2d(padded(t["x"]), t["w"], t.get("b"), p.stride, padding, p.dilation, p.groups)
-        if p.activation == "identity":
-            return (y,)
-        return ({"relu": torch.relu_, "logistic": torch.sigmoid_, "tanh": torch.tanh_}[p.activation](y),)
+        return (phi(y),)  # where torch has it, in place
 
     def input_grad() -> tuple[Any, ...]:
         return gradients([True, False, False])

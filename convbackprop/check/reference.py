@@ -13,22 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.activations import activation
 from convbackprop.problem import ACCUMULATORS, RESULTS, ConvProblem
 
 Array = Any  # numpy.ndarray; its dtype is the point here, and numpy's types do not carry it well
 
-#: Significant bits of each dtype and the exponent of its smallest subnormal number.
+#: Significant bits of each dtype, and the exponents of its smallest subnormal and its smallest normal number.
 _BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}
 _SMALLEST = {"float32": -149, "float64": -1074, "float16": -24, "bfloat16": -133}
+_NORMAL = {"float32": -126, "float64": -1022}
 _LARGEST = {"float32": 128, "float64": 1024, "float16": 16, "bfloat16": 128}
-
-#: Round-offs of the accumulator that evaluating the activation may cost, relative to its value. logistic: exp within 2
-#: units in the last place (4), 1 + e (1), the division (1). tanh: 2 units in the last place. CUDA C++ Programming
-#: Guide, "Mathematical Functions", gives exp 1 to 2 and tanh 1 to 2; glibc's are below 2.
-_ACTIVATION_ROUND_OFFS = {"identity": 0, "relu": 0, "logistic": 6, "tanh": 4}
-
-#: How much an activation can enlarge an error of its argument: the largest slope.
-_ACTIVATION_SLOPE = {"identity": 1.0, "relu": 1.0, "logistic": 0.25, "tanh": 1.0}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -51,35 +45,35 @@ def exact_dtype(problem: ConvProblem) -> Any:
 
 
 # -- the activation --------------------------------------------------------------------------------------------------
-def activate(name: str, s: Array) -> Array:
-    """Return phi(s)."""
-    if name == "relu":
-        return np.where(s <= 0, 0, s)
-    if name == "logistic":
-        with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-s))
-    return np.tanh(s) if name == "tanh" else s
-
-
 def mask_of(y: Array) -> Array:
     """Return the bits that a ReLU saves of its output: 1 where it is open, and where y is NaN."""
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of a NaN
         return np.packbits(~(y <= 0), axis=-1, bitorder="little")
 
 
-def pre_activation_grad(problem: ConvProblem, dy: Array, saved: Array | None) -> Array:
-    """Return g = dy * phi'(s) with phi' from the saved output y (or, for a mask, from its bits)."""
-    kind = exact_dtype(problem)
-    grad = dy.astype(kind)
-    if problem.saved is None or saved is None:
-        return grad
+def saved_by_forward(problem: ConvProblem, given: Mapping[str, Array]) -> Array:
+    """Return what a layer keeps for its gradients, rounded as it is stored: y, its bits, or the pre-activation."""
+    layer = problem.with_(activation="identity", mask=False) if problem.saved == "pre_activation" else problem
+    kept = answer("forward", layer, given)["y"][0].astype(numpy_dtype(problem.dtype))
+    return mask_of(kept) if problem.mask else kept
+
+
+def pre_activation_grad(problem: ConvProblem, dy: Array, saved: Array | None) -> tuple[Array, Array]:
+    """Return g = dy * phi'(s), with phi' from what the forward pass saved, and the magnitudes of its terms."""
+    grad = dy.astype(exact_dtype(problem))
+    phi = activation(problem.activation)
+    if saved is None:
+        return grad, abs(grad)
     if problem.saved == "mask":
         is_open = np.unpackbits(saved, axis=-1, bitorder="little", count=problem.Q).astype(bool)
-        return np.where(is_open, grad, 0)
-    y = saved.astype(kind)
-    if problem.activation == "relu":
-        return np.where(y <= 0, 0, grad)
-    return grad * (y * (1 - y) if problem.activation == "logistic" else (1 - y) * (1 + y))  # 1 - y*y would cancel
+        grad = np.where(is_open, grad, 0)
+    elif problem.saved:
+        kept = saved.astype(grad.dtype)
+        if phi.grad_size:
+            underflow = np.ldexp(grad.dtype.type(1), _NORMAL[ACCUMULATORS[problem.dtype]]) * (1 + abs(kept))
+            return phi.grad(np, grad, kept), phi.grad_size(abs(grad), kept) + abs(grad) * underflow
+        grad = phi.grad(np, grad, kept)
+    return grad, abs(grad)
 
 
 # -- the three sums, over filter taps --------------------------------------------------------------------------------
@@ -177,17 +171,17 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
             if problem.bias:
                 bias = given["b"].astype(total.dtype).reshape(-1, 1, 1)
                 total, size = total + bias, size + abs(bias)
-            return {"y": (activate(problem.activation, total), size)}
-        g = pre_activation_grad(problem, given["dy"], given.get("saved"))
+            return {"y": (activation(problem.activation).value(np, total), size)}
+        g, g_size = pre_activation_grad(problem, given["dy"], given.get("saved"))
         results = {}
         if pass_name == "input_grad" or (pass_name == "backward" and problem.dx):
             w = given["w"]
-            results["dx"] = (correlate_back(problem, g, w), correlate_back(problem, abs(g), abs(w)))
+            results["dx"] = (correlate_back(problem, g, w), correlate_back(problem, g_size, abs(w)))
         if pass_name == "kernel_grad" or (pass_name == "backward" and problem.dw):
             x = given["x"]
-            results["dw"] = (correlate_images(problem, x, g), correlate_images(problem, abs(x), abs(g)))
+            results["dw"] = (correlate_images(problem, x, g), correlate_images(problem, abs(x), g_size))
         if pass_name != "input_grad" and problem.bias:
-            results["db"] = (g.sum(axis=(0, 2, 3)), abs(g).sum(axis=(0, 2, 3)))
+            results["db"] = (g.sum(axis=(0, 2, 3)), g_size.sum(axis=(0, 2, 3)))
         return results
 
 
@@ -196,9 +190,10 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
 
     With n products in a sum, u the accumulator's unit round-off and gamma(n) = n u / (1 - n u), the classical bound for
     any order of summation is gamma(n + 2) * sum|a||b| (N. J. Higham, "Accuracy and Stability of Numerical Algorithms",
-    2002, sections 3.1 and 4.2; the 2 more are for forming g or adding the bias). Round-offs of long sums mostly cancel,
-    so it is capped at 8 sqrt(n + 2) u sum|a||b|: a kernel that keeps one running sum of all pixels exceeds that. On top
-    come evaluating the activation, rounding to the stored type, and one subnormal number.
+    2002, sections 3.1 and 4.2; the 2 more are for adding the bias, or for forming g, which with some activations takes
+    more than 2). Round-offs of long sums mostly cancel, so it is capped at 8 sqrt(n + 2) u sum|a||b|: a kernel that
+    keeps one running sum of all pixels exceeds that. On top come evaluating the activation, rounding to the stored
+    type, and one subnormal number.
 
     Parameters
     ----------
@@ -216,13 +211,15 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
     """
     n = RESULTS[name].reduction_length(problem)  # type: ignore[misc]
     u = round_off(ACCUMULATORS[problem.dtype])
-    factor = 8 * math.sqrt(n + 2) * u
-    if (n + 2) * u < 1:
-        factor = min(factor, (n + 2) * u / (1 - (n + 2) * u))
+    phi = activation(problem.activation)
+    more = 2 if name == "y" else phi.grad_round_offs
+    factor = (8 * math.sqrt(n + 2) + more - 2) * u
+    if (n + more) * u < 1:
+        factor = min(factor, (n + more) * u / (1 - (n + more) * u))
     relative = round_off(problem.dtype)
     if name == "y":
-        factor *= _ACTIVATION_SLOPE[problem.activation]
-        relative += _ACTIVATION_ROUND_OFFS[problem.activation] * u
+        factor *= phi.slope
+        relative += phi.round_offs * u
     with np.errstate(invalid="ignore"):
         return factor * magnitude + relative * abs(value) + np.ldexp(magnitude.dtype.type(1), _SMALLEST[problem.dtype])
 

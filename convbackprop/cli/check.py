@@ -11,7 +11,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convbackprop.arguments import ACTIVATIONS, activation_name, known
+from convbackprop.activations import ACTIVATIONS, COMMON, activation_name
+from convbackprop.arguments import known
 from convbackprop.check import BUDGET, DATA, GUARD, Outcome, check, inputs, within_budget
 from convbackprop.check.curated import CURATED
 from convbackprop.check.reference import answer
@@ -144,9 +145,10 @@ def _problems(text: str, dtype: str, activations: Sequence[str]) -> tuple[ConvPr
 def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
     """Return the problems that the arguments ask for, each with its data."""
     dtypes = tuple(DTYPES) if arguments.dtype == "all" else (known(arguments.dtype, tuple(DTYPES), "--dtype"),)
-    wanted: tuple[str, ...] = ACTIVATIONS
-    if arguments.activation not in (None, "all"):
-        wanted = (activation_name(arguments.activation),)
+    wanted: tuple[str, ...] = COMMON
+    if arguments.activation is not None:
+        every = arguments.activation == "all"
+        wanted = tuple(ACTIVATIONS) if every else (activation_name(arguments.activation),)
     if arguments.data is not None:
         known(arguments.data, DATA, "--data")
     found = []

@@ -257,7 +257,7 @@ def _public(subject: Subject, arrays: Arrays) -> Results:
     if pass_name == "forward":
         bias = arrays["b"] if p.bias else None
         return {"y": ops.conv2d(arrays["x"], arrays["w"], bias, **how)}
-    saved: dict[str, Any] = {} if p.activation == "identity" else {"output": arrays["y"]}
+    saved: dict[str, Any] = {p.saved: arrays["y"]} if p.saved else {}
     if pass_name == "input_grad":
         return {"dx": ops.conv2d_input_grad(p.x_shape, arrays["w"], arrays["dy"], **saved, **how)}
     if pass_name == "kernel_grad":

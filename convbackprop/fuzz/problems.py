@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convbackprop.arguments import ACTIVATIONS
+from convbackprop.activations import ACTIVATIONS
 from convbackprop.errors import EnvironmentProblem
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import DTYPES, ConvProblem

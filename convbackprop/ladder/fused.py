@@ -19,7 +19,8 @@ _LARGEST = 7
 
 def _columns(p: ConvProblem, target: Target) -> int:
     """Return how wide a strip fits the registers: less wide where the filter is large."""
-    by_taps = 8 if registers(p, p.R * p.S) <= 25 else 4 if registers(p, p.R * p.S) <= 49 else 2
+    most = 36 if p.saved == "pre_activation" else 49  # there phi' itself takes many
+    by_taps = 8 if registers(p, p.R * p.S) <= 25 else 4 if registers(p, p.R * p.S) <= most else 2
     return min(by_taps, 32 // p.accumulator_bytes)
 
 

@@ -93,7 +93,11 @@ def _depth(pass_name: str) -> Callable[[ConvProblem, Target], int]:
     tile = _tile(pass_name)
 
     def steps(p: ConvProblem, target: Target) -> int:
-        fits = pass_name != "input_grad" or tile(p, target) == 128
+        fits = {
+            "forward": True,
+            "input_grad": tile(p, target) == 128,
+            "kernel_grad": p.saved != "pre_activation",  # of which phi' itself takes many registers
+        }[pass_name]
         return 16 if p.accumulator_bytes == 4 and fits else 8
 
     return steps
@@ -133,14 +137,15 @@ def _pixels_at_once(p: ConvProblem, multiple: int, alignment: int) -> int:
 def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
     """Return the rule for what follows from the tunables.
 
-    RESIDENT is how many blocks a multiprocessor should hold: of kernel_grad fewer, for two matrices are staged element
-    by element, which wait in registers. X_PIXELS and G_PIXELS, those that a thread reads at once, lie in one plane; if
-    g comes with a bit mask, in one byte of it.
+    RESIDENT is how many blocks a multiprocessor should hold: fewer of kernel_grad, for two matrices are staged element
+    by element, which wait in registers, and where phi' itself takes many. X_PIXELS and G_PIXELS, those that a thread
+    reads at once, lie in one plane; if g comes with a bit mask, in one byte of it.
     """
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
-        resident = (256 if pass_name == "kernel_grad" else _RESIDENT_THREADS) * 4 // p.accumulator_bytes
+        crowded = pass_name == "kernel_grad" or (pass_name == "input_grad" and p.saved == "pre_activation")
+        resident = (256 if crowded else _RESIDENT_THREADS) * 4 // p.accumulator_bytes
         widths = {}
         if pass_name != "input_grad":
             widths["X_PIXELS"] = _pixels_at_once(p, p.H * p.W, alignment.x) if _pointwise(p) else 1

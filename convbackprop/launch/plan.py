@@ -9,6 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from convbackprop import activations
 from convbackprop.devices import Device, Kernel
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.gpus import Target
@@ -38,7 +39,7 @@ def constants_of(
     constants = variant.constants(target, problem, alignment)
     return {
         "SCALAR": problem.dtype,
-        "ACTIVATION": problem.activation.upper(),
+        **activations.constants(problem.activation),
         "SAVED": "MaskByte" if problem.mask and variant.pass_name != "forward" else "Scalar",
         **{name: value for name, value in constants.items() if name.isupper()},
     }

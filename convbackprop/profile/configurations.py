@@ -20,11 +20,13 @@ from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.profile.machine_code import FILTERS, problem_of
 
-#: Dtype, activation and mask: a ReLU in each dtype, every activation, the mask with and without conversions.
+#: Dtype, activation and mask: a ReLU in each dtype, an activation of each kind and the costliest, the mask with and
+#: without conversions.
 KINDS = (
     *((dtype, "relu", False) for dtype in DTYPES),
     ("float32", "relu", True), ("float16", "relu", True),
     ("float16", "identity", False), ("float64", "tanh", False), ("bfloat16", "logistic", False),
+    ("float32", "gelu", False),
 )  # fmt: skip
 
 #: What is not wanted of a backward pass.

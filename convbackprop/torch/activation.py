@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from convbackprop.activations import activation
+
 Tensor = torch.Tensor
 
 
-def before_activation(dy: Tensor, y: Tensor | None, activation: str) -> Tensor:
-    """Return g = dy * phi'(s), with phi' from the output y = phi(s): y > 0, y (1 - y) or 1 - y^2."""
-    if y is None or activation == "identity":
-        return dy
-    if activation == "relu":
-        return torch.where(y > 0, dy, torch.zeros_like(dy))
-    return dy * (y * (1 - y) if activation == "logistic" else 1 - y * y)
+def before_activation(dy: Tensor, saved: Tensor | None, name: str) -> Tensor:
+    """Return g = dy * phi'(s), with phi' from what `activations` says is saved."""
+    return dy if saved is None else activation(name).grad(torch, dy, saved)  # type: ignore[no-any-return]
 
 
 def bias_grad(g: Tensor, first: int = 0) -> Tensor:

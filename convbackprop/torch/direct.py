@@ -12,6 +12,7 @@ import torch
 from torch.autograd import Function, forward_ad
 
 from convbackprop import ops
+from convbackprop.activations import activation_name, saved_by, torch_function
 from convbackprop.torch.functions import gradients
 from convbackprop.torch.options import normalized
 
@@ -44,6 +45,52 @@ class DirectLayer(Function):
                 dy, x, w, *geometry, output=y, activation=activation, needs=needs, variant=variant
             )
         return (*found, None, None, None)
+
+
+class DirectGated(Function):
+    """`DirectLayer` for an activation whose derivative is formed from the pre-activation s, its second output.
+
+    As an output s has a derivative of its own, which is what second derivatives go through.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, variant: str
+    ) -> tuple[Tensor, Tensor]:
+        s = ops.conv2d(x, w, b, *geometry, variant=variant)
+        ctx.save_for_backward(x, w, s)
+        ctx.options = geometry, activation_name(activation), variant
+        ctx.set_materialize_grads(False)
+        return torch_function(ctx.options[1])(s), s
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, ds: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, w, s = ctx.saved_tensors
+        geometry, activation, variant = ctx.options
+        needs, again = ctx.needs_input_grad[:3], torch.is_grad_enabled()
+        if ds is None and not again and dy is not None and possible(dy, x, w):
+            found = ops.conv2d_backward(
+                dy, x, w, *geometry, pre_activation=s, activation=activation, needs=needs, variant=variant
+            )
+            return (*found, None, None, None)
+        g = ds
+        if dy is not None:
+            with torch.enable_grad():
+                own = s if again else s.detach().requires_grad_()
+                (g,) = torch.autograd.grad(torch_function(activation)(own), own, dy, create_graph=again)
+            g = g if ds is None else g + ds
+        if g is None:
+            return (None,) * 6
+        parts = gradients(g, x, w, None, needs, *normalized(w, geometry, "identity"), variant)
+        return (*parts, None, None, None)
+
+
+def layer(x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, variant: str) -> Tensor:
+    """Return phi(x * w + b), differentiable."""
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
+    if differentiated and saved_by(activation) == "pre_activation":
+        return DirectGated.apply(x, w, b, geometry, activation, variant)[0]  # type: ignore[no-any-return]
+    return DirectLayer.apply(x, w, b, geometry, activation, variant)  # type: ignore[no-any-return]
 
 
 def _looked_at() -> bool:

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from convbackprop.activations import saved_by, torch_function
 from convbackprop.errors import InvalidType
 from convbackprop.torch import direct
 from convbackprop.torch.functions import layer
@@ -53,7 +54,8 @@ def conv2d(
     groups : int
         Divides both numbers of channels.
     activation : str
-        "identity", "relu", "logistic" (or "sigmoid") or "tanh". Its derivative is formed from y.
+        As in `convbackprop.conv2d`. Its derivative is formed from y, or for "silu", "gelu", "gelu_tanh" and
+        "hardswish" from the pre-activation, which is then kept beside y.
     variant : str
         A rung of the ladder that all passes have, such as "naive", or "auto".
 
@@ -70,7 +72,7 @@ def conv2d(
     """
     geometry = (stride, padding, dilation, groups)
     if direct.possible(input, weight, bias):
-        return direct.DirectLayer.apply(input, weight, bias, geometry, activation, variant)  # type: ignore[no-any-return]
+        return direct.layer(input, weight, bias, geometry, activation, variant)
     if has_torch_function((input, weight, bias)):  # subclasses with a say of their own, and torch.fx's proxies
         return handle_torch_function(  # type: ignore[no-any-return]
             conv2d, (input, weight, bias), input, weight, bias, *geometry, activation=activation, variant=variant
@@ -84,6 +86,9 @@ def conv2d(
         dtype = torch.get_autocast_dtype(kind)
         input, weight = _cast(input, dtype), _cast(weight, dtype)
         bias = None if bias is None else _cast(bias, dtype)
+    *geometry_only, name = options
+    if saved_by(name) == "pre_activation":  # it is an intermediate result, which PyTorch keeps and differentiates
+        return torch_function(name)(layer(input, weight, bias, *geometry_only, "identity", variant))  # type: ignore[no-any-return]
     return layer(input, weight, bias, *options, variant)
 
 

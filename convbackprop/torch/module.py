@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from convbackprop.arguments import activation_name, known
+from convbackprop.activations import activation_name
+from convbackprop.arguments import known
 from convbackprop.ladder.registry import of_pass
 from convbackprop.torch.functional import conv2d
 
@@ -24,7 +25,7 @@ class Conv2d(torch.nn.Conv2d):
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         As in torch.nn.Conv2d.
     activation : str
-        "identity", "relu", "logistic" (or "sigmoid") or "tanh".
+        As in `convbackprop.conv2d`: "identity", "relu", "gelu", ...
     variant : str
         A rung of the ladder that all passes have, such as "naive", or "auto".
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from convbackprop.arguments import activation_name, integer, pair, resolve_padding
+from convbackprop.activations import activation_name
+from convbackprop.arguments import integer, pair, resolve_padding
 from convbackprop.errors import InvalidArgument
 
 #: stride, padding as (top, bottom, left, right), dilation, groups and the activation.

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
-from convbackprop.arguments import activation_name, integer, known, pair, resolve_padding
+from convbackprop.activations import activation_name
+from convbackprop.arguments import integer, known, pair, resolve_padding
 from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.ladder.registry import choose
 from convbackprop.ops import problem_of

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from convbackprop import check as checking, cli
-from convbackprop.arguments import ACTIVATIONS
+from convbackprop.activations import COMMON
 from convbackprop.bench import layer_goals, layers, suites, timing, torch_calls
 from convbackprop.bench.cases import Case
 from convbackprop.bench.rows import Row
@@ -158,7 +158,7 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
         ("check empty.cu --pass nix", 2, "pass is 'nix'"),
         ("check forward --pass forward", 2, "--pass says what a FILE.cu computes"),
         ("check --dtype int8", 2, "--dtype is 'int8'; it should be one of float32"),
-        ("check --activation gelu", 2, "activation is 'gelu'; it should be one of identity"),
+        ("check --activation mish", 2, "activation is 'mish'; it should be one of identity"),
         ("check --data nix", 2, "--data is 'nix'"),
         ("check --tunables tpu", 2, "--tunables is 'tpu'; it should be one of cpu, cuda"),
         ("check --device gpu", 2, "device is 'gpu'; it should be 'cpu', 'cuda' or 'cuda:N'"),
@@ -335,10 +335,10 @@ def test_check_covers_what_it_says():
         for problem in curated.CURATED:
             for activation, mask in (("identity", False), ("relu", False), ("relu", True)):
                 assert (problem.problem(dtype=dtype, activation=activation, mask=mask), problem.data) in checked
-        for activation in ACTIVATIONS:
+        for activation in COMMON:
             assert any(p.dtype == dtype and p.activation == activation for p, _ in checked)
     for problem in curated.CURATED:  # each activation on each problem, in one dtype or another
-        for activation in ACTIVATIONS:
+        for activation in COMMON:
             assert any((problem.problem(dtype=d, activation=activation), problem.data) in checked for d in DTYPES)
 
 
