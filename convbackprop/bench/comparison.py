@@ -14,7 +14,8 @@ faster.
 Neither test knows that another start of the process is another layout of memory, and another minute another machine:
 repetitions within a run are more alike than two runs are (Kalibera and Jones, "Rigorous benchmarking in reasonable
 time", 2013). So a difference below `least` is none, however certain it is; and what the copies of memory and the peers
-took, in which no kernel of ours takes part, tells how much of it is the machine's.
+took, in which no kernel of ours takes part, tells how much of it is the machine's. Where the copy that was timed beside
+a row took another time as well, the row is faster or slower only if it also is by as much more than the copy.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _REPETITIONS, _ROWS = 4, 6
 _WITNESSES = 0.1
 
 FASTER, SLOWER, SAME_SPEED, FEW, UNTESTED = "faster", "slower", "no difference", "too few", "untested"
+MOVED = "as the copy"
 
 
 @dataclass
@@ -54,7 +56,8 @@ class Pair:
     p, q : float or None
         Of the Mann-Whitney U test, as it is and corrected for the number of rows; None where it was not made.
     verdict : str
-        What the second run is: "faster", "slower", "no difference", "too few" (repetitions to tell), "untested".
+        What the second run is: "faster", "slower", "no difference", "as the copy" (the difference is one of the
+        machine), "too few" (repetitions to tell), "untested".
     """
 
     a: Row
@@ -69,13 +72,22 @@ class Pair:
         assert self.a.ours is not None and self.b.ours is not None
         return self.b.ours.median / self.a.ours.median
 
+    @property
+    def machine(self) -> float:
+        """The same ratio of the copies that were timed beside it, if they tell of another machine; else 1."""
+        if not self.a.copy or not self.b.copy:
+            return 1.0
+        moved = self.b.copy.median / self.a.copy.median
+        return moved if max(moved, 1 / moved) > 1 + _WITNESSES else 1.0
+
     def as_json(self) -> dict[str, Any]:
         """Return what is known, for --json."""
         assert self.a.ours is not None and self.b.ours is not None
         return {"variant": self.a.name, "problem": str(self.a.problem), "label": self.a.label,
                 "a_ms": 1e3 * self.a.ours.median, "b_ms": 1e3 * self.b.ours.median,
                 "a_repetitions": len(self.a.ours.seconds), "b_repetitions": len(self.b.ours.seconds),
-                "ratio": self.ratio, "p": self.p, "q": self.q, "verdict": self.verdict}  # fmt: skip
+                "ratio": self.ratio, "machine": self.machine, "p": self.p, "q": self.q,
+                "verdict": self.verdict}  # fmt: skip
 
 
 @dataclass
@@ -157,7 +169,8 @@ def _judge(pairs: Sequence[Pair], least: float, stats: Any) -> None:
         corrected = stats.false_discovery_control([pair.p for pair in tested], method="bh")
         for pair, q in zip(tested, corrected, strict=True):
             pair.q = float(q)
-            pair.verdict = _verdict(pair.q, pair.ratio, least)
+            said, beside_copy = (_verdict(pair.q, ratio, least) for ratio in (pair.ratio, pair.ratio / pair.machine))
+            pair.verdict = said if said in (SAME_SPEED, beside_copy) else MOVED
 
 
 def _verdict(p: float, ratio: float, least: float) -> str:

@@ -73,7 +73,7 @@ def drawn(size: int = 256) -> Photograph:
 
 
 def read_image(file: str) -> Photograph:
-    """Read an image with Pillow, made grey.
+    """Read an image with Pillow, made grey: the way up that its EXIF data say, what is transparent on white.
 
     Raises
     ------
@@ -83,19 +83,29 @@ def read_image(file: str) -> Photograph:
         Pillow is missing.
     """
     image_class = _pillow()
+    from PIL.ImageOps import exif_transpose
+
     try:
         with image_class.open(file) as image:
+            name = Path(file).name
+            image = exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits
                 grey = np.asarray(image, np.float64) / 65535
             elif image.mode == "F":
                 grey = np.asarray(image, np.float64)
                 grey = grey / (abs(grey).max() or 1)
             else:
+                if (
+                    image.has_transparency_data
+                    and (image := image.convert("RGBA")).getchannel("A").getextrema()[0] < 255
+                ):
+                    image = image_class.alpha_composite(image_class.new("RGBA", image.size, "white"), image)
+                    name += " (on white)"
                 grey = np.asarray(image.convert("L"), np.float64) / 255
     except (OSError, ValueError, SyntaxError, image_class.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidArgument(f"image {file} cannot be read: {reason}") from None
-    return Photograph(Path(file).name, grey)
+    return Photograph(name, grey)
 
 
 def _picture(values: Array) -> tuple[Array, str]:

@@ -60,6 +60,7 @@ CURATED = (
     Curated("1,1,20,40,1,15,15,padding=same", "a large filter"),
     Curated("1,700,2,3,2,1,1", "a long sum over channels of equal terms", "constant"),
     Curated("1,1,256,257,1,3,3,padding=same", "a long sum over pixels of equal terms", "constant"),
+    Curated("1,1,1,200000,1,1,3,padding=same", "one long row of equal terms: no part of its sum is short", "constant"),
     Curated("3,1,1,9000,1,1,3,padding=same", "long rows of positive terms", "positive"),
     Curated("2,3,16,17,4,3,3,padding=1", "small integers, whose sums are exact in any order", "integers"),
     Curated(

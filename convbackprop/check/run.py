@@ -70,22 +70,29 @@ def inputs(
 
 
 class Guarded:
-    """An array between two guard zones, all in one block of memory."""
+    """An array between two guard zones, all in one block of memory, filled with NaN.
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> None:
+    Of the many NaNs each array has another, by its `mark`, so that one that was read beyond the end of an array and
+    written beyond the end of another shows.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0, mark: int = 0) -> None:
         size = math.prod(shape)
         self.first = GUARD + offset
         # As aligned as what a GPU's allocator returns.
         memory = np.empty((self.first + size + GUARD) * dtype.itemsize + _ALIGNMENT, np.uint8)
         begin = -memory.ctypes.data % _ALIGNMENT
         self.whole = memory[begin : memory.size - _ALIGNMENT + begin].view(dtype)
-        self.whole.view(np.uint8)[...] = 0xFF  # NaN in every floating-point type
+        self._bits = np.dtype(f"u{dtype.itemsize}")
+        # All bits 1 is a NaN in every floating-point type, and still is with other bits at its end.
+        self._guard = self._bits.type(np.iinfo(self._bits).max - mark)
+        self.whole.view(self._bits)[...] = self._guard
         self.array = self.whole[self.first : self.first + size].reshape(shape)
 
     def intact(self) -> bool:
         """Return whether both guard zones are as they were."""
         ends = np.concatenate([self.whole[: self.first], self.whole[-GUARD:]])
-        return bool((ends.view(np.uint8) == 0xFF).all())
+        return bool((ends.view(self._bits) == self._guard).all())
 
 
 def stage(
@@ -108,8 +115,8 @@ def stage(
         Every operand that the problem has, and the scratch memory "scratch".
     """
     blocks = {
-        operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset)
-        for operand in PASSES[variant.pass_name].present(problem)
+        operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset, mark)
+        for mark, operand in enumerate(PASSES[variant.pass_name].present(problem), 1)
     }
     for name, array in given.items():
         blocks[name].array[...] = array

@@ -112,8 +112,10 @@ class _Row:
 
     def add(self, outcome: Outcome) -> None:
         self.checks += 1
-        if outcome.share > self.error or self.problem is None:
-            self.error, self.problem = outcome.share, outcome.problem
+        # The problem is the first that failed, or as long as none has, the one with the largest error.
+        if self.problem is None or (not self.failed and (outcome.share > self.error or not outcome.ok)):
+            self.problem = outcome.problem
+        self.error = max(self.error, outcome.share)
         if not outcome.ok:
             self.failed.append(outcome)
 

@@ -29,7 +29,8 @@ examples:
   convbackprop compare before after
 
 JSON keys: a, b, notes, rows [variant, problem, label, a_ms, b_ms,
-a_repetitions, b_repetitions, ratio, p, q, verdict], overall {ratio, p,
+a_repetitions, b_repetitions, ratio, machine (the copies' ratio, where it is
+not about 1), p, q, verdict], overall {ratio, p,
 verdict}, only_a, only_b [variant, problem]
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convbackprop.bench import plots, report, runs
-from convbackprop.bench.comparison import FASTER, FEW, SAME_SPEED, SLOWER, UNTESTED, compare
+from convbackprop.bench.comparison import FASTER, FEW, MOVED, SAME_SPEED, SLOWER, UNTESTED, compare
 from convbackprop.bench.timing import Timing
 from convbackprop.cli import main
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
@@ -55,6 +55,19 @@ def test_verdicts(factor, verdict):
     assert verdicts(found) == [verdict] * 8 and found.verdict == verdict
     assert found.ratio == pytest.approx(factor, rel=0.02) and not found.notes
     assert all(pair.q >= pair.p for pair in found.pairs)
+
+
+@needs_scipy
+@pytest.mark.parametrize(
+    ("factor", "copies", "verdict"),
+    [(1.22, 1.2, MOVED), (1.26, 1.08, SLOWER), (1.5, 1.2, SLOWER), (0.8, 1.3, FASTER), (0.8, 0.79, MOVED),
+     (1.0, 1.3, SAME_SPEED)],
+)  # fmt: skip
+def test_a_difference_is_the_machines_where_the_copies_differ_too(factor, copies, verdict):
+    a, b = saved_runs.run(), saved_runs.run("b", 1, factor)
+    for row in b.rows:
+        row.copy = Timing(tuple(copies * seconds for seconds in row.copy.seconds))
+    assert verdicts(compare(a, b)) == [verdict] * 8
 
 
 @needs_scipy

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from convbackprop import check
+from convbackprop.activations import COMMON
 from convbackprop.check.curated import CURATED
 from convbackprop.errors import LaunchFailed
 from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.problem import ConvProblem
 from tests.support.mutations import MUTATIONS, NAIVE, copied
 from tests.support.quick import quick_on_cpu
 
@@ -67,6 +69,14 @@ def test_rejected(device, name, tmp_path):
     assert any(rejections(variant, quick_on_cpu(device), [change]) for change in CHANGES), (
         "the curated problems accept it"
     )
+
+
+@pytest.mark.parametrize("activation", COMMON)
+def test_a_nan_that_is_written_over_a_guard_shows(device, activation, tmp_path):
+    """What is read beyond x is NaN, and so is what stands beyond y: but another one."""
+    variant = MUTATIONS["forward/naive: one element past the output is written"].applied(tmp_path)
+    problem = ConvProblem.parse("1,1,20,20,1,3,3,padding=1", activation=activation)
+    assert check.check(variant, problem, quick_on_cpu(device)).faults == ["memory next to y was written"]
 
 
 def test_a_wrong_file_is_rejected(device):

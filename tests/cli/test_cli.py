@@ -860,6 +860,26 @@ def test_images_are_made_grey(tmp_path, mode):
     assert grey.min() >= 0 and grey.max() <= 1 and abs(grey.mean() - 0.5) < (0.2 if mode == "1" else 0.02)
 
 
+def test_photographs_are_upright_and_on_white(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow, of the extra data, is not installed: image files")
+    from convbackprop.bench.photograph import read_image
+
+    black = image.new("RGB", (5, 3))
+    black.putpixel((0, 0), (255, 255, 255))  # at the upper left, where the camera was turned
+    exif = image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned clockwise
+    black.save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(str(tmp_path / "turned.png"))
+    assert turned.name == "turned.png" and np.argwhere(turned.grey > 0.5).tolist() == [[0, 2]]
+    assert turned.grey.shape == (5, 3)
+
+    clear = image.new("RGBA", (2, 1))  # black that is wholly transparent, and half so
+    clear.putpixel((1, 0), (0, 0, 0, 128))
+    clear.save(tmp_path / "clear.png")
+    white = read_image(str(tmp_path / "clear.png"))
+    assert white.name == "clear.png (on white)" and white.grey.tolist() == [[1, pytest.approx(127 / 255)]]
+
+
 def test_given_arrays_and_answers_are_used():
     """`check` with arrays and answers that the caller has finds what it finds without."""
     problem = ConvProblem.parse(SMALL, bias=True, activation="relu")

@@ -83,6 +83,8 @@ _TABLE = {
     "forward/naive": (
         Mutation("does nothing at all", "y[i] = from_acc(activate(s_sum.value()));", "(void)s_sum;"),
         Mutation("adds to what the output held before", "from_acc(activate(", "from_acc(to_acc(y[i]) + activate("),
+        Mutation("one element past the output is written", "if (i >= shape.y_size()) return;",
+                 "if (i > shape.y_size()) return;"),
         Mutation("the bias is added twice", "if (b) s_sum.add(to_acc(b[k]));", "if (b) s_sum.add(2 * to_acc(b[k]));"),
         Mutation("the elements that do not fill a block are skipped", "if (i >= shape.y_size()) return;",
                  "if (i >= shape.y_size() || blockIdx.x >= max(shape.y_size() / THREADS, Index(1))) return;"),
@@ -114,6 +116,7 @@ _TABLE = {
         Mutation("the remainder by the stride across the columns is ignored", "q_steps % shape.stride_w != 0 || ", ""),
     ),
     "kernel_grad/naive": (
+        Mutation("a row is one running sum", "RUN = 64;", "RUN = 1 << 30;", file="long_sum.cuh"),
         Mutation("the filter is flipped", "const int s = tap % shape.S;\n    const int r = tap / shape.S % shape.R;",
                  "const int s = shape.S - 1 - tap % shape.S;\n"
                  "    const int r = shape.R - 1 - tap / shape.S % shape.R;"),
