@@ -95,11 +95,9 @@ def read_image(file: str) -> Photograph:
                 grey = np.asarray(image, np.float64)
                 grey = grey / (abs(grey).max() or 1)
             else:
-                if (
-                    image.has_transparency_data
-                    and (image := image.convert("RGBA")).getchannel("A").getextrema()[0] < 255
-                ):
-                    image = image_class.alpha_composite(image_class.new("RGBA", image.size, "white"), image)
+                clear = image.convert("RGBA") if image.has_transparency_data else None
+                if clear is not None and np.asarray(clear)[..., 3].min() < 255:
+                    image = image_class.alpha_composite(image_class.new("RGBA", image.size, "white"), clear)
                     name += " (on white)"
                 grey = np.asarray(image.convert("L"), np.float64) / 255
     except (OSError, ValueError, SyntaxError, image_class.DecompressionBombError) as error:
