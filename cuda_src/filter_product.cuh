@@ -74,11 +74,13 @@ struct WindowLoader {
 };
 
 // Writes the sums of a tile. Results know where a pixel's result for row 0 lies (at), how many rows there are and how
-// far apart (rows, row_pitch), and what becomes of a sum (result).
+// far apart (rows, row_pitch), what becomes of a sum (result), and what it is of pixels alone (of_pixels): the padding
+// is none, but was multiplied as zeros.
 template <class Product, class Results>
 __device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid,
                                               Scalar* out, const Results& results) {
     constexpr int ASIDE = Product::ASIDE;  // pixels that a thread has side by side
+    bool is_nan = false;
 #pragma unroll
     for (int j = 0; j < Product::COLS; j += ASIDE) {
         Index at[ASIDE];
@@ -95,7 +97,10 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
             Scalar* const row = out + m * results.row_pitch;
             Acc values[ASIDE];
 #pragma unroll
-            for (int e = 0; e < ASIDE; ++e) values[e] = results.result(m, product.sums[i][j + e]);
+            for (int e = 0; e < ASIDE; ++e) {
+                values[e] = results.result(m, product.sums[i][j + e]);
+                is_nan |= isnan(values[e]);
+            }
             if (adjacent && reinterpret_cast<size_t>(row + at[0]) % sizeof(Vector<ASIDE>) == 0)
                 store_vector<ASIDE>(row + at[0], values);
             else
@@ -103,5 +108,13 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
                 for (int e = 0; e < ASIDE; ++e)
                     if (at[e] >= 0) row[at[e]] = from_acc(values[e]);
         }
+    }
+#pragma unroll 1
+    for (int i = 0; is_nan && i < Product::ROWS * Product::COLS; ++i) {
+        const int m = tile.first_m + product.row(i / Product::COLS);
+        const Pixel pixel(tile.first_pixel + product.col(i % Product::COLS), grid);
+        if (m >= results.rows || pixel.n >= grid.N) continue;
+        const Index at = results.at(pixel) + m * results.row_pitch;
+        if (isnan(to_acc(out[at]))) out[at] = from_acc(results.of_pixels(at));
     }
 }

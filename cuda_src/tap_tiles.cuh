@@ -1,5 +1,6 @@
 // The tiles of a kernel gradient's matrix product: g's rows are filters, the rows of the windows of x are taps (c,r,s).
 #pragma once
+#include "kernel_grad_of_pixels.cuh"
 #include "windows.cuh"
 
 // What a block computes: filters first_m on of a group (consecutive blocks share their windows) at a tile of taps, from
@@ -43,5 +44,19 @@ struct TapTile {
     }
     __device__ __forceinline__ Index bias_at(int row) const {
         return shape.w_size() + group * filters + first_m + row;
+    }
+    // Forms anew, of pixels alone, what is NaN of what a thread has written: the padding was multiplied as zeros.
+    template <class Product>
+    __device__ __forceinline__ void form_anew(Acc* split, const Product& product, const Scalar* dy, const Saved* saved,
+                                              const Scalar* x) const {
+        const Index end = min((first_slice + slices) * DEPTH, grid.count());
+#pragma unroll 1
+        for (int i = 0; i < REG_M * REG_N; ++i) {
+            const int m = product.row(i / REG_N), column = product.col(i % REG_N), t = tap(column);
+            if (!has_result(m, column) || !isnan(split[result_at(m, column)])) continue;
+            split[result_at(m, column)] =
+                dw_of_pixels(dy, saved, x, shape, group * filters + first_m + m, t / shape.S / shape.R,
+                             t / shape.S % shape.R, t % shape.S, first_slice * DEPTH, end);
+        }
     }
 };

@@ -1,14 +1,14 @@
 """The answer to a problem in more precision than the kernels have, and how far a kernel may be from it.
 
 A direct sum over filter taps in numpy: float64, or long double for float64 problems. It shares no code with the
-kernels.
+kernels. The padding is no pixel: a tap over it adds nothing to a sum, whatever the tap is, also NaN or infinite.
 The error bound is derived, not tuned: see `error_bound`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,25 +77,36 @@ def pre_activation_grad(problem: ConvProblem, dy: Array, saved: Array | None) ->
 
 
 # -- the three sums, over filter taps --------------------------------------------------------------------------------
-def _tap_window(problem: ConvProblem, r: int, s: int) -> tuple[slice, slice]:
-    """Return the rows and columns of the padded image that tap (r, s) reads."""
-    (dh, dw), (sh, sw) = problem.dilation, problem.stride
-    return (
-        slice(r * dh, r * dh + (problem.P - 1) * sh + 1, sh),
-        slice(s * dw, s * dw + (problem.Q - 1) * sw + 1, sw),
-    )
+def _inside(count: int, size: int, start: int, stride: int) -> tuple[slice, slice]:
+    """Return which of `count` outputs see a pixel through a tap, along one axis, and which pixels these are.
+
+    The tap of output 0 lies at `start`, which is below 0 in the padding. No zero stands there: it would make NaN of an
+    infinite factor.
+    """
+    first = max(0, -(start // stride))  # rounded up
+    end = max(first, min(count, (size - 1 - start) // stride + 1))
+    return slice(first, end), slice(start + first * stride, start + end * stride, stride)
 
 
-def _padded(problem: ConvProblem, x: Array) -> Array:
-    """Return the image with its padding, as (N, groups, C/groups, height, width)."""
+def _meetings(problem: ConvProblem) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
+    """Yield for each tap (r, s) the rows and columns of the outputs that see a pixel through it, and of the pixels."""
     p = problem
-    x = np.pad(x.astype(exact_dtype(p)), ((0, 0), (0, 0), *p.padding))
-    return x.reshape(p.N, p.groups, p.C // p.groups, *x.shape[2:])
+    for r in range(p.R):
+        rows, image_rows = _inside(p.P, p.H, r * p.dilation[0] - p.padding[0][0], p.stride[0])
+        for s in range(p.S):
+            cols, image_cols = _inside(p.Q, p.W, s * p.dilation[1] - p.padding[1][0], p.stride[1])
+            yield r, s, (rows, cols), (image_rows, image_cols)
 
 
-def _by_group(problem: ConvProblem, g: Array) -> Array:
-    """Return an output-shaped array as (N, groups, K/groups, P*Q)."""
-    return g.reshape(problem.N, problem.groups, problem.K // problem.groups, problem.P * problem.Q)
+def _images(problem: ConvProblem, x: Array) -> Array:
+    """Return images as (N, groups, C/groups, H, W)."""
+    p = problem
+    return x.astype(exact_dtype(p)).reshape(p.N, p.groups, p.C // p.groups, p.H, p.W)
+
+
+def _outputs(problem: ConvProblem, g: Array) -> Array:
+    """Return an output-shaped array as (N, groups, K/groups, P, Q)."""
+    return g.reshape(problem.N, problem.groups, problem.K // problem.groups, problem.P, problem.Q)
 
 
 def _filters(problem: ConvProblem, w: Array) -> Array:
@@ -104,45 +115,38 @@ def _filters(problem: ConvProblem, w: Array) -> Array:
     return w.astype(exact_dtype(p)).reshape(p.groups, p.K // p.groups, p.C // p.groups, p.R, p.S)
 
 
+def _as_columns(planes: Array) -> Array:
+    """Return planes with all of their pixels on one axis, the last."""
+    return planes.reshape(*planes.shape[:3], planes.shape[3] * planes.shape[4])
+
+
 def correlate(problem: ConvProblem, x: Array, w: Array) -> Array:
     """Return sum_{c,r,s} x w, shape (N, K, P, Q): the forward pass without bias and activation."""
-    image, filters = _padded(problem, x), _filters(problem, w)
-    total = np.zeros((problem.N, problem.groups, problem.K // problem.groups, problem.P * problem.Q), image.dtype)
-    for r in range(problem.R):
-        for s in range(problem.S):
-            rows, cols = _tap_window(problem, r, s)
-            window = image[..., rows, cols].reshape(*image.shape[:3], problem.P * problem.Q)
-            total += filters[..., r, s] @ window
+    image, filters = _images(problem, x), _filters(problem, w)
+    total = _outputs(problem, np.zeros(problem.y_shape, image.dtype))
+    for r, s, seen, pixels in _meetings(problem):
+        there = total[(..., *seen)]
+        there += (filters[..., r, s] @ _as_columns(image[(..., *pixels)])).reshape(there.shape)
     return total.reshape(problem.y_shape)
 
 
 def correlate_back(problem: ConvProblem, g: Array, w: Array) -> Array:
     """Return sum_{k,r,s} g w, shape (N, C, H, W): each output spread over the inputs that it read."""
-    filters, grad = _filters(problem, w), _by_group(problem, g)
-    (top, bottom), (left, right) = problem.padding
-    total = np.zeros(
-        (*grad.shape[:2], problem.C // problem.groups, problem.H + top + bottom, problem.W + left + right), grad.dtype
-    )
-    for r in range(problem.R):
-        for s in range(problem.S):
-            spread = filters[..., r, s].swapaxes(-1, -2) @ grad
-            rows, cols = _tap_window(problem, r, s)
-            total[..., rows, cols] += spread.reshape(*spread.shape[:3], problem.P, problem.Q)
-    inside = total[..., top : top + problem.H, left : left + problem.W]
-    return inside.reshape(problem.x_shape)
+    filters, grad = _filters(problem, w), _outputs(problem, g)
+    total = _images(problem, np.zeros(problem.x_shape, grad.dtype))
+    for r, s, seen, pixels in _meetings(problem):
+        there = total[(..., *pixels)]
+        there += (filters[..., r, s].swapaxes(-1, -2) @ _as_columns(grad[(..., *seen)])).reshape(there.shape)
+    return total.reshape(problem.x_shape)
 
 
 def correlate_images(problem: ConvProblem, x: Array, g: Array) -> Array:
     """Return sum_{n,p,q} g x, shape (K, C/groups, R, S)."""
-    image, grad = _padded(problem, x), _by_group(problem, g)
-    total = np.zeros(
-        (problem.groups, problem.K // problem.groups, problem.C // problem.groups, problem.R, problem.S), image.dtype
-    )
-    for r in range(problem.R):
-        for s in range(problem.S):
-            rows, cols = _tap_window(problem, r, s)
-            window = image[..., rows, cols].reshape(*image.shape[:3], problem.P * problem.Q)
-            total[..., r, s] = (grad @ window.swapaxes(-1, -2)).sum(axis=0)
+    image, grad = _images(problem, x), _outputs(problem, g)
+    total = np.zeros_like(_filters(problem, np.zeros(problem.w_shape)))
+    for r, s, seen, pixels in _meetings(problem):
+        products = _as_columns(grad[(..., *seen)]) @ _as_columns(image[(..., *pixels)]).swapaxes(-1, -2)
+        total[..., r, s] = products.sum(axis=0)
     return total.reshape(problem.w_shape)
 
 

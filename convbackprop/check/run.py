@@ -30,22 +30,28 @@ GUARD = 1024
 _ALIGNMENT = 256
 
 #: What data a problem can be filled with.
-DATA = ("normal", "integers", "constant", "positive")
+DATA = ("normal", "integers", "constant", "positive", "nonfinite")
 
 
 def fill(shape: tuple[int, ...], dtype: str, data: str, rng: np.random.Generator) -> Array:
     """Return an array of test data.
 
     "normal" numbers; small "integers", whose sums are exact in any order; a "constant" and "positive" numbers, which
-    show a sum whose round-offs do not cancel.
+    show a sum whose round-offs do not cancel; "nonfinite" ones: normal but for a NaN or an infinity, or two, or none.
     """
     values = {
         "normal": lambda: rng.standard_normal(shape),
         "integers": lambda: rng.integers(-3, 4, shape).astype(np.float64),
         "constant": lambda: np.full(shape, rng.uniform(0.5, 1)),
         "positive": lambda: rng.uniform(0, 1, shape),
+        "nonfinite": lambda: rng.standard_normal(shape),
     }[data]()
-    return values.astype(reference.numpy_dtype(dtype))
+    if data == "nonfinite" and values.size:
+        for _ in range(rng.choice((0, 1, 1, 2))):  # few, and so that much of the result remains finite
+            at = tuple(rng.choice((0, size - 1, rng.integers(size))) for size in shape)  # at borders, too
+            values[at] = rng.choice((np.nan, np.inf, -np.inf))
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of a NaN
+        return values.astype(reference.numpy_dtype(dtype))
 
 
 def inputs(

@@ -87,24 +87,31 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
         }
 
     // The padding is no pixel, but here it was multiplied as zeros; where a factor was infinite or NaN, that gave NaN.
-    // Then the strip's sums are formed anew, of pixels alone.
+    // Then the strip's results are formed anew, of pixels alone.
     const bool meets_padding =
         first_h < TOP || end_h + TOP > shape.H || first_w < LEFT || first_w + COLS + LEFT > shape.W;
     bool is_finite = true;
 #pragma unroll
-    for (int t = 0; t < TAPS; ++t) is_finite &= sums[t] - sums[t] == 0;
-    if (NEED_DW && meets_padding && !is_finite)
-        for (int t = 0; t < TAPS; ++t) {
-            Acc sum = 0;
-            for (int h = first_h; h < end_h; ++h)
-                for (int w_ = first_w; w_ < min(first_w + COLS, shape.W); ++w_) {
-                    const int p = h + TOP - t / FILTER_S, q = w_ + LEFT - t % FILTER_S;
-                    if (0 <= p && p < shape.P && 0 <= q && q < shape.Q)
-                        sum += pre_activation_grad(dy, saved, shape, n, c, p, q) * to_acc(x[shape.x_at(n, c, h, w_)]);
-                }
+    for (int t = 0; t < TAPS; ++t) is_finite &= sums[t] - sums[t] == 0 && taps[t] - taps[t] == 0;
+    if (meets_padding && !is_finite) {
 #pragma unroll
-            for (int i = 0; i < TAPS; ++i) sums[i] = i == t ? sum : sums[i];  // registers have no index at run time
-        }
+        for (int t = 0; t < TAPS; ++t) sums[t] = 0;
+        for (int h = first_h; h < end_h; ++h)
+            for (int w_ = first_w; w_ < min(first_w + COLS, shape.W); ++w_) {
+                const Index at = shape.x_at(n, c, h, w_);
+                const Acc pixel = NEED_DW ? to_acc(x[at]) : Acc(0);
+                Acc dx_sum = 0;
+#pragma unroll
+                for (int t = 0; t < TAPS; ++t) {  // unrolled: sums are registers, which have no index at run time
+                    const int p = h + TOP - t / FILTER_S, q = w_ + LEFT - t % FILTER_S;
+                    if (p < 0 || p >= shape.P || q < 0 || q >= shape.Q) continue;
+                    const Acc g = pre_activation_grad(dy, saved, shape, n, c, p, q);
+                    dx_sum += taps[t] * g;
+                    sums[t] += pixel * g;
+                }
+                if (NEED_DX) dx[at] = from_acc(dx_sum);
+            }
+    }
 
     if (NEED_DW || NEED_DB) {
         __shared__ Acc warp_sums[WARPS][TAPS + 1];

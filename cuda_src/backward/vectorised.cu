@@ -6,6 +6,7 @@
 // dx and dw multiply the same window of g, whose rows are formed once and kept in a ring of registers. What is not
 // wanted (NEED_...) is not compiled. The order of all sums is fixed: see cpu/partial_sums.cuh.
 #include "cpu/partial_sums.cuh"
+#include "input_grad_of_pixels.cuh"
 
 static_assert(FILTER_R % 2 == 1 && FILTER_S % 2 == 1, "'same' padding lies evenly round an odd filter");
 
@@ -16,7 +17,7 @@ using GRow = Window<FILTER_S, LEAD>;
 constexpr int CHAINS = COLS / LANES < 3 ? 3 : 1;
 
 // Marches down one strip: writes dx, and adds to sums[t] tap t's products, to sums[TAPS] the bias's terms.
-__forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc (&taps)[TAPS], FinitePlane& x,
+__forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc (&taps)[TAPS], const Plane& x,
                            const GradPlane& g_plane, Scalar* dx_plane, const Strip& strip) {
     const int first = strip.first_col - LEFT;
     const bool inside = GRow::inside(g_plane, first);
@@ -56,22 +57,6 @@ __forceinline__ void march(Lane (&sums)[TAPS + 1], const Acc (&taps)[TAPS], Fini
         }
 }
 
-// Adds the products that march left out. Where windows reach beyond the image, g is 0, and 0 times an infinite x
-// would be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
-__forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const FinitePlane& x,
-                                  const GradPlane& g_plane, const Strip& strip) {
-    for (int h = strip.first_row; h < strip.end_row; ++h)
-        for (int w_ = strip.first_col; w_ < min(strip.first_col + COLS, x.cols); ++w_) {
-            const Acc value = x.at(h, w_);
-            if (value - value == 0) continue;
-            unroll<TAPS>([&](auto t) INLINED {
-                const int p = h + TOP - t / FILTER_S, q = w_ + LEFT - t % FILTER_S;
-                if (p < 0 || p >= g_plane.rows || q < 0 || q >= g_plane.cols) return;
-                sums[t] += lane_with_total(g_plane.at(p, q) * value);
-            });
-        }
-}
-
 // partial[block][tap]: block `block` of the `blocks` that share a channel's strips; the biases are the last taps
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
@@ -88,11 +73,22 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
     unroll<TAPS + 1>([&](auto t) INLINED { sums[t] = Lane{}; });
     if (strip.exists()) {
         const GradPlane g_plane(dy, saved, plane, shape);
-        const bool windows_inside = strip.first_row >= TOP && strip.end_row + TOP <= shape.H &&
-                                    GRow::inside(g_plane, strip.first_col - LEFT);
-        FinitePlane x_plane(x, plane, shape.H, shape.W, !windows_inside);
+        const Plane x_plane(x, plane, shape.H, shape.W);
         march(sums, taps, x_plane, g_plane, dx + plane * shape.H * shape.W, strip);
-        if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip);
+        const int end_col = min(strip.first_col + COLS, shape.W);
+        if (NEED_DX && !all_finite(w + Index(c) * TAPS, TAPS))
+            form_dx_anew(dx, dy, saved, w, shape, plane, strip.first_row, strip.end_row, strip.first_col, end_col);
+        if constexpr (NEED_DW)
+            form_anew<TAPS>(sums, [&](int t) INLINED {
+                const int down = TOP - t / FILTER_S, across = LEFT - t % FILTER_S;  // to the pixel of g from that of x
+                Acc sum = 0;
+                for (int p = max(strip.first_row + down, 0); p < min(strip.end_row + down, shape.P); ++p) {
+                    const Index row = (strip.plane * shape.P + p) * shape.Q;
+                    sum += dw_of_pixels(dy, saved, x, shape, c, 0, t / FILTER_S, t % FILTER_S,
+                                        row + max(strip.first_col + across, 0), row + min(end_col + across, shape.Q));
+                }
+                return sum;
+            });
     }
 
     if constexpr (NEED_DW || NEED_DB) {

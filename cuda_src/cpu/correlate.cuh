@@ -50,14 +50,15 @@ __forceinline__ void march(const Source& source, const Taps& taps, const Strip& 
     }
 }
 
-// Forms the sum in the way that the constants ask for; finish(row, columns) is given each finished row.
+// Forms the sum in the way that the constants ask for; finish(row, columns) is given each finished row. Returns whether
+// there may be NaN for no other reason than that the padding, which is no pixel, was multiplied as zeros.
 template <bool TURNED, class Sources, class Filters, class Finish>
-__forceinline__ void correlate(const Strip& strip, int top, int left, int sources, Sources&& source,
+__forceinline__ bool correlate(const Strip& strip, int top, int left, int sources, Sources&& source,
                                Filters&& filter, const Conv2dShape& shape, Acc start, Finish&& finish) {
     const auto tap_of = [&](int t) INLINED { return to_acc(filter(0)[TURNED ? TAPS - 1 - t : t]); };
     if constexpr (FILTER_R == 0) {
-        if (strip.exists())
-            register_tile<TURNED>(sources, source, filter, shape.R, shape.S, strip, top, left, start, finish);
+        return strip.exists() &&
+               register_tile<TURNED>(sources, source, filter, shape.R, shape.S, strip, top, left, start, finish);
     } else if constexpr (TAPS_SHARED) {
         __shared__ Acc taps[TAPS];
         for (int t = threadIdx.x; t < TAPS; t += THREADS) taps[t] = tap_of(t);
@@ -71,4 +72,5 @@ __forceinline__ void correlate(const Strip& strip, int top, int left, int source
         const auto tap = [&](auto r, auto s) INLINED { return taps[r * FILTER_S + s]; };
         march(source(0), tap, strip, top, left, start, finish);
     }
+    return strip.exists() && !all_finite(filter(0), TAPS);
 }

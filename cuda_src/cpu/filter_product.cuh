@@ -61,10 +61,13 @@ struct WindowLoader {
 };
 
 // Writes the product. position(n, p, q) is where a pixel's result for row 0 lies in out; the rows are row_pitch apart.
-// finish(m, sums) makes results of sums.
-template <class Position, class Finish>
+// finish(m, sums) makes results of sums; of_pixels(i) makes element i of out of pixels alone: the padding is none, but was
+// multiplied as zeros.
+template <class Position, class Finish, class OfPixels>
 __forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid, Scalar* out,
-                                   int rows, Index row_pitch, Position&& position, Finish&& finish) {
+                                   int rows, Index row_pitch, Position&& position, Finish&& finish,
+                                   OfPixels&& of_pixels) {
+    Lane all = {};
     unroll<REG_N>([&](auto j) INLINED {
         const Pixels pixels(tile.first_pixel + product.col(j) * LANES, grid);
         Index at[LANES];
@@ -76,6 +79,7 @@ __forceinline__ void write_product(const Product& product, const Tile& tile, con
             if (m >= rows) return;
             Scalar* const row = out + m * row_pitch;
             const Lane results = finish(m, product.sums[i][j]);
+            all += results;
             if (adjacent)
                 store(row + at[0], results);
             else
@@ -83,4 +87,12 @@ __forceinline__ void write_product(const Product& product, const Tile& tile, con
                     if (at[e] >= 0) row[at[e]] = from_acc(results[e]);
         });
     });
+    if (!isnan(total(all))) return;
+    for (int i = 0; i < REG_M * REG_N * LANES; ++i) {
+        const int m = tile.first_m + product.row(i / LANES / REG_N);
+        const Pixels pixels(tile.first_pixel + product.col(i / LANES % REG_N) * LANES + i % LANES, grid);
+        if (m >= rows || pixels.n[0] >= grid.N) continue;
+        const Index at = position(pixels.n[0], pixels.p[0], pixels.q[0]) + m * row_pitch;
+        if (isnan(to_acc(out[at]))) out[at] = from_acc(of_pixels(at));
+    }
 }

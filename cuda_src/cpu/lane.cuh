@@ -73,15 +73,6 @@ __forceinline__ void keep(Lane& lane, unsigned bits) {
     lane = chosen != 0 ? lane : Lane{};
 }
 
-// 0 in place of NaN and infinities; returns whether there was any.
-__forceinline__ bool make_finite(Lane& lane) {
-    const LaneBits finite = lane - lane == Lane{};
-    lane = finite ? lane : Lane{};
-    Integer all = -1;
-    for (int i = 0; i < LANES; ++i) all &= finite[i];
-    return !all;
-}
-
 // A Lane whose total is value.
 __forceinline__ Lane lane_with_total(Acc value) { return Lane{value}; }
 

@@ -6,8 +6,22 @@
 // block, then LongSum's 64 and 32 lanes), where the bound allows 8 * sqrt(2^24) = 32,768 round-offs. The sums go
 // through shared memory, and not from lane to lane, because that is one barrier for all taps together.
 #pragma once
+#include "kernel_grad_of_pixels.cuh"
 #include "kernel_grad_total.cuh"
 #include "cpu/strip.cuh"
+
+// Forms the sums of a strip's taps anew, sum_of_pixels(t), if there is a NaN among them: it may be there for no other
+// reason than that the padding, or what lies beyond the row's end, was multiplied as zeros.
+template <int TAPS, class SumOfPixels>
+__forceinline__ void form_anew(Lane (&sums)[TAPS + 1], SumOfPixels&& sum_of_pixels) {
+    Lane all = {};
+    unroll<TAPS>([&](auto t) INLINED { all += sums[t]; });
+    if (!isnan(total(all))) return;
+    for (int t = 0; t < TAPS; ++t) {
+        const Lane sum = lane_with_total(sum_of_pixels(t));
+        unroll<TAPS>([&](auto i) INLINED { sums[i] = i == t ? sum : sums[i]; });  // not in memory, but registers
+    }
+}
 
 // give(i, sum of all threads' lanes[i]) for each i < COUNT, called by one thread each.
 template <int COUNT, class Give>

@@ -23,9 +23,9 @@ struct LongCols {
     }
 };
 
-// source(a) is the a-th plane, filter(a) its R x S taps.
+// source(a) is the a-th plane, filter(a) its R x S taps. Returns whether there may be a NaN among the sums.
 template <bool TURNED, class Sources, class Filters, class Finish>
-__forceinline__ void register_tile(int sources, Sources&& source, Filters&& filter, int R, int S,
+__forceinline__ bool register_tile(int sources, Sources&& source, Filters&& filter, int R, int S,
                                    const Strip& strip, int top, int left, Acc start, Finish&& finish) {
     using Row = Window<FILTER_S, LEAD>;
     LongCols sums[TILE_ROWS];
@@ -55,8 +55,11 @@ __forceinline__ void register_tile(int sources, Sources&& source, Filters&& filt
             }
         }
     }
+    Lane all = {};
     unroll<TILE_ROWS>([&](auto p) INLINED {
         sums[p].end_run();
+        unroll<COLS / LANES>([&](auto i) INLINED { all += sums[p].total.lanes[i]; });
         if (strip.first_row + p < strip.end_row) finish(strip.first_row + p, sums[p].total);
     });
+    return isnan(total(all));
 }

@@ -44,20 +44,6 @@ struct Plane {
     __forceinline__ Acc at(int row, int col) const { return to_acc(data[Index(row) * cols + col]); }
 };
 
-// ... or the same without NaN and infinities, where that is asked for ...
-struct FinitePlane : Plane {
-    const bool only_finite;
-    bool left_out = false;
-
-    __forceinline__ FinitePlane(const Scalar* image, Index plane, int rows, int cols, bool only_finite)
-        : Plane(image, plane, rows, cols), only_finite(only_finite) {}
-
-    template <int N>
-    __forceinline__ void finish(Lane (&lanes)[N], int row, int first) {
-        if (only_finite) unroll<N>([&](auto i) INLINED { left_out |= make_finite(lanes[i]); });
-    }
-};
-
 // ... or of g = dy * phi'(s), which is formed as it is read and never stored.
 struct GradPlane {
     static constexpr bool FROM_MASK = std::is_same<Saved, MaskByte>::value;
@@ -205,6 +191,12 @@ __forceinline__ void write(Scalar* row, int col, int cols, Cols columns) {
         else if (first < cols)
             store_partial(row + first, columns.lanes[i], cols - first);
     });
+}
+
+__forceinline__ bool all_finite(const Scalar* numbers, int count) {
+    bool are_finite = true;
+    for (int i = 0; i < count; ++i) are_finite &= bool(isfinite(to_acc(numbers[i])));
+    return are_finite;
 }
 
 // ------------------------------------------------------------------------------------------------ where am I

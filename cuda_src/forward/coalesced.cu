@@ -39,9 +39,13 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     __shared__ Acc shared_taps[TAPS_SHARED ? TAPS : 1];
     Acc own_taps[TAPS_SHARED ? 1 : TAPS];
     const Acc* const taps = TAPS_SHARED ? shared_taps : own_taps;
+    bool is_finite = true;
     if constexpr (TAPS_SHARED) {
-        for (int t = threadIdx.x; t < TAPS; t += THREADS) shared_taps[t] = to_acc(filter[t]);
-        __syncthreads();  // all taps are there
+        for (int t = threadIdx.x; t < TAPS; t += THREADS) {
+            shared_taps[t] = to_acc(filter[t]);
+            is_finite &= isfinite(shared_taps[t]);
+        }
+        is_finite = __syncthreads_and(is_finite);  // all taps are there
     }
     if (!exists) return;
     if constexpr (!TAPS_SHARED) {
@@ -61,6 +65,31 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
 
     Columns<WIDTH, X_VECTOR> next;
     next.ask(x_plane + Index(first_h) * shape.W, shape.row_inside(first_h), first_w, shape.W);
+
+    // The padding is no pixel, but below it is multiplied as zeros; of a tap that is infinite or NaN that makes NaN. Then
+    // the strip is formed here, of pixels alone.
+#pragma unroll
+    for (int t = 0; t < TAPS && !TAPS_SHARED; ++t) is_finite &= isfinite(taps[t]);
+    if (!is_finite && (first_h < 0 || end_h > shape.H || first_w + LEAD < 0 ||
+                       first_w + LEAD + COLS + FILTER_S - 1 > shape.W)) {
+        for (int p = first_p; p < end_p; ++p)
+            for (int q = first_q; q < min(first_q + COLS, shape.Q); ++q) {
+                Acc sum = start;
+#pragma unroll 1
+                for (int t = 0; t < TAPS; ++t) {
+                    const int h = shape.input_row(p, t / FILTER_S), w_ = shape.input_col(q, t % FILTER_S);
+                    if (shape.row_inside(h) && shape.col_inside(w_))
+                        sum += to_acc(filter[t]) * to_acc(x_plane[Index(h) * shape.W + w_]);
+                }
+                const Index row = Index(plane) * shape.P + p;
+                y[row * shape.Q + q] = from_acc(activate(sum));
+                if (COLS % 8 != 0 || !mask) continue;
+                MaskByte& byte = mask[row * mask_row_bytes(shape) + q / 8];
+                byte = (q % 8 ? byte : 0) | !(to_acc(y[row * shape.Q + q]) <= 0) << q % 8;
+            }
+        return;
+    }
+
     for (int h = first_h; h < end_h; ++h) {
         Acc x_row[WIDTH];
         next.take(x_row);

@@ -10,6 +10,7 @@
 // that multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
 // memory. Small images have too few tiles for all multiprocessors.
 #include "filter_product.cuh"
+#include "forward_of_pixels.cuh"
 #include "forward_phase.cuh"
 #include "matrix_product.cuh"
 #include "pack_mask.cuh"
@@ -17,7 +18,7 @@
 // For write_product.
 struct Outputs {
     const Conv2dShape& shape;
-    const Scalar* b;
+    const Scalar *x, *w, *b;
     int first_k, rows;
     Index row_pitch;
 
@@ -27,11 +28,12 @@ struct Outputs {
     __device__ __forceinline__ Acc result(int m, Acc sum) const {
         return activate(b ? sum + to_acc(b[first_k + m]) : sum);
     }
+    __device__ __forceinline__ Acc of_pixels(Index i) const { return activate(s_of_pixels(x, w, b, shape, i)); }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* __restrict__ b, Scalar* __restrict__ y,
-        Conv2dShape shape, int slices) {
+forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
+        const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
     // Where am I: a tile of filters and pixels.
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
@@ -45,5 +47,6 @@ forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* _
     add_slices(product, rows, windows, none, slices);
 
     const int filters = shape.group_filters();
-    write_product(product, tile, grid, y, Outputs{shape, b, tile.group * filters, filters, Index(shape.P) * shape.Q});
+    write_product(product, tile, grid, y,
+                  Outputs{shape, x, w, b, tile.group * filters, filters, Index(shape.P) * shape.Q});
 }

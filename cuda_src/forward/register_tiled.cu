@@ -8,6 +8,7 @@
 //
 // What limits it: each filter reads all of its channels anew, and each tap is a load; no GPU has timed it.
 #include "columns.cuh"
+#include "forward_of_pixels.cuh"
 #include "long_sum.cuh"
 #include "pack_mask.cuh"
 
@@ -62,15 +63,22 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
             }
     }
 
+    bool is_nan = false;
 #pragma unroll
     for (int row = 0; row < TILE_ROWS; ++row) {
         if (first_p + row >= shape.P) continue;
         Acc y_row[COLS];
 #pragma unroll
-        for (int j = 0; j < COLS; ++j) y_row[j] = activate(sums[row][j].value() + (b ? to_acc(b[k]) : Acc(0)));
+        for (int j = 0; j < COLS; ++j) {
+            y_row[j] = activate(sums[row][j].value() + (b ? to_acc(b[k]) : Acc(0)));
+            is_nan |= isnan(y_row[j]);
+        }
 #pragma unroll
         for (int j = 0; j < COLS; j += Y_VECTOR)
             if (first_q + j < shape.Q)
                 store_vector<Y_VECTOR>(y + shape.y_at(n, k, first_p + row, first_q + j), y_row + j);
     }
+    if (is_nan)
+        form_y_anew(y, nullptr, x, w, b, shape, plane, first_p, min(first_p + TILE_ROWS, shape.P), first_q,
+                    min(first_q + COLS, shape.Q));
 }

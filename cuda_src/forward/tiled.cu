@@ -16,6 +16,7 @@
 #include "add_products.cuh"
 #include "conv2d.cuh"
 #include "pack_mask.cuh"
+#include "steps_inside.cuh"
 
 static_assert(TILE_Q % 32 == 0, "a warp lies in one row of the tile, or two rows of it would meet in a bank");
 static_assert(THREADS == TILE_P * TILE_Q && THREADS <= 1024, "a thread an output, and a block has at most 1024");
@@ -48,26 +49,28 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     Acc* const w_tile = shared;                      // [R][S]
     Acc* const x_tile = shared + shape.R * shape.S;  // [rows][cols]
     const Acc* const my_x = x_tile + threadIdx.y * shape.stride_h * cols + threadIdx.x * shape.stride_w;
+    const StepsInside down(shape.input_row(p, 0), shape.dilation_h, shape.R, shape.H);
+    const StepsInside across(shape.input_col(q, 0), shape.dilation_w, shape.S, shape.W);
 
     LongSum s_sum;
     if (b) s_sum.add(to_acc(b[k]));
     for (int c = 0; c < shape.group_channels(); ++c) {
-        // Neighbouring threads load neighbouring columns; the padding is zeros.
+        // Neighbouring threads load neighbouring columns; nobody reads the padding.
         for (int row = threadIdx.y; row < rows; row += TILE_P)
             for (int col = threadIdx.x; col < cols; col += TILE_Q) {
                 const int h = first_h + row;
                 const int w_ = first_w + col;
-                const bool inside = shape.row_inside(h) && shape.col_inside(w_);
-                x_tile[row * cols + col] = inside ? to_acc(x[shape.x_at(n, first_c + c, h, w_)]) : Acc(0);
+                if (shape.row_inside(h) && shape.col_inside(w_))
+                    x_tile[row * cols + col] = to_acc(x[shape.x_at(n, first_c + c, h, w_)]);
             }
         for (int tap = threadIdx.y * TILE_Q + threadIdx.x; tap < shape.R * shape.S; tap += THREADS)
             w_tile[tap] = to_acc(w[shape.w_at(k, c, 0, 0) + tap]);
         __syncthreads();  // the tile is complete
 
         if (is_output)
-            for (int r = 0; r < shape.R; ++r)
-                add_products(s_sum, my_x + r * shape.dilation_h * cols, shape.dilation_w, w_tile + r * shape.S, 1,
-                             shape.S);
+            for (int r = down.first; r < down.end; ++r)
+                add_products(s_sum, my_x + r * shape.dilation_h * cols + across.first * shape.dilation_w,
+                             shape.dilation_w, w_tile + r * shape.S + across.first, 1, across.end - across.first);
         __syncthreads();  // nobody reads the tile any more
     }
     if (is_output) y[shape.y_at(n, k, p, q)] = from_acc(activate(s_sum.value()));

@@ -7,6 +7,7 @@
 // limits it on a CPU: memory's bandwidth with 3 x 3, the arithmetic with larger filters. With many channels each filter
 // reads all of them anew.
 #include "cpu/correlate.cuh"
+#include "forward_of_pixels.cuh"
 
 static_assert(COLS % 8 == 0 && COLS <= 64, "a strip writes whole bytes of the mask, from one word");
 
@@ -37,8 +38,11 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
         write(y + row * shape.Q, strip.first_col, shape.Q, s);
         if (mask) write_mask(mask + row * mask_row_bytes(shape), strip.first_col, shape.Q, s);
     };
-    correlate<false>(
+    const bool form_anew = correlate<false>(
         strip, shape.pad_top, shape.pad_left, shape.group_channels(),
         [&](int c) INLINED { return Plane(x, first_c + c, shape.H, shape.W); },
         [&](int c) INLINED { return w + shape.w_at(k, c, 0, 0); }, shape, b ? to_acc(b[k]) : Acc(0), finish);
+    if (form_anew)
+        form_y_anew(y, mask, x, w, b, shape, strip.plane, strip.first_row, strip.end_row, strip.first_col,
+                    min(strip.first_col + COLS, shape.Q));
 }

@@ -6,12 +6,13 @@
 // anew for each filter, from the caches. What limits it: the CPU's multiply-adds, if the tiles are full; with few
 // channels, staging.
 #include "cpu/filter_product.cuh"
+#include "forward_of_pixels.cuh"
 #include "forward_phase.cuh"
 #include "pack_mask.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* __restrict__ b, Scalar* __restrict__ y,
-        Conv2dShape shape, int slices) {
+forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
+        const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
     const Tile tile = filter.tile_of_block(grid.count());
@@ -27,5 +28,6 @@ forward(const Scalar* __restrict__ x, Acc* __restrict__ scratch, const Scalar* _
     write_product(
         product, tile, grid, y, filters, Index(shape.P) * shape.Q,
         [&](int n, int p, int q) INLINED { return shape.y_at(n, first_k, p, q); },
-        [&](int m, Lane s) INLINED { return activate(b ? s + to_acc(b[first_k + m]) : s); });
+        [&](int m, Lane s) INLINED { return activate(b ? s + to_acc(b[first_k + m]) : s); },
+        [&](Index i) INLINED { return activate(s_of_pixels(x, w, b, shape, i)); });
 }

@@ -38,9 +38,13 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     __shared__ Acc shared_taps[TAPS_SHARED ? TAPS : 1];
     Acc own_taps[TAPS_SHARED ? 1 : TAPS];
     const Acc* const taps = TAPS_SHARED ? shared_taps : own_taps;
+    bool is_finite = true;
     if constexpr (TAPS_SHARED) {
-        for (int t = threadIdx.x; t < TAPS; t += THREADS) shared_taps[t] = to_acc(filter[TAPS - 1 - t]);
-        __syncthreads();  // all taps are there
+        for (int t = threadIdx.x; t < TAPS; t += THREADS) {
+            shared_taps[t] = to_acc(filter[TAPS - 1 - t]);
+            is_finite &= isfinite(shared_taps[t]);
+        }
+        is_finite = __syncthreads_and(is_finite);  // all taps are there
     }
     if (!exists) return;
     if constexpr (!TAPS_SHARED) {
@@ -56,6 +60,27 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
 
     GradColumns<WIDTH, Y_VECTOR> next;
     next.ask(dy, saved, shape, g_plane, first_p, first_q);
+
+    // Beyond g there is nothing, but below zeros are multiplied there; of a tap that is infinite or NaN they make NaN.
+    // Then the strip is formed here, of pixels alone.
+#pragma unroll
+    for (int t = 0; t < TAPS && !TAPS_SHARED; ++t) is_finite &= isfinite(taps[t]);
+    if (!is_finite && (first_p < 0 || end_p > shape.P || first_q + LEAD < 0 ||
+                       first_q + LEAD + COLS + FILTER_S - 1 > shape.Q)) {
+        for (int h = first_h; h < end_h; ++h)
+            for (int w_ = first_w; w_ < min(first_w + COLS, shape.W); ++w_) {
+                Acc sum = 0;
+#pragma unroll 1
+                for (int t = 0; t < TAPS; ++t) {
+                    const int p = h + shape.pad_top - t / FILTER_S, q = w_ + shape.pad_left - t % FILTER_S;
+                    if (0 <= p && p < shape.P && 0 <= q && q < shape.Q)
+                        sum += pre_activation_grad(dy, saved, shape, n, k, p, q) * to_acc(filter[t]);
+                }
+                dx[(Index(plane) * shape.H + h) * shape.W + w_] = from_acc(sum);
+            }
+        return;
+    }
+
     for (int p = first_p; p < end_p; ++p) {
         Acc g_row[WIDTH];
         next.take(g_row);

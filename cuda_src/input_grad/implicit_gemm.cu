@@ -10,12 +10,16 @@
 // memory. Its 64 channels make tiles of 64 rows, for which all of g is staged, dy and y; small images have too few
 // tiles for all multiprocessors, and 1 to 3 channels nearly empty ones.
 #include "filter_product.cuh"
+#include "input_grad_of_pixels.cuh"
 #include "input_grad_phase.cuh"
 #include "matrix_product.cuh"
 
 // For write_product.
 struct InputGrads {
     const Phase& phase;
+    const Scalar* dy;
+    const Saved* saved;
+    const Scalar* w;
     int first_c, rows;
     Index row_pitch;
 
@@ -23,11 +27,12 @@ struct InputGrads {
         return phase.result_at(pixel.n, first_c, pixel.p, pixel.q);
     }
     __device__ __forceinline__ Acc result(int, Acc sum) const { return sum; }
+    __device__ __forceinline__ Acc of_pixels(Index i) const { return dx_of_pixels(dy, saved, w, phase.shape, i); }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* __restrict__ scratch,
-           Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
+input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
+           Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
     // Where am I: a tile of channels, and of the pixels of a phase.
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
@@ -43,5 +48,5 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* 
 
     const int channels = shape.group_channels();
     write_product(product, tile, phase.grid, dx,
-                  InputGrads{phase, tile.group * channels, channels, Index(shape.H) * shape.W});
+                  InputGrads{phase, dy, saved, w, tile.group * channels, channels, Index(shape.H) * shape.W});
 }

@@ -6,6 +6,7 @@
 // degrees, and it is formed by the same code: cpu/correlate.cuh. g is formed as its row is loaded, once for all taps
 // (and once more for each neighbour that shares a column), and never stored.
 #include "cpu/correlate.cuh"
+#include "input_grad_of_pixels.cuh"
 
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -20,9 +21,12 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const auto finish = [&](int h, const Cols& sum) INLINED {
         write(dx + (strip.plane * shape.H + h) * shape.W, strip.first_col, shape.W, sum);
     };
-    correlate<true>(
+    const bool form_anew = correlate<true>(
         strip, shape.R - 1 - shape.pad_top, shape.S - 1 - shape.pad_left, shape.group_filters(),
         [&](int k) INLINED { return GradPlane(dy, saved, first_k + k, shape); },
         [&](int k) INLINED { return w + shape.w_at(first_filter + k, c % shape.group_channels(), 0, 0); }, shape,
         Acc(0), finish);
+    if (form_anew)
+        form_dx_anew(dx, dy, saved, w, shape, strip.plane, strip.first_row, strip.end_row, strip.first_col,
+                     min(strip.first_col + COLS, shape.W));
 }

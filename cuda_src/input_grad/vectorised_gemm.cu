@@ -6,11 +6,12 @@
 // formed as it is staged, once for a tile of channels. What limits it: the CPU's multiply-adds, if the tiles are full;
 // with few filters, staging.
 #include "cpu/filter_product.cuh"
+#include "input_grad_of_pixels.cuh"
 #include "input_grad_phase.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* __restrict__ scratch,
-           Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
+input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
+           Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
     const Phase phase(shape, tile.phase);
@@ -27,5 +28,6 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* 
     write_product(
         product, tile, phase.grid, dx, channels, Index(shape.H) * shape.W,
         [&](int n, int i, int j) INLINED { return phase.result_at(n, tile.group * channels, i, j); },
-        [&](int, Lane sum) INLINED { return sum; });
+        [&](int, Lane sum) INLINED { return sum; },
+        [&](Index i) INLINED { return dx_of_pixels(dy, saved, w, shape, i); });
 }

@@ -96,12 +96,15 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     add_slices(product, grads, windows, bias, tile.slices);
 
     Acc* const split = partial + blockIdx.y * (shape.w_size() + shape.K);
+    bool is_nan = false;
 #pragma unroll
     for (int i = 0; i < Product::ROWS; ++i)
 #pragma unroll
         for (int j = 0; j < Product::COLS; ++j) {
             const int m = product.row(i), column = product.col(j);
             if (tile.has_result(m, column)) split[tile.result_at(m, column)] = product.sums[i][j];
+            is_nan |= isnan(product.sums[i][j]);
         }
+    if (is_nan) tile.form_anew(split, product, dy, saved, x);
     if (bias.wanted && tile.has_row(threadIdx.x)) split[tile.bias_at(threadIdx.x)] = bias.sum.value();
 }

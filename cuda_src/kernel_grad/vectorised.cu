@@ -11,8 +11,8 @@ constexpr int TAPS = TAP_ROWS * TAP_COLS;
 using XRow = Window<TAP_COLS, LEAD>;
 
 // sums[t] += tap t's products over the strip, sums[TAPS] += g.
-__forceinline__ void add_strip(Lane (&sums)[TAPS + 1], FinitePlane& x,
-                               const GradPlane& g_plane, const Strip& strip, int top, int left) {
+__forceinline__ void add_strip(Lane (&sums)[TAPS + 1], const Plane& x, const GradPlane& g_plane,
+                               const Strip& strip, int top, int left) {
     const int first = strip.first_col - left;
     const bool inside = XRow::inside(x, first);
     using Row = decltype(XRow::read(x, 0, first, inside));
@@ -35,21 +35,6 @@ __forceinline__ void add_strip(Lane (&sums)[TAPS + 1], FinitePlane& x,
         }
 }
 
-// Adds the products that add_strip left out. Where the strip reaches beyond the row's end, g is 0, and 0 times an
-// infinite x would be NaN: there, x is taken without its NaN and infinities, and the true products are added here.
-__forceinline__ void add_left_out(Lane (&sums)[TAPS + 1], const FinitePlane& x,
-                                  const GradPlane& g_plane, const Strip& strip, int top,
-                                  int left) {
-    for (int p = strip.first_row; p < strip.end_row; ++p)
-        for (int q = strip.first_col; q < g_plane.cols; ++q)
-            unroll<TAPS>([&](auto t) INLINED {
-                const int h = p - top + t / TAP_COLS, w_ = q - left + t % TAP_COLS;
-                if (h < 0 || h >= x.rows || w_ < 0 || w_ >= x.cols) return;
-                const Acc value = x.at(h, w_);
-                if (value - value != 0) sums[t] += lane_with_total(g_plane.at(p, q) * value);
-            });
-}
-
 // partial[block][tap]: block `block` of the `blocks` that share the strips of all images; the biases are the last taps
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
@@ -68,12 +53,19 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     Lane sums[TAPS + 1];
     unroll<TAPS + 1>([&](auto t) INLINED { sums[t] = Lane{}; });
     if (strip.exists()) {
-        const bool partial_strip = strip.first_col + COLS > shape.Q;
-        FinitePlane x_plane(x, strip.plane * shape.C + x_c, shape.H, shape.W, partial_strip);
+        const Plane x_plane(x, strip.plane * shape.C + x_c, shape.H, shape.W);
         const GradPlane g_plane(dy, saved, strip.plane * shape.K + k, shape);
-        const int top = shape.pad_top - first_r, left = shape.pad_left - first_s;
-        add_strip(sums, x_plane, g_plane, strip, top, left);
-        if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip, top, left);
+        add_strip(sums, x_plane, g_plane, strip, shape.pad_top - first_r, shape.pad_left - first_s);
+        const int end_q = min(strip.first_col + COLS, shape.Q);
+        form_anew<TAPS>(sums, [&](int t) INLINED {
+            Acc sum = 0;
+            for (int p = strip.first_row; p < strip.end_row; ++p) {
+                const Index row = (strip.plane * shape.P + p) * shape.Q;
+                sum += dw_of_pixels(dy, saved, x, shape, k, c, first_r + t / TAP_COLS, first_s + t % TAP_COLS,
+                                    row + strip.first_col, row + end_q);
+            }
+            return sum;
+        });
     }
 
     Acc* mine = partial + block * (shape.w_size() + shape.K);

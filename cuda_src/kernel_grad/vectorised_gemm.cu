@@ -75,11 +75,15 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     product.run(grads, windows, bias, tile.slices);
 
     Acc* const split = partial + blockIdx.y * (shape.w_size() + shape.K);
+    bool is_nan = false;
     unroll<REG_M>([&](auto i) INLINED {
         unroll<REG_N>([&](auto j) INLINED {
             const int m = product.row(i), column = product.col(j);
-            if (tile.has_result(m, column)) split[tile.result_at(m, column)] = total(product.sums[i][j]);
+            const Acc sum = total(product.sums[i][j]);
+            if (tile.has_result(m, column)) split[tile.result_at(m, column)] = sum;
+            is_nan |= isnan(sum);
         });
     });
+    if (is_nan) tile.form_anew(split, product, dy, saved, x);
     if (bias.wanted && tile.has_row(threadIdx.x)) split[tile.bias_at(threadIdx.x)] = bias.sum.value();
 }
