@@ -1,7 +1,7 @@
 """Hand-written CUDA kernels for a convolutional layer's forward pass and its backpropagation.
 
-`conv2d`, `conv2d_input_grad`, `conv2d_kernel_grad` and `conv2d_backward` run them on a GPU, or on the CPU where there
-is none. The command line (``convbackprop --help``) lists, checks and times them.
+`conv2d`, `conv2d_input_grad`, `conv2d_kernel_grad`, `conv2d_backward` and `conv_transpose2d` run them on a GPU, or on
+the CPU where there is none. The command line (``convbackprop --help``) lists, checks and times them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ _HOMES = {
     "conv2d_input_grad": "ops",
     "conv2d_kernel_grad": "ops",
     "conv2d_backward": "ops",
+    "conv_transpose2d": "transposed",
     "ConvProblem": "problem",
     "get_num_threads": "devices.cpu",
     "set_num_threads": "devices.cpu",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:  # named twice, for type checkers to export them
         conv2d_kernel_grad as conv2d_kernel_grad,
     )
     from convbackprop.problem import ConvProblem as ConvProblem
+    from convbackprop.transposed import conv_transpose2d as conv_transpose2d
 
 
 def __getattr__(name: str) -> Any:

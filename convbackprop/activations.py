@@ -294,8 +294,13 @@ def torch_function(name: str) -> Callable[[Array], Array]:
     return functools.partial(getattr(torch.nn.functional, phi.torch), **phi.parameters) if phi.torch else _same
 
 
-def constants(name: str) -> dict[str, object]:
-    """Return what cuda_src/activation.cuh wants to know at compile time of an activation."""
-    kind, colon, slope = name.partition(":")
-    default = {"SLOPE": 0.01} if kind == _SLOPED else {}
-    return {"ACTIVATION": kind.upper(), **({"SLOPE": float(slope)} if colon else default)}
+def constants(name: str, transposed: bool = False) -> dict[str, object]:
+    """Return what cuda_src/activation.cuh wants to know at compile time of an activation.
+
+    `transposed`: it is applied to what input_grad computes, and none is differentiated.
+    """
+    kind, _, slope = name.partition(":")
+    where = {"ACTIVATION": kind.upper()}
+    if transposed:
+        where = {"ACTIVATION": "IDENTITY", "OUTPUT_ACTIVATION": kind.upper()}
+    return {**where, **({"SLOPE": float(slope or 0.01)} if kind == _SLOPED else {})}

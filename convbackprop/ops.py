@@ -8,167 +8,19 @@ float16, bfloat16) and one device, and so are the results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from convbackprop.activations import activation_name
-from convbackprop.arguments import integer, known, pair, resolve_padding, shown
-from convbackprop.devices import Device, get_device
+from convbackprop.arguments import known, shown
 from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.ladder.registry import choose, of_pass, why_not
 from convbackprop.ladder.variant import Variant
-from convbackprop.launch import arrays, calls
+from convbackprop.launch import calls
 from convbackprop.launch.calls import Checked, Function, Result
+from convbackprop.launch.given import Arguments, Given, Shape, as_seen, problem_of, size_of
 from convbackprop.problem import ConvProblem
 
-Shape = tuple[int, ...]
-
-_Given = Mapping[str, Any]  # arrays, or None, by argument or operand
 _Options = tuple[Any, ...]  # stride, padding, dilation, groups, activation, variant, and a size where there is one
-
-
-class _Arguments:
-    """The arrays of a call: of one library, one dtype and one device."""
-
-    def __init__(self, device: str | None, given: Mapping[str, Any]) -> None:
-        # None is no array, and refused below, except for those that may be left out.
-        optional = ("bias", "output", "mask", "pre_activation")
-        self.arrays = {name: array for name, array in given.items() if array is not None or name not in optional}
-        (first, like), *others = self.arrays.items()
-        self.library = arrays.library_of(like, first)
-        self.like = like
-        for name, array in self.arrays.items():
-            library = arrays.library_of(array, name)
-            if library is not self.library:
-                raise InvalidType(f"{name} is a {library.title}, but {first} is a {self.library.title}; pass one kind")
-            arrays.check_usable(library, array, name)
-        self.dtype = arrays.check_dtype(self.library, like, first)
-        place = self.library.device_name(like)
-        for name, array in others:
-            if (dtype := self.library.dtype(array)) != (expected := "uint8" if name == "mask" else self.dtype):
-                raise InvalidType(f"{name} has dtype {dtype}, but it should be {expected}: {first} is {self.dtype}")
-            if (there := self.library.device_name(array)) != place:
-                raise InvalidArgument(f"{name} is on device {there}, but {first} is on {place}; move one of them")
-        self.device = self._device(device, first, place)
-
-    def _device(self, wanted: str | None, first: str, place: str) -> Device:
-        if place == "cpu":
-            return get_device(wanted if wanted is not None or self.library.title == "numpy.ndarray" else "cpu")
-        if wanted not in (None, place) and not (wanted == "cuda" and place == "cuda:0"):
-            raise InvalidArgument(
-                f"device is {shown(wanted)}, but {first} is a {self.library.title} on {place}; it runs where it lies"
-            )
-        return get_device(place)
-
-    def check_shape(self, name: str, expected: Shape, why: str) -> None:
-        """Raise unless an array that was given has this shape."""
-        if name in self.arrays and tuple(self.arrays[name].shape) != expected:
-            raise InvalidArgument(f"{name} has shape {tuple(self.arrays[name].shape)}; it should be {expected}, {why}")
-
-    def check_outs(self, outs: _Given, results: Mapping[str, Result]) -> None:
-        """Raise unless the results can be written to those of `outs` that are wanted and given."""
-        taken: list[Any] = []
-        for name, result in results.items():
-            if outs[name] is not None:
-                self._check_out("out", outs[name], result.shape)
-                taken.append(outs[name])
-        for i, out in enumerate(taken):
-            if any(arrays.overlap(self.library, out, other) for other in taken[:i]):
-                raise InvalidArgument("out holds arrays that share memory; each should be an array of its own")
-
-    def _check_out(self, name: str, out: Any, shape: Shape) -> None:
-        library = arrays.library_of(out, name)
-        if library is not self.library:
-            raise InvalidType(f"{name} is a {library.title}; it should be a {self.library.title} as the inputs are")
-        arrays.check_usable(library, out, name)
-        if tuple(out.shape) != shape:
-            raise InvalidArgument(f"{name} has shape {tuple(out.shape)}; it should be {shape}")
-        if library.dtype(out) != self.dtype:
-            raise InvalidType(f"{name} has dtype {library.dtype(out)}; it should be {self.dtype}")
-        if library.device_name(out) != library.device_name(self.like):
-            raise InvalidArgument(
-                f"{name} is on device {library.device_name(out)}; the inputs are on {self.device.name}"
-            )
-        if not library.is_writable(out):
-            raise InvalidArgument(f"{name} is read-only; it should be writable")
-        if arrays.repeats_itself(library, out):
-            raise InvalidArgument(
-                f"{name} is broadcast, so its elements share memory; it should be an array of its own"
-            )
-        for other, array in self.arrays.items():
-            if arrays.overlap(self.library, out, array):
-                raise InvalidArgument(f"{name} shares memory with {other}; it should be an array of its own")
-
-    def checked(self, results: Mapping[str, Result], *passes: tuple[Variant, ConvProblem]) -> Checked:
-        """Return the call, ready to be carried out."""
-        return Checked(self.library, self.device, self.like, results, passes)
-
-
-def _four(shape: Shape, name: str) -> tuple[int, int, int, int]:
-    """Return the shape of an image argument as (N, C, H, W)."""
-    if len(shape) == 2:
-        return (1, 1, *shape)  # type: ignore[return-value]
-    if len(shape) == 3:
-        return (1, *shape)  # type: ignore[return-value]
-    if len(shape) == 4:
-        return shape  # type: ignore[return-value]
-    raise InvalidArgument(
-        f"{name} has shape {shape}, {len(shape)}-D; it should be (N, C, H, W), (C, H, W) or one image (H, W)"
-    )
-
-
-def _size(size: object, name: str) -> Shape:
-    """Return an argument such as input_size as a tuple of ints."""
-    if not isinstance(size, Sequence) or isinstance(size, str):
-        raise InvalidType(f"{name} is {shown(size)} ({type(size).__name__}); it should be a sequence of integers")
-    return tuple(integer(number, f"{name}[{i}]", 0) for i, number in enumerate(size))
-
-
-def problem_of(
-    x_shape: Shape, x_name: str, w_shape: Shape, w_name: str, stride: object, padding: object, dilation: object,
-    groups: object, activation: str, dtype: str, **flags: bool,
-) -> ConvProblem:  # fmt: skip
-    """Return the problem that shapes and arguments describe."""
-    n, c, h, w = _four(x_shape, x_name)
-    if len(w_shape) not in (2, 4):
-        raise InvalidArgument(
-            f"{w_name} has shape {w_shape}, {len(w_shape)}-D; it should be (K, C/groups, R, S) or one filter (R, S)"
-        )
-    k, filter_c, r, s = w_shape if len(w_shape) == 4 else (1, 1, *w_shape)
-    strides = pair(stride, "stride", 1)
-    dilations = pair(dilation, "dilation", 1)
-    group_count = integer(groups, "groups", 1)
-    for value, name, where in ((c, x_name, "channels"), (k, w_name, "output channels")):
-        if value % group_count:
-            raise InvalidArgument(f"{name} has {value} {where}, which groups = {group_count} does not divide")
-    if filter_c * group_count != c:
-        raise InvalidArgument(
-            f"{w_name} has shape {w_shape}, {filter_c} input channels a filter; it should have {c // group_count}: "
-            f"{x_name} has {c} channels in {group_count} group{'s' * (group_count > 1)}"
-        )
-    if len(x_shape) == 2 and k != 1:
-        raise InvalidArgument(
-            f"{x_name} is 2-D, one image of one channel, but {w_name} has {k} output channels; "
-            f"pass {x_name} as (1, H, W) to get (K, P, Q)"
-        )
-    for value, name, what in (
-        (c, x_name, "number of channels"),
-        (h, x_name, "height"),
-        (w, x_name, "width"),
-        (k, w_name, "number of filters"),
-        (r, w_name, "height"),
-        (s, w_name, "width"),
-    ):
-        integer(value, f"{name}'s {what}", 1)
-    sides = resolve_padding(padding, (r, s), strides, dilations)
-    return ConvProblem(
-        n, c, h, w, k, r, s, strides, sides, dilations, group_count, dtype, activation_name(activation), **flags
-    )
-
-
-def _seen(shape: Shape, like: Shape) -> Shape:
-    """Return a 4-D shape with as many axes as the user's input has."""
-    return shape[4 - len(like) :]
 
 
 def conv2d(
@@ -245,19 +97,19 @@ def conv2d(
     return (y, mask) if save_mask else y
 
 
-def _check_forward(given: _Given, outs: _Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
+def _check_forward(given: Given, outs: Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
     stride, padding, dilation, groups, activation, variant = options
     (save_mask,) = flags
-    call = _Arguments(device, given)
+    call = Arguments(device, given)
     x_shape, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
     problem = problem_of(
         x_shape, "input", w_shape, "weight", stride, padding, dilation, groups, activation, call.dtype,
         bias=given["bias"] is not None, mask=save_mask,
     )  # fmt: skip
     call.check_shape("bias", (problem.K,), "one value an output channel")
-    results = {"y": Result("output", _seen(problem.y_shape, x_shape))}
+    results = {"y": Result("output", as_seen(problem.y_shape, x_shape))}
     if save_mask:
-        results["mask"] = Result("mask", _seen(problem.mask_shape, x_shape))
+        results["mask"] = Result("mask", as_seen(problem.mask_shape, x_shape))
     call.check_outs(outs, results)
     return call.checked(results, (choose("forward", variant, problem, call.device.kind), problem))
 
@@ -266,7 +118,7 @@ _FORWARD = Function(_check_forward, ("input", "weight", "bias"), ("y", "mask"))
 
 
 def _gradient_problem(
-    call: _Arguments, given: _Given, x_shape: Shape, x_name: str, w_shape: Shape, w_name: str, options: _Options,
+    call: Arguments, given: Given, x_shape: Shape, x_name: str, w_shape: Shape, w_name: str, options: _Options,
     **flags: bool,
 ) -> ConvProblem:  # fmt: skip
     """Return the problem of a gradient, after checking that all is there that it is formed from."""
@@ -276,11 +128,11 @@ def _gradient_problem(
         x_shape, x_name, w_shape, w_name, stride, padding, dilation, groups, activation, call.dtype,
         mask="mask" in found, **flags,
     )  # fmt: skip
-    y_shape = _seen(problem.y_shape, x_shape)
+    y_shape = as_seen(problem.y_shape, x_shape)
     call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
     for name in ("output", "pre_activation"):
         call.check_shape(name, y_shape, "the shape of grad_output")
-    call.check_shape("mask", _seen(problem.mask_shape, x_shape), "a bit for each element of grad_output")
+    call.check_shape("mask", as_seen(problem.mask_shape, x_shape), "a bit for each element of grad_output")
     if len(found) > 1:
         raise InvalidArgument(f"{' and '.join(found[:2])} are both given; phi' should be formed from one of them")
     if problem.saved and problem.saved not in found:
@@ -357,10 +209,10 @@ def conv2d_input_grad(
     return dx
 
 
-def _check_input_grad(given: _Given, outs: _Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
+def _check_input_grad(given: Given, outs: Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
     *_, variant, input_size = options
-    call = _Arguments(device, given)
-    x_shape, w_shape = _size(input_size, "input_size"), tuple(given["weight"].shape)
+    call = Arguments(device, given)
+    x_shape, w_shape = size_of(input_size, "input_size"), tuple(given["weight"].shape)
     problem = _gradient_problem(call, given, x_shape, "input_size", w_shape, "weight", options)
     results = {"dx": Result("input gradient", x_shape)}
     call.check_outs(outs, results)
@@ -435,11 +287,11 @@ def conv2d_kernel_grad(
     return (dw, db) if with_bias else dw
 
 
-def _check_kernel_grad(given: _Given, outs: _Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
+def _check_kernel_grad(given: Given, outs: Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
     *_, variant, weight_size = options
     (with_bias,) = flags
-    call = _Arguments(device, given)
-    x_shape, w_shape = tuple(given["input"].shape), _size(weight_size, "weight_size")
+    call = Arguments(device, given)
+    x_shape, w_shape = tuple(given["input"].shape), size_of(weight_size, "weight_size")
     problem = _gradient_problem(call, given, x_shape, "input", w_shape, "weight_size", options, bias=with_bias)
     results = {"dw": Result("kernel gradient", w_shape)}
     if with_bias:
@@ -516,8 +368,8 @@ def conv2d_backward(
     return dx, dw if need_dw else None, db
 
 
-def _check_backward(given: _Given, outs: _Given, device: Any, options: _Options, needs: tuple[bool, ...]) -> Checked:
-    call = _Arguments(device, given)
+def _check_backward(given: Given, outs: Given, device: Any, options: _Options, needs: tuple[bool, ...]) -> Checked:
+    call = Arguments(device, given)
     x_shape, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
     need_dx, need_dw, need_db = needs
     problem = _gradient_problem(

@@ -46,6 +46,9 @@ class ConvProblem:
         The forward pass adds a bias; kernel_grad also returns its gradient.
     mask : bool
         The gradients read the ReLU's bit mask in place of the saved output.
+    transposed : bool
+        The pass `input_grad` is the forward pass of a transposed convolution, from dy to dx: the bias, of C values, and
+        the activation are applied to dx.
     dx, dw : bool
         What the pass `backward` computes: the input gradient, the kernel gradient (and, with `bias`, the bias's).
 
@@ -70,6 +73,7 @@ class ConvProblem:
     activation: str = "identity"
     bias: bool = False
     mask: bool = False
+    transposed: bool = False
     dx: bool = True
     dw: bool = True
 
@@ -100,6 +104,8 @@ class ConvProblem:
             raise InvalidArgument(
                 f"mask needs activation 'relu', not {self.activation!r}: only a ReLU saves a bit mask"
             )
+        if self.mask and self.transposed:
+            raise InvalidArgument("mask is given, which a transposed convolution neither saves nor reads")
 
     # -- sizes -------------------------------------------------------------------------------------------------
     @property
@@ -166,6 +172,8 @@ class ConvProblem:
     @property
     def saved(self) -> str | None:
         """What the gradients need to form phi': "output", "pre_activation", "mask", or None."""
+        if self.transposed:
+            return None
         return "mask" if self.mask else activation(self.activation).saved
 
     @property
@@ -201,7 +209,8 @@ class ConvProblem:
         text : str
             "N,C,H,W,K,R,S" and then any of "stride=2", "stride=2x1", "padding=1", "padding=1x2",
             "padding=0:1x2:3" (top:bottom x left:right), "padding=same", "dilation=2", "groups=4",
-            "dtype=float16", "activation=relu", "bias=1", "mask=1", "dx=0", "dw=0".
+            "dtype=float16", "activation=relu", "bias=1", "mask=1", "transposed=1", "dx=0",
+            "dw=0".
         **defaults
             Values of options that the text leaves out.
 
@@ -273,6 +282,7 @@ _OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "activation": lambda text, name: activation_name(text),
     "bias": _read_flag,
     "mask": _read_flag,
+    "transposed": _read_flag,
     "dx": _read_flag,
     "dw": _read_flag,
 }
@@ -320,6 +330,7 @@ def _pixels(p: ConvProblem) -> int:
 _X = Operand("x", lambda p: p.x_shape)
 _W = Operand("w", lambda p: p.w_shape)
 _B = Operand("b", lambda p: (p.K,), present=lambda p: p.bias)
+_TRANSPOSED_B = Operand("b", lambda p: (p.C,), present=lambda p: p.bias and p.transposed)
 _DY = Operand("dy", lambda p: p.y_shape)
 _SAVED = Operand(
     "saved",
@@ -373,7 +384,7 @@ PASSES = {
     entry.name: entry
     for entry in (
         Pass("forward", "fprop", (_X, _W, _B, _Y, _MASK)),
-        Pass("input_grad", "dgrad", (_DY, _SAVED, _W, _DX)),
+        Pass("input_grad", "dgrad", (_DY, _SAVED, _W, _TRANSPOSED_B, _DX)),
         Pass("kernel_grad", "wgrad", (_DY, _SAVED, _X, _DW, _DB)),
         Pass(
             "backward",

@@ -164,8 +164,16 @@ class Variant:
         """
         if device_kind is not None and device_kind not in self.runs_on:
             return f"it is written for {' and '.join(self.runs_on)}; it does not run on {device_kind}"
-        sentences = (requirement(problem) for requirement in (*self.requires, self._grid_fits))
+        sentences = (requirement(problem) for requirement in (self._transposed, *self.requires, self._grid_fits))
         return next(filter(None, sentences), None)
+
+    def _transposed(self, problem: ConvProblem) -> str | None:
+        """A transposed convolution is the pass input_grad, with a bias."""
+        if problem.transposed and self.pass_name != "input_grad":
+            return "a transposed convolution is computed by the pass input_grad"
+        if problem.transposed and not any("b" in launch.operands for launch in self.launches):
+            return "it takes no bias b, which a transposed convolution adds to dx"
+        return None
 
     def _grid_fits(self, problem: ConvProblem) -> str | None:
         """Its grids must be within CUDA's limits, with the constants of every kind of device."""

@@ -74,6 +74,8 @@ class Checked:
         What is computed, by operand name.
     passes : sequence of (Variant, ConvProblem)
         In the order in which they run.
+    operands : mapping of str to str
+        The operand that an argument is for the kernels.
     """
 
     library: arrays.Arrays
@@ -81,6 +83,7 @@ class Checked:
     like: Any
     results: Mapping[str, Result] = field(default_factory=dict)
     passes: Sequence[tuple[Variant, ConvProblem]] = ()
+    operands: Mapping[str, str] = field(default_factory=lambda: OPERANDS)
 
     def run(self, given: Mapping[str, Any], outs: Mapping[str, Any]) -> tuple[list[Any], Launches | None]:
         """Compute the results.
@@ -103,9 +106,9 @@ class Checked:
             for name, out in made.items()
         }
         sources = {
-            OPERANDS[argument]: arrays.contiguous(library, array, argument)
+            self.operands[argument]: arrays.contiguous(library, array, argument)
             for argument, array in given.items()
-            if array is not None and OPERANDS[argument] in operands
+            if array is not None and self.operands[argument] in operands
         }
         at = {name: library.pointer(array) for name, array in {**sources, **targets}.items()}
         staged = library.device_name(self.like) == "cpu" and self.device.kind == "cuda"
@@ -114,7 +117,7 @@ class Checked:
         if staged:
             self._run_staged(plans, at, {**sources, **targets}, targets)
         else:
-            names = [None if array is None else OPERANDS[argument] for argument, array in given.items()]
+            names = [None if array is None else self.operands[argument] for argument, array in given.items()]
             names += outs
             launches = Launches(self, plans, names)
             launches.start([at.get(name, 0) if name else 0 for name in names], self.like)

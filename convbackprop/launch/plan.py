@@ -39,7 +39,7 @@ def constants_of(
     constants = variant.constants(target, problem, alignment)
     return {
         "SCALAR": problem.dtype,
-        **activations.constants(problem.activation),
+        **activations.constants(problem.activation, problem.transposed),
         "SAVED": "MaskByte" if problem.mask and variant.pass_name != "forward" else "Scalar",
         **{name: value for name, value in constants.items() if name.isupper()},
     }

@@ -15,6 +15,7 @@ import torch
 from convbackprop import ops
 from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.ladder.registry import choose
+from convbackprop.launch.given import problem_of
 from convbackprop.problem import DTYPES
 from convbackprop.torch import batching
 
@@ -92,7 +93,7 @@ def _output_shape(
     if all(isinstance(size, int) for size in (*x_shape, *w_shape)):
         dtype = str(like.dtype).removeprefix("torch.")
         strides, sides, dilations, groups = _for_kernels(*geometry)
-        problem = ops.problem_of(
+        problem = problem_of(
             tuple(x_shape), "input", tuple(w_shape), "weight", strides, sides, dilations, groups, activation, dtype
         )
         if like.device.type != "meta":

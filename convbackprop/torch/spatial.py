@@ -20,7 +20,7 @@ from convbackprop.activations import activation_name
 from convbackprop.arguments import integer, known, pair, resolve_padding
 from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.ladder.registry import choose
-from convbackprop.ops import problem_of
+from convbackprop.launch.given import problem_of
 from convbackprop.torch import functional, halo, nn, operators
 from convbackprop.torch.rows import Piece, RowSplit, check_heights, even_heights, row_split
 
