@@ -11,6 +11,13 @@
 #define SLOPE 0
 #endif
 
+#ifdef OUTPUT_ACTIVATION  // input_grad is the forward pass of a transposed convolution
+constexpr bool TRANSPOSED = true;
+#else
+#define OUTPUT_ACTIVATION IDENTITY
+constexpr bool TRANSPOSED = false;
+#endif
+
 enum Activation { IDENTITY, RELU, LOGISTIC, TANH, RELU6, LEAKY_RELU, SOFTPLUS, SILU, GELU, GELU_TANH, HARDSWISH };
 
 // Of GELU_TANH: twice the argument of its tanh, and the derivative of that.
@@ -21,29 +28,38 @@ __device__ __forceinline__ Acc gelu_argument_slope(Acc s) {
     return Acc(1.5957691216057308) * (1 + Acc(3 * 0.044715) * s * s);
 }
 
-__device__ __forceinline__ Acc activate(Acc s) {
-    if constexpr (ACTIVATION == RELU)
+template <Activation PHI>
+__device__ __forceinline__ Acc phi(Acc s) {
+    if constexpr (PHI == RELU)
         return s <= 0 ? Acc(0) : s;  // NaN stays NaN
-    else if constexpr (ACTIVATION == LOGISTIC)
+    else if constexpr (PHI == LOGISTIC)
         return 1 / (1 + exp(-s));
-    else if constexpr (ACTIVATION == TANH)
+    else if constexpr (PHI == TANH)
         return tanh(s);
-    else if constexpr (ACTIVATION == RELU6)
+    else if constexpr (PHI == RELU6)
         return s <= 0 ? Acc(0) : s >= 6 ? Acc(6) : s;
-    else if constexpr (ACTIVATION == LEAKY_RELU)
+    else if constexpr (PHI == LEAKY_RELU)
         return s > 0 ? s : Acc(SLOPE) * s;
-    else if constexpr (ACTIVATION == SOFTPLUS)
+    else if constexpr (PHI == SOFTPLUS)
         return (s <= 0 ? Acc(0) : s) + log1p(exp(s <= 0 ? s : -s));  // log(1 + exp(s)); exp(s) might overflow
-    else if constexpr (ACTIVATION == SILU)
+    else if constexpr (PHI == SILU)
         return s / (1 + exp(-s));
-    else if constexpr (ACTIVATION == GELU)
+    else if constexpr (PHI == GELU)
         return s * (erfc(-s * Acc(0.70710678118654752)) / 2);  // s * P(a standard normal number < s)
-    else if constexpr (ACTIVATION == GELU_TANH)
+    else if constexpr (PHI == GELU_TANH)
         return s / (1 + exp(-gelu_argument(s)));
-    else if constexpr (ACTIVATION == HARDSWISH)
+    else if constexpr (PHI == HARDSWISH)
         return s * (s <= -3 ? Acc(0) : s >= 3 ? Acc(6) : s + 3) / 6;
     else
         return s;
+}
+
+__device__ __forceinline__ Acc activate(Acc s) { return phi<ACTIVATION>(s); }
+
+// What input_grad stores: its sum, or as a transposed convolution's forward pass phi(sum + b[c]).
+__device__ __forceinline__ Acc dx_result(Acc sum, const Scalar* b, int c) {
+    if constexpr (TRANSPOSED) return phi<OUTPUT_ACTIVATION>(b ? sum + to_acc(b[c]) : sum);
+    return sum;
 }
 
 // s * f where f = sigmoid(u) and 1 - f are both needed: f + s * u' * f * (1 - f), the derivative by s.

@@ -7,7 +7,7 @@
 
 // Element i: naive's sum.
 __device__ __forceinline__ Acc dx_of_pixels(const Scalar* dy, const Saved* saved, const Scalar* w,
-                                            const Conv2dShape& shape, Index i) {
+                                            const Scalar* b, const Conv2dShape& shape, Index i) {
     const int w_ = i % shape.W;
     const int h = i / shape.W % shape.H;
     const int c = i / shape.W / shape.H % shape.C;
@@ -25,16 +25,16 @@ __device__ __forceinline__ Acc dx_of_pixels(const Scalar* dy, const Saved* saved
                 if (q_steps < 0 || q_steps % shape.stride_w != 0 || q >= shape.Q) continue;
                 sum.add(pre_activation_grad(dy, saved, shape, n, k, p, q) * to_acc(w[shape.w_at(k, group_c, r, s)]));
             }
-    return sum.value();
+    return dx_result(sum.value(), b, c);
 }
 
 // What is NaN in some rows and columns of plane n * C + c.
 __device__ __forceinline__ void form_dx_anew(Scalar* dx, const Scalar* dy, const Saved* saved, const Scalar* w,
-                                             const Conv2dShape& shape, Index plane, int first_h, int end_h,
-                                             int first_w, int end_w) {
+                                             const Scalar* b, const Conv2dShape& shape, Index plane, int first_h,
+                                             int end_h, int first_w, int end_w) {
     for (int h = first_h; h < end_h; ++h)
         for (int w_ = first_w; w_ < end_w; ++w_) {
             const Index i = (plane * shape.H + h) * shape.W + w_;
-            if (isnan(to_acc(dx[i]))) dx[i] = from_acc(dx_of_pixels(dy, saved, w, shape, i));
+            if (isnan(to_acc(dx[i]))) dx[i] = from_acc(dx_of_pixels(dy, saved, w, b, shape, i));
         }
 }

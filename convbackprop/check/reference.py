@@ -151,6 +151,14 @@ def correlate_images(problem: ConvProblem, x: Array, g: Array) -> Array:
 
 
 # -- answer and bound ------------------------------------------------------------------------------------------------
+def _finished(problem: ConvProblem, total: Array, size: Array, given: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return a layer's sums and their magnitudes with bias and, in the sums, the activation."""
+    if problem.bias:
+        bias = given["b"].astype(total.dtype).reshape(-1, 1, 1)
+        total, size = total + bias, size + abs(bias)
+    return activation(problem.activation).value(np, total), size
+
+
 def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     """Return for each floating-point result its exact value and the sum of the magnitudes of its terms.
 
@@ -166,21 +174,20 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
     Returns
     -------
     dict of str to (numpy.ndarray, numpy.ndarray)
-        By operand name: y, or dx, or dw and (with a bias) db. For y the magnitudes are those before the activation.
+        By operand name: y, or dx, or dw and (with a bias) db. For y, and dx of a transposed convolution, the magnitudes
+        are those before the activation.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         if pass_name == "forward":
             total = correlate(problem, given["x"], given["w"])
             size = correlate(problem, abs(given["x"]), abs(given["w"]))
-            if problem.bias:
-                bias = given["b"].astype(total.dtype).reshape(-1, 1, 1)
-                total, size = total + bias, size + abs(bias)
-            return {"y": (activation(problem.activation).value(np, total), size)}
+            return {"y": _finished(problem, total, size, given)}
         g, g_size = pre_activation_grad(problem, given["dy"], given.get("saved"))
         results = {}
         if pass_name == "input_grad" or (pass_name == "backward" and problem.dx):
             w = given["w"]
-            results["dx"] = (correlate_back(problem, g, w), correlate_back(problem, g_size, abs(w)))
+            total, size = correlate_back(problem, g, w), correlate_back(problem, g_size, abs(w))
+            results["dx"] = _finished(problem, total, size, given) if problem.transposed else (total, size)
         if pass_name == "kernel_grad" or (pass_name == "backward" and problem.dw):
             x = given["x"]
             results["dw"] = (correlate_images(problem, x, g), correlate_images(problem, abs(x), g_size))
@@ -216,12 +223,13 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
     n = RESULTS[name].reduction_length(problem)  # type: ignore[misc]
     u = round_off(ACCUMULATORS[problem.dtype])
     phi = activation(problem.activation)
-    more = 2 if name == "y" else phi.grad_round_offs
+    is_output = name == "y" or (name == "dx" and problem.transposed)
+    more = 2 if is_output else phi.grad_round_offs
     factor = (8 * math.sqrt(n + 2) + more - 2) * u
     if (n + more) * u < 1:
         factor = min(factor, (n + more) * u / (1 - (n + more) * u))
     relative = round_off(problem.dtype)
-    if name == "y":
+    if is_output:
         factor *= phi.slope
         relative += phi.round_offs * u
     with np.errstate(invalid="ignore"):

@@ -66,8 +66,9 @@ def inputs(
     Arrays in `own` take the place of test data.
     """
     rng = np.random.default_rng(seed)
+    biases = problem.C if problem.transposed and pass_name == "input_grad" else problem.K
     made = {name: fill(shape, problem.dtype, data, rng) for name, shape in
-            (("x", problem.x_shape), ("w", problem.w_shape), ("b", (problem.K,)), ("dy", problem.y_shape))}  # fmt: skip
+            (("x", problem.x_shape), ("w", problem.w_shape), ("b", (biases,)), ("dy", problem.y_shape))}  # fmt: skip
     made |= own or {}
     if pass_name != "forward" and problem.saved and "saved" not in made:
         made["saved"] = reference.saved_by_forward(problem, made)

@@ -139,7 +139,7 @@ def _problems(text: str, dtype: str, activations: Sequence[str]) -> tuple[ConvPr
     if "activation" in named or first.mask:
         activations = (first.activation,)
     forms = [first.with_(activation=activation) for activation in activations]
-    if "mask" not in named:
+    if "mask" not in named and not first.transposed:
         forms += [form.with_(mask=True) for form in forms if form.activation == "relu"]
     return tuple(forms)
 

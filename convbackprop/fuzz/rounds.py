@@ -119,8 +119,9 @@ class Fuzzer:
                 tunables = rng.choice(("cpu", "cuda")) if device.kind == "cpu" else None
                 own = {**kind}
                 if "reference" in self._parts:
+                    found = {**own, "transposed": variant.takes_transposed and not own["mask"] and rng.random() < 0.3}
                     self._hold(
-                        variant, "reference", self._compared(variant, device, own, tunables), int(_COMPARED * scale)
+                        variant, "reference", self._compared(variant, device, found, tunables), int(_COMPARED * scale)
                     )
                 left = [law for law in laws if (variant, law) not in self._given_up]
                 if left:

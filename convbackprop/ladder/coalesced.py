@@ -155,7 +155,7 @@ ENTRIES = (
     Variant(
         "input_grad",
         "coalesced",
-        launches=(Launch("input_grad", ("dy", "saved", "w", "dx"), march_grid(False), block("THREADS")),),
+        launches=(Launch("input_grad", ("dy", "saved", "w", "b", "dx"), march_grid(False), block("THREADS")),),
         tunables=TUNABLES,
         specialise=march_constants(False),
         requires=(unit_stride, unit_dilation, one_source(False), filter_fits, countable, tiles_countable(8)),

@@ -324,7 +324,7 @@ ENTRIES = (
     _entry(
         "input_grad",
         Launch("pack", ("w", "scratch"), _pack_grid("input_grad"), block("THREADS"), integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
+        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
                integers=slices("input_grad"), shared_bytes=_shared_bytes("input_grad")),
         tunables=_tunables("input_grad"),
         scratch=_packed_elements("input_grad"),

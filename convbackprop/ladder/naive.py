@@ -31,7 +31,7 @@ ENTRIES = (
         "input_grad",
         "naive",
         launches=(
-            Launch("input_grad", ("dy", "saved", "w", "dx"),
+            Launch("input_grad", ("dy", "saved", "w", "b", "dx"),
                    one_thread_each(lambda p: math.prod(p.x_shape)), block("THREADS")),
         ),
         tunables=TUNABLES,

@@ -57,7 +57,7 @@ ENTRIES = (
     Variant(
         "input_grad",
         "register_tiled",
-        launches=(Launch("input_grad", ("dy", "saved", "w", "dx"), grid(False), block("THREADS")),),
+        launches=(Launch("input_grad", ("dy", "saved", "w", "b", "dx"), grid(False), block("THREADS")),),
         tunables=TUNABLES,
         specialise=constants(False),
         requires=(unit_stride, unit_dilation, countable, tiles_countable(1)),

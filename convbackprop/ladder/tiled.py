@@ -149,7 +149,7 @@ ENTRIES = (
         "input_grad",
         "tiled",
         launches=(
-            Launch("input_grad", ("dy", "saved", "w", "dx"), input_grad_grid, block("TILE_W", "TILE_H"),
+            Launch("input_grad", ("dy", "saved", "w", "b", "dx"), input_grad_grid, block("TILE_W", "TILE_H"),
                    integers=input_grad_steps, shared_bytes=input_grad_bytes),
         ),
         tunables=INPUT_GRAD,

@@ -147,6 +147,11 @@ class Variant:
         return self.constants("cuda", small) != self.constants("cuda", large)
 
     @property
+    def takes_transposed(self) -> bool:
+        """Whether it computes a transposed convolution's forward pass too."""
+        return self.pass_name == "input_grad" and any("b" in launch.operands for launch in self.launches)
+
+    @property
     def path(self) -> Path:
         """The .cu file."""
         return self.file or source_root() / self.pass_name / f"{self.name}.cu"
@@ -169,11 +174,11 @@ class Variant:
 
     def _transposed(self, problem: ConvProblem) -> str | None:
         """A transposed convolution is the pass input_grad, with a bias."""
-        if problem.transposed and self.pass_name != "input_grad":
+        if not problem.transposed or self.takes_transposed:
+            return None
+        if self.pass_name != "input_grad":
             return "a transposed convolution is computed by the pass input_grad"
-        if problem.transposed and not any("b" in launch.operands for launch in self.launches):
-            return "it takes no bias b, which a transposed convolution adds to dx"
-        return None
+        return "it takes no bias b, which a transposed convolution adds to dx"
 
     def _grid_fits(self, problem: ConvProblem) -> str | None:
         """Its grids must be within CUDA's limits, with the constants of every kind of device."""

@@ -136,7 +136,7 @@ ENTRIES = (
     Variant(
         "input_grad",
         "vectorised",
-        launches=(Launch("input_grad", ("dy", "saved", "w", "dx"), correlation_grid(False), block("THREADS")),),
+        launches=(Launch("input_grad", ("dy", "saved", "w", "b", "dx"), correlation_grid(False), block("THREADS")),),
         tunables=TUNABLES,
         specialise=correlation_constants(False),
         requires=(unit_stride, unit_dilation, countable),

@@ -139,12 +139,18 @@ __forceinline__ void store_partial(Scalar* to, Lane lane, int count) {
 }
 
 // The activation on a whole lane.
-__forceinline__ Lane activate(Lane s) {
-    if constexpr (ACTIVATION == IDENTITY) return s;
-    if constexpr (ACTIVATION == RELU) return s <= Lane{} ? Lane{} : s;
+template <Activation PHI>
+__forceinline__ Lane phi(Lane s) {
+    if constexpr (PHI == IDENTITY) return s;
+    if constexpr (PHI == RELU) return s <= Lane{} ? Lane{} : s;
     Lane y;
-    for (int i = 0; i < LANES; ++i) y[i] = activate(Acc(s[i]));
+    for (int i = 0; i < LANES; ++i) y[i] = phi<PHI>(Acc(s[i]));
     return y;
+}
+__forceinline__ Lane activate(Lane s) { return phi<ACTIVATION>(s); }
+__forceinline__ Lane dx_result(Lane sum, const Scalar* b, int c) {
+    if constexpr (TRANSPOSED) return phi<OUTPUT_ACTIVATION>(b ? sum + to_acc(b[c]) : sum);
+    return sum;
 }
 __forceinline__ Lane times_derivative(Lane dy, Lane y) {
     if constexpr (ACTIVATION == IDENTITY) return dy;

@@ -19,7 +19,7 @@ static_assert(COLS % X_VECTOR == 0, "a strip is stored as whole vectors");
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           Scalar* __restrict__ dx, Conv2dShape shape) {
+           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
     // Where am I: a strip of a band of plane (n,c); strips are consecutive in threadIdx.x. With taps in shared memory a
     // block stays within one plane.
     const unsigned strips = (shape.W + COLS - 1) / COLS, bands = (shape.H + ROWS - 1) / ROWS;
@@ -76,7 +76,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
                     if (0 <= p && p < shape.P && 0 <= q && q < shape.Q)
                         sum += pre_activation_grad(dy, saved, shape, n, k, p, q) * to_acc(filter[t]);
                 }
-                dx[(Index(plane) * shape.H + h) * shape.W + w_] = from_acc(sum);
+                dx[(Index(plane) * shape.H + h) * shape.W + w_] = from_acc(dx_result(sum, b, c));
             }
         return;
     }
@@ -101,9 +101,12 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
 
         const int h = p - first_p + first_h - (FILTER_R - 1);  // whose sum is complete now
         if (h < first_h) continue;
-        Scalar* const dx_row = dx + (Index(plane) * shape.H + h) * shape.W;
+        Acc dx_row[COLS];
+#pragma unroll
+        for (int j = 0; j < COLS; ++j) dx_row[j] = dx_result(sums[0][j], b, c);
+        const Index row = Index(plane) * shape.H + h;
 #pragma unroll
         for (int j = 0; j < COLS; j += X_VECTOR)
-            if (first_w + j < shape.W) store_vector<X_VECTOR>(dx_row + first_w + j, sums[0] + j);
+            if (first_w + j < shape.W) store_vector<X_VECTOR>(dx + row * shape.W + first_w + j, dx_row + j);
     }
 }

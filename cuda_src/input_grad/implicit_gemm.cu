@@ -20,19 +20,21 @@ struct InputGrads {
     const Scalar* dy;
     const Saved* saved;
     const Scalar* w;
+    const Scalar* b;
     int first_c, rows;
     Index row_pitch;
 
     __device__ __forceinline__ Index at(const Pixel& pixel) const {
         return phase.result_at(pixel.n, first_c, pixel.p, pixel.q);
     }
-    __device__ __forceinline__ Acc result(int, Acc sum) const { return sum; }
-    __device__ __forceinline__ Acc of_pixels(Index i) const { return dx_of_pixels(dy, saved, w, phase.shape, i); }
+    __device__ __forceinline__ Acc result(int m, Acc sum) const { return dx_result(sum, b, first_c + m); }
+    __device__ __forceinline__ Acc of_pixels(Index i) const { return dx_of_pixels(dy, saved, w, b, phase.shape, i); }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
+           const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
+           int slices) {
     // Where am I: a tile of channels, and of the pixels of a phase.
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
@@ -48,5 +50,5 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
 
     const int channels = shape.group_channels();
     write_product(product, tile, phase.grid, dx,
-                  InputGrads{phase, dy, saved, w, tile.group * channels, channels, Index(shape.H) * shape.W});
+                  InputGrads{phase, dy, saved, w, b, tile.group * channels, channels, Index(shape.H) * shape.W});
 }

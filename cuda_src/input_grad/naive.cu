@@ -14,7 +14,7 @@ static_assert(THREADS % 32 == 0 && THREADS <= 1024, "a block is made of whole wa
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           Scalar* __restrict__ dx, Conv2dShape shape) {
+           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
     // Where am I: input element (n,c,h,w_), with w_ consecutive in threadIdx.x.
     const Index i = Index(blockIdx.x) * THREADS + threadIdx.x;
     if (i >= shape.x_size()) return;
@@ -41,5 +41,5 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
             }
         }
     }
-    dx[i] = from_acc(dx_sum.value());
+    dx[i] = from_acc(dx_result(dx_sum.value(), b, c));
 }

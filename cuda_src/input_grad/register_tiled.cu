@@ -21,7 +21,7 @@ static_assert(COLS % X_VECTOR == 0, "a row of the tile is stored as whole vector
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           Scalar* __restrict__ dx, Conv2dShape shape) {
+           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
     // Where am I: a tile of plane (n,c); those side by side are consecutive in threadIdx.x.
     const unsigned across = (shape.W + COLS - 1) / COLS, down = (shape.H + TILE_ROWS - 1) / TILE_ROWS;
     const unsigned tile = blockIdx.x * THREADS + threadIdx.x, plane = tile / across / down;
@@ -72,7 +72,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
         Acc dx_row[COLS];
 #pragma unroll
         for (int j = 0; j < COLS; ++j) {
-            dx_row[j] = sums[row][j].value();
+            dx_row[j] = dx_result(sums[row][j].value(), b, c);
             is_nan |= isnan(dx_row[j]);
         }
 #pragma unroll
@@ -81,6 +81,6 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
                 store_vector<X_VECTOR>(dx + shape.x_at(n, c, first_h + row, first_w + j), dx_row + j);
     }
     if (is_nan)
-        form_dx_anew(dx, dy, saved, w, shape, plane, first_h, min(first_h + TILE_ROWS, shape.H), first_w,
+        form_dx_anew(dx, dy, saved, w, b, shape, plane, first_h, min(first_h + TILE_ROWS, shape.H), first_w,
                      min(first_w + COLS, shape.W));
 }

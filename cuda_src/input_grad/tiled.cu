@@ -52,7 +52,7 @@ __device__ __forceinline__ int first_to_reach(int position, int stride, int dila
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           Scalar* __restrict__ dx, Conv2dShape shape, int gcd_h, int gcd_w) {
+           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape, int gcd_h, int gcd_w) {
     // Where am I: input element (n,c,h,w_), with w_ consecutive in threadIdx.x. A thread beyond the last input helps
     // to load.
     const Index plane = Index(blockIdx.z) * gridDim.y + blockIdx.y;  // (n,c)
@@ -105,5 +105,5 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
             }
         __syncthreads();  // nobody reads the tile any more
     }
-    if (is_input) dx[shape.x_at(n, c, h, w_)] = from_acc(dx_sum.value());
+    if (is_input) dx[shape.x_at(n, c, h, w_)] = from_acc(dx_result(dx_sum.value(), b, c));
 }

@@ -11,14 +11,15 @@
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           Scalar* __restrict__ dx, Conv2dShape shape) {
+           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
     // Where am I: see strip_of_thread. Threads beyond the last strip stay, for a barrier.
     const Strip strip = strip_of_thread(Index(shape.N) * shape.C, shape.H, shape.W);
     const int c = strip.plane % shape.C;
     const int first_filter = c / shape.group_channels() * shape.group_filters();
     const Index first_k = strip.plane / shape.C * shape.K + first_filter;
 
-    const auto finish = [&](int h, const Cols& sum) INLINED {
+    const auto finish = [&](int h, Cols sum) INLINED {
+        unroll<COLS / LANES>([&](auto i) INLINED { sum.lanes[i] = dx_result(sum.lanes[i], b, c); });
         write(dx + (strip.plane * shape.H + h) * shape.W, strip.first_col, shape.W, sum);
     };
     const bool form_anew = correlate<true>(
@@ -27,6 +28,6 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
         [&](int k) INLINED { return w + shape.w_at(first_filter + k, c % shape.group_channels(), 0, 0); }, shape,
         Acc(0), finish);
     if (form_anew)
-        form_dx_anew(dx, dy, saved, w, shape, strip.plane, strip.first_row, strip.end_row, strip.first_col,
+        form_dx_anew(dx, dy, saved, w, b, shape, strip.plane, strip.first_row, strip.end_row, strip.first_col,
                      min(strip.first_col + COLS, shape.W));
 }

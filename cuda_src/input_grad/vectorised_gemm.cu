@@ -11,7 +11,8 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
+           const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
+           int slices) {
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
     const Phase phase(shape, tile.phase);
@@ -28,6 +29,6 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     write_product(
         product, tile, phase.grid, dx, channels, Index(shape.H) * shape.W,
         [&](int n, int i, int j) INLINED { return phase.result_at(n, tile.group * channels, i, j); },
-        [&](int, Lane sum) INLINED { return sum; },
-        [&](Index i) INLINED { return dx_of_pixels(dy, saved, w, shape, i); });
+        [&](int m, Lane sum) INLINED { return dx_result(sum, b, tile.group * channels + m); },
+        [&](Index i) INLINED { return dx_of_pixels(dy, saved, w, b, shape, i); });
 }

@@ -1,0 +1,212 @@
+"""Transposed convolution: as a function of tensors, and as a module.
+
+Its forward pass is the pass input_grad; with respect to its input and its filters it is differentiated by the forward
+pass and the kernel gradient: the three are each other's derivatives (see `functions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd import Function
+from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
+
+from convbackprop import ops, transposed
+from convbackprop.activations import activation_name, saved_by, torch_function
+from convbackprop.arguments import pair, shown, sides
+from convbackprop.errors import InvalidArgument
+from convbackprop.torch.activation import before_activation, bias_grad
+from convbackprop.torch.direct import possible
+from convbackprop.torch.functional import check_tensor, in_autocast
+from convbackprop.torch.functions import contract
+from convbackprop.torch.operators import Geometry
+from convbackprop.torch.options import normalized
+
+Tensor = torch.Tensor
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    activation: str = "identity",
+    variant: str = "auto",
+) -> Tensor:
+    """Compute a transposed convolution's output, differentiably: phi(what spreads input by the filters, + b).
+
+    The arguments of torch.nn.functional.conv_transpose2d, and the activation.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, K, P, Q), (K, P, Q) or (P, Q)
+        float32, float64, float16 or bfloat16, on the CPU or a CUDA device.
+    weight : Tensor, shape (K, C/groups, R, S) or (R, S)
+        The filters.
+    bias : Tensor, shape (C,), optional
+        Added to each output channel.
+    stride, padding, groups, dilation, activation
+        As in `convbackprop.conv_transpose2d`.
+    output_padding : int or (int, int)
+        Further rows and columns of the output, fewer than the stride or the dilation.
+    variant : str
+        A rung of the ladder that all passes have, such as "naive", or "auto".
+
+    Returns
+    -------
+    Tensor, shape (N, C, H, W), or without the axes that input lacks
+        As `convbackprop.conv_transpose2d` tells.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, UnsupportedProblem, ProblemTooLarge
+        As `convbackprop.torch.conv2d` does.
+    """
+    given = (input, weight, bias)
+    if has_torch_function(given) and not possible(*given):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            conv_transpose2d, given, *given, stride, padding, output_padding, groups, dilation,
+            activation=activation, variant=variant,
+        )  # fmt: skip
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is not None or name != "bias":
+            check_tensor(tensor, name)
+    input, weight, bias = in_autocast(input, weight, bias)
+    # The geometry as the convolution has it whose input gradient this is; its own padding is never "same".
+    strides, around, dilations, groups, name = normalized(weight, (stride, sides(padding), dilation, groups), activation)
+    more = pair(output_padding, "output_padding", 0)
+    input = _with_zeros(input, more, strides, dilations)
+    size = _output_size(input, weight, strides, around, dilations, groups, [m % s for m, s in zip(more, strides, strict=True)])
+    kept = saved_by(name) == "pre_activation"
+    if possible(input, weight, bias):
+        differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
+        fused = "identity" if kept and differentiated else name
+        y = DirectTransposed.apply(input, weight, bias, size, (strides, around, dilations, groups), fused, variant)
+        return y if fused == name else torch_function(name)(y)  # type: ignore[no-any-return]
+    y = contract(None, weight, input, size, strides, around, dilations, groups, variant)
+    if bias is not None:
+        y = y + bias.reshape((-1, 1, 1)[-y.ndim :])
+    return torch_function(name)(y)  # type: ignore[no-any-return]
+
+
+def _with_zeros(input: Tensor, more: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
+    """Return the input with rows and columns of zeros that make the output as much larger as output_padding says.
+
+    What is left of output_padding is its remainder by the stride.
+    """
+    for extra, stride, dilation in zip(more, strides, dilations, strict=True):
+        if extra >= max(stride, dilation):
+            raise InvalidArgument(
+                f"output_padding is {shown(tuple(more))}; it should be less than the stride, {tuple(strides)}, or the "
+                f"dilation, {tuple(dilations)}"
+            )
+    bottom, right = (extra // stride for extra, stride in zip(more, strides, strict=True))
+    return functional.pad(input, (0, right, 0, bottom)) if bottom or right else input
+
+
+def _output_size(
+    input: Tensor, weight: Tensor, strides: Any, around: Any, dilations: Any, groups: int, more: Sequence[int]
+) -> tuple[Any, ...]:
+    """Return the output's shape; sizes that are not known yet are taken to be right."""
+    shapes = tuple(input.shape), tuple(weight.shape)
+    top, bottom, left, right = around
+    if all(isinstance(size, int) for shape in shapes for size in shape):
+        padding = ((top, bottom), (left, right))
+        return transposed.transposed_size(*shapes, strides, padding, tuple(more), dilations, groups)
+    *outer, height, width = input.shape
+    channels = weight.shape[1] * groups
+    rows, cols = (
+        (extent - 1) * stride - sum(cut) + dilation * (taps - 1) + extra + 1
+        for extent, stride, cut, dilation, taps, extra in zip(
+            (height, width), strides, ((top, bottom), (left, right)), dilations, weight.shape[-2:], more, strict=True
+        )
+    )
+    return (*outer[:-1], channels, rows, cols) if outer else (rows, cols)
+
+
+class DirectTransposed(Function):
+    """The layer on plain tensors in eager mode: see `direct`. Its activation's derivative is formed from y."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Geometry, activation: str, variant: str
+    ) -> Tensor:
+        strides, (top, bottom, left, right), dilations, groups = geometry
+        smallest = transposed.transposed_size(
+            tuple(x.shape), tuple(w.shape), strides, ((top, bottom), (left, right)), 0, dilations, groups
+        )
+        more = tuple(whole - least for whole, least in zip(size[-2:], smallest[-2:], strict=True))
+        y = transposed.conv_transpose2d(
+            x, w, b, strides, ((top, bottom), (left, right)), more, groups, dilations,
+            activation=activation, variant=variant,
+        )  # fmt: skip
+        ctx.save_for_backward(x, w, None if activation == "identity" else y)
+        ctx.options = geometry, activation, variant
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, w, y = ctx.saved_tensors
+        geometry, activation, variant = ctx.options
+        g = before_activation(dy, y, activation)
+        dx = dw = None
+        if torch.is_grad_enabled() or not possible(g, x, w):
+            if ctx.needs_input_grad[0]:
+                dx = contract(g, w, None, (), *geometry, variant)
+            if ctx.needs_input_grad[1]:
+                dw = contract(g, None, x, tuple(w.shape), *geometry, variant)
+        else:
+            strides, (top, bottom, left, right), *others = geometry
+            own = (strides, ((top, bottom), (left, right)), *others)
+            if ctx.needs_input_grad[0]:
+                dx = ops.conv2d(g, w, None, *own, variant=variant)
+            if ctx.needs_input_grad[1]:
+                dw = ops.conv2d_kernel_grad(g, tuple(w.shape), x, *own, variant=variant)
+        db = bias_grad(g) if ctx.needs_input_grad[2] else None
+        return dx, dw, db, None, None, None, None
+
+
+class ConvTranspose2d(torch.nn.ConvTranspose2d):
+    """A transposed convolution by this package's kernels.
+
+    The constructor of torch.nn.ConvTranspose2d with two more arguments, its parameters, and its state_dict, both ways.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode, device,
+    dtype
+        As in torch.nn.ConvTranspose2d.
+    activation, variant : str
+        As in `Conv2d`.
+
+    Raises
+    ------
+    InvalidArgument
+        For an unknown activation or variant; else what torch.nn.ConvTranspose2d raises.
+    """
+
+    def __init__(self, *arguments: Any, activation: str = "identity", variant: str = "auto", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.activation = activation_name(activation)
+        self.variant = known_variant(variant)
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        """Return the layer's output; output_size, its height and width (or whole shape), decides between strides."""
+        more = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        )  # type: ignore[arg-type]
+        return conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, more, self.groups, self.dilation,
+            activation=self.activation, variant=self.variant,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return super().extra_repr() + own_repr(self)
