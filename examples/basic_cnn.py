@@ -56,7 +56,7 @@ def cnn(library: str) -> nn.Sequential:
         nn.Flatten(),
     )
     for part in model:
-        if isinstance(part, nn.Conv2d):  # as K. He et al. do for ReLU, arXiv:1502.01852: it learns from the first step
+        if isinstance(part, (nn.Conv2d, cbt.nn.Conv2d)):  # as K. He et al. do for ReLU, arXiv:1502.01852
             nn.init.kaiming_normal_(part.weight)
             nn.init.constant_(part.get_parameter("bias"), 0)
     return model

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.utils import _pair
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from convbackprop.activations import activation_name
 from convbackprop.arguments import known
+from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.registry import of_pass
 from convbackprop.torch.functional import conv2d
 
 Tensor = torch.Tensor
 
 
-class Conv2d(torch.nn.Conv2d):
+class Layer(_ConvNd):
+    """What the modules add to a convolution of PyTorch's: an activation, and a variant.
+
+    It is no torch.nn.Conv2d, for tools that ask whether a module is one take it for a convolution and nothing else.
+    """
+
+    def __init__(self, *arguments: Any, activation: str, variant: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.activation = activation_name(activation)
+        rungs = [{rung.name for rung in of_pass(name)} for name in ("forward", "input_grad", "kernel_grad")]
+        shared = [rung.name for rung in of_pass("forward") if all(rung.name in ladder for ladder in rungs)]
+        self.variant = known(variant, ("auto", *shared), "variant")
+
+    def register_parameter(self, name: str, param: Any) -> None:
+        """Refuse what torch.nn.utils.fusion, which asks no module what it is, would make of an activation."""
+        activation = getattr(self, "activation", "identity")  # not there yet where _ConvNd makes its parameters
+        assigns = sys._getframe(1).f_back
+        if activation != "identity" and assigns is not None and assigns.f_code is fuse_conv_bn_eval.__code__:
+            raise InvalidArgument(
+                f"conv has activation {activation!r} between its weight and the batch norm, which therefore cannot be "
+                "folded into it; leave the batch norm where it is"
+            )
+        super().register_parameter(name, param)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        more = f", activation={self.activation!r}" if self.activation != "identity" else ""
+        return super().extra_repr() + more + (f", variant={self.variant!r}" if self.variant != "auto" else "")
+
+
+class Conv2d(Layer):
     """A convolutional layer by this package's kernels: phi(x * w + b).
 
-    The constructor of torch.nn.Conv2d with two more arguments, its parameters, and its state_dict, both ways.
+    The constructor of torch.nn.Conv2d with two more arguments, its parameters, and its state_dict, both ways. It is no
+    subclass of it: what looks for layers by isinstance, such as an initialisation, asks for both.
 
     Parameters
     ----------
@@ -35,12 +70,32 @@ class Conv2d(torch.nn.Conv2d):
         For an unknown activation or variant; else what torch.nn.Conv2d raises.
     """
 
-    def __init__(self, *arguments: Any, activation: str = "identity", variant: str = "auto", **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.activation = activation_name(activation)
-        rungs = [{rung.name for rung in of_pass(name)} for name in ("forward", "input_grad", "kernel_grad")]
-        shared = [rung.name for rung in of_pass("forward") if all(rung.name in ladder for ladder in rungs)]
-        self.variant = known(variant, ("auto", *shared), "variant")
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str = "identity",
+        variant: str = "auto",
+    ) -> None:
+        sides = padding if isinstance(padding, str) else _pair(padding)
+        super().__init__(
+            in_channels, out_channels, _pair(kernel_size), _pair(stride), sides, _pair(dilation), False, _pair(0),
+            groups, bias, padding_mode, device=device, dtype=dtype, activation=activation, variant=variant,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return phi(x * w + b)."""
+        return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
@@ -51,7 +106,3 @@ class Conv2d(torch.nn.Conv2d):
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, variant=self.variant,
         )  # fmt: skip
-
-    def extra_repr(self) -> str:  # noqa: D102
-        more = f", activation={self.activation!r}" if self.activation != "identity" else ""
-        return super().extra_repr() + more + (f", variant={self.variant!r}" if self.variant != "auto" else "")

@@ -94,7 +94,7 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
         fusions = _fused_by_sequence(model)
     made: dict[int, Module] = {}
     for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(layer, torch.nn.Conv2d) or isinstance(layer, Conv2d):
+        if not isinstance(layer, torch.nn.Conv2d):
             continue
         title = name or "(the model)"
         if reason := _cannot(layer):

@@ -1,0 +1,107 @@
+"""What PyTorch's tools make of our layers: each does it right, or leaves them, or is refused in one sentence."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch, which is not installed: convbackprop.torch and tools")
+
+from torch.fx.experimental import optimization  # noqa: E402
+from torch.nn.utils import fusion, parametrizations  # noqa: E402
+
+from convbackprop.errors import InvalidArgument, InvalidType  # noqa: E402
+from convbackprop.torch import nn  # noqa: E402
+
+EVERY_LAYER = pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
+PHI = {"identity": torch.nn.Identity(), "relu": torch.nn.ReLU(), "silu": torch.nn.SiLU()}
+
+
+def close(got, want):
+    return got.shape == want.shape and bool(((got - want).abs() <= 1e-12 * (1 + want.abs().max())).all())
+
+
+def with_batch_norm(activation):
+    norm = torch.nn.BatchNorm2d(4).double()
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    return torch.nn.Sequential(nn.Conv2d(3, 4, 3, activation=activation, dtype=torch.float64), norm).eval()
+
+
+def image(*shape, dtype=torch.float64):
+    return torch.randn(*(shape or (2, 3, 7, 6)), dtype=dtype)
+
+
+# -- what looks for convolutions -------------------------------------------------------------------------------------
+@EVERY_LAYER
+def test_a_layer_is_no_plain_convolution(activation):
+    layer, x = nn.Conv2d(3, 4, 3, activation=activation, dtype=torch.float64), image()
+    assert isinstance(layer, nn.Conv2d)
+    assert not isinstance(layer, torch.nn.Conv2d)
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(again) is nn.Conv2d
+        assert repr(again) == repr(layer)
+        assert torch.equal(again(x), layer(x))
+        assert list(again.state_dict()) == ["weight", "bias"]
+
+
+@EVERY_LAYER
+def test_batch_norm_is_not_folded_past_an_activation(activation):
+    model = with_batch_norm(activation)
+    x, (layer, norm) = image(), model
+    if activation == "identity":
+        assert close(fusion.fuse_conv_bn_eval(layer, norm)(x), model(x))
+    else:
+        with pytest.raises(InvalidArgument, match=f"conv has activation '{activation}' between its weight and the"):
+            fusion.fuse_conv_bn_eval(layer, norm)
+    assert close(optimization.fuse(model)(x), model(x))
+    with pytest.raises(AssertionError, match="did not find fuser method"):
+        torch.ao.quantization.fuse_modules(model, ["0", "1"])
+
+
+def test_parameters_can_be_exchanged():
+    """By whom it may: what is refused is a fusion, and nothing else."""
+    layer, other = (nn.Conv2d(3, 4, 3, activation="relu", dtype=torch.float64).eval() for _ in range(2))
+    layer.weight = layer.weight
+    layer.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+    layer.load_state_dict({**other.state_dict(), "scale": torch.ones(1)}, assign=True)
+    x = image()
+    assert torch.equal(layer(x), other(x))
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("parametrize", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrizations(parametrize, activation):
+    mine = nn.Conv2d(3, 4, 3, activation=activation, dtype=torch.float64)
+    theirs = torch.nn.Conv2d(3, 4, 3, dtype=torch.float64)
+    theirs.load_state_dict(mine.state_dict())
+    for layer in (mine, theirs):
+        torch.manual_seed(0)
+        parametrize(layer)
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    x = image()
+    y, want = mine(x), PHI[activation](theirs(x))
+    assert close(y, want)
+    mine_, theirs_ = (
+        torch.autograd.grad(out.sin().sum(), tuple(layer.parameters())) for out, layer in ((y, mine), (want, theirs))
+    )
+    assert all(map(close, mine_, theirs_))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
+@EVERY_LAYER
+def test_quantisation_leaves_ours_as_it_is(activation):
+    from torch.ao import quantization
+    from torch.ao.quantization import quantize_fx
+
+    layer = nn.Conv2d(3, 4, 3, activation=activation).eval()
+    model, x = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), layer).eval(), image(dtype=torch.float32)
+    prepared = quantize_fx.prepare_fx(model, quantization.get_default_qconfig_mapping("x86"), (x,))
+    want = prepared(x)
+    quantised = quantize_fx.convert_fx(prepared)
+    assert "convbackprop_torch_functional_conv2d" in quantised.code
+    assert (quantised(x) - want).abs().max() < 0.1
+    with pytest.raises(InvalidType, match="input has dtype quint8; it should be"):
+        layer(torch.quantize_per_tensor(x, 0.1, 0, torch.quint8))
