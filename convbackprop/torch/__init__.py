@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
         "convbackprop.torch needs PyTorch, which is not installed; install it with pip install 'convbackprop[torch]'"
     ) from error
 
-from convbackprop.torch import nn, spatial
+from convbackprop.torch import flops as _flops, nn, spatial
 from convbackprop.torch.functional import conv2d
 
 __all__ = ["conv2d", "nn", "spatial"]

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="needs torch, which is not installed
 
 from torch.fx.experimental import optimization  # noqa: E402
 from torch.nn.utils import fusion, parametrizations  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from convbackprop.errors import InvalidArgument, InvalidType  # noqa: E402
 from convbackprop.torch import nn  # noqa: E402
@@ -105,3 +106,20 @@ def test_quantisation_leaves_ours_as_it_is(activation):
     assert (quantised(x) - want).abs().max() < 0.1
     with pytest.raises(InvalidType, match="input has dtype quint8; it should be"):
         layer(torch.quantize_per_tensor(x, 0.1, 0, torch.quint8))
+
+
+# -- what looks at operators -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("wanted", ["forward", "xwb", "wb", "x"])
+@pytest.mark.parametrize("shape", [(2, 4, 7, 6), (4, 7, 6)])
+@pytest.mark.parametrize("options", [{}, {"stride": (2, 1), "padding": 1, "dilation": 2, "groups": 2}])
+def test_flops_are_counted_as_torch_s(options, shape, wanted):
+    counts = []
+    for kind, more in ((nn.Conv2d, {"activation": "relu"}), (torch.nn.Conv2d, {})):
+        layer = kind(4, 6, 3, **options, **more).requires_grad_("w" in wanted)
+        x = torch.randn(shape, requires_grad="x" in wanted)
+        with FlopCounterMode(display=False) as counter:
+            y = layer(x)
+            if wanted != "forward":
+                y.square().sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
