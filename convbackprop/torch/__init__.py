@@ -1,4 +1,4 @@
-"""The kernels in PyTorch: `conv2d`, `nn.Conv2d`, and `nn.from_torch` for a whole model.
+"""The kernels in PyTorch: `conv2d`, `conv_transpose2d`, their modules in `nn`, and `nn.from_torch` for a whole model.
 
 Everything that PyTorch does with a convolution works: autograd to any order and in forward mode, torch.func, vmap,
 compile, export, autocast, checkpointing, fake and meta tensors.
@@ -17,5 +17,6 @@ except ModuleNotFoundError as error:
 
 from convbackprop.torch import flops as _flops, nn, spatial
 from convbackprop.torch.functional import conv2d
+from convbackprop.torch.transposed import conv_transpose2d
 
-__all__ = ["conv2d", "nn", "spatial"]
+__all__ = ["conv2d", "conv_transpose2d", "nn", "spatial"]

@@ -81,15 +81,20 @@ def conv2d(
         if tensor is not None or name != "bias":
             check_tensor(tensor, name)
     options = normalized(weight, geometry, activation)
-    kind = input.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        input, weight = _cast(input, dtype), _cast(weight, dtype)
-        bias = None if bias is None else _cast(bias, dtype)
+    input, weight, bias = in_autocast(input, weight, bias)
     *geometry_only, name = options
     if saved_by(name) == "pre_activation":  # it is an intermediate result, which PyTorch keeps and differentiates
         return torch_function(name)(layer(input, weight, bias, *geometry_only, "identity", variant))  # type: ignore[no-any-return]
     return layer(input, weight, bias, *options, variant)
+
+
+def in_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the tensors, under autocast those of float32 in its dtype."""
+    kind = input.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return _cast(input, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

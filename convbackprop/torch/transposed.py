@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from torch.autograd import Function
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.utils import _pair
 from torch.overrides import handle_torch_function, has_torch_function
 
 from convbackprop import ops, transposed
-from convbackprop.activations import activation_name, saved_by, torch_function
-from convbackprop.arguments import pair, shown, sides
+from convbackprop.activations import saved_by, torch_function
+from convbackprop.arguments import known, pair, shown, sides
 from convbackprop.errors import InvalidArgument
 from convbackprop.torch.activation import before_activation, bias_grad
 from convbackprop.torch.direct import possible
 from convbackprop.torch.functional import check_tensor, in_autocast
 from convbackprop.torch.functions import contract
+from convbackprop.torch.module import Layer
 from convbackprop.torch.operators import Geometry
 from convbackprop.torch.options import normalized
 
@@ -81,16 +84,18 @@ def conv_transpose2d(
             check_tensor(tensor, name)
     input, weight, bias = in_autocast(input, weight, bias)
     # The geometry as the convolution has it whose input gradient this is; its own padding is never "same".
-    strides, around, dilations, groups, name = normalized(weight, (stride, sides(padding), dilation, groups), activation)
+    geometry = (stride, sides(padding), dilation, groups)
+    strides, around, dilations, groups, name = normalized(weight, geometry, activation)
     more = pair(output_padding, "output_padding", 0)
     input = _with_zeros(input, more, strides, dilations)
-    size = _output_size(input, weight, strides, around, dilations, groups, [m % s for m, s in zip(more, strides, strict=True)])
-    kept = saved_by(name) == "pre_activation"
-    if possible(input, weight, bias):
-        differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
-        fused = "identity" if kept and differentiated else name
-        y = DirectTransposed.apply(input, weight, bias, size, (strides, around, dilations, groups), fused, variant)
-        return y if fused == name else torch_function(name)(y)  # type: ignore[no-any-return]
+    more = (more[0] % strides[0], more[1] % strides[1])
+    kept = saved_by(name) == "pre_activation"  # an intermediate result, which PyTorch keeps and differentiates
+    if possible(*(given := (input, weight, bias))):
+        kept &= torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+        fused = "identity" if kept else name
+        y = DirectTransposed.apply(*given, more, (strides, around, dilations, groups), fused, variant)
+        return torch_function(name)(y) if kept else y  # type: ignore[no-any-return]
+    size = _output_size(input, weight, strides, around, dilations, groups, more)
     y = contract(None, weight, input, size, strides, around, dilations, groups, variant)
     if bias is not None:
         y = y + bias.reshape((-1, 1, 1)[-y.ndim :])
@@ -137,13 +142,9 @@ class DirectTransposed(Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Geometry, activation: str, variant: str
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, more: Any, geometry: Geometry, activation: str, variant: str
     ) -> Tensor:
         strides, (top, bottom, left, right), dilations, groups = geometry
-        smallest = transposed.transposed_size(
-            tuple(x.shape), tuple(w.shape), strides, ((top, bottom), (left, right)), 0, dilations, groups
-        )
-        more = tuple(whole - least for whole, least in zip(size[-2:], smallest[-2:], strict=True))
         y = transposed.conv_transpose2d(
             x, w, b, strides, ((top, bottom), (left, right)), more, groups, dilations,
             activation=activation, variant=variant,
@@ -174,39 +175,56 @@ class DirectTransposed(Function):
         return dx, dw, db, None, None, None, None
 
 
-class ConvTranspose2d(torch.nn.ConvTranspose2d):
+class ConvTranspose2d(Layer):
     """A transposed convolution by this package's kernels.
 
     The constructor of torch.nn.ConvTranspose2d with two more arguments, its parameters, and its state_dict, both ways.
 
     Parameters
     ----------
-    in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode, device,
-    dtype
+    in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode
         As in torch.nn.ConvTranspose2d.
+    device, dtype
+        As there.
     activation, variant : str
         As in `Conv2d`.
 
     Raises
     ------
     InvalidArgument
-        For an unknown activation or variant; else what torch.nn.ConvTranspose2d raises.
+        For an unknown activation or variant, or another padding_mode than "zeros".
     """
 
-    def __init__(self, *arguments: Any, activation: str = "identity", variant: str = "auto", **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.activation = activation_name(activation)
-        self.variant = known_variant(variant)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Any = 1,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str = "identity",
+        variant: str = "auto",
+    ) -> None:
+        known(padding_mode, ("zeros",), "padding_mode")
+        super().__init__(
+            in_channels, out_channels, _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), True,
+            _pair(output_padding), groups, bias, padding_mode, device=device, dtype=dtype, activation=activation,
+            variant=variant,
+        )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        """Return the layer's output; output_size, its height and width (or whole shape), decides between strides."""
-        more = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
-        )  # type: ignore[arg-type]
+        """Return the layer's output; output_size, its height and width or its shape, decides where strides do not."""
+        sizes: Any = (self.stride, self.padding, self.kernel_size, 2, self.dilation)
+        more = _ConvTransposeNd._output_padding(self, input, output_size, *sizes)  # type: ignore[arg-type]
         return conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding, more, self.groups, self.dilation,
             activation=self.activation, variant=self.variant,
         )  # fmt: skip
-
-    def extra_repr(self) -> str:  # noqa: D102
-        return super().extra_repr() + own_repr(self)

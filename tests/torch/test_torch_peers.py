@@ -31,14 +31,14 @@ def test_torchs_own_samples():
         torch.testing.assert_close(got, expected)
 
 
-def conv_cases():
-    """ONNX's cases, or none without ONNX."""
+def cases_of(node):
+    """ONNX's cases of a node, or none without ONNX."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it makes its data for all nodes, with overflows
             from onnx.backend.test.case.node import collect_testcases
 
-            return collect_testcases("Conv")
+            return collect_testcases(node)
     except ImportError:
         return []
 
@@ -64,7 +64,7 @@ def test_onnx_cases():
     pytest.importorskip("onnx", reason="needs onnx, which is not installed: its cases of Conv")
     from onnx import helper
 
-    cases = conv_cases()
+    cases = cases_of("Conv")
     assert len(cases) >= 6
     assert {"test_conv_with_strides_and_asymmetric_padding", "test_conv_with_autopad_same"} <= {c.name for c in cases}
     for case in cases:

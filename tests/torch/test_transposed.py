@@ -1,0 +1,200 @@
+"""Transposed convolution by the pass input_grad against PyTorch's: values, derivatives of any order, the module."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch, which is not installed: convbackprop.torch")
+
+from torch.nn import functional  # noqa: E402
+
+import convbackprop  # noqa: E402
+from convbackprop.torch import conv_transpose2d, nn  # noqa: E402
+from tests.support.activations import PHI  # noqa: E402
+
+#: The input's and the filters' shapes, and the options.
+LAYERS = {
+    "plain": ((2, 4, 5, 6), (4, 3, 3, 2), {}),
+    "doubled": ((2, 4, 5, 6), (4, 3, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "all at once": (
+        (4, 5, 6), (4, 2, 3, 3),
+        {"groups": 2, "stride": (2, 3), "padding": (1, 2), "output_padding": (0, 2), "dilation": (2, 1)},
+    ),
+    "depthwise": ((1, 6, 5, 5), (6, 1, 3, 3), {"groups": 6, "padding": 1}),
+    "dilated, one more": ((2, 3, 4, 5), (3, 2, 3, 3), {"dilation": 3, "output_padding": 2}),
+}  # fmt: skip
+each_layer = pytest.mark.parametrize("layer", LAYERS)
+
+
+def given(layer, dtype=torch.float64, grad=True):
+    x_shape, w_shape, options = LAYERS[layer]
+    generator = torch.Generator().manual_seed(0)
+    channels = w_shape[1] * options.get("groups", 1)
+    made = [torch.randn(s, generator=generator, dtype=torch.float64) for s in (x_shape, w_shape, (channels,))]
+    return [t.to(dtype).requires_grad_(grad) for t in made], options
+
+
+def pair_of(layer, activation="identity", variant="naive"):
+    options = LAYERS[layer][2]
+    return (
+        lambda x, w, b: conv_transpose2d(x, w, b, **options, activation=activation, variant=variant),
+        lambda x, w, b: PHI[activation](functional.conv_transpose2d(x, w, b, **options)),
+    )
+
+
+@each_layer
+@pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "gelu"])
+def test_like_torchs(layer, activation):
+    inputs, _ = given(layer)
+    mine, theirs = pair_of(layer, activation)
+    y, want = mine(*inputs), theirs(*inputs)
+    torch.testing.assert_close(y, want, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(mine(*inputs), y) or activation == "gelu"  # fused there, PyTorch's own where it is kept
+        torch.testing.assert_close(mine(*inputs), want, rtol=1e-12, atol=1e-12)
+    dy = torch.randn_like(want)
+    got, expected = (torch.autograd.grad(result, inputs, dy) for result in (y, want))
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+@each_layer
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_derivatives_of_any_order(layer, activation):
+    inputs, _ = given(layer)
+    mine, _ = pair_of(layer, activation)
+    assert torch.autograd.gradcheck(mine, inputs, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(mine, inputs, check_fwd_over_rev=True, fast_mode=True)
+
+
+@each_layer
+def test_vmap(layer):
+    (x, w, b), _ = given(layer, grad=False)
+    mine, theirs = pair_of(layer, "tanh")
+    many = torch.vmap(mine, in_dims=(0, None, 0))(torch.stack([x, -2 * x]), w, torch.stack([b, b + 1]))
+    torch.testing.assert_close(many, torch.stack([theirs(x, w, b), theirs(-2 * x, w, b + 1)]))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(dynamic):
+    (x, w, b), options = given("doubled", torch.float32)
+    compiled = torch.compile(
+        lambda x: conv_transpose2d(x, w, b, **options, activation="relu", variant="naive"), fullgraph=True,
+        dynamic=dynamic,
+    )  # fmt: skip
+    for image in (x, torch.cat([x, x], dim=-1)):
+        want = functional.conv_transpose2d(image, w, b, **options).relu()
+        torch.testing.assert_close(compiled(image), want)
+        torch.testing.assert_close(
+            torch.autograd.grad(compiled(image).square().sum(), w), torch.autograd.grad(want.square().sum(), w),
+            rtol=1e-4, atol=1e-4,
+        )  # fmt: skip
+
+
+def test_the_module():
+    layer = nn.ConvTranspose2d(4, 6, (3, 2), 2, 1, 1, 2, activation="relu", dtype=torch.float64)
+    theirs = torch.nn.ConvTranspose2d(4, 6, (3, 2), 2, 1, 1, 2, dtype=torch.float64)
+    theirs.load_state_dict(layer.state_dict())
+    assert repr(layer) == repr(theirs)[:-1] + ", activation='relu')"
+    assert not isinstance(layer, torch.nn.ConvTranspose2d)  # tools would take it for one and for nothing else
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    for size in (None, (9, 10), (10, 11)):
+        torch.testing.assert_close(layer(x, size), theirs(x, size).relu())
+        torch.testing.assert_close(copy.deepcopy(layer)(x, size), layer(x, size))
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+    with pytest.raises(ValueError, match="requested an output size of"):
+        layer(x, (12, 10))
+    with pytest.raises(convbackprop.InvalidArgument, match="padding_mode is 'circular'; it should be one of zeros"):
+        nn.ConvTranspose2d(1, 1, 3, padding_mode="circular")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_numpy_arrays(dtype):
+    (x, w, b), options = given("all at once", grad=False)
+    arrays = [t.numpy().astype(dtype) for t in (x, w, b)]
+    want = PHI["relu"](functional.conv_transpose2d(*(torch.from_numpy(a).double() for a in arrays), **options))
+    out = np.full(want.shape, np.nan, dtype)
+    y = convbackprop.conv_transpose2d(*arrays, **options, activation="relu", variant="naive", out=out)
+    assert y is out and np.allclose(y, want.numpy(), rtol=2e-3 if dtype == "float16" else 1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"output_padding": 1}, "output_padding is 1; it should be less than the stride, 1: pad the input with zeros"),
+        ({"padding": 9}, "padding is 9, which cuts off all of the output's height, 7 without it"),
+        ({"groups": 3}, "weight has 4 output channels, which groups = 3 does not divide"),
+        ({"bias": np.ones(2)}, "bias has shape (2,); it should be (3,), one value an output channel"),
+        ({"weight": np.ones((5, 3, 3, 3))}, "weight has shape (5, 3, 3, 3), 5 filters; it should have 4: input has 4"),
+        ({"padding": "same"}, "padding is 'same'"),
+        ({"variant": "coalesced"}, "input_grad/coalesced does not compute this problem: a channel sees 4 filters"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_refusals(options, sentence):
+    arguments = {"input": np.ones((2, 4, 5, 6)), "weight": np.ones((4, 3, 3, 3)), **options}
+    with pytest.raises((convbackprop.ConvBackpropError, TypeError)) as caught:
+        convbackprop.conv_transpose2d(**arguments)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_torchs_own_samples():
+    """The samples of torch.nn.functional.conv_transpose2d's OpInfo."""
+    infos = pytest.importorskip(
+        "torch.testing._internal.common_methods_invocations", reason="needs torch's own tests (and expecttest)",
+        exc_type=ImportError,
+    )  # fmt: skip
+    (info,) = (info for info in infos.op_db if info.name == "nn.functional.conv_transpose2d")
+    samples = list(info.sample_inputs("cpu", torch.float64, requires_grad=True))
+    assert len(samples) >= 5
+    for sample in samples:
+        y = conv_transpose2d(sample.input, *sample.args, **sample.kwargs, variant="naive")
+        want = functional.conv_transpose2d(sample.input, *sample.args, **sample.kwargs)
+        torch.testing.assert_close(y, want)
+        inputs = [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor) and t.requires_grad]
+        dy = torch.randn_like(y)
+        got, expected = (torch.autograd.grad(result, inputs, dy) for result in (y, want))
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.slow
+def test_onnx_cases():
+    pytest.importorskip("onnx", reason="needs onnx, which is not installed: its cases of ConvTranspose")
+    from onnx import helper
+
+    from tests.torch.test_torch_peers import cases_of
+
+    tried = 0
+    for case in cases_of("ConvTranspose"):
+        (node,) = case.model.graph.node
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        for inputs, (want,) in case.data_sets:
+            x, *rest = (torch.from_numpy(np.array(a)) for a in inputs)
+            if x.ndim != 4:
+                continue
+            strides, taps = attributes.get("strides", [1, 1]), rest[0].shape[-2:]
+            dilations, more = attributes.get("dilations", [1, 1]), attributes.get("output_padding", [0, 0])
+            whole = [
+                (size - 1) * stride + dilation * (tap - 1) + extra + 1
+                for size, stride, dilation, tap, extra in zip(x.shape[-2:], strides, dilations, taps, more, strict=True)
+            ]
+            cut = [have - wanted for have, wanted in zip(whole, want.shape[-2:], strict=True)]
+            if "pads" in attributes:
+                top, left, bottom, right = attributes["pads"]
+            else:  # auto_pad, or output_shape: the operator's definition gives the odd one to the end, or the start
+                lower = attributes.get("auto_pad") == b"SAME_LOWER"
+                (top, bottom), (left, right) = (
+                    (total - total // 2, total // 2) if lower else (total // 2, total - total // 2) for total in cut
+                )
+            if min(top, bottom, left, right) < 0:
+                continue  # output_shape makes it larger than the convolution does: zeros around it
+            y = conv_transpose2d(
+                x, *rest, stride=tuple(strides), padding=((top, bottom), (left, right)), output_padding=tuple(more),
+                dilation=tuple(dilations), groups=attributes.get("group", 1), variant="naive",
+            )  # fmt: skip
+            torch.testing.assert_close(y, torch.from_numpy(want), rtol=1e-4, atol=1e-4)
+            tried += 1
+    assert tried >= 6
