@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from rich.table import Table
@@ -46,6 +47,10 @@ all checks each activation on all. A variant whose compile-time constants follow
 from the sizes is compiled for 10 sets of them, taken over all curated problems;
 the others are left out, unless there is --all.
 
+What is checked with normal numbers is checked once more with a few NaN and
+infinities among them: the padding is no pixel, and a tap over it adds nothing
+to a sum, also a NaN or infinite one.
+
 "error" is the largest error as a share of the bound that any order of summation
 obeys: at most 1 is right. Inputs lie between guard zones of NaN, and results
 are NaN until they are written.
@@ -78,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "groups=1,bias=0,activation=tanh,mask=1; may be given several times")  # fmt: skip
     parser.add_argument("--dtype", default="all", metavar="D", help=f"all (the default), {', '.join(DTYPES)}")
     parser.add_argument("--activation", metavar="A", help=f"all, {', '.join(ACTIVATIONS)}")
-    parser.add_argument("--data", metavar="KIND", help=f"{', '.join(DATA)}; default: each problem's own")
+    parser.add_argument("--data", metavar="KIND", help=f"{', '.join(DATA)}; default: each problem's own, "
+                        "and beside normal also nonfinite")
     parser.add_argument("--tunables", metavar="DEVICE", help="take the tunable constants of cpu or cuda; default: "
                         "those of the device")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random numbers; default: 0")
@@ -144,6 +150,13 @@ def _problems(text: str, dtype: str, activations: Sequence[str]) -> tuple[ConvPr
     return tuple(forms)
 
 
+def _data(usual: str, wanted: str | None) -> tuple[str, ...]:
+    """Return the kinds of data that a problem is checked with; what is long is checked with its usual ones only."""
+    if wanted is not None:
+        return (wanted,)
+    return ("normal", "nonfinite") if usual == "normal" else (usual,)
+
+
 def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
     """Return the problems that the arguments ask for, each with its data."""
     dtypes = tuple(DTYPES) if arguments.dtype == "all" else (known(arguments.dtype, tuple(DTYPES), "--dtype"),)
@@ -156,15 +169,15 @@ def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
     found = []
     if arguments.problem:
         for text in arguments.problem:
-            for dtype in dtypes:
-                found += [_Task(problem, arguments.data or "normal") for problem in _problems(text, dtype, wanted)]
+            for dtype, data in product(dtypes, _data("normal", arguments.data)):
+                found += [_Task(problem, data) for problem in _problems(text, dtype, wanted)]
         return distinct(found)
     for i, curated in enumerate(CURATED):
         for d, dtype in enumerate(dtypes):
             some = arguments.activation is None and (i + d) % _ONE_IN != 0
             activations = _EVERYWHERE if some else wanted
-            data = arguments.data or curated.data
-            found += [_Task(problem, data) for problem in _problems(curated.text, dtype, activations)]
+            for data in _data(curated.data, arguments.data):
+                found += [_Task(problem, data) for problem in _problems(curated.text, dtype, activations)]
     return distinct(found)
 
 

@@ -58,8 +58,8 @@ __forceinline__ bool register_tile(int sources, Sources&& source, Filters&& filt
     Lane all = {};
     unroll<TILE_ROWS>([&](auto p) INLINED {
         sums[p].end_run();
-        unroll<COLS / LANES>([&](auto i) INLINED { all += sums[p].total.lanes[i]; });
         if (strip.first_row + p < strip.end_row) finish(strip.first_row + p, sums[p].total);
+        unroll<COLS / LANES>([&](auto i) INLINED { all += sums[p].total.lanes[i]; });
     });
     return isnan(total(all));
 }

@@ -51,8 +51,8 @@ class Mutation(NamedTuple):
     shown_by : tuple of str
         Of what takes long to compile: the curated problem that shows the mistake.
     shown_in : str
-        Of what: "tanh" (in most), "identity", "mask", where the mistake shows in the ReLU's bits only, or "infinite",
-        where it shows in what infinite pixels of x spread to.
+        Of what: "tanh" (in most), "identity", "mask", where the mistake shows in the ReLU's bits only, or
+        "nonfinite", where it shows in what a NaN or an infinity spreads to only.
     variant : str
         As in "forward/tiled".
     """
@@ -70,6 +70,8 @@ class Mutation(NamedTuple):
         file = self.file or f"{self.variant.partition('/')[2]}.cu"
         return replaced(self.variant, file, self.old, self.new, folder)
 
+
+_ANEW = "what the padding has made NaN is left as it is"
 
 _STAGED = "__syncthreads();  // the tile is complete"
 _READ = "__syncthreads();  // nobody reads the tile any more"
@@ -138,7 +140,8 @@ _TABLE = {
         Mutation("the tile is overwritten while others still read it", _READ, ""),
         Mutation("the columns of the halo are not staged", "col < cols", "col < TILE_Q"),
         Mutation("the rows of the halo are not staged", "row < rows", "row < TILE_P"),
-        Mutation("the padding is ones", ": Acc(0)", ": Acc(1)"),
+        Mutation("taps beyond the image are multiplied", "min(count, (size - 1 - start) / step + 1) : 0", "count : 0",
+                 file="steps_inside.cuh"),
         Mutation("the last row of tiles is skipped where it is not full", "is_output = p < shape.P",
                  "is_output = p < shape.P / TILE_P * TILE_P"),
         Mutation("the mask's bits are reversed", "q - first_q)", "first_q + 7 - q)", file="pack_mask.cuh",
@@ -170,6 +173,9 @@ _TABLE = {
         Mutation("the last slice is dropped", "slice < slices;", "slice < slices - (slices > 1);",
                  file="kernel_grad_total.cuh"),
         Mutation("the bias is a tap of another channel", "(c == 0)", "(c == 1)"),
+        Mutation("rows of x beyond the image are multiplied", "!is_bias && !shape.row_inside(", "false && ("),
+        Mutation("the bias leaves out the columns that the last tap reads from the padding",
+                 "is_bias ? 0 : across.first", "across.first"),
     ),
     "forward/coalesced": (
         Mutation("the halo's left columns are read from the row above", "exists && 0 <= column", "exists",
@@ -186,20 +192,23 @@ _TABLE = {
         Mutation("the ring does not move on", "sums[r + 1][j] : start", "sums[r][j] : start"),
         Mutation("the first row of a band is not written", "if (p < first_p) continue;",
                  "if (p <= first_p) continue;"),
-        Mutation("taps in shared memory are read before they are there", "__syncthreads();  // all taps are there", "",
-                 shown_by=_LARGE_FILTER),
+        Mutation("taps in shared memory are read before they are there",
+                 "is_finite = __syncthreads_and(is_finite);  // all taps are there", "", shown_by=_LARGE_FILTER),
         Mutation("the mask has bits beyond the row's end", "unsigned(first_q + j < shape.Q && !", "unsigned(!",
                  shown_in="mask"),
         Mutation("the mask's bits are those of the next columns", "<= 0)) << j;", "<= 0)) << j >> 1;",
                  shown_in="mask"),
+        Mutation(_ANEW, "if (!is_finite && (", "if (false && (", shown_in="nonfinite"),
+        Mutation("the padding is multiplied by infinite taps of a large filter", "isfinite(shared_taps[t])", "true",
+                 shown_by=_LARGE_FILTER, shown_in="nonfinite"),
     ),
     "input_grad/coalesced": (
         Mutation("the filter is not turned", "own_taps[t] = to_acc(filter[TAPS - 1 - t])",
                  "own_taps[t] = to_acc(filter[t])"),
         Mutation("a large filter is not turned", "shared_taps[t] = to_acc(filter[TAPS - 1 - t])",
                  "shared_taps[t] = to_acc(filter[t])", shown_by=_LARGE_FILTER),
-        Mutation("taps in shared memory are read before they are there", "__syncthreads();  // all taps are there", "",
-                 shown_by=_LARGE_FILTER),
+        Mutation("taps in shared memory are read before they are there",
+                 "is_finite = __syncthreads_and(is_finite);  // all taps are there", "", shown_by=_LARGE_FILTER),
         Mutation("left and right padding are exchanged", "left = FILTER_S - 1 - shape.pad_left",
                  "left = shape.pad_left", shown_by=("1,1,9,9,1,4,4,padding=1:2x0:3",)),
         Mutation("phi' is applied twice", "times_derivative(g[i], outputs[i])",
@@ -211,6 +220,7 @@ _TABLE = {
                  shown_in="mask"),
         Mutation("left of the image the mask's first byte is read", "(first >> 3) + i", "first / 8 + i",
                  file="columns.cuh", shown_in="mask"),
+        Mutation(_ANEW, "if (!is_finite && (", "if (false && (", shown_in="nonfinite"),
     ),
     "kernel_grad/coalesced": (
         Mutation("the ring's index is off by one", "ring[(turn + r) % TAP_ROWS]", "ring[(turn + r + 1) % TAP_ROWS]"),
@@ -225,8 +235,7 @@ _TABLE = {
         Mutation("every other lane's sums are dropped", "lanes > 0;", "lanes > 1;", file="block_sum.cuh"),
         Mutation("the warps' sums are read before they are there", "__syncthreads();  // every warp's sums are there",
                  "", file="block_sum.cuh"),
-        Mutation("an infinite pixel meets the padding", "if (meets_padding && !is_finite)", "if (false)",
-                 shown_in="infinite"),
+        Mutation(_ANEW, "if (meets_padding && !is_finite)", "if (false)", shown_in="nonfinite"),
     ),
     "backward/fused": (
         Mutation("the filter is not turned", "(FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - s", "i * FILTER_S + s"),
@@ -238,8 +247,8 @@ _TABLE = {
                  "if (NEED_DX && first_w + j + X_VECTOR < shape.W)"),
         Mutation("the warps' sums are read before they are there", "__syncthreads();  // every warp's sums are there",
                  "", file="block_sum.cuh"),
-        Mutation("an infinite pixel meets the padding", "if (NEED_DW && meets_padding && !is_finite)", "if (false)",
-                 shown_in="infinite"),
+        Mutation(_ANEW, "if (meets_padding && !is_finite)", "if (false)", shown_in="nonfinite"),
+        Mutation("the padding is multiplied by infinite taps", " && taps[t] - taps[t] == 0", "", shown_in="nonfinite"),
     ),
     "forward/register_tiled": (
         Mutation("the last column of the filter is dropped", "first_s + s >= shape.S", "first_s + s >= shape.S - 1"),
@@ -254,6 +263,7 @@ _TABLE = {
         Mutation("the last row is not written", "if (first_p + row >= shape.P) continue;",
                  "if (first_p + row >= shape.P - 1) continue;"),
         Mutation("the bias is left out", "(b ? to_acc(b[k]) : Acc(0))", "0"),
+        Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
     ),
     "input_grad/register_tiled": (
         Mutation("the filter's rows are not turned", "r = shape.R - 1 - (i - row);", "r = i - row;"),
@@ -266,6 +276,7 @@ _TABLE = {
                  "if (first_w + j + X_VECTOR < shape.W)"),
         Mutation("the mask's bits are those of other columns", "bits >>= first & 7;", "", file="columns.cuh",
                  shown_in="mask"),
+        Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
     ),
     "forward/vectorised": (
         Mutation("the halo's left columns are read from the row above", "if (col >= 0 && col + LANES",
@@ -282,6 +293,9 @@ _TABLE = {
                  file="register_tile.cuh", shown_by=("1,700,2,3,2,1,1",), shown_in="identity"),
         Mutation("the mask has bits beyond the row's end",
                  "if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;", "", shown_in="mask"),
+        Mutation(_ANEW, "if (form_anew)", "if (false)", shown_in="nonfinite"),
+        Mutation("a sum formed anew leaves out the bias", "if (b) sum.add(to_acc(b[k]));", "",
+                 file="forward_of_pixels.cuh", shown_in="nonfinite"),
     ),
     "input_grad/vectorised": (
         Mutation("the filter is not turned", "correlate<true>", "correlate<false>"),
@@ -289,6 +303,7 @@ _TABLE = {
                  "lane = times_derivative(times_derivative(lane, y), y);", file="strip.cuh"),
         Mutation("the mask's bits are those of other columns", "bits >> (i * LANES)", "bits >> i", file="strip.cuh",
                  shown_in="mask"),
+        Mutation(_ANEW, "if (form_anew)", "if (false)", shown_in="nonfinite"),
     ),
     "kernel_grad/vectorised": (
         Mutation("the ring's index is off by one", "wrapped<TAP_ROWS>(phase + r)",
@@ -300,9 +315,7 @@ _TABLE = {
                  file="kernel_grad_total.cuh", shown_by=_SEVERAL_BLOCKS),
         Mutation("the threads' sums are read before they are there",
                  "__syncthreads();  // every thread's column is there", "", file="partial_sums.cuh"),
-        Mutation("the products of infinite pixels are left out",
-                 "if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip, top, left);", "",
-                 shown_in="infinite"),
+        Mutation(_ANEW, "if (!isnan(total(all))) return;", "return;", file="partial_sums.cuh", shown_in="nonfinite"),
     ),
     "backward/vectorised": (
         Mutation("the filter is not turned", "(FILTER_R - 1 - i) * FILTER_S + FILTER_S - 1 - j", "i * FILTER_S + j"),
@@ -310,8 +323,9 @@ _TABLE = {
                  "wrapped<FILTER_R>(phase + (i + 1) % FILTER_R)"),
         Mutation("two of three sums of dx are dropped", "unroll<CHAINS - 1>", "unroll<0>"),
         Mutation("db adds up another row of g", "(phase + TOP)", "(phase)"),
-        Mutation("the products of infinite pixels are left out",
-                 "if (x_plane.left_out) add_left_out(sums, x_plane, g_plane, strip);", "", shown_in="infinite"),
+        Mutation(_ANEW, "if (!isnan(total(all))) return;", "return;", file="partial_sums.cuh", shown_in="nonfinite"),
+        Mutation("the padding is multiplied by infinite taps", "NEED_DX && !all_finite(w + Index(c) * TAPS, TAPS)",
+                 "false", shown_in="nonfinite"),
     ),
     "forward/implicit_gemm": (
         Mutation("the last slice of the sum is dropped", "windows, none, slices);", "windows, none, slices - 1);"),
@@ -341,6 +355,7 @@ _TABLE = {
                  file="filter_product.cuh"),
         Mutation("the last image is not written", "pixel.n < grid.N ?", "pixel.n < grid.N - 1 ?",
                  file="filter_product.cuh"),
+        Mutation(_ANEW, "is_nan |=", "(void)", file="filter_product.cuh", shown_in="nonfinite"),
     ),
     "input_grad/implicit_gemm": (
         Mutation("one phase of the stride is missing", "if (tile.first_pixel >= phase.grid.count()) return;",
@@ -357,6 +372,7 @@ _TABLE = {
                  file="window_reader.cuh", shown_by=_POINTWISE, shown_in="mask"),
         Mutation("all planes of a slice have the bits of the first", "mask_row += count * Index(dy.rows * mask_bytes);",
                  "", file="window_reader.cuh", shown_by=_WHOLE_TILES, shown_in="mask"),
+        Mutation(_ANEW, "is_nan |=", "(void)", file="filter_product.cuh", shown_in="nonfinite"),
     ),
     "kernel_grad/implicit_gemm": (
         Mutation("a vector's bits are all that of its first pixel", "mask >> (bit + i) & 1", "mask >> bit & 1",
@@ -375,6 +391,9 @@ _TABLE = {
                  shown_by=_WHOLE_TILES),
         Mutation("db leaves out a step of each slice", "for (int d = 0; d < DEPTH; ++d)",
                  "for (int d = 1; d < DEPTH; ++d)"),
+        Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
+        Mutation("a sum formed anew is that of all pixels", "first_slice * DEPTH, end)", "0, grid.count())",
+                 file="tap_tiles.cuh", shown_by=_SPLIT, shown_in="nonfinite"),
     ),
     "forward/vectorised_gemm": (
         Mutation("the last slice of the sum is dropped", "windows, none, slices);", "windows, none, slices - 1);"),
@@ -394,6 +413,7 @@ _TABLE = {
                  file="filter_product.cuh", shown_by=_WHOLE_TILES),
         Mutation("the last image is not written", "pixels.n[i] < grid.N ?", "pixels.n[i] < grid.N - 1 ?",
                  file="filter_product.cuh"),
+        Mutation(_ANEW, "if (!isnan(total(all))) return;", "return;", file="filter_product.cuh", shown_in="nonfinite"),
     ),
     "input_grad/vectorised_gemm": (
         Mutation("one phase of the stride is missing", "if (tile.first_pixel >= phase.grid.count()) return;",
@@ -403,6 +423,7 @@ _TABLE = {
         Mutation("phi' is taken of dy", "Image::read(offset, planes_on, inside, apart)", "lane", file="gather.cuh"),
         Mutation("a vector's bits are all taken from its first row", "line[int(i)] + (offset.plane",
                  "line[0] + (offset.plane", file="gather.cuh", shown_by=_POINTWISE, shown_in="mask"),
+        Mutation(_ANEW, "if (!isnan(total(all))) return;", "return;", file="filter_product.cuh", shown_in="nonfinite"),
     ),
     "kernel_grad/vectorised_gemm": (
         Mutation("pixels that do not fill a slice are dropped", "(grid.count() + DEPTH - 1) / DEPTH",
@@ -412,6 +433,7 @@ _TABLE = {
         Mutation("all planes of a slice are the first one", "ONE_TAP ? i * AT_ONCE : 0", "0", shown_by=_WHOLE_TILES),
         Mutation("db leaves out a step of each slice", "for (int d = 0; d < STEPS; ++d)",
                  "for (int d = 1; d < STEPS; ++d)"),
+        Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
     ),
 }  # fmt: skip
 
