@@ -55,7 +55,8 @@ def conv2d(
         Height, width.
     padding : int, (int, int), ((int, int), (int, int)), "same" or "valid"
         Zeros around the image: on all sides; (height, width); ((top, bottom), (left, right)). "same" keeps the size of
-        the image; with an even filter the extra row and column come last. "valid" is 0.
+        the image; with an even filter the extra row and column come last. "valid" is 0. They are no pixels: a tap over
+        them contributes nothing, also a NaN or infinite one.
     groups : int
         Divides both numbers of channels; filters of one group see that group's input channels only.
     activation : str

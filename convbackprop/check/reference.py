@@ -240,7 +240,7 @@ def error_share(got: Array, value: Array, bound: Array, dtype: str) -> Array:
     """Return |got - value| / bound, element by element; at most 1 is right.
 
     A NaN is infinitely wrong unless the exact value is NaN; so is an infinity, unless the exact value is the same or is
-    too large for the dtype.
+    too large for the dtype; and where the activation has made a finite value of an infinite sum, any other value.
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         wide = got.astype(value.dtype)
@@ -248,4 +248,4 @@ def error_share(got: Array, value: Array, bound: Array, dtype: str) -> Array:
         largest = np.ldexp(value.dtype.type(1), _LARGEST[dtype]) * (1 - round_off(dtype) / 2)
         same = (wide == value) | (np.isnan(wide) & np.isnan(value))
         overflow = np.isinf(wide) & (np.sign(wide) == np.sign(value)) & (abs(value) + bound >= largest)
-        return np.where(same | overflow, 0, np.where(np.isnan(share), np.inf, share)).astype(np.float64)
+        return np.where(same | overflow, 0, np.where(np.isnan(share) | np.isinf(bound), np.inf, share)).astype(np.float64)

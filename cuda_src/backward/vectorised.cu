@@ -77,7 +77,8 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
         march(sums, taps, x_plane, g_plane, dx + plane * shape.H * shape.W, strip);
         const int end_col = min(strip.first_col + COLS, shape.W);
         if (NEED_DX && !all_finite(w + Index(c) * TAPS, TAPS))
-            form_dx_anew(dx, dy, saved, w, shape, plane, strip.first_row, strip.end_row, strip.first_col, end_col);
+            form_dx_anew(dx, dy, saved, w, nullptr, shape, plane, strip.first_row, strip.end_row, strip.first_col,
+                         end_col);
         if constexpr (NEED_DW)
             form_anew<TAPS>(sums, [&](int t) INLINED {
                 const int down = TOP - t / FILTER_S, across = LEFT - t % FILTER_S;  // to the pixel of g from that of x

@@ -55,7 +55,7 @@ PHI = {
 #: By the output, or for the last four by the pre-activation.
 SLOPE = {
     "identity": lambda y: 1.0,
-    "relu": lambda y: float(y > 0),
+    "relu": lambda y: float(not y <= 0),
     "logistic": lambda y: y * (1 - y),
     "tanh": lambda y: 1 - y * y,
     "relu6": lambda y: float(0 < y < 6),
@@ -71,6 +71,10 @@ SLOPE = {
 }
 
 
+def total(terms):
+    return math.fsum(terms) if np.isfinite(terms).all() else float(np.sum(terms))  # fsum raises where NaN comes of it
+
+
 def loops(pass_name, p, given):
     """Return what `reference.answer` should, by Python's own arithmetic, one product at a time."""
     if pass_name == "backward":
@@ -83,49 +87,58 @@ def loops(pass_name, p, given):
         if p.bias:
             for flat, sums in enumerate(terms):
                 sums.append(float(given["b"][np.unravel_index(flat, p.y_shape)[1]]))
-        return {"y": (p.y_shape, [PHI[p.activation](math.fsum(t)) for t in terms], terms)}
+        return {"y": (p.y_shape, [PHI[p.activation](total(t)) for t in terms], terms)}
     g = given["dy"].astype(float)
     if p.saved:
-        g = g * np.vectorize(SLOPE[p.activation], otypes=[float])(given["saved"].astype(float))
+        slope = np.vectorize(SLOPE[p.activation], otypes=[float])(given["saved"].astype(float))
+        g = np.where((slope == 0) & (p.activation == "relu"), 0, g * slope)  # a closed ReLU blocks a NaN
     if pass_name == "input_grad":
         terms = [[] for _ in range(math.prod(p.x_shape))]
         for n, k, i, j, c, x_c, r, s, h, v in taps(p):
             terms[np.ravel_multi_index((n, x_c, h, v), p.x_shape)].append(g[n, k, i, j] * float(given["w"][k, c, r, s]))
-        return {"dx": (p.x_shape, [math.fsum(t) for t in terms], terms)}
+        return {"dx": (p.x_shape, [total(t) for t in terms], terms)}
     terms = [[] for _ in range(math.prod(p.w_shape))]
     for n, k, i, j, c, x_c, r, s, h, v in taps(p):
         terms[np.ravel_multi_index((k, c, r, s), p.w_shape)].append(g[n, k, i, j] * float(given["x"][n, x_c, h, v]))
     biases = [list(g[:, k].ravel()) for k in range(p.K)]
     return {
-        "dw": (p.w_shape, [math.fsum(t) for t in terms], terms),
-        "db": ((p.K,), [math.fsum(t) for t in biases], biases),
+        "dw": (p.w_shape, [total(t) for t in terms], terms),
+        "db": ((p.K,), [total(t) for t in biases], biases),
     }
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-@pytest.mark.parametrize("activation", PHI)
 @pytest.mark.parametrize("text", TINY)
-def test_against_loops(pass_name, activation, text):
+@pytest.mark.parametrize(
+    ("activation", "data", "seed"),
+    [*((phi, "normal", 3) for phi in PHI), *((phi, "nonfinite", seed) for phi in COMMON for seed in range(6))],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_against_loops(pass_name, activation, text, data, seed):
     p = ConvProblem.parse(text, activation=activation, bias=True)
-    given = check.inputs(pass_name, p, seed=3)
+    given = check.inputs(pass_name, p, data, seed)
     answer = reference.answer(pass_name, p, given)
     expected = loops(pass_name, p, given)
     assert answer.keys() == expected.keys()
     for name, (shape, values, terms) in expected.items():
         value, magnitude = answer[name]
-        sizes = np.reshape([math.fsum(map(abs, t)) for t in terms], shape)
+        sizes = np.reshape([total([abs(term) for term in t]) for t in terms], shape)
+        values = np.reshape(values, shape)
         assert value.shape == magnitude.shape == shape
+        special = ~np.isfinite(values) | ~np.isfinite(sizes)  # the activation makes 0 or 1 of some infinities
+        assert np.array_equal(value[special], values[special], equal_nan=True)
+        value, magnitude, values, sizes = (a[~special] for a in (value, magnitude, values, sizes))
         # Sums of at most 60 products in float64, each in an order of its own.
         u = 64 * 2.0**-53
         gated = pass_name != "forward" and p.saved == "pre_activation"  # phi' is a sum itself, which may cancel
-        assert np.all(abs(value - np.reshape(values, shape)) <= u * ((magnitude if gated else sizes) + abs(value)))
+        assert np.all(abs(value - values) <= u * ((magnitude if gated else sizes) + abs(value)))
         assert np.all(sizes - magnitude <= u * sizes)
         assert gated or np.all(magnitude - sizes <= u * sizes)
 
 
 def test_mask_and_saved_output_agree():
     for entry in PROBLEMS:
-        p = entry.problem(activation="relu")
+        p = entry.problem(activation="relu").with_(transposed=False)
         for pass_name in ("input_grad", "kernel_grad"):
             by_output = check.inputs(pass_name, p, seed=1)
             by_mask = check.inputs(pass_name, p.with_(mask=True), seed=1)
@@ -250,6 +263,14 @@ def test_error_share(got, value, share):
         assert result.tolist() == [share]
 
 
+def test_error_share_of_a_finite_value_of_an_infinite_sum():
+    p = ConvProblem.parse("1,1,1,3,1,1,1", activation="relu")
+    value, magnitude = reference.answer("forward", p, {"x": np.full(p.x_shape, -np.inf), "w": np.ones(p.w_shape)})["y"]
+    bound = reference.error_bound("y", p, value, magnitude)
+    got = np.float32([0, 1, np.nan]).reshape(p.y_shape)
+    assert reference.error_share(got, value, bound, "float32").ravel().tolist() == [0, np.inf, np.inf]
+
+
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895e38)])
 def test_error_share_of_half_overflow(dtype, largest):
     kind = reference.numpy_dtype(dtype)
@@ -279,7 +300,7 @@ def test_against_torch_autograd(activation):
     pytest.importorskip("torch", reason="needs torch, which is not installed: the reference against torch.autograd")
     u = 2.0**-53
     for seed, entry in enumerate(WITH_IMAGES):
-        p = entry.problem(activation=activation).with_(bias=True)  # float32 data, answered in float64
+        p = entry.problem(activation=activation).with_(bias=True, transposed=False)  # float32 data, answered in float64
         plain = p.with_(activation="identity")
         given = check.inputs("forward", plain, entry.data, seed) | check.inputs("kernel_grad", plain, entry.data, seed)
         expected = torch_answer(p, given, given["dy"])

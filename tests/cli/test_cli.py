@@ -383,9 +383,9 @@ def test_check_says_what_the_budget_left_out(run, monkeypatch):
     rows = {row["variant"]: row for row in found["rows"]}
     assert [rows[f"input_grad/{name}"]["left_out"] for name in ("naive", "tiled")] == [0, 0]
     compiled_anew = [rows[f"input_grad/{name}"]["left_out"] for name in ("coalesced", "register_tiled", "vectorised")]
-    assert compiled_anew == [3, 3, 3] and found["left_out"] == 9
+    assert compiled_anew == [6, 6, 6] and found["left_out"] == 18
     code, out, _ = run(*command)
-    assert code == 0 and "9 left out: " in out
+    assert code == 0 and "18 left out: " in out
     code, out, _ = run(*command, "--all")
     assert code == 0 and "left out: " not in out
 
@@ -397,10 +397,10 @@ def test_check_of_one_problem(run):
     documented("check", found)
     assert code == 0 and not err and found["ok"] and found["faults"] == []
     assert [row["variant"] for row in found["rows"]] == [str(variant) for variant in VARIANTS]
-    for row in found["rows"]:  # with and without the mask
-        assert row["checks"] + row["refused"] == 2 and 0 <= row["error"] <= 1
+    for row in found["rows"]:  # with and without the mask, and each also with NaN and infinities
+        assert row["checks"] + row["refused"] == 4 and 0 <= row["error"] <= 1
     (row,) = json.loads(run(command[0], "kernel_grad/naive", *command[1:])[1])["rows"]
-    assert row["checks"] == 5  # four activations, and the ReLU once more with its mask
+    assert row["checks"] == 2 * 5  # four activations, and the ReLU once more with its mask
     code, out, err = run(
         "check", "forward", "--problem", f"{SMALL},activation=tanh", "--dtype", "float32", "--device", "cpu"
     )
@@ -408,7 +408,7 @@ def test_check_of_one_problem(run):
     row = json.loads(
         run("check", "forward/naive", "--problem", f"{SMALL},activation=tanh", "--device", "cpu", "--json")[1]
     )
-    assert row["checks"] == len(DTYPES)
+    assert row["checks"] == 2 * len(DTYPES)
 
 
 @pytest.mark.parametrize("option", [("--tunables", "cuda"), ("--data", "integers"), ("--activation", "sigmoid")])
@@ -424,8 +424,8 @@ def test_check_counts_what_is_refused(run, monkeypatch):
     monkeypatch.setattr(type(ladder[0]), "refusal", lambda self, p, kind=None: "no" if p.mask else refusal(self, p))
     command = ("check", "--problem", SMALL, "--dtype", "float32", "--activation", "relu", "--device", "cpu", "--json")
     found = json.loads(run(*command)[1])
-    assert found["ok"] and found["checks"] == len(ladder)
-    assert found["refused"] == len(ladder) + 2 * (len(VARIANTS) - len(ladder))
+    assert found["ok"] and found["checks"] == 2 * len(ladder)
+    assert found["refused"] == 2 * len(ladder) + 4 * (len(VARIANTS) - len(ladder))
     code, out, _ = run("check", "--problem", f"{SMALL},mask=1", "--device", "cpu")
     assert code == 1 and "nothing was checked" in out  # exit 0 only when something is right
 

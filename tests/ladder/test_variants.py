@@ -367,12 +367,12 @@ VARIANTS_AND_KINDS = [
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
 def test_special_values_spread_as_in_the_reference(device, variant, dtype, activation, mask, value):
     problem = special(variant, dtype=dtype, activation=activation, mask=mask)
-    inside = [(0, 1, 4, 1), (1, 3, 1, 2)]  # an infinite gradient times a zero of the padding is unspecified too
+    taps = [(0, 0, 0, 0), (3, -1, 2, 1), (1, 0, 1, 2)]
     places = {
-        "forward": {"x": CORNERS, "b": [(0,), (3,)]},
-        "input_grad": {"dy": CORNERS},
-        "kernel_grad": {"x": CORNERS, "dy": inside},
-        "backward": {"x": CORNERS, "dy": inside},
+        "forward": {"x": CORNERS, "w": taps, "b": [(0,), (3,)]},
+        "input_grad": {"dy": CORNERS, "w": taps},
+        "kernel_grad": {"x": CORNERS, "dy": CORNERS},
+        "backward": {"x": CORNERS, "w": taps, "dy": CORNERS},
     }[variant.pass_name]
     for name, indices in places.items():
         for at in indices:
@@ -381,31 +381,32 @@ def test_special_values_spread_as_in_the_reference(device, variant, dtype, activ
             check_given(variant, problem, device, given)
 
 
+#: Filters and strides that no tile divides; long sums; a filter in shared memory; and no padding at all.
+OVER_PADDING = (
+    "2,3,9,28,3,3,5,groups=3,padding=same", "2,2,11,13,3,3,2,stride=2x3,dilation=2,padding=2x3",
+    "1,20,5,6,65,3,3,padding=1:0x0:2", "1,1,20,40,1,15,15,padding=same", "2,3,9,8,4,3,3",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("variant", "text"),
     [
         pytest.param(variant, text, id=f"{text}-{variant}")
-        for text in ("2,3,9,8,4,3,3", "2,3,9,28,3,3,3,groups=3")
-        for variant in of_pass("forward") + of_pass("input_grad")
+        for text, variant in product(OVER_PADDING, VARIANTS)
         if variant.refusal(ConvProblem.parse(text)) is None
     ],
 )
-def test_infinite_taps(device, variant, text):
-    """Without padding: over padding torch disagrees with itself, and it is unspecified."""
+def test_padding_contributes_nothing(device, variant, text):
+    """Whatever meets it of each operand: taps on each side of a filter, pixels on each side of an image."""
     problem = ConvProblem.parse(text, bias=True)
-    for value in (np.inf, -np.inf, np.nan):
-        given = check.inputs(variant.pass_name, problem)
-        given["w"][1, -1, 0, 2] = value
-        if variant.pass_name == "forward":
-            check_given(variant, problem, device, given)
-            continue
-        # An input pixel at the border meets not every tap. Higher rungs multiply the zeros round g by all of them, as
-        # over padding; they are held to the pixels that meet every tap.
-        got = check.launch(variant, problem, given, shared(variant, device))["dx"].array
-        touched = np.zeros(problem.x_shape, bool)
-        touched[:, 2 if problem.groups == 1 else 1, 0 : problem.P, 2 : 2 + problem.Q] = True
-        seen = np.s_[...] if variant.name in ("naive", "tiled") else np.s_[:, :, 2:-2, 2:-2]
-        assert np.array_equal(~np.isfinite(got)[seen], touched[seen])
+    plain = check.inputs(variant.pass_name, problem)
+    for name in {"x", "w", "dy"} & {*plain}:
+        *_, rows, cols = plain[name].shape
+        border = [at for at in np.ndindex(rows, cols) if at[0] in (0, rows - 1) or at[1] in (0, cols - 1)]
+        for i, at in enumerate(border[:: 1 + len(border) // 8]):
+            given = {key: array.copy() for key, array in plain.items()}
+            given[name][(0, -1, *at)] = (np.inf, -np.inf, np.nan)[i % 3]
+            assert check.check(variant, problem, shared(variant, device), given=given).faults == []
 
 
 @with_dtypes(GRADIENTS)

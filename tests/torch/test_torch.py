@@ -339,6 +339,26 @@ def test_deterministic_and_saved_tensor_hooks():
     assert len(packed) == 3  # x, w and y, and nothing that could be formed again
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_padding_contributes_nothing_whatever_is_wanted(groups, value):
+    """dw of a gradient that is not finite at a border does not depend on whether dx is wanted, nor dx on dw."""
+    x, w = torch.ones(2, 3, 4, 4), torch.ones(3, 3 // groups, 3, 3)
+    for at in ((0, 0, 0, 0), (1, 2, 0, 3), (0, 1, 3, 3), (1, 0, 2, 1)):
+        dy = torch.zeros(2, 3, 4, 4)
+        dy[at] = value
+        both = [t.clone().requires_grad_() for t in (x, w)]
+        ours.conv2d(*both, padding=1, groups=groups).backward(dy)
+        for i in (0, 1):
+            alone = [t.clone().requires_grad_(i == j) for j, t in enumerate((x, w))]
+            ours.conv2d(*alone, padding=1, groups=groups).backward(dy)
+            torch.testing.assert_close(alone[i].grad, both[i].grad, rtol=0, atol=0, equal_nan=True)
+        n, k, p, q = at
+        meets = torch.zeros(3, 3, dtype=torch.bool)  # taps (r, s) with a pixel under them
+        meets[max(0, 1 - p) : 5 - p, max(0, 1 - q) : 5 - q] = True
+        assert torch.equal(~both[1].grad[k].isfinite(), meets.expand(w.shape[1:]))
+
+
 def test_only_needed_gradients_are_computed(monkeypatch):
     (x, w, b), _ = tensors("plain")
     seen = []
