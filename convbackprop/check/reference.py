@@ -88,14 +88,14 @@ def _inside(count: int, size: int, start: int, stride: int) -> tuple[slice, slic
     return slice(first, end), slice(start + first * stride, start + end * stride, stride)
 
 
-def _meetings(problem: ConvProblem) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
+def _meetings(problem: ConvProblem) -> Iterator[tuple[int, int, Any, Any]]:
     """Yield for each tap (r, s) the rows and columns of the outputs that see a pixel through it, and of the pixels."""
     p = problem
     for r in range(p.R):
         rows, image_rows = _inside(p.P, p.H, r * p.dilation[0] - p.padding[0][0], p.stride[0])
         for s in range(p.S):
             cols, image_cols = _inside(p.Q, p.W, s * p.dilation[1] - p.padding[1][0], p.stride[1])
-            yield r, s, (rows, cols), (image_rows, image_cols)
+            yield r, s, (..., rows, cols), (..., image_rows, image_cols)
 
 
 def _images(problem: ConvProblem, x: Array) -> Array:
@@ -125,8 +125,8 @@ def correlate(problem: ConvProblem, x: Array, w: Array) -> Array:
     image, filters = _images(problem, x), _filters(problem, w)
     total = _outputs(problem, np.zeros(problem.y_shape, image.dtype))
     for r, s, seen, pixels in _meetings(problem):
-        there = total[(..., *seen)]
-        there += (filters[..., r, s] @ _as_columns(image[(..., *pixels)])).reshape(there.shape)
+        there = total[seen]
+        there += (filters[..., r, s] @ _as_columns(image[pixels])).reshape(there.shape)
     return total.reshape(problem.y_shape)
 
 
@@ -135,8 +135,8 @@ def correlate_back(problem: ConvProblem, g: Array, w: Array) -> Array:
     filters, grad = _filters(problem, w), _outputs(problem, g)
     total = _images(problem, np.zeros(problem.x_shape, grad.dtype))
     for r, s, seen, pixels in _meetings(problem):
-        there = total[(..., *pixels)]
-        there += (filters[..., r, s].swapaxes(-1, -2) @ _as_columns(grad[(..., *seen)])).reshape(there.shape)
+        there = total[pixels]
+        there += (filters[..., r, s].swapaxes(-1, -2) @ _as_columns(grad[seen])).reshape(there.shape)
     return total.reshape(problem.x_shape)
 
 
@@ -145,7 +145,7 @@ def correlate_images(problem: ConvProblem, x: Array, g: Array) -> Array:
     image, grad = _images(problem, x), _outputs(problem, g)
     total = np.zeros_like(_filters(problem, np.zeros(problem.w_shape)))
     for r, s, seen, pixels in _meetings(problem):
-        products = _as_columns(grad[(..., *seen)]) @ _as_columns(image[(..., *pixels)]).swapaxes(-1, -2)
+        products = _as_columns(grad[seen]) @ _as_columns(image[pixels]).swapaxes(-1, -2)
         total[..., r, s] = products.sum(axis=0)
     return total.reshape(problem.w_shape)
 
@@ -248,4 +248,6 @@ def error_share(got: Array, value: Array, bound: Array, dtype: str) -> Array:
         largest = np.ldexp(value.dtype.type(1), _LARGEST[dtype]) * (1 - round_off(dtype) / 2)
         same = (wide == value) | (np.isnan(wide) & np.isnan(value))
         overflow = np.isinf(wide) & (np.sign(wide) == np.sign(value)) & (abs(value) + bound >= largest)
-        return np.where(same | overflow, 0, np.where(np.isnan(share) | np.isinf(bound), np.inf, share)).astype(np.float64)
+        return np.where(same | overflow, 0, np.where(np.isnan(share) | np.isinf(bound), np.inf, share)).astype(
+            np.float64
+        )

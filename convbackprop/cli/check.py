@@ -83,8 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "groups=1,bias=0,activation=tanh,mask=1; may be given several times")  # fmt: skip
     parser.add_argument("--dtype", default="all", metavar="D", help=f"all (the default), {', '.join(DTYPES)}")
     parser.add_argument("--activation", metavar="A", help=f"all, {', '.join(ACTIVATIONS)}")
-    parser.add_argument("--data", metavar="KIND", help=f"{', '.join(DATA)}; default: each problem's own, "
-                        "and beside normal also nonfinite")
+    parser.add_argument(
+        "--data",
+        metavar="KIND",
+        help=f"{', '.join(DATA)}; default: each problem's own, and beside normal also nonfinite",
+    )
     parser.add_argument("--tunables", metavar="DEVICE", help="take the tunable constants of cpu or cuda; default: "
                         "those of the device")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random numbers; default: 0")

@@ -111,6 +111,13 @@ def some_kind(rng: random.Random) -> Kind:
     }
 
 
+def taken_by(variant: Variant, kind: Kind) -> Kind:
+    """Return the kind, without a mask if that is all for which the variant refuses it: a file of one's own may."""
+    probe = ConvProblem.parse("1,2,40,40,2,3,3,groups=2,padding=1", **kind)
+    only_mask = variant.refusal(probe) and not variant.refusal(probe.with_(mask=False))
+    return {**kind, "mask": False} if only_mask else kind
+
+
 def some_filter(variant: Variant, kind: Kind, rng: random.Random) -> Filter:
     """Return a filter that the variant takes."""
     for _ in range(1000):

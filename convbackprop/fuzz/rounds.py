@@ -19,7 +19,7 @@ from convbackprop.errors import ConvBackpropError, ProblemTooLarge
 from convbackprop.fuzz import arguments
 from convbackprop.fuzz.cases import Called, Case, Compared, Lawful
 from convbackprop.fuzz.laws import LAWS, Subject, applies
-from convbackprop.fuzz.problems import hypothesis, of_round, some_kind
+from convbackprop.fuzz.problems import hypothesis, of_round, some_kind, taken_by
 from convbackprop.ladder.variant import Variant
 
 #: The rows of the closing table.
@@ -117,7 +117,7 @@ class Fuzzer:
                            int(_CALLED * scale))  # fmt: skip
             for variant in (v for v in order if device.kind in v.runs_on):
                 tunables = rng.choice(("cpu", "cuda")) if device.kind == "cpu" else None
-                own = {**kind}
+                own = taken_by(variant, kind)
                 if "reference" in self._parts:
                     found = {**own, "transposed": variant.takes_transposed and not own["mask"] and rng.random() < 0.3}
                     self._hold(

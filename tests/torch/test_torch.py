@@ -353,7 +353,7 @@ def test_padding_contributes_nothing_whatever_is_wanted(groups, value):
             alone = [t.clone().requires_grad_(i == j) for j, t in enumerate((x, w))]
             ours.conv2d(*alone, padding=1, groups=groups).backward(dy)
             torch.testing.assert_close(alone[i].grad, both[i].grad, rtol=0, atol=0, equal_nan=True)
-        n, k, p, q = at
+        _, k, p, q = at
         meets = torch.zeros(3, 3, dtype=torch.bool)  # taps (r, s) with a pixel under them
         meets[max(0, 1 - p) : 5 - p, max(0, 1 - q) : 5 - q] = True
         assert torch.equal(~both[1].grad[k].isfinite(), meets.expand(w.shape[1:]))
