@@ -164,7 +164,16 @@ def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_for
         return (phi(y),)  # where torch has it, in place
 
     def input_grad() -> tuple[Any, ...]:
-        return gradients([True, False, False])
+        if not p.transposed:
+            return gradients([True, False, False])
+        more = [
+            (size + sum(around) - extent) % stride
+            for size, around, extent, stride in zip((p.H, p.W), p.padding, p.filter_extent, p.stride, strict=True)
+        ]
+        y = functional.conv_transpose2d(
+            t["g"], t["w"], t.get("b"), p.stride, padding, more, p.groups, p.dilation  # type: ignore[arg-type]
+        )
+        return (phi(unpadded(y)),)
 
     def kernel_grad() -> tuple[Any, ...]:
         return gradients([False, True, p.bias])

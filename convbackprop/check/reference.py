@@ -187,7 +187,8 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
         if pass_name == "input_grad" or (pass_name == "backward" and problem.dx):
             w = given["w"]
             total, size = correlate_back(problem, g, w), correlate_back(problem, g_size, abs(w))
-            results["dx"] = _finished(problem, total, size, given) if problem.transposed else (total, size)
+            is_output = problem.transposed and pass_name == "input_grad"
+            results["dx"] = _finished(problem, total, size, given) if is_output else (total, size)
         if pass_name == "kernel_grad" or (pass_name == "backward" and problem.dw):
             x = given["x"]
             results["dw"] = (correlate_images(problem, x, g), correlate_images(problem, abs(x), g_size))

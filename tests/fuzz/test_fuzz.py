@@ -157,7 +157,7 @@ def commands(fuzzer):
 
 def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capfd):
     variant = variant_from_file(WRONG_FILE, "forward")
-    fuzzer = Fuzzer([variant], [cpu], 1, ("reference",))
+    fuzzer = Fuzzer([variant], [cpu], 3, ("reference",))
     fuzzer.round()
     (failure,) = fuzzer.findings.failures
     problem = failure.case.problem
