@@ -28,8 +28,8 @@ mv -f "$stamp" "$unfinished" 2>/dev/null || true
 extras=dev,data,plot,stats others=()
 what="the package and its tools (about a minute)"
 if [ "${TORCH:-yes}" = yes ] && "$dir/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-    extras+=,examples
-    others+=(expecttest onnx) # other people's tests
+    extras+=,examples,onnx
+    others+=(expecttest) # other people's tests
     what="the package, its tools and PyTorch (a minute or two, longer where PyTorch comes with its CUDA libraries)"
 fi
 echo "Environment: installing $what."

@@ -14,10 +14,10 @@ from torch.nn.utils import fusion, parametrizations  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from convbackprop.errors import InvalidArgument, InvalidType  # noqa: E402
-from convbackprop.torch import nn  # noqa: E402
+from convbackprop.torch import nn, operators  # noqa: E402
+from tests.support.activations import PHI  # noqa: E402
 
 EVERY_LAYER = pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
-PHI = {"identity": torch.nn.Identity(), "relu": torch.nn.ReLU(), "silu": torch.nn.SiLU()}
 
 
 def close(got, want):
@@ -123,3 +123,44 @@ def test_flops_are_counted_as_torch_s(options, shape, wanted):
                 y.square().sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+# -- ONNX ------------------------------------------------------------------------------------------------------------
+OPTIONS = [
+    {},
+    {"stride": (2, 1), "padding": (1, 2), "groups": 2, "bias": False},
+    {"padding": "same", "dilation": (2, 1)},
+    {"padding": 2, "padding_mode": "reflect"},
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "activation, options", [*((phi, OPTIONS[2]) for phi in PHI), *(("relu", options) for options in OPTIONS)]
+)
+def test_onnx(activation, options):
+    pytest.importorskip("onnxscript", reason="needs onnxscript, which is not installed: torch.onnx.export")
+    evaluation = pytest.importorskip("onnx.reference", reason="needs onnx, which is not installed: its evaluator")
+    model = torch.nn.Sequential(nn.Conv2d(4, 6, (3, 2), **options, activation=activation), nn.Conv2d(6, 2, 1)).eval()
+    x = image(3, 4, 8, 7, dtype=torch.float32)
+    images = ({0: torch.export.Dim("images", min=1, max=64)},)
+    program = torch.onnx.export(model, (x[:2],), dynamo=True, verbose=False, dynamic_shapes=images)
+    (y,) = evaluation.ReferenceEvaluator(program.model_proto).run(None, {"input": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), model(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 7), (4, 8, 7), (8, 7)])
+@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 1, 2, 2), (0, 2, 1, 0)])
+@pytest.mark.parametrize("stride, dilation, groups", [((1, 1), (1, 1), 1), ((3, 2), (1, 2), 2)])
+def test_decompositions(shape, padding, stride, dilation, groups):
+    """In torch's own operators the operators are what they are in ours."""
+    groups = 1 if len(shape) == 2 else groups
+    filters = (3, 2) if len(shape) == 2 else (6, 4 // groups, 3, 2)
+    x, w, b = image(*shape), image(*filters), image(6 if len(shape) > 2 else 1)
+    geometry = (stride, padding, dilation, groups)
+    y = operators.forward(x, w, b, *geometry, "tanh", "naive")
+    table = torch._decomp.decomposition_table
+    assert close(table[operators.forward](x, w, b, *geometry, "tanh", "naive"), y)
+    g = torch.randn_like(y)
+    want = operators.input_grad(shape, w, g, *geometry, "naive")
+    assert close(table[operators.input_grad](shape, w, g, *geometry, "naive"), want)

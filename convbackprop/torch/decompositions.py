@@ -1,0 +1,62 @@
+"""The operators in PyTorch's own, aten.convolution and the activation, for what knows those only: ONNX's exporter.
+
+They are entries of PyTorch's table of decompositions, which torch.onnx.export(dynamo=True) takes; torch.compile and
+torch.export leave the operators as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch._decomp import register_decomposition
+
+from convbackprop.activations import torch_function
+from convbackprop.torch import operators
+
+Tensor = torch.Tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return an image or filters with all four axes."""
+    while tensor.ndim < 4:
+        tensor = tensor.unsqueeze(0)
+    return tensor
+
+
+def _like(whole: Tensor, ndim: int) -> Tensor:
+    while whole.ndim > ndim:
+        whole = whole.squeeze(0)
+    return whole
+
+
+@register_decomposition(operators.forward)
+def forward(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    groups: int, activation: str, variant: str,
+) -> Tensor:  # fmt: skip
+    """Return phi(x * w + b)."""
+    top, bottom, left, right = padding
+    image, sides = _whole(x), [top, left]
+    if (top, left) != (bottom, right):
+        image, sides = torch.constant_pad_nd(image, (left, right, top, bottom)), [0, 0]
+    s = torch.convolution(image, _whole(w), b, stride, sides, dilation, False, [0, 0], groups)
+    return torch_function(activation)(_like(s, x.ndim))
+
+
+@register_decomposition(operators.input_grad)
+def input_grad(
+    size: Sequence[int], w: Tensor, g: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    groups: int, variant: str,
+) -> Tensor:  # fmt: skip
+    """Return the transposed convolution of g and w: without padding, for what padding takes away is cut off."""
+    filters, top, left = _whole(w), padding[0], padding[2]
+    height, width = size[-2:]
+    over = [
+        (extent + before + after - jump * (taps - 1) - 1) % step
+        for extent, before, after, step, taps, jump in zip(
+            (height, width), padding[::2], padding[1::2], stride, filters.shape[-2:], dilation, strict=True
+        )
+    ]
+    padded = torch.convolution(_whole(g), filters, None, stride, [0, 0], dilation, True, over, groups)
+    return _like(padded[:, :, top : top + height, left : left + width], len(size))
