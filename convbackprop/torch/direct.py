@@ -101,7 +101,13 @@ def _looked_at() -> bool:
         or forward_ad._current_level >= 0
         or torch._C._is_any_autocast_enabled()
         or torch._C._autograd._profiler_enabled()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor is an array of numbers: neither sparse nor nested, and not without data."""
+    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_nested
 
 
 def _batched(tensor: Tensor) -> bool:

@@ -11,8 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from convbackprop.activations import saved_by, torch_function
 from convbackprop.errors import InvalidType
-from convbackprop.torch import direct
-from convbackprop.torch.functions import layer
+from convbackprop.torch import direct, functions, operators
 from convbackprop.torch.options import normalized
 
 Tensor = torch.Tensor
@@ -80,9 +79,11 @@ def conv2d(
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
             check_tensor(tensor, name)
-    options = normalized(weight, geometry, activation)
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    options = (_untraced if tracing else normalized)(weight, geometry, activation)
     input, weight, bias = in_autocast(input, weight, bias)
     *geometry_only, name = options
+    layer = operators.forward if tracing else functions.layer  # a traced program calls the operator
     if saved_by(name) == "pre_activation":  # it is an intermediate result, which PyTorch keeps and differentiates
         return torch_function(name)(layer(input, weight, bias, *geometry_only, "identity", variant))  # type: ignore[no-any-return]
     return layer(input, weight, bias, *options, variant)
@@ -97,6 +98,27 @@ def in_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Ten
     return _cast(input, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
 
 
+def _untraced(weight: Tensor, *options: Any) -> Any:
+    """Return what `normalized` does, of sizes that are numbers: torch.jit.trace has them as tensors."""
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return normalized(weight, *options)
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
+
+
+def not_scriptable(*_: Any) -> Any:
+    """Refuse torch.jit.script: what PyTorch asks of functions and of modules by the name __prepare_scriptable__."""
+    raise InvalidType(
+        "torch.jit.script compiles no layer of convbackprop.torch, which is not written in TorchScript; use "
+        "torch.compile or torch.export, or torch.jit.trace"
+    )
+
+
+conv2d.__prepare_scriptable__ = not_scriptable  # type: ignore[attr-defined]
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
 
@@ -105,6 +127,13 @@ def check_tensor(tensor: Any, name: str) -> None:
     """Raise InvalidType for what is no tensor, or one whose numbers no kernel reads."""
     if not isinstance(tensor, Tensor):
         raise InvalidType(f"{name} is a {type(tensor).__name__}; it should be a torch.Tensor")
+    if tensor.is_nested:
+        raise InvalidType(
+            f"{name} is a nested tensor; pass the tensors that it is made of one by one ({name}.unbind()), or all in "
+            "one size (torch.nested.to_padded_tensor)"
+        )
+    if tensor.layout is not torch.strided:
+        raise InvalidType(f"{name} is a tensor of layout {tensor.layout}; pass {name}.to_dense()")
     if tensor.is_complex():
         raise InvalidType(
             f"{name} has dtype {tensor.dtype}; no kernel is complex; convolve the real and the imaginary part, "

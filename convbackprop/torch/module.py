@@ -15,7 +15,7 @@ from convbackprop.activations import activation_name
 from convbackprop.arguments import known
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.registry import of_pass
-from convbackprop.torch.functional import conv2d
+from convbackprop.torch.functional import conv2d, not_scriptable
 
 Tensor = torch.Tensor
 
@@ -32,6 +32,8 @@ class Layer(_ConvNd):
         rungs = [{rung.name for rung in of_pass(name)} for name in ("forward", "input_grad", "kernel_grad")]
         shared = [rung.name for rung in of_pass("forward") if all(rung.name in ladder for ladder in rungs)]
         self.variant = known(variant, ("auto", *shared), "variant")
+
+    __prepare_scriptable__ = not_scriptable
 
     def register_parameter(self, name: str, param: Any) -> None:
         """Refuse what torch.nn.utils.fusion, which asks no module what it is, would make of an activation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 
@@ -14,7 +15,7 @@ from torch.nn.utils import fusion, parametrizations  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from convbackprop.errors import InvalidArgument, InvalidType  # noqa: E402
-from convbackprop.torch import nn, operators  # noqa: E402
+from convbackprop.torch import conv2d, nn, operators  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
 
 EVERY_LAYER = pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
@@ -164,3 +165,35 @@ def test_decompositions(shape, padding, stride, dilation, groups):
     g = torch.randn_like(y)
     want = operators.input_grad(shape, w, g, *geometry, "naive")
     assert close(table[operators.input_grad](shape, w, g, *geometry, "naive"), want)
+
+
+# -- TorchScript -----------------------------------------------------------------------------------------------------
+def a_function_that_calls_ours(x, w):
+    return conv2d(x, w)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize("made", ["module", "nested module", "function", "caller"])
+def test_scripting_is_refused(made):
+    layer = nn.Conv2d(3, 4, 3)
+    scripted = {
+        "module": layer, "nested module": torch.nn.Sequential(layer), "function": conv2d,
+        "caller": a_function_that_calls_ours,
+    }[made]  # fmt: skip
+    with pytest.raises(InvalidType, match=r"^torch\.jit\.script compiles no layer .*; use torch\.compile or"):
+        torch.jit.script(scripted)
+
+
+@EVERY_LAYER
+def test_a_traced_layer_is_the_operator(activation):
+    layer = nn.Conv2d(3, 4, 3, padding="same", activation=activation, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*deprecated")
+        traced = torch.jit.trace(layer, image())
+    assert "convbackprop::forward" in str(traced.graph)
+    x = image(5, 3, 4, 9)
+    y, want = traced(x), layer(x)
+    assert close(y, want)
+    gradients = [torch.autograd.grad(out.sin().sum(), tuple(layer.parameters())) for out in (y, want)]
+    assert all(map(close, *gradients))
