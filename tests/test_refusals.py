@@ -558,6 +558,11 @@ def test_tensors():
             "input is a tensor of layout torch.sparse_coo; it should be strided (tensor.to_dense())",
         ),
         (
+            lambda: conv(torch.nested.nested_tensor([x[0], x[0]]), w, b),
+            InvalidArgument,
+            "input is a nested tensor; pass the tensors that it is made of one by one (tensor.unbind())",
+        ),
+        (
             lambda: conv(meta, w, b),
             InvalidArgument,
             "input is a tensor on device meta; it should be on the CPU or on a CUDA device",

@@ -262,6 +262,8 @@ class TorchArrays(Arrays):
                 "a tensor that requires grad, and its gradient would be lost here; use convbackprop.torch.conv2d, or "
                 "pass tensor.detach()"
             )
+        if array.is_nested:
+            return "a nested tensor; pass the tensors that it is made of one by one (tensor.unbind())"
         if array.layout is not torch.strided:
             return f"a tensor of layout {array.layout}; it should be strided (tensor.to_dense())"
         if array.device.type not in ("cpu", "cuda"):

@@ -119,4 +119,4 @@ def possible(*tensors: Any) -> bool:
     """Return whether a call on these tensors (None is none) can go the direct way."""
     if torch.compiler.is_compiling() or _looked_at():
         return False
-    return all(t is None or (type(t) in _PLAIN and not t.is_meta and not _batched(t)) for t in tensors)
+    return all(t is None or (type(t) in _PLAIN and _has_memory(t) and not _batched(t)) for t in tensors)

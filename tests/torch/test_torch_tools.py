@@ -197,3 +197,29 @@ def test_a_traced_layer_is_the_operator(activation):
     assert close(y, want)
     gradients = [torch.autograd.grad(out.sin().sum(), tuple(layer.parameters())) for out in (y, want)]
     assert all(map(close, *gradients))
+
+
+# -- tensors that are no arrays --------------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore::UserWarning")  # both kinds are called a beta, or a prototype
+@pytest.mark.parametrize(
+    "made, does",
+    {
+        "nested": (lambda x: torch.nested.nested_tensor([x[0], x[1, :, 1:]]), "nested tensor; pass the tensors .* one"),
+        "jagged": (
+            lambda x: torch.nested.nested_tensor([x[0, 0], x[0, 0, 1:]], layout=torch.jagged),
+            "nested tensor; pass the tensors that it is made of one by one",
+        ),
+        "coo": (torch.Tensor.to_sparse, r"tensor of layout torch.sparse_coo; pass {}.to_dense\(\)"),
+        "csr": (lambda x: x[0, 0].to_sparse_csr(), r"tensor of layout torch.sparse_csr; pass {}.to_dense\(\)"),
+    }.values(),
+    ids=["nested", "jagged", "coo", "csr"],
+)
+def test_tensors_that_are_no_arrays(made, does):
+    x, layer = image(2, 3, 7, 7), nn.Conv2d(3, 4, 3, dtype=torch.float64)
+    for call, name in (
+        (lambda t: conv2d(t, layer.weight), "input"),
+        (lambda t: conv2d(x, t), "weight"),
+        (layer, "input"),
+    ):
+        with pytest.raises(InvalidType, match=f"{name} is a {does.format(name)}"):
+            call(made(x))
