@@ -6,6 +6,7 @@ the operators instead; `possible` tells the two apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,17 @@ from torch.autograd import Function, forward_ad
 
 from convbackprop import ops
 from convbackprop.activations import activation_name, saved_by, torch_function
+from convbackprop.torch.formats import formatted
 from convbackprop.torch.functions import gradients
 from convbackprop.torch.options import normalized
 
 Tensor = torch.Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _formatted(found: Sequence[Tensor | None], x: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(gradient if gradient is None else formatted(gradient, x, w) for gradient in found)
 
 
 class DirectLayer(Function):
@@ -28,10 +34,10 @@ class DirectLayer(Function):
     def forward(  # noqa: D102
         ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, variant: str
     ) -> Tensor:
-        y = ops.conv2d(x, w, b, *geometry, activation=activation, variant=variant)
+        y = formatted(ops.conv2d(x, w, b, *geometry, activation=activation, variant=variant), x, w)
         ctx.save_for_backward(x, w, None if activation == "identity" else y)
         ctx.options = geometry, activation, variant
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
@@ -44,6 +50,7 @@ class DirectLayer(Function):
             found = ops.conv2d_backward(
                 dy, x, w, *geometry, output=y, activation=activation, needs=needs, variant=variant
             )
+            found = _formatted(found, x, w)
         return (*found, None, None, None)
 
 
@@ -57,7 +64,7 @@ class DirectGated(Function):
     def forward(  # noqa: D102
         ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, variant: str
     ) -> tuple[Tensor, Tensor]:
-        s = ops.conv2d(x, w, b, *geometry, variant=variant)
+        s = formatted(ops.conv2d(x, w, b, *geometry, variant=variant), x, w)
         ctx.save_for_backward(x, w, s)
         ctx.options = geometry, activation_name(activation), variant
         ctx.set_materialize_grads(False)
@@ -72,7 +79,7 @@ class DirectGated(Function):
             found = ops.conv2d_backward(
                 dy, x, w, *geometry, pre_activation=s, activation=activation, needs=needs, variant=variant
             )
-            return (*found, None, None, None)
+            return (*_formatted(found, x, w), None, None, None)
         g = ds
         if dy is not None:
             with torch.enable_grad():

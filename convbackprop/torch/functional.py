@@ -35,8 +35,9 @@ def conv2d(
     """Compute a convolutional layer's output, y = phi(x * w + b), differentiably.
 
     The arguments of torch.nn.functional.conv2d, and the activation. Under autocast, float32 tensors are taken in
-    autocast's dtype, as torch does. A channels_last input is copied into the usual order first, and y is contiguous.
-    Results are the same bits every run, whether or not torch is asked for deterministic algorithms.
+    autocast's dtype, as torch does. Also as torch's, y and the gradients are channels_last where input or weight is;
+    the kernels do not read this format, so that copies are made before and after them. Results are the same bits every
+    run, whether or not torch is asked for deterministic algorithms.
 
     Parameters
     ----------

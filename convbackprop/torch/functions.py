@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from convbackprop.torch import batching, operators
 from convbackprop.torch.activation import before_activation, bias_grad
+from convbackprop.torch.formats import formatted
 
 Tensor = torch.Tensor
 
@@ -114,8 +115,8 @@ def gradients(
         found = operators.backward(dy, x, w, y, needs, *options)
         return tuple(gradient if needed else None for gradient, needed in zip(found, needs, strict=True))
     g = before_activation(dy, y, activation)
-    dx = contract(None, w, g, tuple(x.shape), *geometry, variant) if needs[0] else None
-    dw = contract(x, None, g, tuple(w.shape), *geometry, variant) if needs[1] else None
+    dx = formatted(contract(None, w, g, tuple(x.shape), *geometry, variant), x, w) if needs[0] else None
+    dw = formatted(contract(x, None, g, tuple(w.shape), *geometry, variant), x, w) if needs[1] else None
     return dx, dw, bias_grad(g) if needs[2] else None
 
 

@@ -18,6 +18,7 @@ from convbackprop.ladder.registry import choose
 from convbackprop.launch.given import problem_of
 from convbackprop.problem import DTYPES
 from convbackprop.torch import batching
+from convbackprop.torch.formats import formatted
 
 Tensor = torch.Tensor
 #: stride, padding as (top, bottom, left, right), dilation, groups.
@@ -45,17 +46,18 @@ def _for_kernels(
 # -- with data -------------------------------------------------------------------------------------------------------
 def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     *geometry, activation, variant = options
-    return ops.conv2d(x, w, b, *_for_kernels(*geometry), activation=activation, variant=variant)  # type: ignore[no-any-return]
+    y = ops.conv2d(x, w, b, *_for_kernels(*geometry), activation=activation, variant=variant)
+    return formatted(y, x, w)
 
 
 def _input_grad(size: Sequence[int], w: Tensor, g: Tensor, *options: Any) -> Tensor:
     *geometry, variant = options
-    return ops.conv2d_input_grad(tuple(size), w, g, *_for_kernels(*geometry), variant=variant)  # type: ignore[no-any-return]
+    return formatted(ops.conv2d_input_grad(tuple(size), w, g, *_for_kernels(*geometry), variant=variant), w, g)
 
 
 def _kernel_grad(x: Tensor, size: Sequence[int], g: Tensor, *options: Any) -> Tensor:
     *geometry, variant = options
-    return ops.conv2d_kernel_grad(x, tuple(size), g, *_for_kernels(*geometry), variant=variant)  # type: ignore[no-any-return]
+    return formatted(ops.conv2d_kernel_grad(x, tuple(size), g, *_for_kernels(*geometry), variant=variant), x, g)
 
 
 def _backward(
@@ -65,7 +67,7 @@ def _backward(
     gradients = ops.conv2d_backward(
         dy, x, w, *_for_kernels(*geometry), output=y, activation=activation, needs=tuple(needs), variant=variant
     )
-    return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return tuple(dy.new_empty(0) if gradient is None else formatted(gradient, x, w) for gradient in gradients)
 
 
 # -- without data ----------------------------------------------------------------------------------------------------
@@ -120,17 +122,17 @@ def _forward_shapes(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Te
         raise InvalidArgument(
             f"bias has shape {tuple(b.shape)}; it should be {_bias_shape(w)}, one value an output channel"
         )
-    return x.new_empty(shape)
+    return formatted(x.new_empty(shape), x, w)
 
 
 def _input_grad_shapes(size: Sequence[int], w: Tensor, g: Tensor, *options: Any) -> Tensor:
     _check_alike(weight=w, grad_output=g)
-    return g.new_empty(size)
+    return formatted(g.new_empty(size), w, g)
 
 
 def _kernel_grad_shapes(x: Tensor, size: Sequence[int], g: Tensor, *options: Any) -> Tensor:
     _check_alike(input=x, grad_output=g)
-    return x.new_empty(size)
+    return formatted(x.new_empty(size), x, g)
 
 
 def _backward_shapes(
@@ -138,7 +140,8 @@ def _backward_shapes(
 ) -> tuple[Tensor, ...]:
     _check_alike(grad_output=dy, input=x, weight=w, output=y)
     shapes = (x.shape, w.shape, _bias_shape(w))
-    return tuple(dy.new_empty(shape if needed else 0) for shape, needed in zip(shapes, needs, strict=True))
+    empty = (dy.new_empty(shape if needed else 0) for shape, needed in zip(shapes, needs, strict=True))
+    return tuple(formatted(gradient, x, w) for gradient in empty)
 
 
 # -- the operators ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.ladder.registry import choose
 from convbackprop.launch.given import problem_of
 from convbackprop.torch import functional, halo, nn, operators
+from convbackprop.torch.formats import formatted, is_channels_last
 from convbackprop.torch.rows import Piece, RowSplit, check_heights, even_heights, row_split
 
 __all__ = ["RowSplit", "SpatialConv2d", "conv2d", "gather_rows", "split_rows"]
@@ -100,6 +101,8 @@ def conv2d(
     heights = halo.agree(group, facts, height, failure, once)
     options = {"activation": activation, "variant": variant}
     weight, bias = halo.shared(group, weight, bias)  # type: ignore[assignment]
+    if is_channels_last(input) or is_channels_last(weight):
+        input, weight = _ChannelsLastGradient.apply(input), _ChannelsLastGradient.apply(weight)
     if ranks == 1:
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups, **options)  # type: ignore[arg-type]
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
@@ -138,7 +141,19 @@ def conv2d(
         if bottom:
             outputs[2] = compute(bottom, tail_rows, below)
     made = [output for output in outputs if output is not None]
-    return made[0] if len(made) == 1 else torch.cat(made, _ROWS)
+    return formatted(made[0] if len(made) == 1 else torch.cat(made, _ROWS), input, weight)
+
+
+class _ChannelsLastGradient(torch.autograd.Function):
+    """A tensor as it is, with a gradient in the format channels_last, as PyTorch's own layers have it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent.clone(memory_format=torch.channels_last) if cotangent.ndim == 4 else cotangent
 
 
 def _rows(image: Tensor, first: int, end: int) -> Tensor:
@@ -260,7 +275,7 @@ def split_rows(image: Tensor, group: Group | None = None, heights: Sequence[int]
     Returns
     -------
     rows : Tensor, shape (..., H_i, W)
-        Contiguous; its gradient is that of the image's rows.
+        Contiguous, or channels_last as the image; its gradient is that of the image's rows.
 
     Raises
     ------
@@ -277,7 +292,7 @@ def split_rows(image: Tensor, group: Group | None = None, heights: Sequence[int]
     if rows < ranks:
         raise InvalidArgument(f"the image has {rows} rows; it should have {ranks} at least, one a rank")
     all_heights = even_heights(rows, ranks) if heights is None else check_heights(heights, rows, ranks)
-    return image.narrow(_ROWS, sum(all_heights[:rank]), all_heights[rank]).contiguous()
+    return formatted(image.narrow(_ROWS, sum(all_heights[:rank]), all_heights[rank]).contiguous(), image)
 
 
 def gather_rows(rows: Tensor, group: Group | None = None) -> Tensor:
@@ -319,4 +334,4 @@ def gather_rows(rows: Tensor, group: Group | None = None) -> Tensor:
         shape = f"({', '.join(map(str, (*outer, '*', width)))})"
         facts = {"rows' shape": shape, "rows' dtype": str(rows.dtype), "rows' device": rows.device.type}
     heights = halo.agree(group, facts, height, failure)
-    return torch.cat(halo.gathered(group, rows, heights), _ROWS)
+    return formatted(torch.cat(halo.gathered(group, rows, heights), _ROWS), rows)

@@ -461,6 +461,25 @@ def test_a_rank_that_has_seen_its_shape_before_asks_nevertheless(two):
     assert two.run(asked, "once") == [(1, True)] * 2
 
 
+def channels_last(taps):
+    """Return which tensors are channels_last if the image is, and whether they agree with the unsplit layer's."""
+    x, w = (
+        integers(1, 2, 3, 12, 8).to(memory_format=torch.channels_last),
+        integers(2, 4, 3, taps, taps).requires_grad_(),
+    )
+    rows = spatial.split_rows(x).requires_grad_()
+    y = spatial.conv2d(rows, w, padding=taps // 2, activation="relu", variant="naive")
+    dx, dw = torch.autograd.grad(y, (rows, w), torch.ones_like(y))
+    made = {"rows": rows, "y": y, "dx": dx, "dw": dw, "whole": gathered(y)}
+    right = torch.equal(made["whole"], conv2d(x, w, None, 1, taps // 2, activation="relu", variant="naive"))
+    return {name for name, t in made.items() if t.is_contiguous(memory_format=torch.channels_last)}, right
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_channels_last(two, taps):
+    assert two.run(channels_last, taps) == [({"rows", "y", "dx", "dw", "whole"}, True)] * 2
+
+
 def left_alone(where):
     """Return what rank 0 raises when rank 1 does not come, and the group's time-out in milliseconds.
 

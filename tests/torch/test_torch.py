@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch, which is not installed: convbackprop.torch")
 
 from torch.nn import functional  # noqa: E402
 from torch.utils import checkpoint as checkpointing  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import convbackprop.torch as ours  # noqa: E402
 from convbackprop.arguments import resolve_padding  # noqa: E402
@@ -295,19 +298,53 @@ def test_autocast(dtype):
         assert torch.equal(g, r.float())
 
 
-def test_memory_formats_and_views():
+def test_views():
     (x, w, b), _ = tensors("stride, groups")
     mine, theirs = pair_of("stride, groups", "relu")
-    views = (
-        x.to(memory_format=torch.channels_last),
-        x.flip(-1).flip(-1),
-        x.transpose(2, 3).contiguous().transpose(2, 3),
-    )
-    for view in views:
+    for view in (x.flip(-1).flip(-1), x.transpose(2, 3).contiguous().transpose(2, 3)):
         y, want = mine(view, w, b), theirs(view, w, b)
         assert y.is_contiguous()
         assert close(y, want)
         assert close(torch.autograd.grad(y.sum(), (x, w, b)), torch.autograd.grad(want.sum(), (x, w, b)))
+
+
+CHANNELS_LAST = torch.channels_last
+
+
+@pytest.mark.parametrize("way", ["direct", "second order", "operators", "compiled"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("shape", [(2, 4, 7, 6), (2, 1, 7, 6), (2, 4, 1, 1), (4, 7, 6)])
+def test_memory_formats(shape, activation, way):
+    """y and the gradients have the values of torch's, and lie in memory as these."""
+
+    def mine(x, w):
+        return ours.conv2d(x, w, activation=activation, variant="naive")
+
+    def theirs(x, w):
+        return PHI[activation](functional.conv2d(x, w))
+
+    size = min(shape[-1], 3)
+    for last in ("x", "w") if way == "compiled" else ("x", "w", "xw", "dy", ""):
+        x, w = torch.randn(shape, dtype=torch.float64), torch.randn(6, shape[-3], size, size, dtype=torch.float64)
+        x = x.to(memory_format=CHANNELS_LAST) if "x" in last and x.ndim == 4 else x
+        w = w.to(memory_format=CHANNELS_LAST) if "w" in last else w
+        x.requires_grad_()
+        w.requires_grad_()
+        results = []
+        for function in (mine, theirs):
+            compiled = way == "compiled" and function is mine
+            torch._dynamo.reset()
+            run = torch.compile(function, backend="aot_eager", fullgraph=True) if compiled else function
+            with FlopCounterMode(display=False) if way == "operators" else contextlib.nullcontext():
+                y = run(x, w)
+                dy = y.detach().sin().contiguous()
+                dy = dy.to(memory_format=CHANNELS_LAST) if last == "dy" and y.ndim == 4 else dy
+                results.append((y, *torch.autograd.grad(y, (x, w), dy, create_graph=way == "second order")))
+        assert close(*results)
+        mine_, theirs_ = (
+            [[stride for stride, n in zip(t.stride(), t.shape, strict=True) if n > 1] for t in made] for made in results
+        )
+        assert mine_ == theirs_, last
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
