@@ -171,7 +171,14 @@ def _call(pass_name: str, p: ConvProblem, tensors: Mapping[str, Any], memory_for
             for size, around, extent, stride in zip((p.H, p.W), p.padding, p.filter_extent, p.stride, strict=True)
         ]
         y = functional.conv_transpose2d(
-            t["g"], t["w"], t.get("b"), p.stride, padding, more, p.groups, p.dilation  # type: ignore[arg-type]
+            t["g"],
+            t["w"],
+            t.get("b"),
+            p.stride,
+            padding,
+            more,
+            p.groups,
+            p.dilation,  # type: ignore[arg-type]
         )
         return (phi(unpadded(y)),)
 

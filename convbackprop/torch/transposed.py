@@ -22,7 +22,8 @@ from convbackprop.arguments import known, pair, shown, sides
 from convbackprop.errors import InvalidArgument
 from convbackprop.torch.activation import before_activation, bias_grad
 from convbackprop.torch.direct import possible
-from convbackprop.torch.functional import check_tensor, in_autocast
+from convbackprop.torch.formats import formatted
+from convbackprop.torch.functional import check_tensor, in_autocast, not_scriptable
 from convbackprop.torch.functions import contract
 from convbackprop.torch.module import Layer
 from convbackprop.torch.operators import Geometry
@@ -46,7 +47,8 @@ def conv_transpose2d(
 ) -> Tensor:
     """Compute a transposed convolution's output, differentiably: phi(what spreads input by the filters, + b).
 
-    The arguments of torch.nn.functional.conv_transpose2d, and the activation.
+    The arguments of torch.nn.functional.conv_transpose2d, and the activation. Results are channels_last where those of
+    `convbackprop.torch.conv2d` are.
 
     Parameters
     ----------
@@ -102,6 +104,9 @@ def conv_transpose2d(
     return torch_function(name)(y)  # type: ignore[no-any-return]
 
 
+conv_transpose2d.__prepare_scriptable__ = not_scriptable  # type: ignore[attr-defined]
+
+
 def _with_zeros(input: Tensor, more: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
     """Return the input with rows and columns of zeros that make the output as much larger as output_padding says.
 
@@ -149,9 +154,10 @@ class DirectTransposed(Function):
             x, w, b, strides, ((top, bottom), (left, right)), more, groups, dilations,
             activation=activation, variant=variant,
         )  # fmt: skip
+        y = formatted(y, x, w)
         ctx.save_for_backward(x, w, None if activation == "identity" else y)
         ctx.options = geometry, activation, variant
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
@@ -168,9 +174,9 @@ class DirectTransposed(Function):
             strides, (top, bottom, left, right), *others = geometry
             own = (strides, ((top, bottom), (left, right)), *others)
             if ctx.needs_input_grad[0]:
-                dx = ops.conv2d(g, w, None, *own, variant=variant)
+                dx = formatted(ops.conv2d(g, w, None, *own, variant=variant), x, w)
             if ctx.needs_input_grad[1]:
-                dw = ops.conv2d_kernel_grad(g, tuple(w.shape), x, *own, variant=variant)
+                dw = formatted(ops.conv2d_kernel_grad(g, tuple(w.shape), x, *own, variant=variant), x, w)
         db = bias_grad(g) if ctx.needs_input_grad[2] else None
         return dx, dw, db, None, None, None, None
 

@@ -69,6 +69,19 @@ def test_derivatives_of_any_order(layer, activation):
     assert torch.autograd.gradgradcheck(mine, inputs, check_fwd_over_rev=True, fast_mode=True)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_channels_last(activation):
+    (x, w, b), options = given("doubled", torch.float32)
+    mine, theirs = pair_of("doubled", activation)
+    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    y, want = mine(last, w, b), theirs(last, w, b)
+    assert y.stride() == want.stride()
+    torch.testing.assert_close(y, want)
+    for got, expected in zip(*(torch.autograd.grad(t.sum(), (last, w)) for t in (y, want)), strict=True):
+        assert got.stride() == expected.stride()
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @each_layer
 def test_vmap(layer):
     (x, w, b), _ = given(layer, grad=False)
