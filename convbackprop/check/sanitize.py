@@ -27,6 +27,7 @@ from convbackprop.devices.checked import (
     places,
 )
 from convbackprop.errors import LaunchFailed
+from convbackprop.ladder.expression import InvalidLaunch
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
 
@@ -58,6 +59,8 @@ KINDS = {
 }
 #: What is found by holding the result against the reference.
 WRONG = "wrong result"
+#: What a `//@ launch` line asks for and CUDA does not launch.
+NOT_LAUNCHED = "not launched"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Finding:
     Attributes
     ----------
     kind : str
-        A name of `KINDS`, or `WRONG`.
+        A name of `KINDS`, `WRONG` or `NOT_LAUNCHED`.
     sentence : str
         What happens there.
     entry : str
@@ -151,7 +154,11 @@ def sanitize(
     expected = reference.answer(variant.pass_name, problem, given)
     outcome = Outcome(str(variant), problem)
     for name in orders:
-        ready, blocks = check.stage(variant, problem, given, device, tunables, offset)
+        try:
+            ready, blocks = check.stage(variant, problem, given, device, tunables, offset)
+        except InvalidLaunch as fault:
+            outcome.findings = [Finding(NOT_LAUNCHED, fault.sentence, variant.pass_name)]
+            break
         failed: LaunchFailed | None = None
         with device.checking(_arrays(blocks, given), ORDERS[name]) as launched:
             began = time.perf_counter()

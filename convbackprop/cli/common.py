@@ -77,10 +77,10 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "target",
         nargs="?",
         metavar="PASS[/VARIANT] | FILE.cu",
-        help="a pass, one of its variants, or a .cu file of your own (with --pass); default: every variant",
+        help="a pass, one of its variants, or a .cu file of your own; default: every variant",
     )
-    parser.add_argument("--pass", dest="pass_name", metavar="PASS", help="the pass that FILE.cu computes: "
-                        + ", ".join(PASSES))  # fmt: skip
+    parser.add_argument("--pass", dest="pass_name", metavar="PASS", help="the pass that FILE.cu computes, where it has "
+                        f"no line '//@ pass PASS': {', '.join(PASSES)}")  # fmt: skip
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +111,6 @@ def variants_of(target: str | None, pass_name: str | None) -> tuple[Variant, ...
     if not path.is_file():
         raise InvalidArgument(f"{path} {'is a directory' if path.is_dir() else 'does not exist'}; "
                               "it should be a .cu file ('convbackprop new forward/mine' writes one)")  # fmt: skip
-    if pass_name is None:
-        raise InvalidArgument(f"say with --pass what {path} computes: {', '.join(PASSES)}")
     from convbackprop.ladder.own_file import variant_from_file
 
     return (variant_from_file(path.absolute(), pass_name),)

@@ -1,5 +1,6 @@
 """A .cu file of one's own as a variant: how it is launched stands in `//@` lines of the file itself.
 
+    //@ pass kernel_grad
     //@ constant THREADS = 128
     //@ let slices = min(N * P, 64)
     //@ scratch = slices * (K * C / groups * R * S + K)
@@ -12,76 +13,71 @@ dilation_w, groups), the file's constants and lets, + - * / % (whole numbers: / 
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from convbackprop.arguments import known
 from convbackprop.errors import InvalidArgument
+from convbackprop.ladder.expression import (
+    Expression,
+    InvalidLaunch,
+    block_of,
+    comma_separated,
+    grid_of,
+    shared_bytes_of,
+)
 from convbackprop.ladder.signature import ALIASES, pass_signature, requirements, writes_all
-from convbackprop.ladder.variant import Constants, Launch, Requirement, Tunable, Variant, ceil_div
+from convbackprop.ladder.variant import Constants, Launch, Requirement, Tunable, Variant
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import entry_points, parameters
 
 _LETTERS = ("N", "C", "H", "W", "K", "R", "S", "P", "Q", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h",
             "dilation_w", "groups")  # fmt: skip
-_OPERATORS: dict[type, Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.floordiv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
-_FUNCTIONS: dict[str, Callable[..., int]] = {"ceil_div": ceil_div, "min": min, "max": max}
 
-_Expression = Callable[[Mapping[str, int]], int]
+_T = TypeVar("_T")
 
 
-def _compile(text: str, where: str) -> _Expression:
-    """Return a function of the names' values; no other Python can be reached from the text."""
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield what stands in each `//@` line of a file, after where it stands."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
-        raise InvalidArgument(f"{where}: {text.strip()!r} is not an expression") from None
-
-    def value(node: ast.expr, names: Mapping[str, int]) -> int:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return node.value
-        if isinstance(node, ast.Name):
-            return names[known(node.id, tuple(names), f"{where}: name")]
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](value(node.left, names), value(node.right, names))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            function = _FUNCTIONS[known(node.func.id, tuple(_FUNCTIONS), f"{where}: function")]
-            return function(*(value(argument, names) for argument in node.args))
-        raise InvalidArgument(f"{where}: {ast.unparse(node)!r} is not allowed; use whole numbers, names, + - * / %")
-
-    def evaluate(names: Mapping[str, int]) -> int:
-        try:
-            return value(tree, names)
-        except (ZeroDivisionError, TypeError) as error:
-            raise InvalidArgument(f"{where}: {text.strip()!r}: {error}") from None
-
-    return evaluate
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("//@"):
+            yield f"{path.name}:{number}", line[3:].strip()
 
 
-def _split(text: str) -> list[str]:
-    """Split at the commas that are not inside parentheses."""
-    return [part for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+def _pass_of(path: Path, asked: str | None) -> str:
+    """Return the pass that a file computes: what its `//@ pass` line says, which nothing may contradict."""
+    if asked is not None:
+        known(asked, tuple(PASSES), "pass")
+    said = [(where, text.split()[1]) for where, text in _lines(path) if re.fullmatch(r"pass +\w+", text)]
+    for where, name in said:
+        known(name, tuple(PASSES), f"{where}: pass")
+        if name != (asked or said[0][1]):
+            other = f"--pass is {asked}" if asked else f"{said[0][0]} says {said[0][1]}"
+            raise InvalidArgument(f"{where} says that the file computes {name}, but {other}; leave one of them out")
+    if asked is None and not said:
+        raise InvalidArgument(
+            f"{path} does not say what it computes; add a line '//@ pass {next(iter(PASSES))}', or say it with --pass: "
+            + ", ".join(PASSES)
+        )
+    return asked or said[0][1]
 
 
-def variant_from_file(path: Path, pass_name: str) -> Variant:
+def variant_from_file(path: Path, pass_name: str | None = None) -> Variant:
     """Return the .cu file as a variant of a pass; it is neither installed nor registered.
 
     Parameters
     ----------
     path : Path
         The file; its ``//@`` lines say how it is launched.
-    pass_name : str
-        forward, input_grad, kernel_grad or backward.
+    pass_name : str, optional
+        forward, input_grad, kernel_grad or backward; None: as its ``//@ pass`` line says.
 
     Raises
     ------
@@ -89,65 +85,71 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
         The file cannot be read, has no CUDA kernel, a ``//@`` line is not understood, or a CUDA kernel takes other
         parameters than its launch gives it; the message names the line and what is expected.
     """
-    known(pass_name, tuple(PASSES), "pass")
+    pass_name = _pass_of(path, pass_name)
     entries = entry_points(path, pass_signature(pass_name))
     declared = parameters(path)
     requires: list[Requirement] = []
     tunables: dict[str, Tunable] = {}
-    lets: dict[str, _Expression] = {}
-    scratch: list[_Expression] = []
+    lets: dict[str, Expression] = {}
+    scratch: list[Expression] = []
     launches: list[Launch] = []
 
-    def names(problem: ConvProblem, constants: Constants) -> dict[str, int]:
-        values = {letter: getattr(problem, letter) for letter in _LETTERS} | dict(constants)
-        for name, expression in lets.items():
-            values[name] = expression(values)
-        return values
+    def computed(compute: Callable[[Mapping[str, int]], _T]) -> Callable[[ConvProblem, Constants], _T]:
+        """Return a function of problem and constants; what it says of a wrong launch names the problem."""
 
-    def geometry(text: str, where: str) -> Callable[[ConvProblem, Constants], tuple[int, ...]]:
-        expressions = [_compile(part, where) for part in _split(text)]
-        return lambda p, t: tuple(expression(names(p, t)) for expression in expressions)
+        def value(problem: ConvProblem, constants: Constants) -> _T:
+            names = {letter: getattr(problem, letter) for letter in _LETTERS} | dict(constants)
+            try:
+                for name, expression in lets.items():
+                    names[name] = expression(names)
+                return compute(names)
+            except InvalidLaunch as fault:
+                raise InvalidLaunch(fault.sentence, problem) from None
 
-    def first(text: str, where: str) -> Callable[[ConvProblem, Constants], int]:
-        several = geometry(text, where)
-        return lambda p, t: several(p, t)[0]
+        return value
 
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.startswith("//@"):
+    def values(expressions: Sequence[Expression]) -> Callable[[Mapping[str, int]], tuple[int, ...]]:
+        return lambda names: tuple(expression(names) for expression in expressions)
+
+    for where, text in _lines(path):
+        if re.fullmatch(r"pass +\w+", text):
             continue
-        where, text = f"{path.name}:{number}", line[3:].strip()
         if match := re.fullmatch(r"constant (\w+) *= *(\d+)", text):
             value = int(match[2])
             tunables[match[1]] = Tunable(legal=(value,), cuda=value, cpu=value)
         elif match := re.fullmatch(r"let (\w+) *= *(.+)", text):
-            lets[match[1]] = _compile(match[2], where)
+            lets[match[1]] = Expression(match[2], where)
         elif match := re.fullmatch(r"(?:scratch|partial) *= *(.+)", text):
-            scratch.append(_compile(match[1], where))
+            scratch.append(Expression(match[1], where))
         elif match := re.fullmatch(
             r"launch (\w+)\(([\w, ]*)(?:;([^)]*))?\) +grid=\[(.+?)\] +block=\[(.+?)\](?: +shared=\[(.+?)\])?", text
         ):
-            entry, operands, integers, grid, block, shared = match.groups()
+            entry, operands, *lists = match.groups()
             known(entry, entries, f"{where}: CUDA kernel")
             arrays = (*(operand.name for operand in PASSES[pass_name].operands), "scratch")
+            integers, grid, block, shared = (comma_separated(given or "", where) for given in lists)
+            for what, extents, most in (("grid", grid, 3), ("block", block, 3), ("shared", shared, 1)):
+                if len(extents) > most or (most > 1 and not extents):
+                    raise InvalidArgument(f"{where}: {what} has {len(extents)} numbers; it should have 1 to {most}")
             launches.append(
                 Launch(
                     entry,
                     tuple(
                         known(ALIASES.get(name, name), arrays, f"{where}: array")
-                        for name in map(str.strip, _split(operands))
+                        for name in re.findall(r"\w+", operands)
                     ),
-                    geometry(grid, where),
-                    geometry(block, where),
-                    geometry(integers or "", where),
-                    first(shared or "0", where),
+                    computed(partial(grid_of, grid)),
+                    computed(partial(block_of, block)),
+                    computed(values(integers)),
+                    computed(partial(shared_bytes_of, shared)),
                 )
             )
-            count = len(_split(integers or ""))
-            requires += requirements(where, pass_name, launches[-1], count, declared[entry])
+            requires += requirements(where, pass_name, launches[-1], len(integers), declared[entry])
         else:
             raise InvalidArgument(
-                f"{where}: {line!r} is not understood; it should be one of '//@ constant NAME = 1', "
-                "'//@ let name = ...', '//@ scratch = ...', '//@ launch entry(arrays) grid=[...] block=[...]'"
+                f"{where}: '//@ {text}' is not understood; it should be one of '//@ pass {pass_name}', "
+                "'//@ constant NAME = 1', '//@ let name = ...', '//@ scratch = ...', "
+                "'//@ launch entry(arrays) grid=[...] block=[...]'"
             )
     if not launches:
         raise InvalidArgument(
@@ -159,7 +161,7 @@ def variant_from_file(path: Path, pass_name: str) -> Variant:
         path.stem,
         tuple(launches),
         tunables,
-        scratch=lambda p, t: sum(expression(names(p, t)) for expression in scratch),
+        scratch=computed(lambda names: sum(values(scratch)(names))),
         requires=(writes_all(path, pass_name, launches), *requires),
         file=path,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convbackprop.devices.gpus import Target
+from convbackprop.errors import LaunchFailed
 from convbackprop.problem import ConvProblem
 from convbackprop.sources import head_comment, source_root
 
@@ -185,7 +186,10 @@ class Variant:
         for kind in self.runs_on:
             constants = self.constants(kind, problem)
             for launch in self.launches:
-                grid = launch.grid(problem, constants)
+                try:
+                    grid = launch.grid(problem, constants)
+                except LaunchFailed:
+                    continue  # a mistake in a file of one's own, not a restriction: the launch tells it
                 if any(extent > most for extent, most in zip(grid, MAX_GRID, strict=False)):
                     return f"its grid would be {_by(grid)} blocks; it should be at most {_by(MAX_GRID)}, CUDA's limit"
         return None

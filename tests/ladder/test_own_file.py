@@ -1,0 +1,97 @@
+"""What the `//@` lines of a file of one's own say, and what is said of a mistake in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from convbackprop.errors import InvalidArgument
+from convbackprop.ladder.expression import InvalidLaunch
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.problem import ConvProblem
+
+KERNEL = """#include "activation.cuh"
+extern "C" __global__ void forward(const Scalar* x, const Scalar* w, const Scalar* b, Scalar* y, Conv2dShape shape) {
+    const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < shape.y_size()) y[i] = from_acc(to_acc(x[i]) * to_acc(w[0]));
+}
+"""
+LAUNCH = "launch forward(x, w, b, y) grid=[ceil_div(N * K * P * Q, 64)] block=[64]"
+
+
+def write(*lines, path=Path("mine.cu")):
+    path.write_text("".join(f"//@ {line}\n" for line in lines) + KERNEL)
+    return path.absolute()
+
+
+# -- a launch that CUDA does not make --------------------------------------------------------------------------------
+LAUNCHES = [
+    (("constant THREADS = 64", "launch forward(x, w, b, y) grid=[N * K * P * Q / THREADS] block=[THREADS]"),
+     "mine.cu:2: grid=[N * K * P * Q / THREADS] is [0] with N = 1, K = 1, P = 2, Q = 3, THREADS = 64; it should have at"
+     " least 1 block along each axis"),
+    (("let rows = P - 2", "launch forward(x, w, b, y) grid=[1, max(0, min(rows, 5))] block=[1]"),
+     "mine.cu:2: grid=[1, max(0, min(rows, 5))] is [1, 0] with rows = 0; it should have at least 1 block along each "
+     "axis"),
+    (("launch forward(x, w, b, y) grid=[N / (P - 2)] block=[1]",),
+     "mine.cu:1: N / (P - 2) divides by zero with N = 1, P = 2"),
+    (("constant THREADS = 4096", "launch forward(x, w, b, y) grid=[1] block=[THREADS]"),
+     "mine.cu:2: block=[THREADS] is [4,096] with THREADS = 4,096; it should have 1 to 1,024 threads, at most 64 along "
+     "z"),
+    (("launch forward(x, w, b, y) grid=[1] block=[32, 33]",),
+     "mine.cu:1: block=[32, 33] is [32, 33]; it should have 1 to 1,024 threads, at most 64 along z"),
+    (("launch forward(x, w, b, y) grid=[1] block=[1, 1, 65]",),
+     "mine.cu:1: block=[1, 1, 65] is [1, 1, 65]; it should have 1 to 1,024 threads, at most 64 along z"),
+    (("launch forward(x, w, b, y) grid=[1] block=[1] shared=[P * 200000]",),
+     "mine.cu:1: shared=[P * 200000] is [400,000] with P = 2; a block has at most 232,448 bytes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "sentence"), LAUNCHES)
+def test_a_launch_that_cuda_refuses(run, lines, sentence):
+    write(*lines)
+    code, out, err = run("run", "mine.cu", "--pass", "forward", "--problem", "1,1,2,3,1,1,1", "--device", "cpu")
+    problem = "1,1,2,3,1,1,1,activation=relu,bias=1"
+    assert (code, out, err) == (1, "", f"convbackprop: error: {sentence}; the problem is {problem}\n")
+    code, out, err = run("sanitize", "mine.cu", "--pass", "forward", "--problem", "1,1,2,3,1,1,1")
+    assert code == 1 and not err and f"not launched in forward, on {problem}\n    {sentence}\n" in out
+
+
+def test_the_other_problems_are_checked_nonetheless(run):
+    write("launch forward(x, w, b, y) grid=[N * P * Q / 64] block=[64]")
+    small, large = "1,1,2,3,1,1,1,bias=0,activation=identity", "1,1,8,16,1,1,1,bias=0,activation=identity"
+    command = ("check", "mine.cu", "--pass", "forward", "--dtype", "float32", "--device", "cpu")
+    code, out, err = run(*command, "--problem", small, "--problem", large, "--json")
+    found = json.loads(out)
+    assert code == 1 and not err and found["checks"] == 2
+    (fault,) = found["faults"]
+    assert fault["problem"] == "1,1,2,3,1,1,1"
+    assert fault["sentences"][0].startswith("mine.cu:1: grid=[N * P * Q / 64] is [0] with N = 1, P = 2, Q = 3; ")
+    assert run(*command, "--problem", large)[0] == 0
+
+
+def test_an_empty_batch_needs_no_block(tmp_path):
+    found = variant_from_file(write(LAUNCH, path=tmp_path / "mine.cu"), "forward")
+    empty = ConvProblem.parse("0,1,2,3,1,1,1")
+    assert found.launches[0].grid(empty, found.constants("cpu", empty)) == (0,)
+    found = variant_from_file(write(LAUNCH.replace("64)", "64) - 9"), path=tmp_path / "mine.cu"), "forward")
+    with pytest.raises(InvalidLaunch, match=r"is \[-9\] with N = 0"):
+        found.launches[0].grid(empty, found.constants("cpu", empty))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("launch forward(x, w, b, y) grid=[1, 2, 3, 4] block=[1]", "grid has 4 numbers; it should have 1 to 3"),
+        ("launch forward(x, w, b, y) grid=[1] block=[ ]", "block has 0 numbers; it should have 1 to 3"),
+        ("launch forward(x, w, b, y) grid=[1] block=[1] shared=[1, 2]", "shared has 2 numbers; it should have 1 to 1"),
+        ("launch forward(x, w, b, y) grid=[N +] block=[1]", "'N +' is not a list of expressions with commas between"),
+        ("let rows = P +", "'P +' is not an expression"),
+        ("lunch forward", "'//@ lunch forward' is not understood; it should be one of '//@ pass forward'"),
+    ],
+)
+def test_a_line_that_is_not_understood(tmp_path, line, sentence):
+    with pytest.raises(InvalidArgument) as caught:
+        variant_from_file(write(line, path=tmp_path / "mine.cu"), "forward")
+    assert str(caught.value).startswith(f"mine.cu:1: {sentence}") and "\n" not in str(caught.value)
