@@ -70,13 +70,37 @@ _ENTRY = re.compile(
 )
 
 
-def _code(path: Path) -> str:
-    """Return a .cu file and what it includes as one text without comments."""
+def _texts(path: Path) -> dict[str, str]:
+    """Return `text_with_includes`, or raise InvalidArgument where a file cannot be read."""
     try:
-        text = "\n".join(text_with_includes(path).values())
+        return text_with_includes(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
+
+
+def _without_comments(text: str) -> str:
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+def _code(path: Path) -> str:
+    """Return a .cu file and what it includes as one text without comments."""
+    return _without_comments("\n".join(_texts(path).values()))
+
+
+#: What every .cu file gets on the CPU, from the root of the package on; on a GPU CUDA has headers of these names.
+_CPU_HEADERS = ("device_calls.h", "cuda_on_cpu.h", "include/cuda_bf16.h", "include/cuda_fp16.h")
+
+
+def words_of_headers(path: Path) -> dict[str, str]:
+    """Return every word in the code of the headers that a .cu file gets, each with the name of a header that has it."""
+    headers = {name: text for name, text in _texts(path).items() if name != path.name}
+    for name in _CPU_HEADERS:
+        headers[name.rpartition("/")[2]] = (Path(__file__).parent / "cpu_runtime" / name).read_text(encoding="utf-8")
+    return {
+        word: name
+        for name, text in reversed(headers.items())
+        for word in re.findall(r"\b[A-Za-z_]\w*", _without_comments(text))
+    }
 
 
 def entry_points(path: Path, expected: str = "") -> tuple[str, ...]:

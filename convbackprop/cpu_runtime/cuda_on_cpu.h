@@ -119,8 +119,8 @@ static inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_C
 
 namespace convbackprop {
 
-template <class F>
-inline void for_each_lane(unsigned lanes, F f) {
+template <class Function>
+inline void for_each_lane(unsigned lanes, Function f) {
     for (; lanes; lanes &= lanes - 1) f(__builtin_ctz(lanes));
 }
 
@@ -278,11 +278,11 @@ struct Bits {
 };
 
 // Replaces *address by new_value(*address), and returns what was there before.
-template <class T, class F>
-inline T atomic_update(T* address, F new_value) {
-    using B = typename Bits<T>::type;
-    auto* const word = reinterpret_cast<B*>(address);
-    B before = __atomic_load_n(word, __ATOMIC_RELAXED), after;
+template <class T, class Function>
+inline T atomic_update(T* address, Function new_value) {
+    using Word = typename Bits<T>::type;
+    auto* const word = reinterpret_cast<Word*>(address);
+    Word before = __atomic_load_n(word, __ATOMIC_RELAXED), after;
     T old;
     do {
         memcpy(static_cast<void*>(&old), &before, sizeof old);
@@ -427,9 +427,9 @@ static __forceinline__ unsigned __umulhi(unsigned a, unsigned b) {
 
 // min and max, with CUDA's set of overloads: of two integers of one size but unlike sign, as unsigned; of two
 // floating point numbers, the one that is not NaN.
-#define CONVBACKPROP_MIN_MAX(A, B, T)                                                                        \
-    static __forceinline__ T min(A a, B b) { return static_cast<T>(b) < static_cast<T>(a) ? b : a; }         \
-    static __forceinline__ T max(A a, B b) { return static_cast<T>(a) < static_cast<T>(b) ? b : a; }
+#define CONVBACKPROP_MIN_MAX(Left, Right, T)                                                                 \
+    static __forceinline__ T min(Left a, Right b) { return static_cast<T>(b) < static_cast<T>(a) ? b : a; }  \
+    static __forceinline__ T max(Left a, Right b) { return static_cast<T>(a) < static_cast<T>(b) ? b : a; }
 #define CONVBACKPROP_MIN_MAX_INTEGERS(T)                                                                     \
     CONVBACKPROP_MIN_MAX(T, T, T)                                                                            \
     CONVBACKPROP_MIN_MAX(unsigned T, unsigned T, unsigned T)                                                 \
@@ -463,10 +463,10 @@ static __forceinline__ T parameter(const void* bytes) {
     return value;
 }
 
-template <class... Parameters, size_t... I>
+template <class... Parameters, size_t... Numbers>
 static __forceinline__ void call(void (*kernel)(Parameters...), [[maybe_unused]] void** args,
-                                 std::index_sequence<I...>) {
-    kernel(parameter<Parameters>(args[I])...);
+                                 std::index_sequence<Numbers...>) {
+    kernel(parameter<Parameters>(args[Numbers])...);
 }
 
 template <class... Parameters>

@@ -13,9 +13,9 @@ dilation_w, groups), the file's constants and lets, + - * / % (whole numbers: / 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,10 +29,11 @@ from convbackprop.ladder.expression import (
     grid_of,
     shared_bytes_of,
 )
+from convbackprop.ladder.registry import VARIANTS
 from convbackprop.ladder.signature import ALIASES, pass_signature, requirements, writes_all
 from convbackprop.ladder.variant import Constants, Launch, Requirement, Tunable, Variant
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.sources import entry_points, parameters
+from convbackprop.sources import entry_points, parameters, words_of_headers
 
 _LETTERS = ("N", "C", "H", "W", "K", "R", "S", "P", "Q", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h",
             "dilation_w", "groups")  # fmt: skip
@@ -67,6 +68,27 @@ def _pass_of(path: Path, asked: str | None) -> str:
             + ", ".join(PASSES)
         )
     return asked or said[0][1]
+
+
+@functools.cache
+def _taken_by_headers() -> frozenset[str]:
+    """Return the constants that the ladder's files give their headers: those are theirs to define."""
+    problem = ConvProblem.parse("1,1,9,9,1,3,3,padding=same")
+    return frozenset(name for variant in VARIANTS for name in variant.constants(variant.runs_on[0], problem))
+
+
+def _check_constant(name: str, value: int, where: str, path: Path) -> None:
+    """Refuse a name that would change what the headers say: the compilers get a constant as a macro."""
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name, re.ASCII):
+        raise InvalidArgument(
+            f"{where}: the constant is named {name}; a constant, which the compilers get, is named in capitals "
+            f"(THREADS), and what only //@ lines need is '//@ let {name} = {value}'"
+        )
+    if (header := words_of_headers(path).get(name)) and name not in _taken_by_headers():
+        raise InvalidArgument(
+            f"{where}: the constant is named {name}, a word of {header} that would be replaced by {value} there; "
+            f"choose another name, such as MY_{name}"
+        )
 
 
 def variant_from_file(path: Path, pass_name: str | None = None) -> Variant:
@@ -116,6 +138,7 @@ def variant_from_file(path: Path, pass_name: str | None = None) -> Variant:
             continue
         if match := re.fullmatch(r"constant (\w+) *= *(\d+)", text):
             value = int(match[2])
+            _check_constant(match[1], value, where, path)
             tunables[match[1]] = Tunable(legal=(value,), cuda=value, cpu=value)
         elif match := re.fullmatch(r"let (\w+) *= *(.+)", text):
             lets[match[1]] = Expression(match[2], where)
@@ -138,10 +161,10 @@ def variant_from_file(path: Path, pass_name: str | None = None) -> Variant:
                         known(ALIASES.get(name, name), arrays, f"{where}: array")
                         for name in re.findall(r"\w+", operands)
                     ),
-                    computed(partial(grid_of, grid)),
-                    computed(partial(block_of, block)),
+                    computed(functools.partial(grid_of, grid)),
+                    computed(functools.partial(block_of, block)),
                     computed(values(integers)),
-                    computed(partial(shared_bytes_of, shared)),
+                    computed(functools.partial(shared_bytes_of, shared)),
                 )
             )
             requires += requirements(where, pass_name, launches[-1], len(integers), declared[entry])

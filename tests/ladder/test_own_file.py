@@ -95,3 +95,43 @@ def test_a_line_that_is_not_understood(tmp_path, line, sentence):
     with pytest.raises(InvalidArgument) as caught:
         variant_from_file(write(line, path=tmp_path / "mine.cu"), "forward")
     assert str(caught.value).startswith(f"mine.cu:1: {sentence}") and "\n" not in str(caught.value)
+
+
+# -- constants' names ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("T", "a word of scalar.cuh that would be replaced by 3 there; choose another name, such as MY_T"),
+        ("N", "a word of conv2d.cuh that"),  # a field
+        ("K", "a word of activation.cuh that"),
+        ("W", "a word of conv2d.cuh that"),
+        ("ACTIVATION", "a word of activation.cuh that"),  # what the command line chooses
+        ("SAVED_MASK", "a word of activation.cuh that"),
+        ("SLOPE", "a word of activation.cuh that"),  # a macro
+        ("RELU", "a word of activation.cuh that"),
+        ("CONVBACKPROP_ON_CPU", "a word of cuda_on_cpu.h that"),
+        ("BARRIER_PLAIN", "a word of device_calls.h that"),
+        ("x", "a constant, which the compilers get, is named in capitals (THREADS), and what only //@ lines need is "
+         "'//@ let x = 3'"),
+        ("i", "a constant, which the compilers get, is named in capitals"),
+        ("Index", "a constant, which the compilers get, is named in capitals"),
+        ("__AVX__", "a constant, which the compilers get, is named in capitals"),
+    ],
+)  # fmt: skip
+def test_a_constant_that_is_a_word_of_the_headers(run, name, sentence):
+    write("let rows = 1", f"constant {name} = 3", LAUNCH)
+    code, out, err = run("check", "mine.cu", "--pass", "forward", "--problem", "1,1,2,3,1,1,1", "--device", "cpu")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    between = ", " if sentence.startswith("a word") else "; "
+    assert err.startswith(f"convbackprop: error: mine.cu:2: the constant is named {name}{between}{sentence}")
+
+
+def test_what_no_header_has_is_a_constant(tmp_path):
+    """Also what the ladder's own files define for the headers, and words of headers that are not included."""
+    lines = [f"constant {name} = 64" for name in ("THREADS", "MY_T", "RUN", "TILE_M", "ROWS")]
+    found = variant_from_file(write(*lines, LAUNCH, path=tmp_path / "mine.cu"), "forward")
+    assert set(found.tunables) == {"THREADS", "MY_T", "RUN", "TILE_M", "ROWS"}
+    path = tmp_path / "mine.cu"
+    path.write_text(path.read_text().replace("activation.cuh", "long_sum.cuh"))
+    with pytest.raises(InvalidArgument, match=r"mine.cu:3: the constant is named RUN, a word of long_sum.cuh that"):
+        variant_from_file(path, "forward")
