@@ -31,7 +31,7 @@ examples:
   convbackprop profile --machine-code          registers, spills and occupancy of every kernel, without a GPU
   convbackprop run forward/coalesced           launch it and nothing else, for ncu and nsys
   convbackprop new forward/mine                a CUDA kernel of your own: writes mine.cu
-  convbackprop bench mine.cu --pass forward    ... checked and timed beside the others
+  convbackprop bench mine.cu                   ... checked and timed beside the others
 
 exit code: 0 all is well; 1 something is wrong or missing; 2 the command was not understood
 """

@@ -77,7 +77,7 @@ examples:
   convbackprop bench forward/naive --problem 1,64,56,56,64,3,3,padding=1
   convbackprop bench --against torch,opencv
   convbackprop bench --image photo.jpg --pictures folder
-  convbackprop bench mine.cu --pass forward
+  convbackprop bench mine.cu
 
 JSON keys: device, choice, environment {{...}}, settings {{...}}, noise {{...}},
 ok, notes, saved, rows [variant, problem, label, ok, refused, faults, error,

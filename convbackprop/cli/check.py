@@ -62,7 +62,7 @@ examples:
   convbackprop check forward/coalesced --all
   convbackprop check kernel_grad/naive --dtype float16 --activation all
   convbackprop check forward --problem 2,3,32,32,8,3,3,stride=2,padding=1
-  convbackprop check mine.cu --pass forward
+  convbackprop check mine.cu
 
 JSON keys: device, ok, checks, refused, left_out, rows [variant, dtype, checks,
 refused, left_out, error, problem, ok], faults [variant, problem, data,

@@ -61,7 +61,7 @@ crash, which ends the run.
 examples:
   convbackprop fuzz
   convbackprop fuzz kernel_grad --minutes 1
-  convbackprop fuzz mine.cu --pass forward --minutes 1
+  convbackprop fuzz mine.cu --minutes 1
   convbackprop fuzz --only arguments --seed 1
 
 JSON keys: devices, seed, seconds, ok, rounds, cases, parts [part, cases,

@@ -62,13 +62,13 @@ threads skip it.
 examples:
   convbackprop profile forward/coalesced
   convbackprop profile forward --problem 32,64,56,56,64,3,3,padding=1 --gpu A100
-  convbackprop profile mine.cu --pass forward --annotate
+  convbackprop profile mine.cu --annotate
   convbackprop profile forward/tiled --html tiled.html
   convbackprop profile forward/tiled --emit sass -o tiled.sass
   convbackprop profile --machine-code
   convbackprop profile forward/coalesced --machine-code --filter 5 --arch sm_90a
   convbackprop profile backward --machine-code --dtype float32 float16 --json
-  convbackprop profile mine.cu --pass forward --machine-code
+  convbackprop profile mine.cu --machine-code
 
 JSON keys of a report: ok, gpu, problem, notes, reports [variant, flops,
 least_bytes, own_bytes, floor_us, predicted_us, limited_by, share, advice,

@@ -36,7 +36,7 @@ examples:
   convbackprop run forward/coalesced
   convbackprop run kernel_grad/tiled --problem 32,64,56,56,64,3,3 --repeat 10
   ncu --set full convbackprop run forward/coalesced
-  nsys profile convbackprop run mine.cu --pass forward --repeat 100
+  nsys profile convbackprop run mine.cu --repeat 100
 """
 
 

@@ -61,7 +61,7 @@ Limits:
 examples:
   convbackprop sanitize forward/tiled
   convbackprop sanitize kernel_grad --problem 2,3,32,32,8,3,3,stride=2
-  convbackprop sanitize mine.cu --pass forward
+  convbackprop sanitize mine.cu
 
 JSON keys: ok, runs, refused, left_out, seconds, notes_bytes, limits, findings
 [variant, problem, kind, tool, sentence, kernel, file, line, lines, other_file,

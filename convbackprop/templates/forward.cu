@@ -2,9 +2,10 @@
 //
 // One thread computes one output element. Describe here what yours does: who computes what, and why that is faster.
 //
-// Lines that begin with //@ say how the file is launched: constants that both compilers get (-DTHREADS=128), then the
-// launches with their arrays, grid and block. They know N C H W K R S P Q, stride_h, stride_w, pad_top, pad_left,
-// dilation_h, dilation_w, groups, and ceil_div, min, max.
+// Lines that begin with //@ say which pass this is and how it is launched: constants that both compilers get
+// (-DTHREADS=128), then the launches with their arrays, grid and block. They know N C H W K R S P Q, stride_h, stride_w,
+// pad_top, pad_left, dilation_h, dilation_w, groups, and ceil_div, min, max.
+//@ pass forward
 //@ constant THREADS = 128
 //@ launch forward(x, w, b, y) grid=[ceil_div(N * K * P * Q, THREADS)] block=[THREADS]
 #include "activation.cuh"  // activate(s) = phi(s)

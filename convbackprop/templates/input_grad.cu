@@ -3,9 +3,10 @@
 //
 // One thread computes one element of dx. Describe here what yours does: who computes what, and why that is faster.
 //
-// Lines that begin with //@ say how the file is launched: constants that both compilers get (-DTHREADS=128), then the
-// launches with their arrays, grid and block. They know N C H W K R S P Q, stride_h, stride_w, pad_top, pad_left,
-// dilation_h, dilation_w, groups, and ceil_div, min, max.
+// Lines that begin with //@ say which pass this is and how it is launched: constants that both compilers get
+// (-DTHREADS=128), then the launches with their arrays, grid and block. They know N C H W K R S P Q, stride_h, stride_w,
+// pad_top, pad_left, dilation_h, dilation_w, groups, and ceil_div, min, max.
+//@ pass input_grad
 //@ constant THREADS = 128
 //@ launch input_grad(dy, saved, w, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
 #include "activation.cuh"  // pre_activation_grad(dy, saved, shape, n, k, p, q) = g[n,k,p,q]

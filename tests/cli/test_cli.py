@@ -19,7 +19,6 @@ from convbackprop.bench.cases import Case
 from convbackprop.bench.rows import Row
 from convbackprop.check import curated, inputs, reference
 from convbackprop.cli import check as check_command, goals
-from convbackprop.cli.new import passes_with_a_skeleton
 from convbackprop.devices.cpu import cpu_device
 from convbackprop.ladder.registry import VARIANTS, choose, of_pass, select
 from convbackprop.launch.plan import constants_of
@@ -154,7 +153,11 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
         ("check text.txt --pass forward", 2, "text.txt is no CUDA source; its name should end in .cu"),
         ("check empty.cu --pass forward", 2, 'it should define an extern "C" __global__ void function'),
         ("check nolaunch.cu --pass forward", 2, "does not say how it is launched"),
-        ("check empty.cu", 2, "say with --pass what empty.cu computes"),
+        (
+            "check empty.cu",
+            2,
+            "empty.cu does not say what it computes; add a line '//@ pass forward', or say it with --",
+        ),
         ("check empty.cu --pass nix", 2, "pass is 'nix'"),
         ("check forward --pass forward", 2, "--pass says what a FILE.cu computes"),
         ("check --dtype int8", 2, "--dtype is 'int8'; it should be one of float32"),
@@ -217,7 +220,6 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
         ("new forward", 2, "name is ''; it should be made of letters"),
         ("new forward/a-b", 2, "name is 'a-b'"),
         ("new nix/mine", 2, "pass is 'nix'"),
-        ("new backward/mine", 2, "no skeleton for backward, only for forward, input_grad, kernel_grad; a file of"),
         ("new forward/text --output text.txt", 2, "its name should end in .cu"),
         ("new forward/mine --output empty.cu", 2, "empty.cu exists and is left as it is"),
         ("new forward/mine --output nowhere/mine.cu", 2, "nowhere/mine.cu cannot be written: No such file"),
@@ -431,42 +433,44 @@ def test_check_counts_what_is_refused(run, monkeypatch):
 
 
 # -- a file of one's own ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("pass_name", passes_with_a_skeleton())
+@pytest.mark.parametrize("pass_name", PASSES)
 def test_new_then_check_then_bench(run, pass_name):
     code, out, err = run("new", f"{pass_name}/mine")
     assert code == 0 and not err
     for command in ("check", "bench"):
-        assert f"convbackprop {command} mine.cu --pass {pass_name}" in out
+        assert f"convbackprop {command} mine.cu\n" in out
     before = Path("mine.cu").read_text()
     assert run("new", f"{pass_name}/mine")[0] == 2 and Path("mine.cu").read_text() == before
     assert run("new", f"{pass_name}/other", "--output", "renamed.cu")[0] == 0 and Path("renamed.cu").is_file()
 
     every = [word for c in curated.CURATED if c.data != "normal" for word in ("--problem", c.text)]
-    code, out, err = run("check", "mine.cu", "--pass", pass_name, *every, "--activation", "relu", "--device", "cpu")
+    code, out, err = run("check", "mine.cu", *every, "--activation", "relu", "--device", "cpu")
     assert code == 0 and not err, out + err
     assert f"{pass_name}/mine.cu" in out
 
-    code, out, err = run(
-        "bench", "mine.cu", "--pass", pass_name, "--problem", SMALL, "--against", "none", *QUICK, "--json"
-    )
+    code, out, err = run("bench", "mine.cu", "--problem", SMALL, "--against", "none", *QUICK, "--json")
     rows = json.loads(out)["rows"]
     assert code == 0 and [row["variant"] for row in rows] == [*map(str, of_pass(pass_name)), f"{pass_name}/mine.cu"]
     assert all(row["median_ms"] > 0 for row in rows if not row["refused"]) and not rows[-1]["refused"]
 
 
-@pytest.mark.parametrize("pass_name", passes_with_a_skeleton())
+@pytest.mark.parametrize("pass_name", PASSES)
 def test_new_is_right_on_every_curated_problem(run, pass_name):
     run("new", f"{pass_name}/mine")
-    code, out, err = run("check", "mine.cu", "--pass", pass_name, "--dtype", "bfloat16", "--device", "cpu")
+    code, out, err = run("check", "mine.cu", "--dtype", "bfloat16", "--device", "cpu")
     assert code == 0, out + err
 
 
 def test_a_file_of_one_s_own_for_backward(run):
-    """There is no skeleton for it; the two gradients' kernels in one file are one."""
+    """The two gradients' kernels in one file are one."""
     for pass_name in ("input_grad", "kernel_grad"):
         run("new", f"{pass_name}/{pass_name}_part")
     parts = [Path(f"{pass_name}_part.cu").read_text() for pass_name in ("input_grad", "kernel_grad")]
-    Path("mine.cu").write_text("\n".join(parts))
+    text = "\n".join(parts)
+    Path("mine.cu").write_text(text)
+    code, out, err = run("check", "mine.cu", "--device", "cpu")
+    assert (code, out) == (2, "") and "says that the file computes kernel_grad, but mine.cu:9 says input_grad" in err
+    Path("mine.cu").write_text(re.sub("//@ pass .*", "", text))
     command = ("mine.cu", "--pass", "backward", "--problem", "2,3,9,8,3,3,3,groups=3,padding=1")
     code, out, err = run("check", *command, "--dtype", "float32", "--device", "cpu")
     assert code == 0 and not err, out + err

@@ -135,3 +135,35 @@ def test_what_no_header_has_is_a_constant(tmp_path):
     path.write_text(path.read_text().replace("activation.cuh", "long_sum.cuh"))
     with pytest.raises(InvalidArgument, match=r"mine.cu:3: the constant is named RUN, a word of long_sum.cuh that"):
         variant_from_file(path, "forward")
+
+
+# -- the pass --------------------------------------------------------------------------------------------------------
+def test_the_pass_is_said_once(tmp_path):
+    path = write("pass forward", LAUNCH, path=tmp_path / "mine.cu")
+    assert variant_from_file(path).pass_name == variant_from_file(path, "forward").pass_name == "forward"
+    with pytest.raises(InvalidArgument) as caught:
+        variant_from_file(path, "input_grad")
+    assert str(caught.value) == (
+        "mine.cu:1 says that the file computes forward, but --pass is input_grad; leave one of them out"
+    )
+    with pytest.raises(InvalidArgument, match=r"mine.cu:1: pass is 'forwards'; it should be one of forward, input_"):
+        variant_from_file(write("pass forwards", LAUNCH, path=path))
+    with pytest.raises(InvalidArgument, match=r"does not say what it computes; add a line '//@ pass forward', or say"):
+        variant_from_file(write(LAUNCH, path=path))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check", "--device", "cpu"), ("sanitize",), ("profile",), ("run", "--device", "cpu"),
+     ("fuzz", "--law", "linear", "--seed", "0", "--device", "cpu"),
+     ("bench", "--against", "none", "--seconds", "0.01", "--device", "cpu")],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_no_command_needs_the_pass_of_a_file_that_says_it(run, command):
+    write("pass forward", LAUNCH)
+    name, *options = command
+    problem = "1,1,2,3,1,1,1,bias=0,activation=identity"
+    code, out, err = run(name, "mine.cu", "--problem", problem, *options)
+    assert code == 0, out + err
+    code, out, err = run(name, "mine.cu", "--pass", "backward", "--problem", problem, *options)
+    assert (code, out) == (2, "") and "says that the file computes forward, but --pass is backward" in err
