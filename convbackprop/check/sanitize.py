@@ -26,10 +26,12 @@ from convbackprop.devices.checked import (
     checked_device,
     places,
 )
+from convbackprop.devices.compiler import RUNTIME
 from convbackprop.errors import LaunchFailed
 from convbackprop.ladder.expression import InvalidLaunch
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.sources import source_root
 
 #: In which order the threads of a block start, in one run each: a missing barrier then shows in a result.
 ORDERS = {"as numbered": 0, "last to first": 1, "shuffled": 2}
@@ -76,11 +78,12 @@ class Finding:
     entry : str
         The kernel.
     lines : tuple of (Path, int)
-        File and line; a line that was inlined comes before the line that it was inlined into.
+        File and line. First one that the kernel's author wrote, then those that it was inlined into, then lines of the
+        package's headers that were inlined into these, the outermost first.
     other_lines : tuple of (Path, int)
         Of a race: the other thread's; of a barrier: the other one.
     thread, block : tuple of int, or None
-        Who: x, y, z.
+        Who: x, y, z. None: not one thread, but a launch that was stopped.
     count : int
         How often.
     """
@@ -197,7 +200,7 @@ def _findings(
     found: dict[tuple[object, ...], Finding] = {}
     for raw in launched.found:
         kind = FindingKind(raw.kind)
-        lines, other_lines = where.get(raw.site, ()), where.get(raw.other_site, ())
+        lines, other_lines = (_author_first(where.get(site, ())) for site in (raw.site, raw.other_site))
         if kind is FindingKind.DIVERGENT_BARRIER and lines == other_lines:
             continue  # one barrier, which the compiler has copied
         if kind is FindingKind.STOPPED and len(launched.found) > 1:
@@ -209,9 +212,21 @@ def _findings(
             found[key] = Finding(**{**vars(before), "count": before.count + raw.count})
             continue
         sentence = str(failed) if kind is FindingKind.STOPPED else _sentence(kind, raw, array, shapes, kernel.geometry)
-        who = _xyz(raw.thread, kernel.geometry[1]), _xyz(raw.block, kernel.geometry[0])
+        thread = None if kind is FindingKind.STOPPED else _xyz(raw.thread, kernel.geometry[1])
+        who = thread, _xyz(raw.block, kernel.geometry[0])
         found[key] = Finding(KINDS[kind][0], sentence, kernel.entry, lines, other_lines, *who, raw.count)
     return list(found.values())
+
+
+def is_of_headers(path: Path) -> bool:
+    """Return whether a file is a header of the package."""
+    return path.suffix != ".cu" and any(path.is_relative_to(root) for root in (source_root(), RUNTIME))
+
+
+def _author_first(lines: tuple[tuple[Path, int], ...]) -> tuple[tuple[Path, int], ...]:
+    """Return inlined lines, which come innermost first, in the order that `Finding` has."""
+    headers = [line for line in lines if is_of_headers(line[0])]
+    return (*(line for line in lines if line not in headers), *reversed(headers))
 
 
 def _xyz(number: int, extents: Sequence[int]) -> tuple[int, int, int]:

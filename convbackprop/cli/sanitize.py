@@ -14,7 +14,7 @@ from rich.text import Text
 from convbackprop.arguments import known
 from convbackprop.check import within_budget
 from convbackprop.check.curated import CURATED
-from convbackprop.check.sanitize import KINDS, LIMITS, WRONG, Finding, Outcome, sanitize
+from convbackprop.check.sanitize import KINDS, LIMITS, WRONG, Finding, Outcome, is_of_headers, sanitize
 from convbackprop.cli.common import (
     Shielded,
     add_target,
@@ -30,6 +30,7 @@ from convbackprop.cli.common import (
     variants_of,
 )
 from convbackprop.devices.checked import checked_device
+from convbackprop.devices.compiler import RUNTIME
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import DTYPES, ConvProblem
@@ -218,15 +219,14 @@ def _print_finding(out: Console, outcome: Outcome, finding: Finding, problems: i
     say(out, f"    {who}{finding.sentence}")
     for label, lines in (("", finding.lines), ("the other: ", finding.other_lines)):
         for i, (path, number) in enumerate(lines):
-            before = "    inlined into " if i else f"    {label}"
-            out.print(f"{before}{_name(path)}:{number}:  {_line(path, number)}", soft_wrap=True)
-            if path.suffix == ".cu":
-                break  # from here on, the kernel itself
+            before = f"    {label}" if i == 0 else "    in " if is_of_headers(path) else "    inlined into "
+            if not (i and path.suffix == ".cu"):  # of the kernel itself one line says where
+                out.print(f"{before}{_name(path)}:{number}:  {_line(path, number)}", soft_wrap=True)
 
 
 def _name(path: Path) -> str:
     """Return a file's name: from the root of the kernels on, or from the current folder, or as it is."""
-    for root in (source_root(), Path.cwd()):
+    for root in (source_root(), RUNTIME, Path.cwd()):
         if path.is_relative_to(root):
             return str(path.relative_to(root))
     return str(path)

@@ -38,13 +38,19 @@ def marks(path):
 
 def found(outcome):
     """Return what was found, a race at either of its two lines: (kind, lines)."""
-    return [(each.kind, {number for _, number in each.lines[-1:] + each.other_lines[-1:]}) for each in outcome.findings]
+    return [(each.kind, {number for _, number in each.lines[:1] + each.other_lines[:1]}) for each in outcome.findings]
 
 
 def check_seeded(path):
     pass_name = re.search(r"//@ launch (\w+)", path.read_text())[1]
     problem = ConvProblem.parse("1,1,20,40,1,3,3,padding=same", bias=path.stem != "null_pointer", activation="relu")
-    outcome = sanitize(variant_from_file(path, pass_name), problem)
+    variant = variant_from_file(path, pass_name)
+    outcome = sanitize(variant, problem)
+    block = (*variant.launches[0].block(problem, variant.constants("cuda", problem)), 1, 1)[:3]
+    for each in outcome.findings:  # the author's line comes first, and the thread is there
+        assert all(lines[0][0] == path for lines in (each.lines, each.other_lines) if lines)
+        assert (each.thread is None) == (each.kind in ("stopped", "wrong result"))
+        assert each.thread is None or all(0 <= i < extent for i, extent in zip(each.thread, block, strict=True))
     got, wanted = found(outcome), marks(path)
     for each in outcome.findings:
         print(each.kind, each.lines, each.other_lines, each.sentence)
@@ -246,6 +252,30 @@ def test_command(capfd, tmp_path):
     )
     assert main(["sanitize", "forward/naive", "--problem", "1,1,8,8,1,3,3"]) == 0
     assert "clean" in capfd.readouterr().out
+
+
+RETURNS = """\
+//@ pass forward
+//@ launch conv(x, w, b, y) grid=[ceil_div(Q, 16)] block=[16, 16]
+#include "conv2d.cuh"
+extern "C" __global__ void conv(const Scalar* x, const Scalar* w, const Scalar* b, Scalar* y, Conv2dShape shape) {
+    int q = blockIdx.x * 16 + threadIdx.x;
+    if (q >= shape.Q) return;
+    __syncthreads();
+    if (threadIdx.y == 0) y[q] = x[q];
+}
+"""
+
+
+def test_the_author_s_line_comes_before_a_header_s(run):
+    Path("mine.cu").write_text(RETURNS)
+    code, out, err = run("sanitize", "mine.cu", "--problem", "1,1,1,20,1,1,1,bias=0,activation=identity")
+    assert code == 1 and not err
+    assert re.search(
+        r"thread \(3, 15, 0\) of block \(1, 0, 0\) waits at a __syncthreads that 192 threads .*\n"
+        r"    mine.cu:7:  __syncthreads\(\);\n    in cuda_on_cpu.h:\d+:  ",
+        out,
+    )
 
 
 @pytest.mark.parametrize(

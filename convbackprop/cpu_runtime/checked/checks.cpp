@@ -116,6 +116,13 @@ ConvbackpropFinding& report(int kind, Site site, const Array* array, Site other_
     return finding;
 }
 
+// What threads that wait have in common is told by one of them: the one that runs may be none of them, or none may run.
+ConvbackpropFinding& report_waiting(int kind, Site site, int waiting) {
+    auto& finding = report(kind, site, nullptr);
+    if (finding.count == 1) finding.thread = waiting;
+    return finding;
+}
+
 struct Touch {  // an access to one array
     Array& array;
     Address address;
@@ -266,6 +273,7 @@ void note_basic_block(const void* site) {
 // ----------------------------------------------------------------------------------------- from the runtime
 
 static Site barrier_site;
+static int last_at_barrier;
 
 void add_own_memory(const void* begin, size_t bytes) { own_memory.push_back({Address(begin), Address(begin) + bytes}); }
 
@@ -300,22 +308,25 @@ void end_block() {
 
 void run_as(int number) { thread = number; }
 
-void arrive_at_barrier(int, const void* site) {
+void arrive_at_barrier(int waiting, const void* site) {
     const Site here = site_of(site);
     if (barrier_site && barrier_site != here) report(DIVERGENT_BARRIER, here, nullptr, barrier_site);
     barrier_site = here;
+    last_at_barrier = waiting;
 }
 
 void release_barrier(int arrived) {
     if (arrived < thread_count)
-        report(BARRIER_WITHOUT_THREADS, barrier_site, nullptr).other_thread = thread_count - arrived;
+        report_waiting(BARRIER_WITHOUT_THREADS, barrier_site, last_at_barrier).other_thread = thread_count - arrived;
     barrier_site = 0;
     order.barrier();
     traffic::end_part(thread_count, false);
 }
 
 void complete_warp_operation(int warp, unsigned mask, unsigned lanes, bool orders_memory, const void* site) {
-    if (mask & ~lanes) report(MASK_OF_MISSING_LANES, site_of(site), nullptr).other_thread = int(mask & ~lanes);
+    if (mask & ~lanes)
+        report_waiting(MASK_OF_MISSING_LANES, site_of(site), warp * LANES + __builtin_ctz(lanes)).other_thread =
+            int(mask & ~lanes);
     if (orders_memory) order.warp(warp, lanes);
 }
 
