@@ -331,8 +331,12 @@ def named(text: str) -> tuple[Peer, ...] | None:
     return tuple(PEERS[name] for name in dict.fromkeys(text.split(",")))
 
 
-def found(asked: Sequence[Peer] | None, device_kind: str, device_name: str, notes: list[str]) -> tuple[Peer, ...]:
+def found(
+    asked: Sequence[Peer] | None, device_kind: str, device_name: str, notes: list[str], unasked: Sequence[str] = ()
+) -> tuple[Peer, ...]:
     """Return those peers that can be used; a note says which of all is missing.
+
+    `unasked`: the names of those that are meant by all, where that is not every one.
 
     Raises
     ------
@@ -342,7 +346,8 @@ def found(asked: Sequence[Peer] | None, device_kind: str, device_name: str, note
         A peer that was asked for is not installed.
     """
     if asked is None:
-        able = [peer for peer in PEERS.values() if device_kind in peer.device_kinds]
+        meant = [PEERS[name] for name in unasked or PEERS]
+        able = [peer for peer in meant if device_kind in peer.device_kinds]
         missing = {peer.name: why for peer in able if (why := peer.missing(device_kind))}
         notes += missing.values()
         return tuple(peer for peer in able if peer.name not in missing)

@@ -61,6 +61,9 @@ activation=identity).
 Peers (--against): {", ".join(peers.PEERS)}; all that are installed and
 run on the device, unless told. cupy is for GPUs.
 
+A FILE.cu is timed beside naive, what "auto" chooses, and torch; --ladder: beside
+every variant of its pass.
+
 The suite lab ends with the goals (--goals: these alone): the public functions
 on torch tensors, 1024 x 1024 with filter 5, beside what torch's users call. A
 goal that is not met fails no run: it is of the machine that it was set on.
@@ -103,8 +106,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--image", metavar="FILE", help="the layer of one channel on this image, made grey")
     parser.add_argument("--filter", nargs="+", metavar="R", help="heights (and widths) of the filter; default: 3 5 7")
     parser.add_argument("--dtype", default="float32", metavar="D", help=", ".join(DTYPES) + "; default: float32")
-    parser.add_argument("--against", default=peers.ALL, metavar="PEERS", help=f"{', '.join(peers.PEERS)} (commas "
-                        "between), all that are installed (the default), or none")  # fmt: skip
+    parser.add_argument("--against", metavar="PEERS", help=f"{', '.join(peers.PEERS)} (commas between), all that are "
+                        "installed, or none; default: all, and beside FILE.cu torch")  # fmt: skip
+    parser.add_argument("--ladder", action="store_true", help="beside FILE.cu time every variant of its pass, not only "
+                        "naive and what auto chooses")  # fmt: skip
     parser.add_argument("--goals", action="store_true", help="the goals alone: the public functions beside torch")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each row; default: so that all rows take "
                         f"about {_ALL_ROWS:.0f} s")  # fmt: skip
@@ -121,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check and time, print the table, and return 0 if every row is right."""
     check_options(arguments)
     saved = runs.free_path(arguments.save) if arguments.save is not None else None
-    asked = peers.named(arguments.against)
+    asked = peers.named(arguments.against or peers.ALL)
     variants = wanted_variants(arguments, asked)
     shield = Shielded()
 
@@ -173,11 +178,13 @@ def _measure(
     if arguments.goals and device.kind != "cpu":
         raise EnvironmentProblem(f"--goals are the cpu device's, not {device.name}'s")
     load_before, notes = load(), list[str]()
-    beside = peers.found(peers.named("torch") if arguments.goals else asked, device.kind, device.name, notes)
+    unasked = ("torch",) if is_file(arguments.target) and arguments.against is None else ()
+    asked = peers.named("torch") if arguments.goals else asked
+    beside = peers.found(asked, device.kind, device.name, notes, unasked)
     for peer in beside:
         peer.prepare(get_num_threads())
     ladder = ladder_of(arguments)
-    work = work_of(ladder, cases, variants, device, notes)
+    work = work_of(ladder, cases, variants, device, notes, arguments.ladder)
     seconds = arguments.seconds or min(_ONE_ROW, _ALL_ROWS / max(1, sum(len(rungs) for _, rungs in work)))
     facts = environment(device, beside)
     if not arguments.json:
@@ -188,8 +195,9 @@ def _measure(
     rows = _time_all(work, beside_naive, how)
     met: list[goals.Result] = []
     with_torch = any(peer.name == "torch" for peer in beside)
-    if with_torch and device.kind == "cpu" and (arguments.goals or any(map(_has_goals, cases))):
-        met = _time_goals(distinct(v.pass_name for v in variants if v.file is None), arguments.seconds)
+    with_goals = not is_file(arguments.target) and any(map(_has_goals, cases))
+    if with_torch and device.kind == "cpu" and (arguments.goals or with_goals):
+        met = _time_goals(distinct(v.pass_name for v in variants), arguments.seconds)
     layer_of = {str(case.problem): case.layer for case in cases if case.layer and beside_naive}
     layers = layer_goals.results_of(rows, layer_of)
     noise = Noise(load_before, max(how.loads, default=None), load(), spread_of(rows))

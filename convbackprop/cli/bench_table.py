@@ -10,7 +10,7 @@ from rich.text import Text
 
 from convbackprop.bench.columns import columns, error, legend_of
 from convbackprop.bench.rows import Row
-from convbackprop.cli.common import distinct, say
+from convbackprop.cli.common import counted, distinct, say
 
 #: Narrower than this, the problems are headings of the table instead of a column, and peers share one.
 _WIDE = 112
@@ -42,8 +42,16 @@ def print_rows(rows: Sequence[Row], out: Any) -> None:
     for row in rows:
         for fault in row.faults:
             say(out, f"{row.name} on {row.problem} is WRONG: {fault}")
-    for sentence in distinct(f"{row.name} refuses {row.label}: {row.refusal}" for row in rows if row.refusal):
-        say(out, sentence)
+    refused: dict[str, tuple[list[str], list[str]]] = {}
+    for row in rows:
+        if row.refusal:
+            names, labels = refused.setdefault(row.refusal, ([], []))
+            names.append(row.name)
+            labels.append(row.label)
+    for sentence, (names, labels) in refused.items():
+        first, *others = distinct(labels)
+        more = f" and {counted(len(others), 'other')}" if others else ""
+        say(out, f"{' and '.join(distinct(names))} refuse{'s' * (len(distinct(names)) == 1)} {first}{more}: {sentence}")
     legend = legend_of(rows)
     if legend:
         say(out, "", *legend)

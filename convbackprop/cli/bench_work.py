@@ -16,7 +16,7 @@ from convbackprop.bench.suites import CPU_CUT, SUITES, Suite
 from convbackprop.cli.common import distinct, is_file, variants_of
 from convbackprop.devices import Device
 from convbackprop.errors import InvalidArgument
-from convbackprop.ladder.registry import of_pass
+from convbackprop.ladder.registry import of_pass, why_not
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import DTYPES, ConvProblem
 
@@ -26,12 +26,14 @@ Work = list[tuple[Case, Sequence[Variant]]]
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Refuse what makes no sense before anything runs."""
-    peers.named(arguments.against)
+    peers.named(arguments.against or peers.ALL)
+    if arguments.ladder and not is_file(arguments.target):
+        raise InvalidArgument("--ladder goes with a FILE.cu; without one every variant is timed")
     known(arguments.dtype, tuple(DTYPES), "--dtype")
     _filters(arguments, ())
     if arguments.seconds is not None and not 0 < arguments.seconds < 3600:
         raise InvalidArgument(f"--seconds is {arguments.seconds}; it should be above 0 and below 3600")
-    if arguments.goals and (arguments.against not in (peers.ALL, "torch") or is_file(arguments.target)):
+    if arguments.goals and (arguments.against not in (None, peers.ALL, "torch") or is_file(arguments.target)):
         raise InvalidArgument(
             "--goals compares the public functions with torch; it goes with no file and no other peer"
         )
@@ -92,15 +94,27 @@ def ladder_of(arguments: argparse.Namespace) -> Suite | None:
     return None if named else suite_of(arguments)
 
 
+def _beside(variants: Sequence[Variant], problem: ConvProblem, device_kind: str) -> tuple[Variant, ...]:
+    """Return of the rungs before a file of one's own, which comes last, those that tell how good it is: two."""
+    *rungs, own = variants
+    able = [rung for rung in rungs if rung.refusal(problem, device_kind) is None]
+    best = [rung for rung, reason in why_not(own.pass_name, problem, device_kind).items() if reason is None]
+    return distinct([*(rung for rung in able if rung.name == "naive"), *best, own])
+
+
 def work_of(ladder: Suite | None, cases: Sequence[Case], variants: Sequence[Variant], device: Device,
-          notes: list[str]) -> Work:  # fmt: skip
-    """Return each case with what is timed on it; of a suite only what does not refuse it, and a note says so."""
+          notes: list[str], whole: bool = False) -> Work:  # fmt: skip
+    """Return each case with what is timed on it; of a suite only what does not refuse it, and a note says so.
+
+    Beside a file of one's own not all rungs are timed, unless `whole`.
+    """
     if any(case.layer and case.layer.batch != case.problem.N for case in cases):
         notes.append(
             f"On a CPU batches are divided by {CPU_CUT}, or by as much as leaves one image: N 8/8 is 8 divided by 8."
         )
     if ladder is None:
-        return [(case, variants) for case in cases]
+        few = variants[-1].file is not None and not whole
+        return [(case, _beside(variants, case.problem, device.kind) if few else variants) for case in cases]
     if not ladder.beside_naive:
         refused: dict[str, list[str]] = {}
         for variant, case in itertools.product(variants, cases):

@@ -186,8 +186,11 @@ def run(arguments: argparse.Namespace) -> int:
         if any(v in of_pass(entry.name) for v in chosen):
             reads, writes = (", ".join(_operands(entry.name, written)) for written in (False, True))
             say(out, f"{entry.name} ({entry.gloss}): reads {reads}; writes {writes}")
-    no_cuda = why_not_cuda()
-    say(out, f"devices: {', '.join(usable_devices())}" + (f" (no cuda: {no_cuda})" if no_cuda else ""))
+    usable = usable_devices()
+    say(
+        out,
+        f"devices: {', '.join(usable)}" + ("" if "cuda" in usable else " (no cuda: 'convbackprop doctor' says why)"),
+    )
     if len(chosen) == len(VARIANTS):
         say(out, f"sources: {source_root()}")
     return 0

@@ -94,4 +94,4 @@ def choice_of_device(name: str | None) -> tuple[Device, str]:
         return device, f"device {device.name}: named in CONVBACKPROP_DEVICE{stand_in}"
     if device.kind == "cuda":
         return device, f"device {device.name}: the GPU is usable"
-    return device, f"device cpu: {why_not_cuda()}"
+    return device, "device cpu: no GPU is usable ('convbackprop doctor' says why)"

@@ -20,7 +20,7 @@ from convbackprop.bench.rows import Row
 from convbackprop.check import curated, inputs, reference
 from convbackprop.cli import check as check_command, goals
 from convbackprop.devices.cpu import cpu_device
-from convbackprop.ladder.registry import VARIANTS, choose, of_pass, select
+from convbackprop.ladder.registry import VARIANTS, choose, of_pass, select, why_not
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, PASSES, ConvProblem
 from tests import driver
@@ -193,6 +193,7 @@ def test_list_tells_what_computes_a_problem(run, monkeypatch, kind, text):
         ("bench kernel_grad --against opencv", 2, "--against opencv times forward, not kernel_grad"),
         ("bench --goals --suite lab", 2, "--goals has a problem of its own; leave out --suite"),
         ("bench --goals --filter 3", 2, "--goals has a problem of its own; leave out --filter"),
+        ("bench --ladder", 2, "--ladder goes with a FILE.cu; without one every variant is timed"),
         ("bench --goals --against none", 2, "--goals compares the public functions with torch"),
         ("list --device cpu", 2, "--device goes with --problem"),
         ("list --problem 1,1,9,9,1,3,3 --device cuda:1", 2, "--device is 'cuda:1'; it should be one of cpu, cuda"),
@@ -450,8 +451,10 @@ def test_new_then_check_then_bench(run, pass_name):
 
     code, out, err = run("bench", "mine.cu", "--problem", SMALL, "--against", "none", *QUICK, "--json")
     rows = json.loads(out)["rows"]
-    assert code == 0 and [row["variant"] for row in rows] == [*map(str, of_pass(pass_name)), f"{pass_name}/mine.cu"]
-    assert all(row["median_ms"] > 0 for row in rows if not row["refused"]) and not rows[-1]["refused"]
+    best = [str(rung) for rung, reason in why_not(pass_name, ConvProblem.parse(SMALL), "cpu").items() if reason is None]
+    naive = [] if pass_name == "backward" else [f"{pass_name}/naive"]
+    assert code == 0 and [row["variant"] for row in rows] == [*naive, *best, f"{pass_name}/mine.cu"]
+    assert all(row["median_ms"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -474,11 +477,27 @@ def test_a_file_of_one_s_own_for_backward(run):
     command = ("mine.cu", "--pass", "backward", "--problem", "2,3,9,8,3,3,3,groups=3,padding=1")
     code, out, err = run("check", *command, "--dtype", "float32", "--device", "cpu")
     assert code == 0 and not err, out + err
-    code, out, err = run("bench", *command, "--against", "none", *QUICK, "--json")
+    code, out, err = run("bench", *command, "--against", "none", "--ladder", *QUICK, "--json")
     rows = json.loads(out)["rows"]
     assert code == 0 and [row["variant"] for row in rows] == [*map(str, of_pass("backward")), "backward/mine.cu"]
     assert all(row["median_ms"] > 0 for row in rows)
     assert all(row["public_ms"] > 0 for row in rows[:-1])
+
+
+def test_bench_of_a_file_is_about_the_file(run, monkeypatch):
+    """Torch beside it where it is installed, no goals, and each refusal once."""
+    monkeypatch.setattr(goals, "SIZE", 40)
+    run("new", "forward/mine")
+    problems = ("--problem", "1,1,40,40,1,3,3", "--problem", "1,1,28,28,1,3,3", "--problem", "1,1,40,40,1,3,3,mask=1")
+    code, out, err = run("bench", "mine.cu", *problems, *QUICK, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["ok"] and not err and found["goals"] == []
+    assert set(found["settings"]["peers"]) <= {"torch"}
+    code, out, err = run("bench", "mine.cu", "--ladder", *problems, *problems[-2:], "--against", "none", *QUICK)
+    assert code == 0 and "goals" not in out
+    assert out.count("forward/mine.cu refuses 1,1,40,40,1,3,3,mask=1: it writes no mask") == 1
+    sentences = [line.partition(": ")[2] for line in out.splitlines() if re.search(r" refuses? 1,1,", line)]
+    assert len(sentences) == len(set(sentences)) > 1
 
 
 WRONG = {
@@ -894,3 +913,15 @@ def test_given_arrays_and_answers_are_used():
     assert checking.check(variant, problem, cpu_device(), given=given, expected=expected).ok
     wrong = {"dx": (expected["dx"][0] + 1, expected["dx"][1])}
     assert not checking.check(variant, problem, cpu_device(), given=given, expected=wrong).ok
+
+
+def test_what_keeps_a_gpu_from_use_is_told_by_doctor_alone(run, monkeypatch):
+    monkeypatch.setattr("convbackprop.devices.why_not_cuda", lambda: "PyCUDA is missing")
+    for command in (
+        ("check", "forward/naive", "--problem", "1,1,9,9,1,3,3"),
+        ("bench", "forward/naive", "--problem", "1,1,9,9,1,3,3", "--against", "none", "--seconds", "0.01"),
+        ("list", "--problem", "1,1,9,9,1,3,3"),
+        ("list",),
+    ):
+        code, out, err = run(*command)
+        assert code == 0 and "PyCUDA" not in out + err and "'convbackprop doctor' says why" in out
