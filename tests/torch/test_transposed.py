@@ -71,7 +71,7 @@ def test_derivatives_of_any_order(layer, activation):
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_channels_last(activation):
-    (x, w, b), options = given("doubled", torch.float32)
+    (x, w, b), _ = given("doubled", torch.float32)
     mine, theirs = pair_of("doubled", activation)
     last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     y, want = mine(last, w, b), theirs(last, w, b)
