@@ -20,13 +20,10 @@ constexpr bool TRANSPOSED = false;
 
 enum Activation { IDENTITY, RELU, LOGISTIC, TANH, RELU6, LEAKY_RELU, SOFTPLUS, SILU, GELU, GELU_TANH, HARDSWISH };
 
-// Of GELU_TANH: twice the argument of its tanh, and the derivative of that.
-__device__ __forceinline__ Acc gelu_argument(Acc s) {
-    return Acc(1.5957691216057308) * (s + Acc(0.044715) * s * s * s);  // 2 sqrt(2 / pi)
-}
-__device__ __forceinline__ Acc gelu_argument_slope(Acc s) {
-    return Acc(1.5957691216057308) * (1 + Acc(3 * 0.044715) * s * s);
-}
+// Of GELU_TANH: twice the argument of its tanh, 2 sqrt(2 / pi) (s + 0.044715 s^3), and the derivative of that.
+constexpr Acc LINEAR = 1.5957691216057308, CUBIC = LINEAR * 0.044715;
+__device__ __forceinline__ Acc gelu_argument(Acc s) { return s * (LINEAR + CUBIC * s * s); }
+__device__ __forceinline__ Acc gelu_argument_slope(Acc s) { return LINEAR + 3 * CUBIC * s * s; }
 
 template <Activation PHI>
 __device__ __forceinline__ Acc phi(Acc s) {
