@@ -10,22 +10,30 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn.modules.conv import _ConvNd
 
+from convbackprop.activations import ACTIVATIONS, Activation, activation_name
 from convbackprop.problem import DTYPES
-from convbackprop.torch.module import Conv2d
+from convbackprop.torch.module import Conv2d, Layer
 
 Module = torch.nn.Module
 
-#: What a layer can have fused in, by what it is in a model: a module, a function, a method of tensors.
-_MODULES = {torch.nn.ReLU: "relu", torch.nn.Sigmoid: "logistic", torch.nn.Tanh: "tanh"}
+#: The activations that a layer can have fused in, by what they are in a model: a module, a function, a method of
+#: tensors; functions and methods in place too.
+_FUSED = [phi for phi in ACTIVATIONS.values() if phi.module]
+_IN_PLACE = ("", "_")
+_MODULES = {getattr(torch.nn, phi.module): phi for phi in _FUSED}
 _FUNCTIONS = {
-    torch.relu: "relu", torch.nn.functional.relu: "relu", torch.relu_: "relu",
-    torch.sigmoid: "logistic", torch.nn.functional.sigmoid: "logistic",
-    torch.tanh: "tanh", torch.nn.functional.tanh: "tanh",
-}  # fmt: skip
+    getattr(home, phi.torch + suffix): phi
+    for phi, suffix in itertools.product(_FUSED, _IN_PLACE)
+    for home in (torch, torch.nn.functional)
+    if hasattr(home, phi.torch + suffix)
+}
 _METHODS = {
-    "relu": "relu", "relu_": "relu", "sigmoid": "logistic", "sigmoid_": "logistic", "tanh": "tanh", "tanh_": "tanh",
-}  # fmt: skip
+    phi.torch + suffix: phi
+    for phi, suffix in itertools.product(_FUSED, _IN_PLACE)
+    if hasattr(torch.Tensor, phi.torch + suffix)
+}
 
 
 @dataclass
@@ -39,27 +47,32 @@ class Report:
     swapped : list of str
         Layers that are ours now, without an activation.
     left : dict of str to str
-        Layers that are still torch's, and why.
+        Convolutions that are still torch's, and why.
+    order : list of str
+        All of these, as they come in the model.
     """
 
     fused: dict[str, str] = field(default_factory=dict)
     swapped: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        rows = [(name, f"swapped, with {activation}") for name, activation in self.fused.items()]
-        rows += [(name, "swapped") for name in self.swapped]
-        rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
-        width = max((len(name) for name, _ in rows), default=0)
-        return "\n".join(f"{name:{width}}  {what}" for name, what in rows) or "no torch.nn.Conv2d found"
+        told = {
+            **{name: f"swapped, with {activation}" for name, activation in self.fused.items()},
+            **dict.fromkeys(self.swapped, "swapped"),
+            **{name: f"left: {reason}" for name, reason in self.left.items()},
+        }
+        width = max(map(len, told), default=0)
+        return "\n".join(f"{name:{width}}  {told[name]}" for name in self.order) or "no torch.nn.Conv2d found"
 
 
 def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") -> tuple[Module, Report]:
     """Return a model like this one, whose torch.nn.Conv2d layers are `convbackprop.torch.nn.Conv2d`.
 
-    An activation (ReLU, Sigmoid, Tanh) goes into the layer before it where it is the next module of a
-    torch.nn.Sequential and the layer is used there only; an Identity takes its place, so that names, and with them a
-    state_dict, remain as they are.
+    An activation that the kernels know (ReLU, LeakyReLU, Sigmoid, GELU, ...) goes into the layer before it where it is
+    the next module of a torch.nn.Sequential and the layer is used there only; an Identity takes its place, so that
+    names, and with them a state_dict, remain as they are.
 
     Parameters
     ----------
@@ -93,10 +106,13 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
     else:
         fusions = _fused_by_sequence(model)
     made: dict[int, Module] = {}
-    for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(layer, torch.nn.Conv2d):
+    layers = dict(model.named_modules(remove_duplicate=False))
+    for name, _ in module.named_modules(remove_duplicate=False):
+        layer = layers.get(name)
+        if not isinstance(layer, _ConvNd) or isinstance(layer, Layer):
             continue
         title = name or "(the model)"
+        report.order.append(title)
         if reason := _cannot(layer):
             report.left[title] = reason
             continue
@@ -112,8 +128,12 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
     return model, report
 
 
-def _cannot(layer: torch.nn.Conv2d) -> str | None:
+def _cannot(layer: _ConvNd) -> str | None:
     """Return why a layer cannot be exchanged."""
+    if layer.transposed:
+        return f"it is a {type(layer).__name__}, and only Conv2d is exchanged"
+    if (axes := len(layer.kernel_size)) != 2:
+        return f"it is a {type(layer).__name__}, and the kernels convolve images of two axes, not {axes}"
     if type(layer) is not torch.nn.Conv2d:
         return f"it is a {type(layer).__name__}, which may do more than torch.nn.Conv2d"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -124,7 +144,7 @@ def _cannot(layer: torch.nn.Conv2d) -> str | None:
     return None
 
 
-def _like(layer: torch.nn.Conv2d, activation: str, variant: str) -> Module:
+def _like(layer: _ConvNd, activation: str, variant: str) -> Module:
     """Return our layer with the parameters of torch's."""
     ours = Conv2d(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
@@ -144,9 +164,9 @@ def _fused_by_sequence(model: Module) -> dict[str, str]:
             continue
         children = list(parent._modules.items())
         for (layer_name, layer), (after_name, after) in itertools.pairwise(children):
-            activation = _MODULES.get(type(after))
+            activation = _activation_of_module(after)
             ours = isinstance(layer, torch.nn.Conv2d) and not _cannot(layer) and uses[id(layer)] == 1
-            if activation and ours and not _has_hooks(after):
+            if activation and ours:
                 parent._modules[after_name] = torch.nn.Identity()
                 found[f"{name}.{layer_name}" if name else layer_name] = activation
     return found
@@ -175,11 +195,30 @@ def _fused_by_graph(model: fx.GraphModule) -> dict[str, str]:
     return found
 
 
+def _activation_of_module(module: Module) -> str | None:
+    """Return the activation that a module computes, if it is one, and nothing else."""
+    phi = _MODULES.get(type(module))
+    if phi is None or _has_hooks(module):
+        return None
+    return _accepted(phi, {name: getattr(module, name) for name in phi.parameters})
+
+
 def _activation_of(node: Any, model: fx.GraphModule) -> str | None:
     """Return the activation that a node of a graph computes, if it is one."""
     if node.op == "call_module":
-        module = model.get_submodule(node.target)
-        return None if _has_hooks(module) else _MODULES.get(type(module))
-    if node.op == "call_function":
-        return _FUNCTIONS.get(node.target)
-    return _METHODS.get(node.target) if node.op == "call_method" else None
+        return _activation_of_module(model.get_submodule(node.target))
+    phi = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {}).get(node.target)
+    if phi is None:
+        return None
+    given = dict(zip((*phi.parameters, "inplace"), node.args[1:], strict=False)) | node.kwargs
+    given.pop("inplace", None)
+    return _accepted(phi, {**phi.parameters, **given})
+
+
+def _accepted(phi: Activation, parameters: dict[str, Any]) -> str | None:
+    """Return the activation's name with these parameters, if the kernels compute it."""
+    constants = all(isinstance(value, (str, int, float)) for value in parameters.values())
+    if parameters.keys() != phi.parameters.keys() or not constants:
+        return None
+    name = phi.accepts(**parameters)
+    return None if name is None else activation_name(name)

@@ -133,12 +133,98 @@ def test_what_is_left():
     assert str(report).splitlines() == [
         "0  swapped",
         "2  swapped",
-        "7  swapped",
         "3  left: it is a Counting, which may do more than torch.nn.Conv2d",
         "5  left: it has hooks",
+        "7  swapped",
         "9  left: its dtype is complex64",
     ]
     assert str(nn.from_torch(torch.nn.ReLU())[1]) == "no torch.nn.Conv2d found"
+
+
+class Applied(torch.nn.Module):
+    """A layer, and what is called on its result."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.layer, self.call = torch.nn.Conv2d(3, 4, 3, dtype=torch.float64), call
+
+    def forward(self, x):
+        return self.call(self.layer(x))
+
+
+#: What is put after a layer, and the activation that the layer then has, or None.
+AFTER = [
+    (torch.nn.ReLU(inplace=True), "relu"),
+    (torch.nn.ReLU6(), "relu6"),
+    (torch.nn.LeakyReLU(), "leaky_relu"),
+    (torch.nn.LeakyReLU(0.2), "leaky_relu:0.2"),
+    (torch.nn.LeakyReLU(-0.2), None),
+    (torch.nn.Softplus(), "softplus"),
+    (torch.nn.Softplus(beta=2), None),
+    (torch.nn.SiLU(), "silu"),
+    (torch.nn.GELU(), "gelu"),
+    (torch.nn.GELU("tanh"), "gelu_tanh"),
+    (torch.nn.Hardswish(), "hardswish"),
+    (torch.nn.ELU(), None),
+    (functional.relu, "relu"),
+    (torch.sigmoid_, "logistic"),
+    (lambda s: functional.relu6(s, inplace=True), "relu6"),
+    (lambda s: functional.leaky_relu(s, 0.3, True), "leaky_relu:0.3"),
+    (lambda s: functional.leaky_relu(s, negative_slope=1), "leaky_relu:1.0"),
+    (lambda s: functional.leaky_relu_(s), "leaky_relu"),
+    (lambda s: functional.leaky_relu(s, -1), None),
+    (lambda s: functional.leaky_relu(s, s.shape[1]), None),
+    (lambda s: functional.softplus(s, 1, 30), "softplus"),
+    (lambda s: functional.softplus(s, 1, 3), None),
+    (lambda s: functional.gelu(s, approximate="tanh"), "gelu_tanh"),
+    (functional.silu, "silu"),
+    (functional.hardswish, "hardswish"),
+    (functional.elu, None),
+    (lambda s: s.relu_(), "relu"),
+    (lambda s: s.sigmoid(), "logistic"),
+    (lambda s: s.tanh_(), "tanh"),
+    (lambda s: s.square_(), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("after, activation", AFTER)
+def test_every_activation_is_fused(after, activation):
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    models = [(Applied(after), True)]
+    if isinstance(after, torch.nn.Module):
+        models.append((torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, dtype=torch.float64), after), False))
+    for theirs, trace in models:
+        mine, report = nn.from_torch(theirs, trace=trace, variant="naive")
+        assert list(report.fused.values()) == ([activation] if activation else []), report
+        assert len(report.swapped) == (activation is None)
+        # torch's softplus is cut off at its threshold
+        assert (mine(x) - theirs(x)).abs().max() < (1e-8 if activation == "softplus" else 1e-12)
+
+
+def test_convolutions_of_other_kinds_are_named():
+    """In the order of the model's modules, also where its forward has another one."""
+
+    class Backwards(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.volume = torch.nn.Conv3d(1, 1, 1)
+            self.line = torch.nn.Conv1d(1, 1, 1)
+            self.up = torch.nn.ConvTranspose2d(1, 1, 1)
+            self.image = torch.nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            image = self.up(self.image(x))
+            return self.volume(self.line(image[:, :, 0])[:, :, None, None])
+
+    for trace in (False, True):
+        mine, report = nn.from_torch(Backwards(), trace=trace)
+        assert mine(torch.randn(1, 1, 2, 2)).shape == (1, 1, 1, 1, 2)
+        assert str(report).splitlines() == [
+            "volume  left: it is a Conv3d, and the kernels convolve images of two axes, not 3",
+            "line    left: it is a Conv1d, and the kernels convolve images of two axes, not 1",
+            "up      left: it is a ConvTranspose2d, and only Conv2d is exchanged",
+            "image   swapped",
+        ]
 
 
 def test_parametrizations_are_left():
