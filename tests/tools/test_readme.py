@@ -186,6 +186,8 @@ def test_the_page_on_pytorch_runs(readme, capsys):
     assert printed in page("pytorch.md")
     assert names["each"].shape == (8, 4, 3, 3, 3)
     assert torch.isfinite(names["loss"])
+    want = torch.nn.functional.conv1d(names["sound"], names["taps"], stride=2, padding=3, groups=2).relu()
+    torch.testing.assert_close(names["filtered"], want)
 
 
 def test_the_page_on_accuracy_is_what_was_measured(readme):
