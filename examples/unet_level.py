@@ -46,7 +46,7 @@ class UNetLevel(nn.Module):
         self.left = self._two(1, channels)
         self.down = nn.MaxPool2d(2, ceil_mode=True)
         self.bottom = self._two(channels, 2 * channels)
-        self.up = nn.Conv2d(2 * channels, channels, 1)
+        self.up = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
         self.right = self._two(2 * channels, channels)
         self.last = nn.Conv2d(channels, 1, 1)
 
@@ -59,8 +59,7 @@ class UNetLevel(nn.Module):
     def forward(self, o: Tensor) -> Tensor:
         """Return o without its noise, (N, 1, H, W) in and out."""
         left = self.left(o)
-        bottom = self.up(self.bottom(self.down(left)))
-        risen = nn.functional.interpolate(bottom, scale_factor=2.0, mode="nearest")
+        risen = self.up(self.bottom(self.down(left)))
         risen = risen[..., : o.shape[-2], : o.shape[-1]]  # an odd side was made even on the way down
         return o - self.last(self.right(torch.cat([left, risen], dim=1)))
 

@@ -1,4 +1,4 @@
-"""A model's torch.nn.Conv2d layers exchanged for ours, with the activation after them where it provably follows."""
+"""A model's convolutions exchanged for ours, with the activation after them where it provably follows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from torch.nn.modules.conv import _ConvNd
 from convbackprop.activations import ACTIVATIONS, Activation, activation_name
 from convbackprop.problem import DTYPES
 from convbackprop.torch.module import Conv2d, Layer
+from convbackprop.torch.transposed import ConvTranspose2d
 
 Module = torch.nn.Module
+
+#: What is exchanged, and for what.
+_OURS: dict[type[Module], type[Layer]] = {torch.nn.Conv2d: Conv2d, torch.nn.ConvTranspose2d: ConvTranspose2d}
 
 #: The activations that a layer can have fused in, by what they are in a model: a module, a function, a method of
 #: tensors; functions and methods in place too.
@@ -64,11 +68,11 @@ class Report:
             **{name: f"left: {reason}" for name, reason in self.left.items()},
         }
         width = max(map(len, told), default=0)
-        return "\n".join(f"{name:{width}}  {told[name]}" for name in self.order) or "no torch.nn.Conv2d found"
+        return "\n".join(f"{name:{width}}  {told[name]}" for name in self.order) or "no convolution found"
 
 
 def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") -> tuple[Module, Report]:
-    """Return a model like this one, whose torch.nn.Conv2d layers are `convbackprop.torch.nn.Conv2d`.
+    """Return a model like this one, whose Conv2d and ConvTranspose2d layers are those of `convbackprop.torch.nn`.
 
     An activation that the kernels know (ReLU, LeakyReLU, Sigmoid, GELU, ...) goes into the layer before it where it is
     the next module of a torch.nn.Sequential and the layer is used there only; an Identity takes its place, so that
@@ -130,12 +134,11 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
 
 def _cannot(layer: _ConvNd) -> str | None:
     """Return why a layer cannot be exchanged."""
-    if layer.transposed:
-        return f"it is a {type(layer).__name__}, and only Conv2d is exchanged"
     if (axes := len(layer.kernel_size)) != 2:
         return f"it is a {type(layer).__name__}, and the kernels convolve images of two axes, not {axes}"
-    if type(layer) is not torch.nn.Conv2d:
-        return f"it is a {type(layer).__name__}, which may do more than torch.nn.Conv2d"
+    if type(layer) not in _OURS:
+        kind = "ConvTranspose2d" if layer.transposed else "Conv2d"
+        return f"it is a {type(layer).__name__}, which may do more than torch.nn.{kind}"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(layer, kind) for kind in hooks):
         return "it has hooks"
@@ -146,11 +149,12 @@ def _cannot(layer: _ConvNd) -> str | None:
 
 def _like(layer: _ConvNd, activation: str, variant: str) -> Module:
     """Return our layer with the parameters of torch's."""
-    ours = Conv2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        layer.groups, layer.bias is not None, layer.padding_mode, device="meta", dtype=layer.weight.dtype,
-        activation=activation, variant=variant,
-    )  # fmt: skip
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    if layer.transposed:
+        names.append("output_padding")
+    options: dict[str, Any] = {name: getattr(layer, name) for name in names}
+    options |= {"bias": layer.bias is not None, "device": "meta", "dtype": layer.weight.dtype}
+    ours = _OURS[type(layer)](**options, activation=activation, variant=variant)
     ours.weight, ours.bias = layer.weight, layer.bias
     return ours.train(layer.training)
 
@@ -165,7 +169,7 @@ def _fused_by_sequence(model: Module) -> dict[str, str]:
         children = list(parent._modules.items())
         for (layer_name, layer), (after_name, after) in itertools.pairwise(children):
             activation = _activation_of_module(after)
-            ours = isinstance(layer, torch.nn.Conv2d) and not _cannot(layer) and uses[id(layer)] == 1
+            ours = isinstance(layer, _ConvNd) and not _cannot(layer) and uses[id(layer)] == 1
             if activation and ours:
                 parent._modules[after_name] = torch.nn.Identity()
                 found[f"{name}.{layer_name}" if name else layer_name] = activation
@@ -186,7 +190,7 @@ def _fused_by_graph(model: fx.GraphModule) -> dict[str, str]:
         layer = model.get_submodule(node.target)
         (user,) = node.users
         activation = _activation_of(user, model)
-        if isinstance(layer, torch.nn.Conv2d) and not _cannot(layer) and activation and user.args[:1] == (node,):
+        if isinstance(layer, _ConvNd) and not _cannot(layer) and activation and user.args[:1] == (node,):
             user.replace_all_uses_with(node)
             model.graph.erase_node(user)
             found[node.target] = activation
