@@ -35,6 +35,7 @@ ENTRIES = (
                    one_thread_each(lambda p: math.prod(p.x_shape)), block("THREADS")),
         ),
         tunables=TUNABLES,
+        unproven=True,
     ),
     Variant(
         "kernel_grad",

@@ -144,6 +144,7 @@ ENTRIES = (
         specialise=lambda p, a, t: {"THREADS": t["TILE_P"] * t["TILE_Q"]},
         requires=(forward_fits,),
         auto_on=("cuda",),  # on a CPU a barrier costs more than the loads that it saves
+        unproven=True,
     ),
     Variant(
         "input_grad",
@@ -155,6 +156,7 @@ ENTRIES = (
         tunables=INPUT_GRAD,
         requires=(input_grad_fits,),
         auto_on=("cuda",),  # on a CPU a barrier costs more than the loads that it saves
+        unproven=True,
     ),
     Variant(
         "kernel_grad",
@@ -168,5 +170,6 @@ ENTRIES = (
         scratch=lambda p, t: kernel_grad_slices(p, t) * taps(p),
         requires=(kernel_grad_fits,),
         auto_on=("cuda",),  # on a CPU a barrier costs more than the loads that it saves
+        unproven=True,
     ),
 )  # fmt: skip
