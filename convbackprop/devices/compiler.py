@@ -359,7 +359,8 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     include = _include(source.path.absolute())
     texts = text_with_includes(source.path)
     libraries = [str(runtime)] if runtime else []
-    name = _key(compiler, options, source.defines, libraries, words, texts, source.path.name, cpu_features())
+    place = str(RUNTIME) if runtime else ""  # what is checked tells where its lines stand
+    name = _key(compiler, options, source.defines, libraries, words, texts, source.path.name, cpu_features(), place)
 
     def build(path: Path) -> dict[str, str]:
         header = _write_words(path.parent)
