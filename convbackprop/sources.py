@@ -92,8 +92,9 @@ _CPU_HEADERS = ("device_calls.h", "cuda_on_cpu.h", "include/cuda_bf16.h", "inclu
 
 
 def words_of_headers(path: Path) -> dict[str, str]:
-    """Return every word in the code of the headers that a .cu file gets, each with the name of a header that has it."""
-    headers = {name: text for name, text in _texts(path).items() if name != path.name}
+    """Return every word in the code of the package's headers that a .cu file gets, each with a header that has it."""
+    files = files_with_includes(path)
+    headers = {name: text for name, text in _texts(path).items() if files[name].is_relative_to(source_root())}
     for name in _CPU_HEADERS:
         headers[name.rpartition("/")[2]] = (Path(__file__).parent / "cpu_runtime" / name).read_text(encoding="utf-8")
     return {

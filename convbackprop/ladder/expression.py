@@ -136,6 +136,15 @@ def shared_bytes_of(expressions: Sequence[Expression], names: Mapping[str, int])
     return shared[0] if shared else 0
 
 
+def scratch_of(expressions: Sequence[Expression], names: Mapping[str, int]) -> int:
+    """Return the accumulators of scratch memory; without an expression none."""
+    found = [expression(names) for expression in expressions]
+    for expression, value in zip(expressions, found, strict=True):
+        if value < 0:
+            raise _refused("scratch", [expression], [value], names, "it should be at least 0")
+    return sum(found)
+
+
 def _refused(
     what: str, expressions: Sequence[Expression], found: Sequence[int], names: Mapping[str, int], wanted: str
 ) -> InvalidLaunch:

@@ -22,11 +22,13 @@ from typing import TypeVar
 from convbackprop.arguments import known
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.expression import (
+    FUNCTIONS,
     Expression,
     InvalidLaunch,
     block_of,
     comma_separated,
     grid_of,
+    scratch_of,
     shared_bytes_of,
 )
 from convbackprop.ladder.registry import VARIANTS
@@ -141,6 +143,8 @@ def variant_from_file(path: Path, pass_name: str | None = None) -> Variant:
             _check_constant(match[1], value, where, path)
             tunables[match[1]] = Tunable(legal=(value,), cuda=value, cpu=value)
         elif match := re.fullmatch(r"let (\w+) *= *(.+)", text):
+            if match[1] in (*_LETTERS, *FUNCTIONS, *tunables):
+                raise InvalidArgument(f"{where}: {match[1]} has a meaning already; choose another name for the let")
             lets[match[1]] = Expression(match[2], where)
         elif match := re.fullmatch(r"(?:scratch|partial) *= *(.+)", text):
             scratch.append(Expression(match[1], where))
@@ -184,7 +188,7 @@ def variant_from_file(path: Path, pass_name: str | None = None) -> Variant:
         path.stem,
         tuple(launches),
         tunables,
-        scratch=computed(lambda names: sum(values(scratch)(names))),
+        scratch=computed(functools.partial(scratch_of, scratch)),
         requires=(writes_all(path, pass_name, launches), *requires),
         file=path,
     )

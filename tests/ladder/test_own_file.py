@@ -61,7 +61,7 @@ def test_a_launch_that_cuda_refuses(run, lines, sentence):
 def test_the_other_problems_are_checked_nonetheless(run):
     write("launch forward(x, w, b, y) grid=[N * P * Q / 64] block=[64]")
     small, large = "1,1,2,3,1,1,1,bias=0,activation=identity", "1,1,8,16,1,1,1,bias=0,activation=identity"
-    command = ("check", "mine.cu", "--pass", "forward", "--dtype", "float32", "--device", "cpu")
+    command = ("check", "mine.cu", "--pass", "forward", "--dtype", "float32", "--data", "normal", "--device", "cpu")
     code, out, err = run(*command, "--problem", small, "--problem", large, "--json")
     found = json.loads(out)
     assert code == 1 and not err and found["checks"] == 2
@@ -135,6 +135,28 @@ def test_what_no_header_has_is_a_constant(tmp_path):
     path.write_text(path.read_text().replace("activation.cuh", "long_sum.cuh"))
     with pytest.raises(InvalidArgument, match=r"mine.cu:3: the constant is named RUN, a word of long_sum.cuh that"):
         variant_from_file(path, "forward")
+
+
+def test_a_header_of_one_s_own_may_have_the_constant(tmp_path):
+    (tmp_path / "mine.cuh").write_text("constexpr int EDGE = 2 * MY_TILE;")
+    path = write("constant MY_TILE = 3", LAUNCH, path=tmp_path / "mine.cu")
+    path.write_text(path.read_text() + '#include "mine.cuh"\n')
+    assert set(variant_from_file(path, "forward").tunables) == {"MY_TILE"}
+
+
+@pytest.mark.parametrize("name", ["N", "stride_h", "min", "THREADS"])
+def test_a_let_has_a_name_of_its_own(tmp_path, name):
+    with pytest.raises(InvalidArgument, match=f"mine.cu:2: {name} has a meaning already; choose another name"):
+        variant_from_file(
+            write("constant THREADS = 64", f"let {name} = 3", LAUNCH, path=tmp_path / "mine.cu"), "forward"
+        )
+
+
+def test_scratch_memory_is_not_negative(tmp_path):
+    found = variant_from_file(write("scratch = P - 9", LAUNCH, path=tmp_path / "mine.cu"), "forward")
+    problem = ConvProblem.parse("1,1,2,3,1,1,1")
+    with pytest.raises(InvalidLaunch, match=r"mine.cu:1: scratch=\[P - 9\] is \[-7\] with P = 2; it should be at"):
+        found.scratch(problem, found.constants("cpu", problem))
 
 
 # -- the pass --------------------------------------------------------------------------------------------------------
