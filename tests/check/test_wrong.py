@@ -36,7 +36,7 @@ LAUNCHES = {
 """,
     "input_grad": """\
 //@ constant THREADS = 128
-//@ launch input_grad(dy, saved, w, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
+//@ launch input_grad(dy, saved, w, b, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
 """,
     "kernel_grad": """\
 //@ constant THREADS = 128
@@ -56,7 +56,10 @@ def rejections(variant, device, changes):
     found = {}
     for entry in CURATED:
         for change in changes:
-            outcome = check.check(variant, entry.problem(**change), device, entry.data)
+            problem = entry.problem(**change)
+            if problem.transposed and variant.refusal(problem):
+                continue
+            outcome = check.check(variant, problem, device, entry.data)
             if outcome.faults:
                 found.setdefault(entry.text, outcome.faults[0])
     return found
