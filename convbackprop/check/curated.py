@@ -43,8 +43,6 @@ CURATED = (
     Curated("2,6,9,8,4,3,3,groups=2,padding=1", "two groups of three input and two output channels"),
     Curated("2,5,9,8,5,3,3,groups=5,padding=1", "depthwise: each channel by itself"),
     Curated("2,3,9,8,6,3,3,groups=3,padding=1", "depthwise with two filters a channel"),
-    Curated("2,6,9,8,6,3,3,groups=6,padding=1,transposed=1", "a transposed convolution of single channels"),
-    Curated("2,3,9,12,4,3,2,stride=2x3,padding=1,transposed=1", "a transposed one whose last pixels see the bias only"),
     Curated("0,3,6,5,4,3,3,padding=1", "an empty batch: no output, and gradients of zero"),
     Curated("2,17,6,5,9,1,1", "1 x 1: a matrix product of the channels"),
     Curated("2,3,6,5,4,3,3,padding=1,bias=0", "no bias"),
@@ -70,4 +68,6 @@ CURATED = (
     Curated(
         "2,4,13,12,6,3,2,groups=2,stride=2x1,dilation=1x2,padding=2:0x1:3", "integers, everything at once", "integers"
     ),
+    Curated("2,6,9,8,6,3,3,groups=6,padding=1,transposed=1", "a transposed convolution of single channels"),
+    Curated("2,3,9,12,4,3,2,stride=2x3,padding=1,transposed=1", "a transposed one whose last pixels see the bias only"),
 )
