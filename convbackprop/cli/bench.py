@@ -23,7 +23,6 @@ from convbackprop.cli import goals
 from convbackprop.cli.bench_table import print_rows
 from convbackprop.cli.bench_work import Work, cases_of, check_options, ladder_of, suite_of, wanted_variants, work_of
 from convbackprop.cli.common import (
-    Shielded,
     add_device,
     add_target,
     check_memory,
@@ -35,6 +34,7 @@ from convbackprop.cli.common import (
     progress,
     say,
 )
+from convbackprop.cli.shield import Shielded
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.devices.cpu import get_num_threads
 from convbackprop.errors import EnvironmentProblem

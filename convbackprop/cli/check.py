@@ -19,7 +19,6 @@ from convbackprop.check import BUDGET, DATA, GUARD, Outcome, check, inputs, with
 from convbackprop.check.curated import CURATED
 from convbackprop.check.reference import answer
 from convbackprop.cli.common import (
-    Shielded,
     add_device,
     add_target,
     check_memory,
@@ -32,6 +31,7 @@ from convbackprop.cli.common import (
     say,
     variants_of,
 )
+from convbackprop.cli.shield import Shielded
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.devices.gpus import Target
 from convbackprop.errors import InvalidArgument

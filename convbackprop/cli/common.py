@@ -1,18 +1,13 @@
-"""What the commands share: how they print, read a target and a problem, and report a crash."""
+"""What the commands share: how they print, and read a target and a problem."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import mmap
 import os
-import signal
 import sys
-import threading
-import traceback
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -164,66 +159,3 @@ def compile_ahead(
     finally:
         pool.shutdown(cancel_futures=True)
     bar.remove_task(task)
-
-
-# -- a kernel that crashes -------------------------------------------------------------------------------------------
-class Shielded:
-    """Runs a command in a child process where that is possible, so that a crash of a user's kernel gets a sentence.
-
-    On the cpu device a kernel that reads far outside its arrays ends the process.
-    """
-
-    def __init__(self) -> None:
-        self._note = mmap.mmap(-1, 4096)  # shared with the child
-
-    def doing(self, what: str) -> None:
-        """Note what is being done, for the message."""
-        text = what.encode()[:4095]
-        self._note[: len(text) + 1] = text + b"\0"
-
-    def run(self, command: Callable[[], int], crashed: Callable[[str, str], None] | None = None) -> int:
-        """Return the exit code of a command; after a crash `crashed` gets what was noted, if any, and how it ended."""
-        if "torch" in sys.modules or threading.active_count() > 1:  # a fork would lose their threads
-            return command()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with warnings.catch_warnings():
-            # Of threads that Python did not start: numpy's and the runtime's, and both know what to do in a child.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            os._exit(_in_child(command))
-        status = _wait(child)
-        if not os.WIFSIGNALED(status):
-            return os.waitstatus_to_exitcode(status)
-        number = os.WTERMSIG(status)
-        what = self._note[:].split(b"\0")[0].decode(errors="replace")
-        hint = "; it reads or writes outside its arrays" if number in (signal.SIGSEGV, signal.SIGBUS) else ""
-        sentence = f"ended in a crash ({signal.strsignal(number) or f'signal {number}'}){hint}"
-        print(f"convbackprop: error: {what or 'the kernel'} {sentence}", file=sys.stderr)
-        if crashed is not None and what:
-            crashed(what, sentence)
-        return 1
-
-
-def _in_child(command: Callable[[], int]) -> int:
-    """Return the exit code; nothing may escape into the code that called the parent."""
-    from convbackprop.cli import guarded
-
-    try:
-        code = guarded(command)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        return code
-    except BaseException:  # a defect of the package
-        traceback.print_exc()
-        return 1
-
-
-def _wait(child: int) -> int:
-    """Return the status of a child; a Ctrl-C reaches it too, and it says how that ended."""
-    while True:
-        try:
-            return os.waitpid(child, 0)[1]
-        except KeyboardInterrupt:
-            continue

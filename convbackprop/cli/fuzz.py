@@ -17,7 +17,6 @@ from rich.table import Table
 
 from convbackprop.arguments import known
 from convbackprop.cli.common import (
-    Shielded,
     add_device,
     add_target,
     console,
@@ -28,6 +27,7 @@ from convbackprop.cli.common import (
     say,
     variants_of,
 )
+from convbackprop.cli.shield import Shielded
 from convbackprop.devices import Device, choice_of_device, get_device, usable_devices
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
 from convbackprop.files import check_writable, write_whole

@@ -16,7 +16,8 @@ from rich.text import Text
 from convbackprop.arguments import known
 from convbackprop.bench.timing import Timing, alternate, stage
 from convbackprop.check import check, inputs
-from convbackprop.cli.common import Shielded, console, is_file, print_json, progress, say, variants_of
+from convbackprop.cli.common import console, is_file, print_json, progress, say, variants_of
+from convbackprop.cli.shield import Shielded
 from convbackprop.devices import Device, get_device, why_not_cuda
 from convbackprop.devices.compiler import Source, cubin, ptx
 from convbackprop.devices.gpus import GPUS, Gpu, gpu, gpu_titled

@@ -10,7 +10,6 @@ import numpy as np
 from convbackprop.bench.timing import stage
 from convbackprop.check import fill, inputs
 from convbackprop.cli.common import (
-    Shielded,
     add_device,
     add_target,
     check_memory,
@@ -20,6 +19,7 @@ from convbackprop.cli.common import (
     variants_of,
 )
 from convbackprop.cli.profile_report import add_problem, problem_of
+from convbackprop.cli.shield import Shielded
 from convbackprop.devices import choice_of_device
 from convbackprop.errors import InvalidArgument, UnsupportedProblem
 from convbackprop.ladder.variant import Variant

@@ -16,7 +16,6 @@ from convbackprop.check import within_budget
 from convbackprop.check.curated import CURATED
 from convbackprop.check.sanitize import KINDS, LIMITS, WRONG, Finding, Outcome, is_of_headers, sanitize
 from convbackprop.cli.common import (
-    Shielded,
     add_target,
     check_memory,
     compile_ahead,
@@ -29,6 +28,7 @@ from convbackprop.cli.common import (
     say,
     variants_of,
 )
+from convbackprop.cli.shield import Shielded
 from convbackprop.devices.checked import checked_device
 from convbackprop.devices.compiler import RUNTIME
 from convbackprop.errors import InvalidArgument

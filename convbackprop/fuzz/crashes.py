@@ -12,7 +12,7 @@ from convbackprop.errors import ConvBackpropError
 from convbackprop.fuzz.problems import spelled
 from convbackprop.problem import ConvProblem
 
-#: What a command prints (cli/common.Shielded) whose kernel ended the process that it was tried in.
+#: What a command prints (cli/shield.py) whose kernel ended the process that it was tried in.
 CRASHED = "ended in a crash"
 
 

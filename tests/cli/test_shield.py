@@ -1,0 +1,164 @@
+"""A kernel that never ends, in each command that launches one: it is told, it can be ended, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from convbackprop.cli import shield
+from convbackprop.cli.shield import GRACE, Shielded
+from convbackprop.devices.cpu import cpu_device
+from tests.support.quick import QUICK_ENVIRONMENT
+
+ENDLESS = """\
+//@ pass forward
+//@ launch endless(x, w, b, y) grid=[1] block=[32]
+#include "conv2d.cuh"
+extern "C" __global__ void endless(const Scalar* x, const Scalar* w, const Scalar* b, Scalar* y, Conv2dShape shape) {
+    volatile int go = 1;
+    while (go) {}
+    y[threadIdx.x] = 0;
+}
+"""
+PROBLEM = ("--problem", "1,1,4,4,1,1,1")
+CHECK = ("check", "mine.cu", *PROBLEM, "--dtype", "float32", "--device", "cpu")
+COMMANDS = [
+    CHECK,
+    ("sanitize", "mine.cu", *PROBLEM),
+    ("bench", "mine.cu", *PROBLEM, "--against", "none", "--device", "cpu"),
+    ("profile", "mine.cu", *PROBLEM),
+    ("fuzz", "mine.cu", "--seed", "0", "--device", "cpu"),
+    ("run", "mine.cu", *PROBLEM, "--device", "cpu"),
+]
+
+#: Of each process: that a launch takes long is told after a second.
+PROGRAM = "import sys; from convbackprop.cli import main, shield; shield.LONG = 1.0; sys.exit(main(sys.argv[1:]))"
+
+
+@contextlib.contextmanager
+def endless(command, folder):
+    """Run a command as a terminal does, in a process group of its own; give it when its launch has taken long."""
+    (folder / "mine.cu").write_text(ENDLESS)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *command], cwd=folder, text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env={**os.environ, **QUICK_ENVIRONMENT, "PYTHONPATH": str(Path(shield.__file__).parents[2])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        line = process.stderr.readline()
+        assert "a launch of endless has been running for 1 s; Ctrl-C stops it within 3 s, a second one at once" in line
+        assert (
+            "forward" in line and "--problem" in line
+            if command[0] == "fuzz"
+            else "forward/mine.cu on 1,1,4,4,1,1,1" in line
+        )
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def members(group):
+    """Return the processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state not in "ZX":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def is_gone(group):
+    """Return whether nothing of a process group runs any more, or soon."""
+    deadline = time.monotonic() + 2
+    while members(group) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not members(group)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
+def test_ctrl_c_ends_a_kernel_that_never_does(tmp_path, command):
+    with endless(command, tmp_path) as process:
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        err = process.communicate(timeout=GRACE + 5)[1]
+        assert time.monotonic() - began < GRACE + 1.5
+        assert process.returncode == 130 and "did not stop by itself and was ended" in err and "Traceback" not in err
+        assert is_gone(process.pid)
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
+    with endless(CHECK, tmp_path) as process:
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        assert "did not stop by itself and was ended" in process.communicate(timeout=10)[1]
+        assert process.returncode == 130 and time.monotonic() - began < GRACE - 1 and is_gone(process.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_the_child_ends_with_its_parent(tmp_path, number):
+    with endless(CHECK, tmp_path) as process:
+        assert len(members(process.pid)) == 2
+        process.send_signal(number)
+        process.wait(10)
+        assert is_gone(process.pid)
+
+
+def test_a_child_whose_parent_is_gone_already_does_nothing():
+    """The parent may end between the fork and the child's asking to end with it."""
+    program = (
+        "import os\nfrom convbackprop.cli import shield\nparent = os.getpid()\nif os.fork() == 0:\n"
+        "    while os.getppid() == parent: pass\n    shield._end_with(parent)\n    print('went on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_stops_by_itself_says_how(tmp_path):
+    """One Ctrl-C, to a child that Python can stop: its own exit code, and no word of being ended."""
+    program = (
+        "import os, signal, sys, time\nfrom convbackprop.cli.shield import Shielded\n"
+        "def command():\n    os.killpg(0, signal.SIGINT)\n    time.sleep(60)\n"
+        "sys.exit(Shielded().run(command))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60,
+                          start_new_session=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_ctrl_c_means_afterwards_what_it_meant_before():
+    before = signal.getsignal(signal.SIGINT)
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    status, was_ended = shield._wait(child)
+    assert (os.waitstatus_to_exitcode(status), was_ended) == (7, False)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_many_short_launches_are_no_long_one(capfd, monkeypatch):
+    """Each launch is another, also where the same kernel runs on the same arrays."""
+    monkeypatch.setattr(shield, "LONG", 0.2)
+    note = Shielded()
+    watch = threading.Thread(target=note._watch, args=(threading.get_ident(),), daemon=True)
+    watch.start()
+    data = bytearray(8 << 20)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(data))
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        cpu_device().copy(at, at + (4 << 20), 4 << 20)
+    assert "has been running" not in capfd.readouterr().err
