@@ -113,7 +113,7 @@ def not_scriptable(*_: Any) -> Any:
     """Refuse torch.jit.script: what PyTorch asks of functions and of modules by the name __prepare_scriptable__."""
     raise InvalidType(
         "torch.jit.script compiles no layer of convbackprop.torch, which is not written in TorchScript; use "
-        "torch.compile or torch.export, or torch.jit.trace"
+        "torch.compile or torch.export"
     )
 
 

@@ -41,7 +41,7 @@ class Contraction(Function):
         given = ctx.saved_tensors
         full = [cotangent if tensor is None else tensor for tensor in given]
         gradients = [
-            _without(full, i, tensor.shape, ctx.options) if tensor is not None and needed else None
+            formatted(_without(full, i, tensor.shape, ctx.options), *given) if tensor is not None and needed else None
             for i, (tensor, needed) in enumerate(zip(given, ctx.needs_input_grad[:3], strict=True))
         ]
         return (*gradients, None, *[None] * len(ctx.options))

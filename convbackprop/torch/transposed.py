@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from convbackprop import ops, transposed
 from convbackprop.activations import saved_by, torch_function
 from convbackprop.arguments import known, pair, shown, sides
-from convbackprop.errors import InvalidArgument
+from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.torch.activation import before_activation, bias_grad
 from convbackprop.torch.direct import possible
 from convbackprop.torch.formats import formatted
@@ -84,6 +84,11 @@ def conv_transpose2d(
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
             check_tensor(tensor, name)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise InvalidType(
+            "torch.jit.trace records no transposed convolution, as it would fix the output's size to the example's; "
+            "use torch.export or torch.compile"
+        )
     input, weight, bias = in_autocast(input, weight, bias)
     # The geometry as the convolution has it whose input gradient this is; its own padding is never "same".
     geometry = (stride, sides(padding), dilation, groups)
@@ -174,9 +179,10 @@ class DirectTransposed(Function):
             strides, (top, bottom, left, right), *others = geometry
             own = (strides, ((top, bottom), (left, right)), *others)
             if ctx.needs_input_grad[0]:
-                dx = formatted(ops.conv2d(g, w, None, *own, variant=variant), x, w)
+                dx = ops.conv2d(g, w, None, *own, variant=variant)
             if ctx.needs_input_grad[1]:
-                dw = formatted(ops.conv2d_kernel_grad(g, tuple(w.shape), x, *own, variant=variant), x, w)
+                dw = ops.conv2d_kernel_grad(g, tuple(w.shape), x, *own, variant=variant)
+        dx, dw = (gradient if gradient is None else formatted(gradient, x, w) for gradient in (dx, dw))
         db = bias_grad(g) if ctx.needs_input_grad[2] else None
         return dx, dw, db, None, None, None, None
 

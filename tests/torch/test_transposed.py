@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch, which is not installed: convbackprop.torch")
 
 from torch.nn import functional  # noqa: E402
+from torch.nn.utils import parametrizations  # noqa: E402
+from torch.nn.utils.fusion import fuse_conv_bn_eval  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import convbackprop  # noqa: E402
 from convbackprop.torch import conv_transpose2d, nn  # noqa: E402
@@ -67,19 +71,6 @@ def test_derivatives_of_any_order(layer, activation):
     mine, _ = pair_of(layer, activation)
     assert torch.autograd.gradcheck(mine, inputs, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(mine, inputs, check_fwd_over_rev=True, fast_mode=True)
-
-
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_channels_last(activation):
-    (x, w, b), _ = given("doubled", torch.float32)
-    mine, theirs = pair_of("doubled", activation)
-    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    y, want = mine(last, w, b), theirs(last, w, b)
-    assert y.stride() == want.stride()
-    torch.testing.assert_close(y, want)
-    for got, expected in zip(*(torch.autograd.grad(t.sum(), (last, w)) for t in (y, want)), strict=True):
-        assert got.stride() == expected.stride()
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @each_layer
@@ -154,6 +145,104 @@ def test_refusals(options, sentence):
     assert str(caught.value).startswith(sentence)
 
 
+# -- PyTorch's tools -------------------------------------------------------------------------------------------------
+def modules(activation="identity", **options):
+    """Our module and torch's, with the same parameters."""
+    options = {"stride": 2, "padding": 1, "output_padding": 1, "dtype": torch.float64, **options}
+    mine = nn.ConvTranspose2d(4, 6, (3, 2), activation=activation, variant="naive", **options)
+    theirs = torch.nn.ConvTranspose2d(4, 6, (3, 2), **options)
+    theirs.load_state_dict(mine.state_dict())
+    return mine, theirs
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_flops_are_counted_as_torch_s(groups):
+    counts = []
+    for layer in modules(groups=groups):
+        with FlopCounterMode(display=False) as counter:
+            layer(torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("way", ["direct", "second order", "operators"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("last", ["x", "w", "dy", ""])
+def test_memory_formats(last, activation, way):
+    """The output and the gradients lie in memory as torch's."""
+    formats = {name: torch.channels_last if name == last else torch.contiguous_format for name in ("x", "w", "dy")}
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64).to(memory_format=formats["x"]).requires_grad_()
+    w = torch.randn(4, 3, 3, 3, dtype=torch.float64).to(memory_format=formats["w"]).requires_grad_()
+    results = []
+    for function in (
+        lambda x, w: conv_transpose2d(x, w, None, 2, activation=activation, variant="naive"),
+        lambda x, w: PHI[activation](functional.conv_transpose2d(x, w, None, 2)),
+    ):
+        with FlopCounterMode(display=False) if way == "operators" else contextlib.nullcontext():
+            y = function(x, w)
+            dy = y.detach().sin().contiguous(memory_format=formats["dy"])
+            results.append((y, *torch.autograd.grad(y, (x, w), dy, create_graph=way == "second order")))
+    torch.testing.assert_close(*results)
+    mine, theirs = ([t.stride() for t in made] for made in results)
+    assert mine == theirs
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_onnx_export(activation):
+    """One group: ONNX's own evaluator takes no others in a ConvTranspose; test_decompositions tries them."""
+    pytest.importorskip("onnxscript", reason="needs onnxscript, which is not installed: torch.onnx.export")
+    evaluation = pytest.importorskip("onnx.reference", reason="needs onnx, which is not installed: its evaluator")
+    layer, _ = modules(activation, dtype=torch.float32)
+    x = torch.randn(3, 4, 5, 6)
+    images = ({0: torch.export.Dim("images", min=1, max=64)},)
+    program = torch.onnx.export(layer.eval(), (x[:2],), dynamo=True, verbose=False, dynamic_shapes=images)
+    assert "ConvTranspose" in {node.op_type for node in program.model_proto.graph.node}
+    (y,) = evaluation.ReferenceEvaluator(program.model_proto).run(None, {"input": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), layer(x))
+
+
+def test_batch_norm_is_folded_into_the_identity_only():
+    norm, x = torch.nn.BatchNorm2d(6).double().eval(), torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    norm.running_mean.uniform_(-1, 1)
+    plain, fused = (modules(activation)[0].eval() for activation in ("identity", "relu"))
+    torch.testing.assert_close(fuse_conv_bn_eval(plain, norm, transpose=True)(x), norm(plain(x)))
+    with pytest.raises(convbackprop.InvalidArgument, match="conv has activation 'relu' between its weight and the"):
+        fuse_conv_bn_eval(fused, norm, transpose=True)
+
+
+@pytest.mark.parametrize(
+    "parametrize",
+    [parametrizations.weight_norm, lambda layer: parametrizations.spectral_norm(layer, dim=1)],
+    ids=["weight_norm", "spectral_norm"],
+)
+def test_parametrizations(parametrize):
+    """spectral_norm knows torch's own class: of any other it takes axis 0 for the filters, unless it is told."""
+    mine, theirs = modules("relu")
+    for layer in (mine, theirs):
+        torch.manual_seed(0)
+        parametrize(layer)
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(mine(x), theirs(x).relu())
+    mine.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_refused_as_by_conv2d():
+    x, (layer, _) = torch.randn(2, 4, 5, 6, dtype=torch.float64), modules()
+    for call, sentence in (
+        (lambda: torch.jit.script(layer), "torch.jit.script compiles no layer of convbackprop.torch"),
+        (lambda: torch.jit.script(conv_transpose2d), "torch.jit.script compiles no layer of convbackprop.torch"),
+        (lambda: torch.jit.trace(layer, x), "torch.jit.trace records no transposed convolution"),
+        (lambda: layer(x.to_sparse()), r"input is a tensor of layout torch.sparse_coo; pass input.to_dense\(\)"),
+        (lambda: layer(torch.nested.nested_tensor([x[0], x[1]])), "input is a nested tensor; pass the tensors"),
+        (lambda: layer(x.to(torch.complex128)), "input has dtype torch.complex128; no kernel is complex"),
+    ):
+        with pytest.raises(convbackprop.InvalidType, match=sentence):
+            call()
+
+
+# -- other people's tests --------------------------------------------------------------------------------------------
 def test_torchs_own_samples():
     """The samples of torch.nn.functional.conv_transpose2d's OpInfo."""
     infos = pytest.importorskip(
