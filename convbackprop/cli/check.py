@@ -120,6 +120,7 @@ class _Row:
     error: float = 0.0
     problem: ConvProblem | None = None
     failed: list[Outcome] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         self.checks += 1
@@ -216,8 +217,9 @@ def _check_all(
                 for variant in (v for v in variants if v.pass_name == pass_name):
                     row = rows[variant, task.problem.dtype]
                     shield.doing(f"{variant.title} on {task.problem}")
-                    if variant.refusal(task.problem, device.kind):
+                    if sentence := variant.refusal(task.problem, device.kind):
                         row.refused += 1
+                        row.reasons.append(sentence)
                     elif (variant, task.problem) not in chosen:
                         row.left_out += 1
                     else:
@@ -299,8 +301,4 @@ def _print_table(rows: Sequence[_Row], device: Device, choice: str) -> None:
         say(out, f"{left_out:,} left out: variants that are compiled for the problem's sizes are checked with {BUDGET} "
             "sets of constants each; --all checks everything")  # fmt: skip
     if not checks:
-        say(out, "nothing was checked: " + "; ".join(distinct(_reasons(rows))))
-
-
-def _reasons(rows: Sequence[_Row]) -> list[str]:
-    return [" ".join((requirement.__doc__ or "").split()) for row in rows for requirement in row.variant.requires]
+        say(out, "nothing was checked: " + "; ".join(distinct(reason for row in rows for reason in row.reasons)))
