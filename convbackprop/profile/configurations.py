@@ -6,6 +6,7 @@ One list for whoever compiles them: the compiler's tests look for spills in it; 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -66,6 +67,7 @@ def configurations() -> Mapping[Source, Variant]:
         base.with_(dtype=dtype, activation=activation, mask=mask)
         for base in problems()
         for dtype, activation, mask in KINDS
+        if not (mask and base.transposed)
     ]
     wanted += [base.with_(activation="relu", **needs) for base in problems() for needs in _NEEDS]
     pairs = ((variant, problem) for problem in wanted for variant in VARIANTS)
@@ -77,10 +79,16 @@ def sample(each: int) -> list[Source]:
     taken: list[Source] = []
     for variant in VARIANTS:
         sources = [source for source, of in configurations().items() if of is variant]
-        count = Counter(value for source in sources for value in source.constants)
+        values = {source: _values(source) for source in sources}
+        count = Counter(itertools.chain(*values.values()))
         met: set[tuple[str, str]] = set()
         for _ in range(min(each, len(sources))):
-            worth = {source: sum(1 / count[value] for value in {*source.constants} - met) for source in sources}
+            worth = {source: sum(1 / count[value] for value in values[source] - met) for source in sources}
             taken.append(max(worth, key=lambda source: worth[source]))
-            met |= {*taken[-1].constants}
+            met |= values[taken[-1]]
     return taken
+
+
+def _values(source: Source) -> set[tuple[str, str]]:
+    """Return the constants' values of a configuration; a transposed one is one kind, whatever its activation."""
+    return {(name, "" if name == "OUTPUT_ACTIVATION" else value) for name, value in source.constants}

@@ -31,9 +31,14 @@ OTHERS = (ARCHITECTURES[0], ALSO, ARCHITECTURES[-1])
 def some():
     """Yield (source, architecture): of each variant three configurations for one architecture, one for another one.
 
-    Which is another one in each pass, so that a rung of three passes meets all of them.
+    Which is another one in each pass, so that a rung of three passes meets all of them. And of each rung a transposed
+    convolution.
     """
     for source in sample(3):
+        yield source, FULL
+    gelu = ("OUTPUT_ACTIVATION", "GELU")
+    transposed = {of: source for source, of in configurations().items() if gelu in source.constants}
+    for source in transposed.values():
         yield source, FULL
     names = list(dict.fromkeys(variant.name for variant in VARIANTS))
     for source in sample(1):
@@ -55,6 +60,8 @@ def test_what_is_compiled_by_default():
     assert {each["SCALAR"] for each in met} == set(DTYPES)
     assert {each["ACTIVATION"].lower() for each in met} == {*COMMON, "gelu"}
     assert {each["SAVED"] for each in met} == {"Scalar", "MaskByte"}
+    rungs = {source.path for source, _ in wanted if "OUTPUT_ACTIVATION" in dict(source.constants)}
+    assert rungs == {v.path for v in VARIANTS if v.takes_transposed and "cuda" in v.runs_on}
     rungs = {(source.path.stem, architecture) for source, architecture in wanted}
     assert rungs >= set(product(("naive", "tiled", "coalesced", "implicit_gemm"), (FULL, *OTHERS)))
 
