@@ -74,8 +74,8 @@ struct WindowLoader {
 };
 
 // Writes the sums of a tile. Results know where a pixel's result for row 0 lies (at), how many rows there are and how
-// far apart (rows, row_pitch), what becomes of a sum (result), and what it is of pixels alone (of_pixels): the padding
-// is none, but was multiplied as zeros.
+// far apart (rows, row_pitch), what becomes of a sum (result), and how a result is formed anew of pixels alone: the
+// padding is none, but was multiplied as zeros.
 template <class Product, class Results>
 __device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid,
                                               Scalar* out, const Results& results) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
         const int m = tile.first_m + product.row(i / Product::COLS);
         const Pixel pixel(tile.first_pixel + product.col(i % Product::COLS), grid);
         if (m >= results.rows || pixel.n >= grid.N) continue;
-        const Index at = results.at(pixel) + m * results.row_pitch;
-        if (isnan(to_acc(out[at]))) out[at] = from_acc(results.of_pixels(at));
+        Scalar& element = out[results.at(pixel) + m * results.row_pitch];
+        if (isnan(to_acc(element))) results.form_anew(element, m, pixel);
     }
 }

@@ -1,31 +1,35 @@
 // Elements of y formed anew, of pixels alone.
 //
 // The padding is no pixel: a tap over it adds nothing to a sum. Rungs that multiply it as zeros make NaN where the tap
-// is infinite or NaN. A thread that may have met one looks through what it has written, and forms what is NaN anew.
-// That is rare, and short where the pixels alone give NaN, too: a sum ends as soon as it is one.
+// is infinite or NaN. A thread that may have met one looks through what it has written, and forms anew what is NaN and
+// has padding in its window. That is rare, and short where the pixels alone give NaN, too: a sum ends as soon as it is.
 #pragma once
 #include "activation.cuh"
 #include "long_sum.cuh"
 
-// The sum of element i, before the activation: naive's.
-__device__ __forceinline__ Acc s_of_pixels(const Scalar* x, const Scalar* w, const Scalar* b, const Conv2dShape& shape,
-                                           Index i) {
-    const int q = i % shape.Q;
-    const int p = i / shape.Q % shape.P;
-    const int k = i / shape.Q / shape.P % shape.K;
-    const int n = i / shape.Q / shape.P / shape.K;
-    const int first_c = k / shape.group_filters() * shape.group_channels();
+// Whether there is padding in the windows of rows first_p to end_p - 1 and columns first_q to end_q - 1 of y.
+__device__ __forceinline__ bool meets_padding(const Conv2dShape& shape, int first_p, int end_p, int first_q,
+                                              int end_q) {
+    const int first_h = shape.input_row(first_p, 0), last_h = shape.input_row(end_p - 1, shape.R - 1);
+    const int first_w = shape.input_col(first_q, 0), last_w = shape.input_col(end_q - 1, shape.S - 1);
+    return first_h < 0 || last_h >= shape.H || first_w < 0 || last_w >= shape.W;
+}
 
+// y[n,k,p,q]: naive's sum.
+__device__ __forceinline__ Scalar y_of_pixels(const Scalar* x, const Scalar* w, const Scalar* b,
+                                              const Conv2dShape& shape, int n, int k, int p, int q) {
+    const int first_c = k / shape.group_filters() * shape.group_channels();
     LongSum sum;
     if (b) sum.add(to_acc(b[k]));
     for (int c = 0; c < shape.group_channels(); ++c)
         for (int r = 0; r < shape.R; ++r)
-            for (int s = 0; s < shape.S && !isnan(sum.value()); ++s) {
+            for (int s = 0; s < shape.S; ++s) {
                 const int h = shape.input_row(p, r), w_ = shape.input_col(q, s);
+                if (isnan(sum.value())) return from_acc(activate(sum.value()));
                 if (!shape.row_inside(h) || !shape.col_inside(w_)) continue;
                 sum.add(to_acc(x[shape.x_at(n, first_c + c, h, w_)]) * to_acc(w[shape.w_at(k, c, r, s)]));
             }
-    return sum.value();
+    return from_acc(activate(sum.value()));
 }
 
 // What is NaN in some rows and columns of plane n * K + k; and its bits, where there is a mask whose bytes are the
@@ -33,11 +37,13 @@ __device__ __forceinline__ Acc s_of_pixels(const Scalar* x, const Scalar* w, con
 __device__ __forceinline__ void form_y_anew(Scalar* y, MaskByte* mask, const Scalar* x, const Scalar* w,
                                             const Scalar* b, const Conv2dShape& shape, Index plane, int first_p,
                                             int end_p, int first_q, int end_q) {
+    if (!meets_padding(shape, first_p, end_p, first_q, end_q)) return;
     for (int p = first_p; p < end_p; ++p)
         for (int q = first_q; q < end_q; ++q) {
-            const Index row = plane * shape.P + p, i = row * shape.Q + q;
-            if (!isnan(to_acc(y[i]))) continue;
-            y[i] = from_acc(activate(s_of_pixels(x, w, b, shape, i)));
-            if (mask && to_acc(y[i]) <= 0) mask[row * mask_row_bytes(shape) + q / 8] &= ~(1 << q % 8);
+            const Index row = plane * shape.P + p;
+            Scalar& element = y[row * shape.Q + q];
+            if (!isnan(to_acc(element)) || !meets_padding(shape, p, p + 1, q, q + 1)) continue;
+            element = y_of_pixels(x, w, b, shape, plane / shape.K, plane % shape.K, p, q);
+            if (mask && to_acc(element) <= 0) mask[row * mask_row_bytes(shape) + q / 8] &= ~(1 << q % 8);
         }
 }

@@ -61,8 +61,10 @@ struct Phase {
         return shape.w_at(group * shape.group_filters() + tap.plane, m, rows_met.tap(tap.i), cols_met.tap(tap.j));
     }
     // Where in dx pixel (i, j) of the phase lies.
+    __device__ __forceinline__ int row(int i) const { return first_h + i * shape.stride_h; }
+    __device__ __forceinline__ int col(int j) const { return first_w + j * shape.stride_w; }
     __device__ __forceinline__ Index result_at(int n, int c, int i, int j) const {
-        return shape.x_at(n, c, first_h + i * shape.stride_h, first_w + j * shape.stride_w);
+        return shape.x_at(n, c, row(i), col(j));
     }
 };
 

@@ -1,6 +1,6 @@
 // Which of `count` steps along one axis of an image, from `start` on, lead to a pixel: first to end - 1, if any does.
 //
-// The padding is no pixel: what would meet it is left out, and not multiplied by a zero, which makes NaN of an infinity.
+// The padding is no pixel: what would meet it is left out, and not multiplied by a zero, which makes an infinity NaN.
 #pragma once
 
 struct StepsInside {

@@ -49,14 +49,19 @@ struct TapTile {
     template <class Product>
     __device__ __forceinline__ void form_anew(Acc* split, const Product& product, const Scalar* dy, const Saved* saved,
                                               const Scalar* x) const {
-        const Index end = min((first_slice + slices) * DEPTH, grid.count());
+        const int first = first_slice * DEPTH, end = min(first + slices * DEPTH, grid.count());
 #pragma unroll 1
         for (int i = 0; i < REG_M * REG_N; ++i) {
             const int m = product.row(i / REG_N), column = product.col(i % REG_N), t = tap(column);
             if (!has_result(m, column) || !isnan(split[result_at(m, column)])) continue;
-            split[result_at(m, column)] =
-                dw_of_pixels(dy, saved, x, shape, group * filters + first_m + m, t / shape.S / shape.R,
-                             t / shape.S % shape.R, t % shape.S, first_slice * DEPTH, end);
+            const int k = group * filters + first_m + m, c = t / shape.S / shape.R, r = t / shape.S % shape.R;
+            LongSum sum;
+            for (int row = first / grid.Q; row * grid.Q < end && !isnan(sum.value()); ++row) {
+                const int n = row / grid.P, p = row % grid.P, before = row * grid.Q;
+                sum.add(dw_of_pixels(dy, saved, x, shape, n, k, c, r, t % shape.S, p, p + 1, first - before,
+                                     end - before));
+            }
+            split[result_at(m, column)] = sum.value();
         }
     }
 };

@@ -89,7 +89,7 @@ def _inside(count: int, size: int, start: int, stride: int) -> tuple[slice, slic
 
 
 def _meetings(problem: ConvProblem) -> Iterator[tuple[int, int, Any, Any]]:
-    """Yield for each tap (r, s) the rows and columns of the outputs that see a pixel through it, and of the pixels."""
+    """Yield for each tap (r, s) the index of all outputs that see a pixel through it, and that of these pixels."""
     p = problem
     for r in range(p.R):
         rows, image_rows = _inside(p.P, p.H, r * p.dilation[0] - p.padding[0][0], p.stride[0])
@@ -249,6 +249,5 @@ def error_share(got: Array, value: Array, bound: Array, dtype: str) -> Array:
         largest = np.ldexp(value.dtype.type(1), _LARGEST[dtype]) * (1 - round_off(dtype) / 2)
         same = (wide == value) | (np.isnan(wide) & np.isnan(value))
         overflow = np.isinf(wide) & (np.sign(wide) == np.sign(value)) & (abs(value) + bound >= largest)
-        return np.where(same | overflow, 0, np.where(np.isnan(share) | np.isinf(bound), np.inf, share)).astype(
-            np.float64
-        )
+        share = np.where(np.isnan(share) | np.isinf(bound), np.inf, share)
+        return np.where(same | overflow, 0, share).astype(np.float64)

@@ -55,7 +55,7 @@ def fill(shape: tuple[int, ...], dtype: str, data: str, rng: np.random.Generator
     }[data]()
     if data == "nonfinite" and values.size:
         for _ in range(rng.choice((0, 1, 1, 2))):  # few, and so that much of the result remains finite
-            at = tuple(rng.choice([0, size - 1, int(rng.integers(size))]) for size in shape)  # at borders, too
+            at = tuple(int(rng.choice([0, size - 1, int(rng.integers(size))])) for size in shape)  # at borders, too
             values[at] = rng.choice((np.nan, np.inf, -np.inf))
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of a NaN
         return values.astype(reference.numpy_dtype(dtype))

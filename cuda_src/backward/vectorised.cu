@@ -79,16 +79,12 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
         if (NEED_DX && !all_finite(w + Index(c) * TAPS, TAPS))
             form_dx_anew(dx, dy, saved, w, nullptr, shape, plane, strip.first_row, strip.end_row, strip.first_col,
                          end_col);
-        if constexpr (NEED_DW)
+        if (NEED_DW && (strip.first_row < TOP || strip.end_row + TOP > shape.H || strip.first_col < LEFT ||
+                        strip.first_col + COLS + LEFT > shape.W))
             form_anew<TAPS>(sums, [&](int t) INLINED {
-                const int down = TOP - t / FILTER_S, across = LEFT - t % FILTER_S;  // to the pixel of g from that of x
-                Acc sum = 0;
-                for (int p = max(strip.first_row + down, 0); p < min(strip.end_row + down, shape.P); ++p) {
-                    const Index row = (strip.plane * shape.P + p) * shape.Q;
-                    sum += dw_of_pixels(dy, saved, x, shape, c, 0, t / FILTER_S, t % FILTER_S,
-                                        row + max(strip.first_col + across, 0), row + min(end_col + across, shape.Q));
-                }
-                return sum;
+                const int r = t / FILTER_S, s = t % FILTER_S, down = TOP - r, across = LEFT - s;  // from x to g
+                return dw_of_pixels(dy, saved, x, shape, strip.plane, c, 0, r, s, strip.first_row + down,
+                                    strip.end_row + down, strip.first_col + across, end_col + across);
             });
     }
 

@@ -61,12 +61,12 @@ struct WindowLoader {
 };
 
 // Writes the product. position(n, p, q) is where a pixel's result for row 0 lies in out; the rows are row_pitch apart.
-// finish(m, sums) makes results of sums; of_pixels(i) makes element i of out of pixels alone: the padding is none, but was
-// multiplied as zeros.
-template <class Position, class Finish, class OfPixels>
+// finish(m, sums) makes results of sums; form_anew(element, m, n, p, q) forms one anew of pixels alone: the padding is
+// none, but was multiplied as zeros.
+template <class Position, class Finish, class FormAnew>
 __forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid, Scalar* out,
                                    int rows, Index row_pitch, Position&& position, Finish&& finish,
-                                   OfPixels&& of_pixels) {
+                                   FormAnew&& form_anew) {
     Lane all = {};
     unroll<REG_N>([&](auto j) INLINED {
         const Pixels pixels(tile.first_pixel + product.col(j) * LANES, grid);
@@ -92,7 +92,8 @@ __forceinline__ void write_product(const Product& product, const Tile& tile, con
         const int m = tile.first_m + product.row(i / LANES / REG_N);
         const Pixels pixels(tile.first_pixel + product.col(i / LANES % REG_N) * LANES + i % LANES, grid);
         if (m >= rows || pixels.n[0] >= grid.N) continue;
-        const Index at = position(pixels.n[0], pixels.p[0], pixels.q[0]) + m * row_pitch;
-        if (isnan(to_acc(out[at]))) out[at] = from_acc(of_pixels(at));
+        const int n = pixels.n[0], p = pixels.p[0], q = pixels.q[0];
+        Scalar& element = out[position(n, p, q) + m * row_pitch];
+        if (isnan(to_acc(element))) form_anew(element, m, n, p, q);
     }
 }

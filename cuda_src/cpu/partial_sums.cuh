@@ -10,8 +10,8 @@
 #include "kernel_grad_total.cuh"
 #include "cpu/strip.cuh"
 
-// Forms the sums of a strip's taps anew, sum_of_pixels(t), if there is a NaN among them: it may be there for no other
-// reason than that the padding, or what lies beyond the row's end, was multiplied as zeros.
+// Forms the sums of a strip's taps anew, sum_of_pixels(t), if there is a NaN among them: it may be there only because
+// the padding, or what lies beyond the row's end, was multiplied as zeros.
 template <int TAPS, class SumOfPixels>
 __forceinline__ void form_anew(Lane (&sums)[TAPS + 1], SumOfPixels&& sum_of_pixels) {
     Lane all = {};

@@ -66,8 +66,8 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     Columns<WIDTH, X_VECTOR> next;
     next.ask(x_plane + Index(first_h) * shape.W, shape.row_inside(first_h), first_w, shape.W);
 
-    // The padding is no pixel, but below it is multiplied as zeros; of a tap that is infinite or NaN that makes NaN. Then
-    // the strip is formed here, of pixels alone.
+    // The padding is no pixel, but below it is multiplied as zeros; of a tap that is infinite or NaN that makes NaN.
+    // Then the strip is formed here, of pixels alone.
 #pragma unroll
     for (int t = 0; t < TAPS && !TAPS_SHARED; ++t) is_finite &= isfinite(taps[t]);
     if (!is_finite && (first_h < 0 || end_h > shape.H || first_w + LEAD < 0 ||
@@ -76,7 +76,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
             for (int q = first_q; q < min(first_q + COLS, shape.Q); ++q) {
                 Acc sum = start;
 #pragma unroll 1
-                for (int t = 0; t < TAPS; ++t) {
+                for (int t = 0; t < TAPS && !isnan(sum); ++t) {
                     const int h = shape.input_row(p, t / FILTER_S), w_ = shape.input_col(q, t % FILTER_S);
                     if (shape.row_inside(h) && shape.col_inside(w_))
                         sum += to_acc(filter[t]) * to_acc(x_plane[Index(h) * shape.W + w_]);

@@ -28,7 +28,10 @@ struct Outputs {
     __device__ __forceinline__ Acc result(int m, Acc sum) const {
         return activate(b ? sum + to_acc(b[first_k + m]) : sum);
     }
-    __device__ __forceinline__ Acc of_pixels(Index i) const { return activate(s_of_pixels(x, w, b, shape, i)); }
+    __device__ __forceinline__ void form_anew(Scalar& element, int m, const Pixel& pixel) const {
+        if (meets_padding(shape, pixel.p, pixel.p + 1, pixel.q, pixel.q + 1))
+            element = y_of_pixels(x, w, b, shape, pixel.n, first_k + m, pixel.p, pixel.q);
+    }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)

@@ -29,5 +29,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
         product, tile, grid, y, filters, Index(shape.P) * shape.Q,
         [&](int n, int p, int q) INLINED { return shape.y_at(n, first_k, p, q); },
         [&](int m, Lane s) INLINED { return activate(b ? s + to_acc(b[first_k + m]) : s); },
-        [&](Index i) INLINED { return activate(s_of_pixels(x, w, b, shape, i)); });
+        [&](Scalar& element, int m, int n, int p, int q) INLINED {
+            if (meets_padding(shape, p, p + 1, q, q + 1)) element = y_of_pixels(x, w, b, shape, n, first_k + m, p, q);
+        });
 }

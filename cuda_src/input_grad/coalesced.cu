@@ -71,7 +71,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
             for (int w_ = first_w; w_ < min(first_w + COLS, shape.W); ++w_) {
                 Acc sum = 0;
 #pragma unroll 1
-                for (int t = 0; t < TAPS; ++t) {
+                for (int t = 0; t < TAPS && !isnan(sum); ++t) {
                     const int p = h + shape.pad_top - t / FILTER_S, q = w_ + shape.pad_left - t % FILTER_S;
                     if (0 <= p && p < shape.P && 0 <= q && q < shape.Q)
                         sum += pre_activation_grad(dy, saved, shape, n, k, p, q) * to_acc(filter[t]);

@@ -28,7 +28,11 @@ struct InputGrads {
         return phase.result_at(pixel.n, first_c, pixel.p, pixel.q);
     }
     __device__ __forceinline__ Acc result(int m, Acc sum) const { return dx_result(sum, b, first_c + m); }
-    __device__ __forceinline__ Acc of_pixels(Index i) const { return dx_of_pixels(dy, saved, w, b, phase.shape, i); }
+    __device__ __forceinline__ void form_anew(Scalar& element, int m, const Pixel& pixel) const {
+        const int h = phase.row(pixel.p), w_ = phase.col(pixel.q);
+        if (reaches_beyond(phase.shape, h, h + 1, w_, w_ + 1))
+            element = dx_of_pixels(dy, saved, w, b, phase.shape, pixel.n, first_c + m, h, w_);
+    }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)

@@ -30,5 +30,9 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
         product, tile, phase.grid, dx, channels, Index(shape.H) * shape.W,
         [&](int n, int i, int j) INLINED { return phase.result_at(n, tile.group * channels, i, j); },
         [&](int m, Lane sum) INLINED { return dx_result(sum, b, tile.group * channels + m); },
-        [&](Index i) INLINED { return dx_of_pixels(dy, saved, w, b, shape, i); });
+        [&](Scalar& element, int m, int n, int i, int j) INLINED {
+            const int c = tile.group * channels + m, h = phase.row(i), w_ = phase.col(j);
+            if (reaches_beyond(shape, h, h + 1, w_, w_ + 1))
+                element = dx_of_pixels(dy, saved, w, b, shape, n, c, h, w_);
+        });
 }

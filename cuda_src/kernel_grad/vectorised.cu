@@ -56,16 +56,15 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
         const Plane x_plane(x, strip.plane * shape.C + x_c, shape.H, shape.W);
         const GradPlane g_plane(dy, saved, strip.plane * shape.K + k, shape);
         add_strip(sums, x_plane, g_plane, strip, shape.pad_top - first_r, shape.pad_left - first_s);
-        const int end_q = min(strip.first_col + COLS, shape.Q);
-        form_anew<TAPS>(sums, [&](int t) INLINED {
-            Acc sum = 0;
-            for (int p = strip.first_row; p < strip.end_row; ++p) {
-                const Index row = (strip.plane * shape.P + p) * shape.Q;
-                sum += dw_of_pixels(dy, saved, x, shape, k, c, first_r + t / TAP_COLS, first_s + t % TAP_COLS,
-                                    row + strip.first_col, row + end_q);
-            }
-            return sum;
-        });
+        const int first_h = strip.first_row - shape.pad_top + first_r;
+        const int end_h = first_h + strip.end_row - strip.first_row;
+        const int first_w = strip.first_col - shape.pad_left + first_s, end_col = strip.first_col + COLS;
+        if (first_h < 0 || end_h + TAP_ROWS - 1 > shape.H || first_w < 0 || end_col > shape.Q ||
+            first_w + COLS + TAP_COLS - 1 > shape.W)
+            form_anew<TAPS>(sums, [&](int t) INLINED {
+                return dw_of_pixels(dy, saved, x, shape, strip.plane, k, c, first_r + t / TAP_COLS,
+                                    first_s + t % TAP_COLS, strip.first_row, strip.end_row, strip.first_col, end_col);
+            });
     }
 
     Acc* mine = partial + block * (shape.w_size() + shape.K);

@@ -392,8 +392,8 @@ _TABLE = {
         Mutation("db leaves out a step of each slice", "for (int d = 0; d < DEPTH; ++d)",
                  "for (int d = 1; d < DEPTH; ++d)"),
         Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
-        Mutation("a sum formed anew is that of all pixels", "first_slice * DEPTH, end)", "0, grid.count())",
-                 file="tap_tiles.cuh", shown_by=_SPLIT, shown_in="nonfinite"),
+        Mutation("a sum formed anew is that of all pixels", "min(first + slices * DEPTH, grid.count())",
+                 "grid.count()", file="tap_tiles.cuh", shown_by=_SPLIT, shown_in="nonfinite"),
     ),
     "forward/vectorised_gemm": (
         Mutation("the last slice of the sum is dropped", "windows, none, slices);", "windows, none, slices - 1);"),
