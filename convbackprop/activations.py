@@ -126,7 +126,7 @@ def _gelu_size(dy: Array, s: Array) -> Array:
 
 def _gelu_grad(xp: Namespace, dy: Array, s: Array) -> Array:
     s = xp.clip(s, -_FAR, _FAR)
-    return dy * (_normal_cdf(xp, s) + s * _normal_density(xp, s))
+    return dy * (_normal_cdf(xp, s) + xp.where(abs(s) < _FAR, s * _normal_density(xp, s), 0))
 
 
 def _leaky_relu(slope: float) -> Activation:

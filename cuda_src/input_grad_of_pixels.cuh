@@ -16,7 +16,8 @@ __device__ __forceinline__ bool reaches_beyond(const Conv2dShape& shape, int fir
 
 // dx[n,c,h,w_]: naive's sum.
 __device__ __forceinline__ Scalar dx_of_pixels(const Scalar* dy, const Saved* saved, const Scalar* w,
-                                               const Conv2dShape& shape, int n, int c, int h, int w_) {
+                                               const Scalar* b, const Conv2dShape& shape, int n, int c, int h,
+                                               int w_) {
     const int group = c / shape.group_channels(), group_c = c % shape.group_channels();
     LongSum sum;
     for (int j = 0; j < shape.group_filters(); ++j)

@@ -71,7 +71,9 @@ def pre_activation_grad(problem: ConvProblem, dy: Array, saved: Array | None) ->
         kept = saved.astype(grad.dtype)
         if phi.grad_size:
             underflow = np.ldexp(grad.dtype.type(1), _NORMAL[ACCUMULATORS[problem.dtype]]) * (1 + abs(kept))
-            return phi.grad(np, grad, kept), phi.grad_size(abs(grad), kept) + abs(grad) * underflow
+            size = phi.grad_size(abs(grad), kept) + abs(grad) * underflow
+            grad = phi.grad(np, grad, kept)
+            return grad, np.where(np.isfinite(kept), size, abs(grad))  # at an infinity phi' is 0 or 1
         grad = phi.grad(np, grad, kept)
     return grad, abs(grad)
 
