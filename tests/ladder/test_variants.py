@@ -133,7 +133,7 @@ def test_integers_are_exact(device, variant, kinds):
     assert faults_of(variant, device, integers, kinds) == []
 
 
-@with_kinds([kind for kind in EVERY_KIND if kind[1] != "logistic"], costly=EVERY_KIND)
+@with_kinds(EACH_KIND_ONCE, costly=EVERY_KIND)
 def test_padding_is_no_pixel(device, variant, kinds):
     """A NaN or an infinity in any operand spreads to what it meets, and to nothing by way of the padding."""
     nonfinite = [dataclasses.replace(entry, data="nonfinite") for entry in PROBLEMS]
