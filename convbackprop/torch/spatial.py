@@ -100,9 +100,9 @@ def conv2d(
         failure = error
     heights = halo.agree(group, facts, height, failure, once)
     options = {"activation": activation, "variant": variant}
-    weight, bias = halo.shared(group, weight, bias)  # type: ignore[assignment]
     if is_channels_last(input) or is_channels_last(weight):
         input, weight = _ChannelsLastGradient.apply(input), _ChannelsLastGradient.apply(weight)
+    weight, bias = halo.shared(group, weight, bias)  # type: ignore[assignment]
     if ranks == 1:
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups, **options)  # type: ignore[arg-type]
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
