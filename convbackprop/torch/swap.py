@@ -111,14 +111,16 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
         fusions = _fused_by_sequence(model)
     made: dict[int, Module] = {}
     layers = dict(model.named_modules(remove_duplicate=False))
-    for name, _ in module.named_modules(remove_duplicate=False):
-        layer = layers.get(name)
-        if not isinstance(layer, _ConvNd) or isinstance(layer, Layer):
+    for name, before in module.named_modules(remove_duplicate=False):
+        if not isinstance(before, _ConvNd) or isinstance(before, Layer):
             continue
         title = name or "(the model)"
         report.order.append(title)
-        if reason := _cannot(layer):
+        if reason := _cannot(before):
             report.left[title] = reason
+            continue
+        if not isinstance(layer := layers.get(name), _ConvNd):
+            report.left[title] = "the traced model calls no module of this name"
             continue
         activation = fusions.get(name, "identity")
         if activation != "identity":

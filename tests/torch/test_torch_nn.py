@@ -187,6 +187,23 @@ AFTER = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_transposed_layer(trace):
+    theirs = torch.nn.Sequential(
+        torch.nn.ConvTranspose2d(4, 6, (3, 2), 2, (1, 0), (1, 0), 2, False, (1, 2), dtype=torch.float64),
+        torch.nn.GELU(),
+        type("Mine", (torch.nn.ConvTranspose2d,), {})(6, 2, 1, dtype=torch.float64),
+    )
+    mine, report = nn.from_torch(theirs, trace=trace, variant="naive")
+    assert str(report).splitlines() == [
+        "0  swapped, with gelu",
+        "2  left: it is a Mine, which may do more than torch.nn.ConvTranspose2d",
+    ]
+    assert type(mine.get_submodule("0")) is nn.ConvTranspose2d
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    assert close(mine(x), theirs(x))
+
+
 @pytest.mark.parametrize("after, activation", AFTER)
 def test_every_activation_is_fused(after, activation):
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
@@ -211,6 +228,7 @@ def test_convolutions_of_other_kinds_are_named():
             self.line = torch.nn.Conv1d(1, 1, 1)
             self.up = torch.nn.ConvTranspose2d(1, 1, 1)
             self.image = torch.nn.Conv2d(1, 1, 1)
+            self.idle = torch.nn.Conv2d(1, 1, 1)
 
         def forward(self, x):
             image = self.up(self.image(x))
@@ -224,6 +242,7 @@ def test_convolutions_of_other_kinds_are_named():
             "line    left: it is a Conv1d, and the kernels convolve images of two axes, not 1",
             "up      swapped",
             "image   swapped",
+            f"idle    {'left: the traced model calls no module of this name' if trace else 'swapped'}",
         ]
 
 
