@@ -61,8 +61,8 @@ activation=identity).
 Peers (--against): {", ".join(peers.PEERS)}; all that are installed and
 run on the device, unless told. cupy is for GPUs.
 
-A FILE.cu is timed beside naive, what "auto" chooses, and torch; --ladder: beside
-every variant of its pass.
+A FILE.cu is timed beside naive, what "auto" chooses, and torch; --ladder:
+beside every variant of its pass.
 
 The suite lab ends with the goals (--goals: these alone): the public functions
 on torch tensors, 1024 x 1024 with filter 5, beside what torch's users call. A

@@ -64,10 +64,10 @@ def test_the_other_problems_are_checked_nonetheless(run):
     command = ("check", "mine.cu", "--pass", "forward", "--dtype", "float32", "--data", "normal", "--device", "cpu")
     code, out, err = run(*command, "--problem", small, "--problem", large, "--json")
     found = json.loads(out)
-    assert code == 1 and not err and found["checks"] == 2
-    (fault,) = found["faults"]
-    assert fault["problem"] == "1,1,2,3,1,1,1"
-    assert fault["sentences"][0].startswith("mine.cu:1: grid=[N * P * Q / 64] is [0] with N = 1, P = 2, Q = 3; ")
+    assert code == 1 and not err and found["checks"] == 2 * len(found["faults"]) > 0
+    for fault in found["faults"]:
+        assert fault["problem"] == "1,1,2,3,1,1,1"
+        assert fault["sentences"][0].startswith("mine.cu:1: grid=[N * P * Q / 64] is [0] with N = 1, P = 2, Q = 3; ")
     assert run(*command, "--problem", large)[0] == 0
 
 
