@@ -124,7 +124,7 @@ MISTAKES = (
     Mistake("kernel_grad/naive", "naive.cu", "partial[blockIdx.y * taps + tap]", "partial[tap]", "race between blocks",
             "partial[tap] = "),
     Mistake("input_grad/coalesced", "coalesced.cu", "min(first_h + ROWS, shape.H)", "min(first_h + ROWS + 1, shape.H)",
-            "race", "store_vector<X_VECTOR>(dx_row", "1,1,130,21,1,3,3,padding=1"),
+            "race", "store_vector<X_VECTOR>(dx + row", "1,1,130,21,1,3,3,padding=1"),
     Mistake("forward/implicit_gemm", "slices.cuh",
             "__syncthreads();  // the next slice is there, and nobody reads this one any more", "", "race",
             "&slice.a[d][row(i)]", GEMM),
