@@ -267,12 +267,17 @@ extern "C" __global__ void conv(const Scalar* x, const Scalar* w, const Scalar* 
 """
 
 
-def test_the_author_s_line_comes_before_a_header_s(run):
-    Path("mine.cu").write_text(RETURNS)
+@pytest.mark.parametrize(
+    ("leaves", "block"),
+    [("q >= shape.Q", 1), ("threadIdx.x >= 4 + 4 * blockIdx.x", 0)],
+    ids=["one block", "each block another number"],
+)
+def test_the_author_s_line_comes_before_a_header_s(run, leaves, block):
+    Path("mine.cu").write_text(RETURNS.replace("q >= shape.Q", leaves))
     code, out, err = run("sanitize", "mine.cu", "--problem", "1,1,1,20,1,1,1,bias=0,activation=identity")
     assert code == 1 and not err
     assert re.search(
-        r"thread \(3, 15, 0\) of block \(1, 0, 0\) waits at a __syncthreads that 192 threads .*\n"
+        rf"thread \(3, 15, 0\) of block \({block}, 0, 0\) waits at a __syncthreads that 192 threads .*\n"
         r"    mine.cu:7:  __syncthreads\(\);\n    in cuda_on_cpu.h:\d+:  ",
         out,
     )

@@ -117,10 +117,11 @@ ConvbackpropFinding& report(int kind, Site site, const Array* array, Site other_
 }
 
 // What threads that wait have in common is told by one of them: the one that runs may be none of them, or none may run.
-ConvbackpropFinding& report_waiting(int kind, Site site, int waiting) {
+void report_waiting(int kind, Site site, int waiting, int missing) {
     auto& finding = report(kind, site, nullptr);
-    if (finding.count == 1) finding.thread = waiting;
-    return finding;
+    if (finding.count > 1) return;
+    finding.thread = waiting;
+    finding.other_thread = missing;  // how many threads, or which lanes
 }
 
 struct Touch {  // an access to one array
@@ -317,7 +318,7 @@ void arrive_at_barrier(int waiting, const void* site) {
 
 void release_barrier(int arrived) {
     if (arrived < thread_count)
-        report_waiting(BARRIER_WITHOUT_THREADS, barrier_site, last_at_barrier).other_thread = thread_count - arrived;
+        report_waiting(BARRIER_WITHOUT_THREADS, barrier_site, last_at_barrier, thread_count - arrived);
     barrier_site = 0;
     order.barrier();
     traffic::end_part(thread_count, false);
@@ -325,8 +326,7 @@ void release_barrier(int arrived) {
 
 void complete_warp_operation(int warp, unsigned mask, unsigned lanes, bool orders_memory, const void* site) {
     if (mask & ~lanes)
-        report_waiting(MASK_OF_MISSING_LANES, site_of(site), warp * LANES + __builtin_ctz(lanes)).other_thread =
-            int(mask & ~lanes);
+        report_waiting(MASK_OF_MISSING_LANES, site_of(site), warp * LANES + __builtin_ctz(lanes), int(mask & ~lanes));
     if (orders_memory) order.warp(warp, lanes);
 }
 
