@@ -20,6 +20,7 @@ constexpr bool TRANSPOSED = false;
 
 enum Activation { IDENTITY, RELU, LOGISTIC, TANH, RELU6, LEAKY_RELU, SOFTPLUS, SILU, GELU, GELU_TANH, HARDSWISH };
 
+constexpr Acc ROOT_HALF = 0.70710678118654752;
 // Of GELU_TANH: twice the argument of its tanh, 2 sqrt(2 / pi) (s + 0.044715 s^3), and the derivative of that.
 constexpr Acc LINEAR = 1.5957691216057308, CUBIC = LINEAR * 0.044715;
 __device__ __forceinline__ Acc gelu_argument(Acc s) { return s * (LINEAR + CUBIC * s * s); }
@@ -27,73 +28,50 @@ __device__ __forceinline__ Acc gelu_argument_slope(Acc s) { return LINEAR + 3 * 
 
 template <Activation PHI>
 __device__ __forceinline__ Acc phi(Acc s) {
-    if constexpr (PHI == RELU)
-        return s <= 0 ? Acc(0) : s;  // NaN stays NaN
-    else if constexpr (PHI == LOGISTIC)
-        return 1 / (1 + exp(-s));
-    else if constexpr (PHI == TANH)
-        return tanh(s);
-    else if constexpr (PHI == RELU6)
-        return s <= 0 ? Acc(0) : s >= 6 ? Acc(6) : s;
-    else if constexpr (PHI == LEAKY_RELU)
-        return s > 0 ? s : Acc(SLOPE) * s;
-    else if constexpr (PHI == SOFTPLUS)
-        return (s <= 0 ? Acc(0) : s) + log1p(exp(s <= 0 ? s : -s));  // log(1 + exp(s)); exp(s) might overflow
-    else if constexpr (PHI == SILU)
-        return s / (1 + exp(-s));
-    else if constexpr (PHI == GELU)
-        return s * (erfc(-s * Acc(0.70710678118654752)) / 2);  // s * P(a standard normal number < s)
-    else if constexpr (PHI == GELU_TANH)
-        return s / (1 + exp(-gelu_argument(s)));
-    else if constexpr (PHI == HARDSWISH)
-        return s * (s <= -3 ? Acc(0) : s >= 3 ? Acc(6) : s + 3) / 6;
-    else
-        return s;
+    if constexpr (PHI == RELU) return s <= 0 ? Acc(0) : s;  // NaN stays NaN
+    if constexpr (PHI == LOGISTIC) return 1 / (1 + exp(-s));
+    if constexpr (PHI == TANH) return tanh(s);
+    if constexpr (PHI == RELU6) return s <= 0 ? Acc(0) : s >= 6 ? Acc(6) : s;
+    if constexpr (PHI == LEAKY_RELU) return s > 0 ? s : Acc(SLOPE) * s;
+    if constexpr (PHI == SOFTPLUS) return (s <= 0 ? Acc(0) : s) + log1p(exp(s <= 0 ? s : -s));  // log(1 + exp(s))
+    if constexpr (PHI == SILU) return s / (1 + exp(-s));
+    if constexpr (PHI == GELU) return s * (erfc(-s * ROOT_HALF) / 2);  // s * P(a standard normal number < s)
+    if constexpr (PHI == GELU_TANH) return s / (1 + exp(-gelu_argument(s)));
+    if constexpr (PHI == HARDSWISH) return s * (s <= -3 ? Acc(0) : s >= 3 ? Acc(6) : s + 3) / 6;
+    return s;
 }
-
 __device__ __forceinline__ Acc activate(Acc s) { return phi<ACTIVATION>(s); }
 
 // What input_grad stores: its sum, or as a transposed convolution's forward pass phi(sum + b[c]).
 __device__ __forceinline__ Acc dx_result(Acc sum, const Scalar* b, int c) {
-    if constexpr (TRANSPOSED) return phi<OUTPUT_ACTIVATION>(b ? sum + to_acc(b[c]) : sum);
-    return sum;
+    return TRANSPOSED ? phi<OUTPUT_ACTIVATION>(b ? sum + to_acc(b[c]) : sum) : sum;
 }
 
-// s * f where f = sigmoid(u) and 1 - f are both needed: f + s * u' * f * (1 - f), the derivative by s.
+// The derivative of s * sigmoid(u) by s, of which sigmoid(u) and 1 - sigmoid(u) are formed apart.
 __device__ __forceinline__ Acc gated_slope(Acc s, Acc u, Acc slope_of_u) {
     const Acc small = exp(u <= 0 ? u : -u), near = 1 / (1 + small), far = small * near;
-    const Acc open = u <= 0 ? far : near, closed = u <= 0 ? near : far;
-    return open * (1 + s * slope_of_u * closed);
+    return (u <= 0 ? far : near) * (1 + s * slope_of_u * (u <= 0 ? near : far));
+}
+__device__ __forceinline__ Acc gelu_slope(Acc s) {
+    // Beyond 64 it is 0 or 1 in every type, and powers of s may overflow.
+    s = s > 64 ? Acc(64) : s < -64 ? Acc(-64) : s;
+    if constexpr (ACTIVATION == GELU_TANH) return gated_slope(s, gelu_argument(s), gelu_argument_slope(s));
+    return erfc(-s * ROOT_HALF) / 2 + s * exp(-s * s / 2) * Acc(0.39894228040143268);  // / sqrt(2 pi): the density
 }
 
-// dy * phi'(s), given what the forward pass has left: y = phi(s), or s itself
+// dy * phi'(s), given what the forward pass has left: y = phi(s), or in the last four s itself
 __device__ __forceinline__ Acc times_derivative(Acc dy, Acc saved) {
     const Acc y = saved, s = saved;
-    if constexpr (ACTIVATION == RELU)
-        return y <= 0 ? Acc(0) : dy;  // a closed ReLU also stops a NaN
-    else if constexpr (ACTIVATION == LOGISTIC)
-        return dy * fma(-y, y, y);
-    else if constexpr (ACTIVATION == TANH)
-        return dy * fma(-y, y, Acc(1));
-    else if constexpr (ACTIVATION == RELU6)
-        return y <= 0 || y >= 6 ? Acc(0) : dy;
-    else if constexpr (ACTIVATION == LEAKY_RELU)
-        return y > 0 ? dy : Acc(SLOPE) * dy;
-    else if constexpr (ACTIVATION == SOFTPLUS)
-        return dy * -expm1(-y);  // 1 - exp(-y)
-    else if constexpr (ACTIVATION == SILU)
-        return dy * gated_slope(s, s, 1);
-    else if constexpr (ACTIVATION == GELU || ACTIVATION == GELU_TANH) {
-        // Beyond 64 phi' is 0 or 1 in every type, and powers of s may overflow.
-        const Acc near = s > 64 ? Acc(64) : s < -64 ? Acc(-64) : s;
-        if constexpr (ACTIVATION == GELU_TANH)
-            return dy * gated_slope(near, gelu_argument(near), gelu_argument_slope(near));
-        const Acc density = exp(-near * near / 2) * Acc(0.39894228040143268);  // / sqrt(2 pi)
-        return dy * (erfc(-near * Acc(0.70710678118654752)) / 2 + near * density);
-    } else if constexpr (ACTIVATION == HARDSWISH)
-        return s <= -3 ? Acc(0) : s >= 3 ? dy : dy * (s / 3 + Acc(0.5));
-    else
-        return dy;
+    if constexpr (ACTIVATION == RELU) return y <= 0 ? Acc(0) : dy;  // a closed ReLU also stops a NaN
+    if constexpr (ACTIVATION == LOGISTIC) return dy * fma(-y, y, y);
+    if constexpr (ACTIVATION == TANH) return dy * fma(-y, y, Acc(1));
+    if constexpr (ACTIVATION == RELU6) return y <= 0 || y >= 6 ? Acc(0) : dy;
+    if constexpr (ACTIVATION == LEAKY_RELU) return y > 0 ? dy : Acc(SLOPE) * dy;
+    if constexpr (ACTIVATION == SOFTPLUS) return dy * -expm1(-y);  // 1 - exp(-y)
+    if constexpr (ACTIVATION == SILU) return dy * gated_slope(s, s, 1);
+    if constexpr (ACTIVATION == GELU || ACTIVATION == GELU_TANH) return dy * gelu_slope(s);
+    if constexpr (ACTIVATION == HARDSWISH) return s <= -3 ? Acc(0) : s >= 3 ? dy : dy * (s / 3 + Acc(0.5));
+    return dy;
 }
 
 using MaskByte = unsigned char;
