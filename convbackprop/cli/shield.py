@@ -15,8 +15,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-#: After Ctrl-C a child that is still there is ended after so many seconds; a second Ctrl-C ends it at once.
-GRACE = 3.0
+#: After Ctrl-C a child that is still there is ended after so many seconds; a second Ctrl-C ends it at once. Until its
+#: memory is freed and the command has ended it takes up to 3: what `profile` records of an endless launch is gigabytes.
+GRACE = 1.5
 
 #: A launch that runs so many seconds is told, once.
 LONG = 10.0
@@ -67,6 +68,8 @@ class Shielded:
             watch = threading.Thread(target=self._watch, args=(threading.get_ident(),), daemon=True)
             os._exit(_in_child(command, watch))
         status, was_ended = _wait(child)
+        if os.WIFSIGNALED(status) and sys.stderr.isatty():  # its progress bar has hidden the cursor, at a line's end
+            print("\n\x1b[?25h", end="", file=sys.stderr)
         if was_ended:
             print(f"convbackprop: {self._what or 'the kernel'} did not stop by itself and was ended", file=sys.stderr)
             return 130
@@ -94,7 +97,7 @@ class Shielded:
             elif not told and time.monotonic() - since >= LONG:
                 told = True
                 what = f"{self._what or 'the kernel'}: a launch{_of_kernel(frame)}"
-                stop = f"Ctrl-C stops it within {GRACE:g} s, a second one at once"
+                stop = "Ctrl-C stops it within 3 s, a second one at once"
                 print(f"convbackprop: {what} has been running for {LONG:g} s; {stop}", file=sys.stderr, flush=True)
 
 
