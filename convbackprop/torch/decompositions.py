@@ -13,6 +13,7 @@ from torch._decomp import register_decomposition
 
 from convbackprop.activations import torch_function
 from convbackprop.torch import operators
+from convbackprop.torch.formats import formatted
 
 Tensor = torch.Tensor
 
@@ -59,4 +60,5 @@ def input_grad(
         )
     ]
     padded = torch.convolution(_whole(g), filters, None, stride, [0, 0], dilation, True, over, groups)
-    return _like(padded[:, :, top : top + height, left : left + width], len(size))
+    cut = padded[:, :, top : top + height, left : left + width].contiguous()
+    return formatted(_like(cut, len(size)), w, g)  # as the operator: fake tensors of sizes unknown take this way, too

@@ -81,7 +81,7 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
         const int rows = (tile_p - 1) * shape.stride_h + (shape.R - 1) * shape.dilation_h + 1;
         const int cols = (tile_q - 1) * shape.stride_w + (shape.S - 1) * shape.dilation_w + 1;
 
-        // A warp loads a row, with the column consecutive in its lanes; nobody reads the padding.
+        // A warp loads a row, with the column consecutive in its lanes; the padding is zeros.
 #pragma unroll 2  // more would take the registers that let other blocks compute meanwhile
         for (int row = warp; row < tile_p; row += WARPS)
             for (int col = lane; col < TILE_Q; col += 32)
@@ -92,19 +92,23 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
             for (int col = lane; col < cols; col += 32) {
                 const int h = first_h + row;
                 const int w_ = first_w + col;
-                if (shape.row_inside(h) && shape.col_inside(w_))
-                    x_tile[row * x_pitch + col] = to_acc(x[shape.x_at(n, x_c, h, w_)]);
+                const bool inside = shape.row_inside(h) && shape.col_inside(w_);
+                x_tile[row * x_pitch + col] = inside ? to_acc(x[shape.x_at(n, x_c, h, w_)]) : Acc(0);
             }
         __syncthreads();  // the tile is complete
 
-        const StepsInside across(first_w + s * shape.dilation_w, shape.stride_w, tile_q, shape.W);
-        const int my_first_q = is_bias ? 0 : across.first, my_end_q = is_bias ? tile_q : across.end;
         if (part < parts)
             for (int p = part; p < tile_p; p += parts) {
-                if (!is_bias && !shape.row_inside(shape.input_row(first_p + p, r))) continue;
+                const Acc* const g_row = g_tile + p * G_PITCH;
                 const Acc* const x_row = my_x + p * shape.stride_h * x_pitch;
-                for (int q = my_first_q; q < my_end_q; ++q)
-                    sum.run += g_tile[p * G_PITCH + q] * (is_bias ? Acc(1) : x_row[q * shape.stride_w]);
+                for (int q = 0; q < tile_q; ++q) sum.run += g_row[q] * (is_bias ? Acc(1) : x_row[q * shape.stride_w]);
+                if (isnan(sum.run) && !is_bias) {  // the padding is no pixel, but was multiplied: without it, then
+                    const StepsInside across(first_w + s * shape.dilation_w, shape.stride_w, tile_q, shape.W);
+                    const bool has_pixels = shape.row_inside(shape.input_row(first_p + p, r));
+                    sum.run = 0;
+                    for (int q = across.first; has_pixels && q < across.end; ++q)
+                        sum.run += g_row[q] * x_row[q * shape.stride_w];
+                }
                 sum.end_run();
             }
         __syncthreads();  // nobody reads the tile any more

@@ -120,6 +120,7 @@ def test_what_stops_by_itself_says_how(tmp_path):
     """One Ctrl-C, to a child that Python can stop: its own exit code, and no word of being ended."""
     program = (
         "import os, signal, sys, time\nfrom convbackprop.cli.shield import Shielded\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it was where the tests were started\n"
         "def command():\n    os.killpg(0, signal.SIGINT)\n    time.sleep(60)\n"
         "sys.exit(Shielded().run(command))\n"
     )

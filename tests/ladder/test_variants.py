@@ -169,6 +169,8 @@ def test_every_variant_meets_every_kind():
             for entry in PROBLEMS:
                 for dtype, some in of_each.items():
                     as_is = entry.problem(dtype=dtype)
+                    if as_is.transposed:  # which has no mask, and so no kind that all problems meet
+                        continue
                     is_met = any(p.with_(activation="identity", mask=False) == as_is for p in some)
                     assert is_met or is_long(variant, as_is) or variant.refusal(as_is), (variant, entry.text, dtype)
 
@@ -561,4 +563,4 @@ def test_registry():
 def test_curated_problems_have_reasons():
     assert all(len(entry.reason) > 5 for entry in PROBLEMS)
     assert len({entry.reason for entry in PROBLEMS}) == len({entry.text for entry in PROBLEMS}) == len(PROBLEMS)
-    assert {entry.data for entry in CURATED} == set(check.DATA)
+    assert {entry.data for entry in CURATED} == set(check.DATA) - {"nonfinite"}  # which goes with every normal one

@@ -173,9 +173,10 @@ _TABLE = {
         Mutation("the last slice is dropped", "slice < slices;", "slice < slices - (slices > 1);",
                  file="kernel_grad_total.cuh"),
         Mutation("the bias is a tap of another channel", "(c == 0)", "(c == 1)"),
-        Mutation("rows of x beyond the image are multiplied", "!is_bias && !shape.row_inside(", "false && ("),
-        Mutation("the bias leaves out the columns that the last tap reads from the padding",
-                 "is_bias ? 0 : across.first", "across.first"),
+        Mutation("rows of x beyond the image are multiplied", "q = across.first; has_pixels && ", "q = across.first; ",
+                 shown_in="nonfinite"),
+        Mutation("columns of x beyond the image are multiplied", "int q = across.first;", "int q = 0;",
+                 shown_in="nonfinite"),
     ),
     "forward/coalesced": (
         Mutation("the halo's left columns are read from the row above", "exists && 0 <= column", "exists",

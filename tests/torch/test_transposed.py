@@ -83,6 +83,8 @@ def test_vmap(layer):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(dynamic):
+    import convbackprop.torch.decompositions  # noqa: F401 - fake tensors of sizes unknown go by what ONNX is told
+
     (x, w, b), options = given("doubled", torch.float32)
     compiled = torch.compile(
         lambda x: conv_transpose2d(x, w, b, **options, activation="relu", variant="naive"), fullgraph=True,
