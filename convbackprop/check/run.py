@@ -17,6 +17,8 @@ import numpy as np
 from convbackprop.check import reference
 from convbackprop.devices import Device
 from convbackprop.devices.gpus import Target
+from convbackprop.errors import LaunchFailed
+from convbackprop.ladder.expression import InvalidLaunch
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import Plan, alignment_of, constants_of, plan
 from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
@@ -227,9 +229,22 @@ def check(
     -------
     Outcome
         With the largest error and what is wrong.
+
+    Raises
+    ------
+    LaunchFailed
+        A launch of the package failed, or one on a GPU, which then launches nothing more. What makes a file of one's
+        own impossible to launch, or to end, is a fault of the outcome.
     """
     given = inputs(variant.pass_name, problem, data, seed) if given is None else given
-    return judge(variant, problem, given, launch(variant, problem, given, device, tunables, offset), data, expected)
+    try:
+        blocks = launch(variant, problem, given, device, tunables, offset)
+    except LaunchFailed as error:
+        if variant.file is None or not (device.kind == "cpu" or isinstance(error, InvalidLaunch)):
+            raise
+        sentence = error.sentence if isinstance(error, InvalidLaunch) else str(error)
+        return Outcome(str(variant), problem, data, math.inf, [sentence])
+    return judge(variant, problem, given, blocks, data, expected)
 
 
 def judge(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,6 @@ from convbackprop.cli.shield import Shielded
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.devices.gpus import Target
 from convbackprop.errors import InvalidArgument
-from convbackprop.ladder.expression import InvalidLaunch
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import target_of
 from convbackprop.problem import DTYPES, ConvProblem
@@ -225,11 +223,8 @@ def _check_all(
                     else:
                         given = given or inputs(pass_name, task.problem, task.data, seed)
                         expected = expected or answer(pass_name, task.problem, given)
-                        try:
-                            row.add(check(variant, task.problem, device, task.data, tunables=tunables,
-                                          given=given, expected=expected, offset=offset))  # fmt: skip
-                        except InvalidLaunch as fault:
-                            row.add(Outcome(str(variant), task.problem, task.data, math.inf, [fault.sentence]))
+                        row.add(check(variant, task.problem, device, task.data, tunables=tunables, given=given,
+                                      expected=expected, offset=offset))  # fmt: skip
                     bar.advance(checking)
             bar.refresh()
     return sorted(rows.values(), key=lambda row: (variants.index(row.variant), list(DTYPES).index(row.dtype)))

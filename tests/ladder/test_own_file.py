@@ -69,6 +69,35 @@ def test_the_other_problems_are_checked_nonetheless(run):
         assert fault["problem"] == "1,1,2,3,1,1,1"
         assert fault["sentences"][0].startswith("mine.cu:1: grid=[N * P * Q / 64] is [0] with N = 1, P = 2, Q = 3; ")
     assert run(*command, "--problem", large)[0] == 0
+    bench = ("bench", "mine.cu", "--pass", "forward", "--against", "none", "--seconds", "0.01", "--device", "cpu")
+    code, out, err = run(*bench, "--problem", small, "--problem", large, "--json")
+    rows = [row for row in json.loads(out)["rows"] if row["variant"] == "forward/mine.cu"]
+    assert code == 1 and not err and [row["ok"] for row in rows] == [False, True]
+    assert rows[0]["faults"][0].startswith("mine.cu:1: grid=[N * P * Q / 64] is [0] with N = 1, P = 2, Q = 3; ")
+    assert rows[0]["median_ms"] is None and rows[1]["median_ms"] > 0
+
+
+def test_threads_that_wait_for_each_other_are_a_fault_of_their_problem(run):
+    Path("mine.cu").write_text("//@ pass forward\n" + f"//@ {LAUNCH}\n" + KERNEL.replace(
+        "    if (i <", "    if (shape.Q == 3) { if (threadIdx.x % 2) __syncthreads(); else __syncwarp(0xffffffff); }\n"
+        "    if (i <"))  # fmt: skip
+    code, out, err = run("check", "mine.cu", "--dtype", "float32", "--data", "normal", "--device", "cpu", "--json",
+                         "--problem", "1,1,2,3,1,1,1,bias=0,activation=identity,mask=0",
+                         "--problem", "1,1,8,16,1,1,1,bias=0,activation=identity,mask=0")  # fmt: skip
+    found = json.loads(out)
+    assert (code, err, found["checks"], len(found["faults"])) == (1, "", 2, 1)
+    assert "deadlock" in found["faults"][0]["sentences"][0] and found["faults"][0]["problem"].startswith("1,1,2,3,")
+
+
+def test_fuzz_ends_where_nothing_can_be_launched(run):
+    """Before its time is over: what fails is left alone, and laws that say nothing of the file hold nobody up."""
+    write("pass forward", "launch forward(x, w, b, y) grid=[1] block=[2048]")
+    code, out, err = run("fuzz", "mine.cu", "--minutes", "5", "--seed", "1", "--device", "cpu", "--json")
+    found = json.loads(out)
+    assert code == 1 and not err and found["seconds"] < 100
+    for failure in found["failures"]:
+        assert "mine.cu:2: block=[2048] is [2,048]; it should have 1 to 1,024 threads" in failure["sentences"][0]
+    assert {failure["part"] for failure in found["failures"]} >= {"reference", "shift", "workers"}
 
 
 def test_an_empty_batch_needs_no_block(tmp_path):
