@@ -14,13 +14,16 @@ dilation_w, groups), the file's constants and lets, + - * / % (whole numbers: / 
 from __future__ import annotations
 
 import functools
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from convbackprop.arguments import known
-from convbackprop.errors import InvalidArgument
+from convbackprop.devices.compiler import RUNTIME, find_cxx
+from convbackprop.errors import CompilerNotFound, InvalidArgument
 from convbackprop.ladder.expression import (
     FUNCTIONS,
     Expression,
@@ -79,6 +82,18 @@ def _taken_by_headers() -> frozenset[str]:
     return frozenset(name for variant in VARIANTS for name in variant.constants(variant.runs_on[0], problem))
 
 
+@functools.cache
+def _words_of_cxx() -> frozenset[str]:
+    """Return the macros and types in capitals that the C++ compiler's own headers define."""
+    try:
+        command = [str(find_cxx()), "-std=c++17", "-E", "-dD", "-x", "c++", "-include", str(RUNTIME / "cuda_on_cpu.h")]
+        told = subprocess.run([*command, os.devnull], capture_output=True, stdin=subprocess.DEVNULL)
+    except (CompilerNotFound, OSError):
+        return frozenset()  # nothing is compiled with them here
+    found = re.findall(r"^#define ([A-Z]\w*)|\btypedef [^;{}()]*\b([A-Z]\w*);", told.stdout.decode(), re.MULTILINE)
+    return frozenset("".join(words) for words in found)
+
+
 def _check_constant(name: str, value: int, where: str, path: Path) -> None:
     """Refuse a name that would change what the headers say: the compilers get a constant as a macro."""
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name, re.ASCII):
@@ -90,6 +105,11 @@ def _check_constant(name: str, value: int, where: str, path: Path) -> None:
         raise InvalidArgument(
             f"{where}: the constant is named {name}, a word of {header} that would be replaced by {value} there; "
             f"choose another name, such as MY_{name}"
+        )
+    if name in _words_of_cxx():
+        raise InvalidArgument(
+            f"{where}: the constant is named {name}, which the C++ compiler's own headers define; choose another name, "
+            f"such as MY_{name}"
         )
 
 

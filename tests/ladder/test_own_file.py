@@ -140,6 +140,9 @@ def test_a_line_that_is_not_understood(tmp_path, line, sentence):
         ("RELU", "a word of activation.cuh that"),
         ("CONVBACKPROP_ON_CPU", "a word of cuda_on_cpu.h that"),
         ("BARRIER_PLAIN", "a word of device_calls.h that"),
+        ("FILE", "which the C++ compiler's own headers define; choose another name, such as MY_FILE"),
+        ("NULL", "which the C++ compiler's own headers define"),
+        ("M_PI", "which the C++ compiler's own headers define"),
         ("x", "a constant, which the compilers get, is named in capitals (THREADS), and what only //@ lines need is "
          "'//@ let x = 3'"),
         ("i", "a constant, which the compilers get, is named in capitals"),
@@ -151,7 +154,7 @@ def test_a_constant_that_is_a_word_of_the_headers(run, name, sentence):
     write("let rows = 1", f"constant {name} = 3", LAUNCH)
     code, out, err = run("check", "mine.cu", "--pass", "forward", "--problem", "1,1,2,3,1,1,1", "--device", "cpu")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
-    between = ", " if sentence.startswith("a word") else "; "
+    between = "; " if sentence.startswith("a constant") else ", "
     assert err.startswith(f"convbackprop: error: mine.cu:2: the constant is named {name}{between}{sentence}")
 
 
