@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -11,7 +12,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -55,7 +57,8 @@ class Shielded:
     def run(self, command: Callable[[], int], crashed: Callable[[str, str], None] | None = None) -> int:
         """Return the exit code of a command; after a crash `crashed` gets what was noted, if any, and how it ended."""
         if "torch" in sys.modules or threading.active_count() > 1:  # a fork would lose their threads
-            return command()
+            with self._watched(f"Ctrl-C stops it at its next barrier, 'kill -KILL {os.getpid()}' with this process"):
+                return command()
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -65,8 +68,7 @@ class Shielded:
             child = os.fork()
         if child == 0:
             _end_with(parent)
-            watch = threading.Thread(target=self._watch, args=(threading.get_ident(),), daemon=True)
-            os._exit(_in_child(command, watch))
+            os._exit(_in_child(command, self._watched("Ctrl-C stops it within 3 s, a second one at once")))
         status, was_ended = _wait(child)
         if os.WIFSIGNALED(status) and sys.stderr.isatty():  # its progress bar has hidden the cursor, at a line's end
             print("\n\x1b[?25h", end="", file=sys.stderr)
@@ -83,12 +85,22 @@ class Shielded:
             crashed(what, sentence)
         return 1
 
-    def _watch(self, thread: int) -> None:
-        """Tell, while another thread runs the command, of each launch that takes long."""
+    @contextlib.contextmanager
+    def _watched(self, stop: str) -> Iterator[None]:
+        """Tell of each launch made by this thread that takes long, and how to stop it."""
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(threading.get_ident(), stop, ended), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+
+    def _watch(self, thread: int, stop: str, ended: threading.Event) -> None:
         seen: FrameType | None = None
         since, told = 0.0, False
-        while True:
-            time.sleep(min(1.0, LONG / 5))
+        while not ended.wait(min(1.0, LONG / 5)):
             frame = sys._current_frames().get(thread)
             while frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) not in _WAITS:
                 frame = frame.f_back
@@ -97,7 +109,6 @@ class Shielded:
             elif not told and time.monotonic() - since >= LONG:
                 told = True
                 what = f"{self._what or 'the kernel'}: a launch{_of_kernel(frame)}"
-                stop = "Ctrl-C stops it within 3 s, a second one at once"
                 print(f"convbackprop: {what} has been running for {LONG:g} s; {stop}", file=sys.stderr, flush=True)
 
 
@@ -118,13 +129,13 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _in_child(command: Callable[[], int], watch: threading.Thread) -> int:
+def _in_child(command: Callable[[], int], watched: AbstractContextManager[None]) -> int:
     """Return the exit code; nothing may escape into the code that called the parent."""
     from convbackprop.cli import guarded
 
     try:
-        watch.start()
-        code = guarded(command)
+        with watched:
+            code = guarded(command)
         sys.stdout.flush()
         sys.stderr.flush()
         return code

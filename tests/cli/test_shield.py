@@ -153,11 +153,29 @@ def test_many_short_launches_are_no_long_one(capfd, monkeypatch):
     """Each launch is another, also where the same kernel runs on the same arrays."""
     monkeypatch.setattr(shield, "LONG", 0.2)
     note = Shielded()
-    watch = threading.Thread(target=note._watch, args=(threading.get_ident(),), daemon=True)
-    watch.start()
     data = bytearray(8 << 20)
     at = ctypes.addressof(ctypes.c_char.from_buffer(data))
     end = time.monotonic() + 1
-    while time.monotonic() < end:
-        cpu_device().copy(at, at + (4 << 20), 4 << 20)
+    with note._watched("Ctrl-C stops it"):
+        while time.monotonic() < end:
+            cpu_device().copy(at, at + (4 << 20), 4 << 20)
     assert "has been running" not in capfd.readouterr().err
+
+
+def test_without_a_child_it_is_told_that_the_process_must_end(capfd, monkeypatch):
+    """As in a notebook: beside other threads, or torch, the command runs in the process that called it."""
+    monkeypatch.setattr(shield, "LONG", 0.1)
+    monkeypatch.setattr(shield, "_WAITS", {(__name__, "launch")})
+
+    def launch():
+        time.sleep(0.6)
+        return os.getpid() % 251
+
+    ended = threading.Event()
+    threading.Thread(target=ended.wait, daemon=True).start()
+    try:
+        assert Shielded().run(launch) == os.getpid() % 251
+    finally:
+        ended.set()
+    err = capfd.readouterr().err
+    assert err.count("has been running for 0.1 s") == 1 and f"'kill -KILL {os.getpid()}' with this process" in err
