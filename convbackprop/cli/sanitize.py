@@ -149,16 +149,12 @@ def _sanitize_all(
 # -- printing --------------------------------------------------------------------------------------------------------
 def _distinct_findings(found: Sequence[_Found]) -> list[tuple[Variant, Outcome, Finding, int]]:
     """Return what was found, each place once: the first problem that shows it, and how many do."""
-    seen: dict[tuple[object, ...], tuple[Variant, Outcome, Finding, int]] = {}
+    seen: dict[tuple[Any, ...], list[tuple[Outcome, Finding]]] = {}
     for variant, outcome, _ in found:
         for finding in outcome.findings:
             key = (variant, finding.kind, finding.entry, finding.lines, frozenset((finding.lines, finding.other_lines)))
-            if key in seen:
-                first = seen[key]
-                seen[key] = (*first[:3], first[3] + 1)
-            else:
-                seen[key] = (variant, outcome, finding, 1)
-    return list(seen.values())
+            seen.setdefault(key, []).append((outcome, finding))
+    return [(key[0], *all_of[0], len({id(outcome) for outcome, _ in all_of})) for key, all_of in seen.items()]
 
 
 def _print_json(found: Sequence[_Found], refused: int, left_out: int) -> None:

@@ -283,6 +283,16 @@ def test_the_author_s_line_comes_before_a_header_s(run, leaves, block):
     )
 
 
+def test_a_line_with_two_mistakes_is_no_second_problem(run):
+    Path("mine.cu").write_text(RETURNS.replace("y[q] = x[q];", "y[q] = x[q + shape.Q] * w[q + 1];"))
+    problems = ("1,1,1,16,1,1,1,bias=0,activation=identity", "1,1,1,32,1,1,1,bias=0,activation=identity")
+    for count, more in ((1, ""), (2, " and 1 more")):
+        code, out, err = run(
+            "sanitize", "mine.cu", *(word for each in problems[:count] for word in ("--problem", each))
+        )
+        assert code == 1 and not err and f"out of bounds in conv, on 1,1,1,16,1,1,1{more}, 16 times\n" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
