@@ -104,6 +104,8 @@ class Comparison:
         The geometric mean of the rows' ratios.
     p : float or None
         Of the Wilcoxon signed-rank test over the rows; None where it was not made.
+    verdict : str
+        What the second run is as a whole, as `Pair.verdict`.
     notes : list of str
         What to keep in mind.
     """
@@ -113,12 +115,8 @@ class Comparison:
     only_b: list[Row]
     ratio: float | None
     p: float | None
+    verdict: str
     notes: list[str]
-
-    @property
-    def verdict(self) -> str:
-        """What the second run is as a whole, as `Pair.verdict`."""
-        return UNTESTED if self.ratio is None or self.p is None else _verdict(self.p, self.ratio, LEAST)
 
 
 def compare(a: Run, b: Run, least: float = LEAST) -> Comparison:
@@ -135,7 +133,7 @@ def compare(a: Run, b: Run, least: float = LEAST) -> Comparison:
     pairs = [Pair(row, of_b[key]) for key, row in of_a.items() if key in of_b]
     notes = [*_differences(a, b), *_noise(a, b), *_witnesses(pairs)]
     ratios = [pair.ratio for pair in pairs]
-    p = None
+    p, verdict = None, UNTESTED
     try:
         from scipy import stats
     except ImportError as error:
@@ -143,13 +141,19 @@ def compare(a: Run, b: Run, least: float = LEAST) -> Comparison:
     else:
         _judge(pairs, least, stats)
         if len(ratios) >= _ROWS:
-            p = float(stats.wilcoxon(np.log(ratios)).pvalue) if any(r != 1 for r in ratios) else 1.0
+            beside_copies = [pair.ratio / pair.machine for pair in pairs]
+            p = _signed_rank(ratios, stats)
+            verdict = _beside(
+                _verdict(p, _mean(ratios), LEAST),
+                _verdict(_signed_rank(beside_copies, stats), _mean(beside_copies), LEAST),
+            )
     return Comparison(
         pairs=pairs,
         only_a=[row for key, row in of_a.items() if key not in of_b],
         only_b=[row for key, row in of_b.items() if key not in of_a],
-        ratio=math.exp(float(np.mean(np.log(ratios)))) if ratios else None,
+        ratio=_mean(ratios) if ratios else None,
         p=p,
+        verdict=verdict,
         notes=notes,
     )
 
@@ -169,14 +173,26 @@ def _judge(pairs: Sequence[Pair], least: float, stats: Any) -> None:
         corrected = stats.false_discovery_control([pair.p for pair in tested], method="bh")
         for pair, q in zip(tested, corrected, strict=True):
             pair.q = float(q)
-            said, beside_copy = (_verdict(pair.q, ratio, least) for ratio in (pair.ratio, pair.ratio / pair.machine))
-            pair.verdict = said if said in (SAME_SPEED, beside_copy) else MOVED
+            pair.verdict = _beside(*(_verdict(pair.q, r, least) for r in (pair.ratio, pair.ratio / pair.machine)))
 
 
 def _verdict(p: float, ratio: float, least: float) -> str:
     if p > RATE or max(ratio, 1 / ratio) <= 1 + least:
         return SAME_SPEED
     return FASTER if ratio < 1 else SLOWER
+
+
+def _beside(said: str, beside_copy: str) -> str:
+    """Return a verdict that holds beside the copies, too, or that the difference is theirs."""
+    return said if said in (SAME_SPEED, beside_copy) else MOVED
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    return math.exp(float(np.mean(np.log(ratios))))
+
+
+def _signed_rank(ratios: Sequence[float], stats: Any) -> float:
+    return float(stats.wilcoxon(np.log(ratios)).pvalue) if any(ratio != 1 for ratio in ratios) else 1.0
 
 
 # -- in words --------------------------------------------------------------------------------------------------------
@@ -196,6 +212,8 @@ def summary(found: Comparison, a: str, b: str, least: float) -> list[str]:
         f"is at most {RATE:g} and the medians differ by more than {100 * least:g} %.",
         f"{b} is faster in {counts[FASTER]} of {len(found.pairs)} rows and slower in {counts[SLOWER]}.",
     ]
+    if any(pair.verdict == MOVED for pair in found.pairs):
+        said.append(f"{MOVED}: so did the copy of memory timed beside the row; beside it there is no difference.")
     if found.ratio is not None:
         tested = "" if found.p is None else f", p {found.p:.2g} (Wilcoxon signed-rank test of the rows' log ratios)"
         said.append(f"Over all rows the ratio is {found.ratio:.3f} (geometric mean){tested}: {found.verdict}.")

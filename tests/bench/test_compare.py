@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convbackprop.bench import plots, report, runs
-from convbackprop.bench.comparison import FASTER, FEW, MOVED, SAME_SPEED, SLOWER, UNTESTED, compare
+from convbackprop.bench.comparison import FASTER, FEW, LEAST, MOVED, SAME_SPEED, SLOWER, UNTESTED, compare, summary
 from convbackprop.bench.timing import Timing
 from convbackprop.cli import main
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
@@ -67,7 +67,9 @@ def test_a_difference_is_the_machines_where_the_copies_differ_too(factor, copies
     a, b = saved_runs.run(), saved_runs.run("b", 1, factor)
     for row in b.rows:
         row.copy = Timing(tuple(copies * seconds for seconds in row.copy.seconds))
-    assert verdicts(compare(a, b)) == [verdict] * 8
+    found = compare(a, b)
+    assert verdicts(found) == [verdict] * 8 and found.verdict == verdict
+    assert ("as the copy: " in " ".join(summary(found, "a", "b", LEAST))) == (verdict == MOVED)
 
 
 @needs_scipy
