@@ -480,7 +480,10 @@ def test_device_from_the_environment(monkeypatch):
 KINKS = {"relu": (0,), "leaky_relu": (0,), "relu6": (0, 6), "hardswish": (-3, 3)}
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param(a, marks=() if a in (*COMMON, "gelu") else pytest.mark.slow) for a in ACTIVATIONS],
+)
 def test_central_differences(device, activation):
     """d(sum dy*y) / d(one element), by conv2d alone, in float64.
 
