@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
@@ -31,17 +32,21 @@ def test_torchs_own_samples():
         torch.testing.assert_close(got, expected)
 
 
-def cases_of(node):
-    """ONNX's cases of a node, or none without ONNX."""
+@functools.cache
+def all_cases():
+    """ONNX's cases, which it makes once a process, or none without ONNX."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it makes its data for all nodes, with overflows
             from onnx.backend.test.case.node import collect_testcases
 
-            found = collect_testcases(node)  # it keeps those of earlier calls
-            return [case for case in found if [each.op_type for each in case.model.graph.node] == [node]]
+            return tuple(collect_testcases(None))
     except ImportError:
-        return []
+        return ()
+
+
+def cases_of(node):
+    return [case for case in all_cases() if [each.op_type for each in case.model.graph.node] == [node]]
 
 
 def padding_of(attributes, height_and_width):
