@@ -129,6 +129,10 @@ def _gelu_grad(xp: Namespace, dy: Array, s: Array) -> Array:
     return dy * (_normal_cdf(xp, s) + xp.where(abs(s) < _FAR, s * _normal_density(xp, s), 0))
 
 
+#: May be followed by its slope (leaky_relu:0.2), which else is torch's.
+_SLOPED, _SLOPE = "leaky_relu", 0.01
+
+
 def _leaky_relu(slope: float) -> Activation:
     return Activation(
         lambda xp, s: xp.where(s > 0, s, slope * s),
@@ -179,7 +183,7 @@ ACTIVATIONS: dict[str, Activation] = {
         module="ReLU6",
         accepts=lambda: "relu6",
     ),
-    "leaky_relu": _leaky_relu(0.01),
+    "leaky_relu": _leaky_relu(_SLOPE),
     # max(s, 0) + log1p(exp(-|s|)), each term non-negative: exp (4), log1p (4), the sum (1)
     "softplus": Activation(
         lambda xp, s: xp.where(s > 0, s, 0) + xp.log1p(xp.exp(-abs(s))),
@@ -250,7 +254,6 @@ def _same(s: Array) -> Array:
 COMMON = ("identity", "relu", "logistic", "tanh")
 
 _ALIASES = {"sigmoid": "logistic", "linear": "identity"}
-_SLOPED = "leaky_relu"  # may be followed by its slope: leaky_relu:0.2
 
 
 def activation_name(value: object) -> str:
@@ -272,7 +275,7 @@ def activation_name(value: object) -> str:
                 f"activation is {shown(value)}; its slope should be a number, 0 or more: y would not tell which side "
                 "of 0 it came from"
             )
-        return _SLOPED if slope == 0.01 else f"{_SLOPED}:{slope!r}"
+        return _SLOPED if slope == _SLOPE else f"{_SLOPED}:{slope!r}"
     return known(_ALIASES.get(str(value), value), tuple(ACTIVATIONS), "activation")
 
 
@@ -303,4 +306,4 @@ def constants(name: str, transposed: bool = False) -> dict[str, object]:
     where = {"ACTIVATION": kind.upper()}
     if transposed:
         where = {"ACTIVATION": "IDENTITY", "OUTPUT_ACTIVATION": kind.upper()}
-    return {**where, **({"SLOPE": float(slope or 0.01)} if kind == _SLOPED else {})}
+    return {**where, **({"SLOPE": float(slope or _SLOPE)} if kind == _SLOPED else {})}

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 
 from convbackprop.arguments import known
+from convbackprop.devices.compiler import SHARED_BYTES
 from convbackprop.errors import InvalidArgument, LaunchFailed
 from convbackprop.ladder.variant import ceil_div
 from convbackprop.problem import ConvProblem
@@ -22,9 +23,8 @@ _OPERATORS: dict[type, Callable[[int, int], int]] = {
 }
 FUNCTIONS: dict[str, Callable[..., int]] = {"ceil_div": ceil_div, "min": min, "max": max}
 
-#: CUDA's limits on a block: its extents, the first of which its threads may not exceed either; and on an H100 its bytes
-#: of shared memory.
-MAX_BLOCK, MAX_SHARED_BYTES = (1024, 1024, 64), 227 << 10
+#: CUDA's limits on a block's extents, the first of which its threads may not exceed either.
+MAX_BLOCK = (1024, 1024, 64)
 
 
 class InvalidLaunch(LaunchFailed):
@@ -131,8 +131,8 @@ def block_of(expressions: Sequence[Expression], names: Mapping[str, int]) -> tup
 def shared_bytes_of(expressions: Sequence[Expression], names: Mapping[str, int]) -> int:
     """Return the bytes of dynamic shared memory that a block has; without an expression none."""
     shared = tuple(expression(names) for expression in expressions)
-    if shared and not 0 <= shared[0] <= MAX_SHARED_BYTES:
-        raise _refused("shared", expressions, shared, names, f"a block has at most {MAX_SHARED_BYTES:,} bytes")
+    if shared and not 0 <= shared[0] <= SHARED_BYTES:
+        raise _refused("shared", expressions, shared, names, f"a block has at most {SHARED_BYTES:,} bytes")
     return shared[0] if shared else 0
 
 
