@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
         "convbackprop.torch needs PyTorch, which is not installed; install it with pip install 'convbackprop[torch]'"
     ) from error
 
-from convbackprop.torch import decompositions as _decompositions, flops as _flops, nn, spatial
+from convbackprop.torch import flops as _flops, nn, spatial
 from convbackprop.torch.functional import conv2d
 from convbackprop.torch.transposed import conv_transpose2d
 

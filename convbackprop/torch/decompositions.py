@@ -1,7 +1,8 @@
-"""The operators in PyTorch's own, aten.convolution and the activation, for what knows those only: ONNX's exporter.
+"""The operators in PyTorch's own, aten.convolution and the activation, for what knows those only: ONNX.
 
-They are entries of PyTorch's table of decompositions, which torch.onnx.export(dynamo=True) takes; torch.compile and
-torch.export leave the operators as they are.
+The layers call these while torch.onnx.export runs; a program exported before has its operators replaced by
+``program.run_decompositions(decompositions.TABLE)``. PyTorch's own table of decompositions, which the exporter takes
+too, is no place for them: where the variable CI is set, torch.compile refuses operators with an entry there.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch._decomp import register_decomposition
 
 from convbackprop.activations import torch_function
 from convbackprop.torch import operators
-from convbackprop.torch.formats import formatted
 
 Tensor = torch.Tensor
 
@@ -31,7 +30,6 @@ def _like(whole: Tensor, ndim: int) -> Tensor:
     return whole
 
 
-@register_decomposition(operators.forward)
 def forward(
     x: Tensor, w: Tensor, b: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     groups: int, activation: str, variant: str,
@@ -45,7 +43,6 @@ def forward(
     return torch_function(activation)(_like(s, x.ndim))
 
 
-@register_decomposition(operators.input_grad)
 def input_grad(
     size: Sequence[int], w: Tensor, g: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     groups: int, variant: str,
@@ -60,5 +57,7 @@ def input_grad(
         )
     ]
     padded = torch.convolution(_whole(g), filters, None, stride, [0, 0], dilation, True, over, groups)
-    cut = padded[:, :, top : top + height, left : left + width].contiguous()
-    return formatted(_like(cut, len(size)), w, g)  # as the operator: fake tensors of sizes unknown take this way, too
+    return _like(padded[:, :, top : top + height, left : left + width], len(size))
+
+
+TABLE = {operators.forward: forward, operators.input_grad: input_grad}

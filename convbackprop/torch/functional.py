@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from convbackprop.activations import saved_by, torch_function
 from convbackprop.errors import InvalidType
-from convbackprop.torch import direct, functions, operators
+from convbackprop.torch import decompositions, direct, functions, operators
 from convbackprop.torch.options import normalized
 
 Tensor = torch.Tensor
@@ -85,6 +85,8 @@ def conv2d(
     input, weight, bias = in_autocast(input, weight, bias)
     *geometry_only, name = options
     layer = operators.forward if tracing else functions.layer  # a traced program calls the operator
+    if torch.onnx.is_in_onnx_export():
+        layer = decompositions.forward
     if saved_by(name) == "pre_activation":  # it is an intermediate result, which PyTorch keeps and differentiates
         return torch_function(name)(layer(input, weight, bias, *geometry_only, "identity", variant))  # type: ignore[no-any-return]
     return layer(input, weight, bias, *options, variant)

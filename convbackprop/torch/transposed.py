@@ -20,6 +20,7 @@ from convbackprop import ops, transposed
 from convbackprop.activations import saved_by, torch_function
 from convbackprop.arguments import known, pair, shown, sides
 from convbackprop.errors import InvalidArgument, InvalidType
+from convbackprop.torch import decompositions
 from convbackprop.torch.activation import before_activation, bias_grad
 from convbackprop.torch.direct import possible
 from convbackprop.torch.formats import formatted
@@ -103,7 +104,11 @@ def conv_transpose2d(
         y = DirectTransposed.apply(*given, more, (strides, around, dilations, groups), fused, variant)
         return torch_function(name)(y) if kept else y  # type: ignore[no-any-return]
     size = _output_size(input, weight, strides, around, dilations, groups, more)
-    y = contract(None, weight, input, size, strides, around, dilations, groups, variant)
+    options = strides, around, dilations, groups, variant
+    if torch.onnx.is_in_onnx_export():
+        y = decompositions.input_grad(size, weight, input, *options)
+    else:
+        y = contract(None, weight, input, size, *options)
     if bias is not None:
         y = y + bias.reshape((-1, 1, 1)[-y.ndim :])
     return torch_function(name)(y)  # type: ignore[no-any-return]

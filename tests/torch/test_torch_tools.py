@@ -15,7 +15,7 @@ from torch.nn.utils import fusion, parametrizations  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from convbackprop.errors import InvalidArgument, InvalidType  # noqa: E402
-from convbackprop.torch import conv2d, nn, operators  # noqa: E402
+from convbackprop.torch import conv2d, decompositions, nn, operators  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
 
 EVERY_LAYER = pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
@@ -160,6 +160,21 @@ def test_onnx(activation, options):
     torch.testing.assert_close(torch.from_numpy(y), model(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_of_an_exported_program():
+    """Its operators are ours, until they are replaced."""
+    pytest.importorskip("onnxscript", reason="needs onnxscript, which is not installed: torch.onnx.export")
+    evaluation = pytest.importorskip("onnx.reference", reason="needs onnx, which is not installed: its evaluator")
+    model = torch.nn.Sequential(nn.Conv2d(4, 6, 3, activation="relu"), nn.ConvTranspose2d(6, 2, 3, stride=2)).eval()
+    x = image(3, 4, 8, 7, dtype=torch.float32)
+    program = torch.export.export(model, (x,))
+    with pytest.raises(torch.onnx.OnnxExporterError):
+        torch.onnx.export(program, dynamo=True, verbose=False)
+    program = torch.onnx.export(program.run_decompositions(decompositions.TABLE), dynamo=True, verbose=False)
+    (y,) = evaluation.ReferenceEvaluator(program.model_proto).run(None, {"input": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), model(x))
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 8, 7), (4, 8, 7), (8, 7)])
 @pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 1, 2, 2), (0, 2, 1, 0)])
 @pytest.mark.parametrize("stride, dilation, groups", [((1, 1), (1, 1), 1), ((3, 2), (1, 2), 2)])
@@ -170,11 +185,10 @@ def test_decompositions(shape, padding, stride, dilation, groups):
     x, w, b = image(*shape), image(*filters), image(6 if len(shape) > 2 else 1)
     geometry = (stride, padding, dilation, groups)
     y = operators.forward(x, w, b, *geometry, "tanh", "naive")
-    table = torch._decomp.decomposition_table
-    assert close(table[operators.forward](x, w, b, *geometry, "tanh", "naive"), y)
+    assert close(decompositions.TABLE[operators.forward](x, w, b, *geometry, "tanh", "naive"), y)
     g = torch.randn_like(y)
     want = operators.input_grad(shape, w, g, *geometry, "naive")
-    assert close(table[operators.input_grad](shape, w, g, *geometry, "naive"), want)
+    assert close(decompositions.TABLE[operators.input_grad](shape, w, g, *geometry, "naive"), want)
 
 
 # -- TorchScript -----------------------------------------------------------------------------------------------------
