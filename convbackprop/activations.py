@@ -1,7 +1,7 @@
 """The activations phi, and what a gradient forms phi' from: the output y, or the pre-activation s where y cannot tell.
 
-Adding one takes an entry here and a case in each of the two functions of cuda_src/activation.cuh. `value` and `grad`
-are written for numpy and for torch alike, and share no code with the kernels.
+Adding one takes an entry here, a line in cuda_src/activation.cuh and one in cuda_src/activation_grad.cuh. `value` and
+`grad` are written for numpy and for torch alike, and share no code with the kernels.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def _same(s: Array) -> Array:
     return s
 
 
-#: Those that kernels are tried with by default; from them the others differ within activation.cuh alone.
+#: Those that kernels are tried with by default; from them the others differ in phi and phi' alone.
 COMMON = ("identity", "relu", "logistic", "tanh")
 
 _ALIASES = {"sigmoid": "logistic", "linear": "identity"}
@@ -298,7 +298,7 @@ def torch_function(name: str) -> Callable[[Array], Array]:
 
 
 def constants(name: str, transposed: bool = False) -> dict[str, object]:
-    """Return what cuda_src/activation.cuh wants to know at compile time of an activation.
+    """Return the constants that choose an activation, and its derivative, in the kernels.
 
     `transposed`: it is applied to what input_grad computes, and none is differentiated.
     """

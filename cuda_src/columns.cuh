@@ -3,7 +3,7 @@
 // A warp whose threads take neighbouring columns reads and writes whole sectors of memory. VECTOR divides the row's
 // length and its vectors are aligned, so that each of them lies inside the row or outside as a whole.
 #pragma once
-#include "activation.cuh"
+#include "activation_grad.cuh"
 #include "vector.cuh"
 
 // WIDTH columns on their way from memory. Asked for early and taken late, they cost no waiting.

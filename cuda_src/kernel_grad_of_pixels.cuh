@@ -2,7 +2,7 @@
 //
 // See forward_of_pixels.cuh.
 #pragma once
-#include "activation.cuh"
+#include "activation_grad.cuh"
 #include "long_sum.cuh"
 
 // Of tap (k,c,r,s), what rows first_p to end_p - 1 and columns first_q to end_q - 1 of g in image n give, as far as

@@ -2,7 +2,7 @@
 //
 // mask[n,k,p,j] = bits of y[n, k, p, 8j..8j+7] > 0 (or NaN). One thread packs one byte.
 #pragma once
-#include "activation.cuh"
+#include "activation_grad.cuh"
 #include "conv2d.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

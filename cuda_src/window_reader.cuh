@@ -8,7 +8,7 @@
 #pragma once
 #include <type_traits>
 
-#include "activation.cuh"
+#include "activation_grad.cuh"
 #include "windows.cuh"
 
 struct Pixel {

@@ -10,7 +10,7 @@ from convbackprop.ladder.variant import Launch, Requirement
 from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
 from convbackprop.sources import Parameter
 
-#: The types of array elements as the kernels name them (scalar.cuh, activation.cuh); other operands are of Scalar.
+#: The types of array elements as the kernels name them (scalar.cuh, activation_grad.cuh); other operands are of Scalar.
 _TYPES = {"saved": "Saved", "mask": "MaskByte", "scratch": "Acc"}
 
 #: Another name that an array may have, in a file of one's own: scratch memory mostly holds partial sums.

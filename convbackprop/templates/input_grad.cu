@@ -9,8 +9,8 @@
 //@ pass input_grad
 //@ constant THREADS = 128
 //@ launch input_grad(dy, saved, w, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
-#include "activation.cuh"  // pre_activation_grad(dy, saved, shape, n, k, p, q) = g[n,k,p,q]
-#include "conv2d.cuh"      // Conv2dShape: the sizes, and where an element lies: x_at(n, c, h, w_), w_at, y_at
+#include "activation_grad.cuh"  // pre_activation_grad(dy, saved, shape, n, k, p, q) = g[n,k,p,q]
+#include "conv2d.cuh"           // Conv2dShape: sizes, and where an element lies: x_at(n, c, h, w_), w_at, y_at
 
 // Scalar is the type of the arrays (float, double, __half, __nv_bfloat16), Acc the type to add up in (float, double);
 // to_acc and from_acc convert. saved is the forward pass's output y, or the bits y > 0: pre_activation_grad reads both.

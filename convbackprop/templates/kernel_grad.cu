@@ -9,9 +9,9 @@
 //@ pass kernel_grad
 //@ constant THREADS = 128
 //@ launch kernel_grad(dy, saved, x, dw, db) grid=[ceil_div(K * (C / groups * R * S + 1), THREADS)] block=[THREADS]
-#include "activation.cuh"  // pre_activation_grad(dy, saved, shape, n, k, p, q) = g[n,k,p,q]
-#include "conv2d.cuh"      // Conv2dShape: the sizes, and where an element lies: x_at(n, c, h, w_), w_at, y_at
-#include "long_sum.cuh"    // LongSum: a plain float sum of a million terms would be wrong in its third digit
+#include "activation_grad.cuh"  // pre_activation_grad(dy, saved, shape, n, k, p, q) = g[n,k,p,q]
+#include "conv2d.cuh"           // Conv2dShape: sizes, and where an element lies: x_at(n, c, h, w_), w_at, y_at
+#include "long_sum.cuh"         // LongSum: a plain float sum of a million terms would be wrong in its third digit
 
 // Scalar is the type of the arrays (float, double, __half, __nv_bfloat16), Acc the type to add up in (float, double);
 // to_acc and from_acc convert. saved is the forward pass's output y, or the bits y > 0: pre_activation_grad reads both.

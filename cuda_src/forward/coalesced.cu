@@ -10,6 +10,7 @@
 //
 // What limits it: the bytes on their way. On an H200, before rows were asked for ahead, 3x3 and 5x5 at 4096 x 4096 took
 // 1.25 and 1.33 times as long as a copy; 7x7 2.0 times, with its taps in shared memory.
+#include "activation.cuh"
 #include "columns.cuh"
 #include "pack_mask.cuh"
 

@@ -6,7 +6,7 @@
 // dealt out to slices: slice i takes rows i, i + slices, and so on. Then kernel_grad_total adds up the slices of
 // each tap, always in the same order: the same bits every time. What limits it: every tap reads all of dy and
 // y again. On an H200, 5x5 at 4096 x 4096 took 31 times as long as a copy.
-#include "activation.cuh"
+#include "activation_grad.cuh"
 #include "conv2d.cuh"
 #include "kernel_grad_total.cuh"
 #include "long_sum.cuh"

@@ -17,7 +17,7 @@
 // What limits it: two reads of shared memory for every multiply-add; and every pair (k,c) stages its two planes
 // again, K/groups times the inputs and C/groups times the outputs. On an H200, 5x5 at 4096 x 4096 took 7 times as long
 // as a copy.
-#include "activation.cuh"
+#include "activation_grad.cuh"
 #include "conv2d.cuh"
 #include "kernel_grad_total.cuh"
 #include "long_sum.cuh"
