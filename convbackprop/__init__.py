@@ -17,6 +17,7 @@ _HOMES = {
     "conv2d_kernel_grad": "ops",
     "conv2d_backward": "ops",
     "conv_transpose2d": "transposed",
+    "tuning": "tune.session",
     "ConvProblem": "problem",
     "get_num_threads": "devices.cpu",
     "set_num_threads": "devices.cpu",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:  # named twice, for type checkers to export them
     )
     from convbackprop.problem import ConvProblem as ConvProblem
     from convbackprop.transposed import conv_transpose2d as conv_transpose2d
+    from convbackprop.tune.session import tuning as tuning
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from convbackprop.arguments import known, shown
+from convbackprop.devices import Device
 from convbackprop.errors import InvalidArgument, InvalidType
-from convbackprop.ladder.registry import choose, of_pass, why_not
+from convbackprop.ladder.registry import AUTO, UNTUNED, of_pass
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch import calls
 from convbackprop.launch.calls import Checked, Function, Result
 from convbackprop.launch.given import Arguments, Given, Shape, as_seen, problem_of, size_of
 from convbackprop.problem import ConvProblem
+from convbackprop.tune.choice import choose, one_pass
 
 _Options = tuple[Any, ...]  # stride, padding, dilation, groups, activation, variant, and a size where there is one
 
@@ -63,7 +65,9 @@ def conv2d(
         Applied to the sum before it is rounded: "identity", "relu", "logistic" (or "sigmoid"), "tanh", "relu6",
         "leaky_relu" (or "leaky_relu:SLOPE"), "softplus", "silu", "gelu", "gelu_tanh" or "hardswish".
     variant : str
-        A rung of the ladder such as "naive", or "auto".
+        A rung of the ladder such as "naive"; "auto", the one that was measured to be fastest on the device where there
+        is such a measurement ('convbackprop tune', `tuning`), else what the package's rule chooses; or "untuned", the
+        rule's choice: between two measurements "auto" may add in another order, "untuned" never does.
     device : str, optional
         Where arrays of the host run: "cpu", "cuda" or "cuda:N"; default for numpy: CONVBACKPROP_DEVICE, else cuda when
         usable, else cpu; for CPU tensors: cpu. Arrays on a GPU run where they lie.
@@ -112,7 +116,7 @@ def _check_forward(given: Given, outs: Given, device: Any, options: _Options, fl
     if save_mask:
         results["mask"] = Result("mask", as_seen(problem.mask_shape, x_shape))
     call.check_outs(outs, results)
-    return call.checked(results, (choose("forward", variant, problem, call.device.kind), problem))
+    return call.checked(results, (choose("forward", variant, problem, call.device), problem))
 
 
 _FORWARD = Function(_check_forward, ("input", "weight", "bias"), ("y", "mask"))
@@ -217,7 +221,7 @@ def _check_input_grad(given: Given, outs: Given, device: Any, options: _Options,
     problem = _gradient_problem(call, given, x_shape, "input_size", w_shape, "weight", options)
     results = {"dx": Result("input gradient", x_shape)}
     call.check_outs(outs, results)
-    return call.checked(results, (choose("input_grad", variant, problem, call.device.kind), problem))
+    return call.checked(results, (choose("input_grad", variant, problem, call.device), problem))
 
 
 _INPUT_GRAD = Function(_check_input_grad, ("weight", "grad_output", "output", "mask", "pre_activation"), ("dx",))
@@ -298,7 +302,7 @@ def _check_kernel_grad(given: Given, outs: Given, device: Any, options: _Options
     if with_bias:
         results["db"] = Result("bias gradient", (problem.K,))
     call.check_outs(outs, results)
-    return call.checked(results, (choose("kernel_grad", variant, problem, call.device.kind), problem))
+    return call.checked(results, (choose("kernel_grad", variant, problem, call.device), problem))
 
 
 _KERNEL_GRAD = Function(_check_kernel_grad, ("input", "grad_output", "output", "mask", "pre_activation"), ("dw", "db"))
@@ -383,7 +387,7 @@ def _check_backward(given: Given, outs: Given, device: Any, options: _Options, n
     }
     results = {name: result for (name, result), need in zip(possible.items(), needs, strict=True) if need}
     call.check_outs(outs, results)
-    passes = passes_of_backward(options[5], problem, call.device.kind)
+    passes = passes_of_backward(options[5], problem, call.device)
     if any(variant.pass_name == "kernel_grad" for variant, _ in passes):
         results = {**results, "dw": possible["dw"]}  # that pass computes it, needed or not
     return call.checked(results, *passes)
@@ -394,30 +398,33 @@ _BACKWARD = Function(
 )
 
 
-def passes_of_backward(variant: str, problem: ConvProblem, device_kind: str) -> list[tuple[Variant, ConvProblem]]:
-    """Return what computes the gradients that `problem` wants: one pass, or one for dx and one for dw and db."""
+def parts_of_backward(problem: ConvProblem) -> list[tuple[str, ConvProblem]]:
+    """Return the passes, each with its problem, that compute one after another the gradients that `problem` wants."""
     separate = problem.with_(dx=True, dw=True)
     parts = []
     if problem.dx:
         parts.append(("input_grad", separate.with_(bias=False)))
     if problem.dw or problem.bias:
         parts.append(("kernel_grad", separate))
+    return parts
+
+
+def passes_of_backward(variant: str, problem: ConvProblem, device: Device | str) -> list[tuple[Variant, ConvProblem]]:
+    """Return what computes the gradients that `problem` wants: one pass, or one for dx and one for dw and db."""
+    parts = parts_of_backward(problem)
     fused = [rung.name for rung in of_pass("backward")]
     ladders = [
         [rung.name for rung in of_pass(name)] for name, _ in parts or (("input_grad", None), ("kernel_grad", None))
     ]
     shared = [name for name in ladders[0] if all(name in ladder for ladder in ladders)]
-    known(variant, tuple(dict.fromkeys(("auto", *fused, *shared))), "variant")
+    known(variant, tuple(dict.fromkeys((AUTO, UNTUNED, *fused, *shared))), "variant")
     if not parts:
         return []
     if variant in fused and variant not in shared:
-        return [(choose("backward", variant, problem, device_kind), problem)]
-    if len(parts) == 2:
-        for rung, reason in why_not("backward", problem, device_kind).items():
-            named = rung.name == variant and rung.refusal(problem, device_kind) is None
-            if named or (variant == "auto" and reason is None):
-                return [(rung, problem)]
-    return [(choose(name, variant, part, device_kind), part) for name, part in parts]
+        return [(choose("backward", variant, problem, device), problem)]
+    if len(parts) == 2 and (rung := one_pass(variant, problem, device)):
+        return [(rung, problem)]
+    return [(choose(name, variant, part, device), part) for name, part in parts]
 
 
 def _flag(value: object, argument: str) -> bool:

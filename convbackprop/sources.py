@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -85,6 +86,11 @@ def _without_comments(text: str) -> str:
 def _code(path: Path) -> str:
     """Return a .cu file and what it includes as one text without comments."""
     return _without_comments("\n".join(_texts(path).values()))
+
+
+def code_digest(path: Path) -> str:
+    """Return a digest of the code of a .cu file and of what it includes: comments and layout do not count."""
+    return hashlib.sha256(" ".join(_code(path).split()).encode()).hexdigest()[:16]
 
 
 #: What every .cu file gets on the CPU, from the root of the package on; on a GPU CUDA has headers of these names.

@@ -6,10 +6,10 @@ from typing import Any
 
 from convbackprop.arguments import integer, pair, shown, sides
 from convbackprop.errors import InvalidArgument
-from convbackprop.ladder.registry import choose
 from convbackprop.launch import calls
 from convbackprop.launch.calls import Checked, Function, Result
 from convbackprop.launch.given import Arguments, Given, Shape, as_seen, four_axes, problem_of
+from convbackprop.tune.choice import choose
 
 
 def conv_transpose2d(
@@ -135,7 +135,7 @@ def _check_transpose(
     call.check_shape("bias", (problem.C,), "one value an output channel")
     results = {"dx": Result("output", shape)}
     call.check_outs(outs, results)
-    rung = choose("input_grad", variant, problem, call.device.kind)
+    rung = choose("input_grad", variant, problem, call.device)
     return Checked(
         call.library, call.device, call.like, results, ((rung, problem),), {"input": "dy", "weight": "w", "bias": "b"}
     )

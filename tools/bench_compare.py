@@ -22,9 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from convbackprop.bench.machine import LOAD, load, processor
+from convbackprop.bench.machine import LOAD, load
 from convbackprop.devices import get_device
 from convbackprop.devices.cpu import get_num_threads
+from convbackprop.devices.cpu_level import processor
 from convbackprop.files import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 def folder_of_machine(storage: Path) -> Path:
     """Return where the runs of this machine are kept."""
     device = get_device()
-    facts = (processor(), os.cpu_count(), get_num_threads(), getattr(device, "title", device.name))
+    facts = (processor(), os.cpu_count(), get_num_threads(), device.title)
     return storage / hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

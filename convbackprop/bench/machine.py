@@ -18,18 +18,10 @@ from convbackprop.bench.rows import Row
 from convbackprop.devices import Device
 from convbackprop.devices.compiler import cxx_name
 from convbackprop.devices.cpu import get_num_threads
+from convbackprop.devices.cpu_level import processor
 
 #: What makes two runs comparable without a note.
 SAME = ("machine", "cpus", "threads", "device", "convbackprop", "commit", "compiler", "python", "numpy")
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def commit() -> str | None:
@@ -52,7 +44,7 @@ def commit() -> str | None:
 def environment(device: Device, peers: Sequence[Peer]) -> dict[str, Any]:
     """Return what the timings depend on."""
     facts: dict[str, Any] = {
-        "machine": processor() if device.kind == "cpu" else device.title,  # type: ignore[attr-defined]
+        "machine": processor() if device.kind == "cpu" else device.title,
         "cpus": os.cpu_count(),
         "threads": get_num_threads(),
         "device": device.name,

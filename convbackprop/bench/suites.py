@@ -12,9 +12,11 @@ from convbackprop.bench import layers
 from convbackprop.bench.cases import Case, case_on_image
 from convbackprop.bench.layers import Layer
 from convbackprop.bench.photograph import CAMERA, PHOTOGRAPHS, photograph
-from convbackprop.ladder.registry import choose, of_pass
+from convbackprop.devices import Device
+from convbackprop.ladder.registry import of_pass
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES
+from convbackprop.tune.choice import choose
 
 #: (sizes of the filter, dtype, kind of device) -> cases.
 Cases = Callable[[Sequence[int], str, str], Iterator[Case]]
@@ -48,15 +50,16 @@ class Suite:
     passes: tuple[str, ...] = tuple(PASSES)
     beside_naive: bool = False
 
-    def rungs(self, variants: Sequence[Variant], case: Case, device_kind: str) -> tuple[Variant, ...]:
+    def rungs(self, variants: Sequence[Variant], case: Case, device: Device | str) -> tuple[Variant, ...]:
         """Return those of the variants that are timed on a case, naive first where it is timed beside another."""
+        kind = device if isinstance(device, str) else device.kind
         passes = [p for p in self.passes if any(variant.pass_name == p for variant in variants)]
         if not self.beside_naive:
-            return tuple(v for v in variants if v.pass_name in passes and v.refusal(case.problem, device_kind) is None)
+            return tuple(v for v in variants if v.pass_name in passes and v.refusal(case.problem, kind) is None)
         return tuple(
             rung
             for pass_name in passes
-            for rung in dict.fromkeys((of_pass(pass_name)[0], choose(pass_name, "auto", case.problem, device_kind)))
+            for rung in dict.fromkeys((of_pass(pass_name)[0], choose(pass_name, "auto", case.problem, device)))
         )
 
 

@@ -139,9 +139,10 @@ class CpuStage:
         self._memory.append(aligned((size,), np.dtype(np.uint8)))
         return int(self._memory[-1].ctypes.data)
 
-    def ours(self, variant: Variant) -> Call:
-        """Return a call of a variant: its launches and nothing else."""
-        ready = plan(variant, self.problem, self.device, None, alignment_of(self._pointers, self.problem.mask))
+    def ours(self, variant: Variant, problem: ConvProblem | None = None) -> Call:
+        """Return a call of a variant: its launches and nothing else; `problem`: of a part of the pass."""
+        problem = problem or self.problem
+        ready = plan(variant, problem, self.device, None, alignment_of(self._pointers, problem.mask))
         pointers = {**self._pointers, "scratch": self._reserve(ready.scratch_bytes)}
         return lambda: ready.run(pointers)
 

@@ -15,8 +15,8 @@ from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType
 
 #: Each is a module of this package with `add_arguments(parser)`, `run(arguments)`, HELP and EPILOG.
 COMMANDS = (
-    "doctor", "list", "check", "fuzz", "sanitize", "bench", "compare", "plot", "report", "demo", "profile", "run",
-    "new",
+    "doctor", "list", "check", "fuzz", "sanitize", "bench", "tune", "compare", "plot", "report", "demo", "profile",
+    "run", "new",
 )  # fmt: skip
 
 _EXAMPLES = """\
@@ -27,6 +27,7 @@ examples:
   convbackprop fuzz                            random problems and arguments for ten minutes
   convbackprop sanitize forward                find invalid accesses and races, by line of source
   convbackprop bench                           time every variant beside torch
+  convbackprop tune                            find what is fastest here, and keep it for "auto"
   convbackprop profile forward/coalesced       what limits a kernel, and what to change first, without a GPU
   convbackprop profile --machine-code          registers, spills and occupancy of every kernel, without a GPU
   convbackprop run forward/coalesced           launch it and nothing else, for ncu and nsys

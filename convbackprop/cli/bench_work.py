@@ -121,4 +121,4 @@ def work_of(ladder: Suite | None, cases: Sequence[Case], variants: Sequence[Vari
             if sentence := variant.refusal(case.problem, device.kind):
                 refused.setdefault(sentence, []).append(str(variant))
         notes += [f"Not timed: {', '.join(distinct(names))}: {sentence}" for sentence, names in refused.items()]
-    return [(case, ladder.rungs(variants, case, device.kind)) for case in cases]
+    return [(case, ladder.rungs(variants, case, device)) for case in cases]

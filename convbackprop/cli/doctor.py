@@ -16,13 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 import convbackprop
-from convbackprop.bench.machine import processor
 from convbackprop.bench.timing import aligned
 from convbackprop.cli.common import console, counted, print_json
 from convbackprop.devices import cache, get_device, why_not_cuda
 from convbackprop.devices.compiler import compiler_version, cxx_name, find_cxx, find_nvcc
 from convbackprop.devices.cpu import cpu_device, get_num_threads
-from convbackprop.devices.cpu_level import VARIABLE as CPU_LEVEL, cpu_level, cpu_vector_bytes
+from convbackprop.devices.cpu_level import VARIABLE as CPU_LEVEL, cpu_level, cpu_vector_bytes, processor
 from convbackprop.errors import ConvBackpropError, DeviceUnusable, ProblemTooLarge
 
 HELP = "what this machine can run, and what is missing"

@@ -27,6 +27,10 @@ class Device(Protocol):
     kind: str
     target: Target
 
+    @property
+    def title(self) -> str:
+        """Which model it is."""
+
     def load(
         self,
         source: Source,

@@ -18,7 +18,7 @@ from pathlib import Path
 from convbackprop.arguments import integer
 from convbackprop.devices import cache, compiler
 from convbackprop.devices.compiler import Source
-from convbackprop.devices.cpu_level import cpu_level
+from convbackprop.devices.cpu_level import cpu_level, cpu_vector_bytes, processor
 from convbackprop.devices.gpus import Target
 from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed, ProblemTooLarge
 
@@ -139,6 +139,11 @@ class CpuDevice:
         self._resume, self._cancel = self.runtime.convbackprop_resume, self.runtime.convbackprop_cancel
         self.runtime.convbackprop_error.restype = ctypes.c_char_p
         os.register_at_fork(after_in_child=self._after_fork)
+
+    @property
+    def title(self) -> str:
+        """The processor, and the vectors that kernels are compiled for."""
+        return f"{processor()}, {8 * cpu_vector_bytes()}-bit vectors"
 
     def _load_runtime(self) -> ctypes.CDLL:
         # The kernels' objects find threadIdx, the barriers and the rest here.

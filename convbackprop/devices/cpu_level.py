@@ -73,11 +73,22 @@ def _up_to(level: str) -> list[str]:
 
 
 @functools.cache
+def _said(what: str) -> str:
+    """Return what /proc/cpuinfo says of a processor, "" where it says nothing."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(rf"^{what}\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1].strip() if found else ""
+
+
+@functools.cache
 def _flags() -> frozenset[str]:
     """Return what this CPU has, in the words of /proc/cpuinfo."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^flags\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return frozenset(found[1].split()) if found else frozenset()
+    return frozenset(_said("flags").split())
+
+
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    return _said("model name") or platform.machine()
 
 
 def architecture_flag() -> str:

@@ -20,6 +20,9 @@ from convbackprop.problem import PASSES, ConvProblem
 #: In the order of the ladder: each rung is meant to be faster than those before it.
 TECHNIQUES = (naive, tiled, register_tiled, coalesced, fused, vectorised, implicit_gemm, vectorised_gemm)
 
+#: What `variant` may be in place of a rung: the fastest one, as far as it was measured; and what the rule chooses.
+AUTO, UNTUNED = "auto", "untuned"
+
 #: By pass, and within a pass in the order of the ladder.
 VARIANTS: tuple[Variant, ...] = tuple(
     entry
@@ -37,7 +40,7 @@ def of_pass(pass_name: str) -> tuple[Variant, ...]:
 
 
 def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str) -> Variant:
-    """Return the variant that `variant` names, or the one that "auto" stands for.
+    """Return the variant that `variant` names, or the one that the rule of "auto" chooses.
 
     Raises
     ------
@@ -46,8 +49,8 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str)
     UnsupportedProblem
         The variant refuses the problem; the message is its sentence.
     """
-    known(variant, ("auto", *(rung.name for rung in of_pass(pass_name))), "variant")
-    if variant == "auto":
+    known(variant, (AUTO, UNTUNED, *(rung.name for rung in of_pass(pass_name))), "variant")
+    if variant in (AUTO, UNTUNED):
         reasons = why_not(pass_name, problem, device_kind)
         chosen = next((rung for rung, reason in reasons.items() if reason is None), None)
         if chosen is None:

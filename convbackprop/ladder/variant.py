@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,6 +113,8 @@ class Variant:
         Whether no GPU has run it as it stands.
     auto_not : callable
         (problem, device kind) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
+    rule : Variant or None
+        The variant that this one is with other values of tunables; None: it is one of the registry.
     path : Path
         The .cu file.
     """
@@ -128,6 +131,7 @@ class Variant:
     unproven: bool = False
     auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
     file: Path | None = None
+    rule: Variant | None = None
 
     def __str__(self) -> str:
         return f"{self.pass_name}/{self.name}"
@@ -205,6 +209,13 @@ class Variant:
             target = target._replace(kind=self.runs_on[0])
         chosen = {name: tunable.value(target, problem) for name, tunable in self.tunables.items()}
         return {**chosen, **self.specialise(problem, alignment, chosen), "multiprocessors": target.multiprocessors}
+
+
+@functools.cache
+def pinned(variant: Variant, values: tuple[tuple[str, int], ...]) -> Variant:
+    """Return a variant with these values of tunables in place of its rules': one object for the same values."""
+    chosen = {name: replace(variant.tunables[name], cuda=value, cpu=value) for name, value in values}
+    return replace(variant, tunables={**variant.tunables, **chosen}, rule=variant) if chosen else variant
 
 
 def _by(extents: tuple[int, ...]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convbackprop.devices import Device
+from convbackprop.errors import CompileError, LaunchFailed
 from convbackprop.ladder.variant import ALIGNED, WIDEST, Variant
 from convbackprop.launch import arrays
 from convbackprop.launch.plan import Plan, alignment_of, plan
@@ -128,7 +130,16 @@ class Checked:
 
     def _plan(self, variant: Variant, problem: ConvProblem, at: Mapping[str, int], staged: bool) -> Plan:
         own = {operand.name: at.get(operand.name, 0) for operand in PASSES[variant.pass_name].operands}
-        return plan(variant, problem, self.device, None, ALIGNED if staged else alignment_of(own, problem.mask))
+        alignment = ALIGNED if staged else alignment_of(own, problem.mask)
+        try:
+            return plan(variant, problem, self.device, None, alignment)
+        except (CompileError, LaunchFailed) as error:
+            if variant.rule is None:
+                raise
+            # Measured on a problem that was near, not on this one.
+            first = str(error).splitlines()[0]
+            warnings.warn(f"a tuned choice of {variant} cannot be used on {problem}: {first}", stacklevel=2)
+            return plan(variant.rule, problem, self.device, None, alignment)
 
     def _run_staged(
         self, plans: Sequence[Plan], at: Mapping[str, int], everything: Mapping[str, Any], targets: Mapping[str, Any]

@@ -135,6 +135,12 @@ def report(variant: Variant, problem: ConvProblem, gpu: Gpu, blocks: int = 64) -
     return Report(variant, problem, gpu, launches, found, verdict, tuple(remarks))
 
 
+def bounds_of_code(variant: Variant, problem: ConvProblem, gpu: Gpu) -> tuple[Bound, ...]:
+    """Return the limits that need no replay: those of the problem, and of the hot loop where cuobjdump is there."""
+    launches = _with_code(launches_of(variant, problem, gpu.target), variant, problem, gpu, [])
+    return roofline.bounds(gpu, variant.pass_name, problem, launches)
+
+
 def _with_code(
     launches: Sequence[LaunchFacts], variant: Variant, problem: ConvProblem, gpu: Gpu, remarks: list[str]
 ) -> tuple[LaunchFacts, ...]:

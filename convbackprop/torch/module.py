@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from convbackprop.activations import activation_name
 from convbackprop.arguments import known
 from convbackprop.errors import InvalidArgument
-from convbackprop.ladder.registry import of_pass
+from convbackprop.ladder.registry import AUTO, UNTUNED, of_pass
 from convbackprop.torch.functional import conv2d, not_scriptable
 
 Tensor = torch.Tensor
@@ -31,7 +31,7 @@ class Layer(_ConvNd):
         self.activation = activation_name(activation)
         rungs = [{rung.name for rung in of_pass(name)} for name in ("forward", "input_grad", "kernel_grad")]
         shared = [rung.name for rung in of_pass("forward") if all(rung.name in ladder for ladder in rungs)]
-        self.variant = known(variant, ("auto", *shared), "variant")
+        self.variant = known(variant, (AUTO, UNTUNED, *shared), "variant")
 
     __prepare_scriptable__ = not_scriptable
 
@@ -48,7 +48,7 @@ class Layer(_ConvNd):
 
     def extra_repr(self) -> str:  # noqa: D102
         more = f", activation={self.activation!r}" if self.activation != "identity" else ""
-        return super().extra_repr() + more + (f", variant={self.variant!r}" if self.variant != "auto" else "")
+        return super().extra_repr() + more + (f", variant={self.variant!r}" if self.variant != AUTO else "")
 
 
 class Conv2d(Layer):

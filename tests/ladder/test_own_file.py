@@ -133,10 +133,10 @@ def test_a_line_that_is_not_understood(tmp_path, line, sentence):
         ("N", "a word of conv2d.cuh that would be replaced by 3 there; choose another name, such as MY_N"),  # a field
         ("K", "a word of activation_grad.cuh that"),
         ("W", "a word of conv2d.cuh that"),
-        ("ACTIVATION", "a word of activation_grad.cuh that"),  # what the command line chooses
+        ("ACTIVATION", "a word of activation.cuh that"),  # what the command line chooses
         ("SAVED_MASK", "a word of activation_grad.cuh that"),
-        ("SLOPE", "a word of activation_grad.cuh that"),  # a macro
-        ("RELU", "a word of activation_grad.cuh that"),
+        ("SLOPE", "a word of activation.cuh that"),  # a macro
+        ("RELU", "a word of activation.cuh that"),
         ("CONVBACKPROP_ON_CPU", "a word of cuda_on_cpu.h that"),
         ("BARRIER_PLAIN", "a word of device_calls.h that"),
         ("FILE", "which the C++ compiler's own headers define; choose another name, such as MY_FILE"),
