@@ -24,6 +24,7 @@ from tests.support.quick import quick_cpu
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
 os.environ.pop("COLUMNS", None)
+os.environ["CONVBACKPROP_TUNED"] = "off"  # what the user has tuned is no test's concern
 
 
 @pytest.fixture(params=[*devices.usable_devices(), pytest.param(driver.LABEL, marks=pytest.mark.hardening)])

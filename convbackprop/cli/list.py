@@ -12,18 +12,20 @@ from convbackprop import ops
 from convbackprop.arguments import known
 from convbackprop.check.curated import CURATED
 from convbackprop.cli.common import console, print_json, say
-from convbackprop.devices import choice_of_device, usable_devices, why_not_cuda
+from convbackprop.devices import Device, choice_of_device, usable_devices, why_not_cuda
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.registry import VARIANTS, of_pass, select, why_not
 from convbackprop.ladder.variant import Choice, Variant
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import source_root
+from convbackprop.tune.choice import Tuned, tuned
+from convbackprop.tune.table import SEPARATE
 
 HELP = "the passes and their variants"
 EPILOG = """\
 With --problem it tells which variant "auto" stands for, and why not the others:
-on this machine's device, or on the kind that --device names, which need not be
-here. A --problem has a bias and a ReLU unless its text says otherwise (bias=0,
+on this machine's device, tuned or by the rule, or by the rule alone on the kind
+that --device names, which need not be here. A --problem has a bias and a ReLU unless its text says otherwise (bias=0,
 activation=identity); conv2d_backward computes all its gradients, or without
 dx (dx=0), or without dw (dw=0).
 
@@ -37,7 +39,8 @@ JSON keys: devices [name], no_cuda, passes [name, gloss, reads, writes],
 variants [pass, name, summary, runs_on [KIND], unproven (no GPU has run it as it
 stands), refuses, file, tunables {NAME: {legal, cuda, cpu}}] (null: a rule
 chooses it for each problem, or it does not run there); with --problem: problem,
-device, choices [pass, variant, auto, why_not], conv2d_backward [variant]
+device, choices [pass, variant, auto, why_not, tuned], conv2d_backward [variant];
+tuned: what of it was measured to be fastest here, or null
 """
 
 
@@ -114,36 +117,55 @@ def _json(chosen: tuple[Variant, ...]) -> dict[str, Any]:
 # -- what computes a problem -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Choice:
-    """A variant, and why "auto" does not stand for it; None: it does."""
+    """A variant, why "auto" does not stand for it (None: it does), and how it was measured to be fastest."""
 
     variant: Variant
     why_not: str | None
+    tuned: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         v = self.variant
-        return {"pass": v.pass_name, "variant": v.name, "auto": self.why_not is None, "why_not": self.why_not}
+        return {"pass": v.pass_name, "variant": v.name, "auto": self.why_not is None, "why_not": self.why_not,
+                "tuned": self.tuned}  # fmt: skip
 
 
-def _choices(chosen: tuple[Variant, ...], problem: ConvProblem, device_kind: str) -> list[_Choice]:
-    return [
-        _Choice(variant, reason)
-        for pass_name in PASSES
-        for variant, reason in why_not(pass_name, problem, device_kind).items()
-        if variant in chosen
-    ]
+def _choice(variant: Variant, reason: str | None, measured: Tuned | None) -> _Choice:
+    """Return a variant as a choice; `reason`: why the rule does not choose it."""
+    if measured is None:
+        return _Choice(variant, reason)
+    rung = measured.entry.rung
+    if rung is None and measured.entry.variant == SEPARATE:
+        return _Choice(variant, reason or measured.sentence)
+    if rung is None:
+        return _Choice(variant, reason, measured.sentence if reason is None else None)
+    if (rung.rule or rung) is variant:
+        return _Choice(variant, None, measured.sentence)
+    return _Choice(variant, reason or f"{rung.name} was measured to be faster")
+
+
+def _choices(chosen: tuple[Variant, ...], problem: ConvProblem, device: Device | str) -> list[_Choice]:
+    """Return every variant as a choice; of a kind of device alone nothing has been measured."""
+    kind = device if isinstance(device, str) else device.kind
+    found = []
+    for pass_name in PASSES:
+        measured = None if isinstance(device, str) else tuned(pass_name, problem, device)
+        for variant, reason in why_not(pass_name, problem, kind).items():
+            found.append(_choice(variant, reason, measured))
+    return [choice for choice in found if choice.variant in chosen]
 
 
 def _run_problem(arguments: argparse.Namespace, chosen: tuple[Variant, ...]) -> int:
     """Print what computes a problem, and return 0."""
     problem = ConvProblem.parse(arguments.problem, bias=True, activation="relu")
+    device: Device | str
     if arguments.device is None:
-        device, why = choice_of_device(None)
-        kind = device.kind
+        here, why = choice_of_device(None)
+        kind, device = here.kind, here
     else:
-        kind = known(arguments.device, ("cpu", "cuda"), "--device")
+        kind = device = known(arguments.device, ("cpu", "cuda"), "--device")
         why = f"device {kind}: asked for, as a kind"
-    choices = _choices(chosen, problem, kind)
-    backward = [str(variant) for variant, _ in ops.passes_of_backward("auto", problem, kind)]
+    choices = _choices(chosen, problem, device)
+    backward = [str(variant) for variant, _ in ops.passes_of_backward("auto", problem, device)]
     if arguments.json:
         print_json({"problem": str(problem), "device": kind, "choices": [choice.as_json() for choice in choices],
                     "conv2d_backward": backward})  # fmt: skip
@@ -153,9 +175,11 @@ def _run_problem(arguments: argparse.Namespace, chosen: tuple[Variant, ...]) -> 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("pass/variant", no_wrap=True)
     table.add_column("auto", no_wrap=True)
-    table.add_column("why not", overflow="fold")
+    table.add_column("why, or why not", overflow="fold")
     for choice in choices:
-        table.add_row(str(choice.variant), "auto" if choice.why_not is None else "", choice.why_not or "")
+        is_auto = choice.why_not is None
+        why = choice.why_not or choice.tuned or "the rule chooses it: the highest rung"
+        table.add_row(str(choice.variant), "auto" if is_auto else "", why)
     out.print(table)
     if any(variant.pass_name in ("input_grad", "kernel_grad", "backward") for variant in chosen):
         say(out, f"conv2d_backward runs {', then '.join(backward) or 'nothing'}")

@@ -121,8 +121,10 @@ def _problem(x: Any, w: Any, geometry: Sequence[Any], y: Any, **flags: bool) -> 
     sides = tuple((extent, extent) for extent in padding)
     image = y if transposed else x
     dtype = str(x.dtype).removeprefix("torch.")
-    shapes = tuple(image.shape), "input", tuple(w.shape), "weight"
-    return problem_of(*shapes, tuple(stride), sides, tuple(dilation), groups, "identity", dtype, **flags)
+    return problem_of(
+        tuple(image.shape), "input", tuple(w.shape), "weight", tuple(stride), sides, tuple(dilation), groups,
+        "identity", dtype, **flags,
+    )  # fmt: skip
 
 
 def _forward(x: Any, w: Any, bias: bool, geometry: Sequence[Any], y: Any) -> list[Job]:
