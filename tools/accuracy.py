@@ -19,7 +19,7 @@ import numpy as np
 
 import convbackprop
 from convbackprop import check
-from convbackprop.bench import machine, plots
+from convbackprop.bench import plots
 from convbackprop.bench.torch_calls import import_torch
 from convbackprop.check import reference
 from convbackprop.devices import get_device

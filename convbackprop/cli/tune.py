@@ -110,11 +110,10 @@ def _jobs(arguments: argparse.Namespace, device: Device) -> list[tuple[str, Conv
         else:
             problems = _goal_problems(dtype, device.kind)
         jobs = [(name, problem) for problem in problems for name in passes]
-    able = {
-        table.class_of(name, problem): (name, problem)
-        for name, problem in jobs
-        if name in passes and any(rung.refusal(problem, device.kind) is None for rung in of_pass(name))
-    }
+    able: dict[table.Class, tuple[str, ConvProblem]] = {}
+    for name, problem in jobs:
+        if name in passes and any(rung.refusal(problem, device.kind) is None for rung in of_pass(name)):
+            able.setdefault(table.class_of(name, problem), (name, problem))
     return list(able.values())
 
 

@@ -28,10 +28,10 @@ class Tuned:
     def sentence(self) -> str:
         """Which, and why."""
         entry = self.entry
-        where = "this class" if not self.distance else f"the nearest, {self.distance:g} octaves off"
-        return (
-            f"tuned: {entry.choice}; {entry.times_rule:.2f}x the rule on {entry.problem} ({where}), {entry.date[:10]}"
-        )
+        octaves = f"{self.distance:g} octave{'s' * (self.distance != 1)}"
+        where = f"the nearest, {octaves} off" if self.distance else "this class"
+        times = f"{entry.times_rule:.2f}x the rule on {entry.problem}"
+        return f"tuned: {entry.choice}; {times} ({where}), {entry.date[:10]}"
 
 
 def tuned(pass_name: str, problem: ConvProblem, device: Device) -> Tuned | None:

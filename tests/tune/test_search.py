@@ -120,7 +120,9 @@ def test_two_passes_in_place_of_one(quick, clocked, fused, expected):
 def test_the_rule_s_choice_is_wrong(quick, clocked, monkeypatch):
     clocked(lambda v: 1.0)
     monkeypatch.setattr(search, "check", lambda *_, **__: SimpleNamespace(ok=False))
-    with pytest.raises(EnvironmentProblem, match="forward/vectorised, which the rule chooses for 2,1,9.*is wrong; 'conv"):
+    with pytest.raises(
+        EnvironmentProblem, match=r"forward/vectorised, which the rule chooses for 2,1,9.*is wrong; 'conv"
+    ):
         searched(quick)
 
 
