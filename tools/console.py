@@ -68,7 +68,7 @@ def output(command: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "convbackprop", *shlex.split(command)],
         cwd=folder,
-        env={**own, "XDG_CACHE_HOME": f"{home}/.cache"},
+        env={**own, "XDG_CACHE_HOME": f"{home}/.cache", "XDG_DATA_HOME": f"{home}/.local/share"},
         stdout=subprocess.PIPE,
         text=True,
     )

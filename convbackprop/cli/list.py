@@ -25,9 +25,9 @@ HELP = "the passes and their variants"
 EPILOG = """\
 With --problem it tells which variant "auto" stands for, and why not the others:
 on this machine's device, tuned or by the rule, or by the rule alone on the kind
-that --device names, which need not be here. A --problem has a bias and a ReLU unless its text says otherwise (bias=0,
-activation=identity); conv2d_backward computes all its gradients, or without
-dx (dx=0), or without dw (dw=0).
+that --device names, which need not be here. A --problem has a bias and a ReLU
+unless its text says otherwise (bias=0, activation=identity); conv2d_backward
+computes all its gradients, or without dx (dx=0), or without dw (dw=0).
 
 examples:
   convbackprop list
@@ -39,8 +39,8 @@ JSON keys: devices [name], no_cuda, passes [name, gloss, reads, writes],
 variants [pass, name, summary, runs_on [KIND], unproven (no GPU has run it as it
 stands), refuses, file, tunables {NAME: {legal, cuda, cpu}}] (null: a rule
 chooses it for each problem, or it does not run there); with --problem: problem,
-device, choices [pass, variant, auto, why_not, tuned], conv2d_backward [variant];
-tuned: what of it was measured to be fastest here, or null
+device, choices [pass, variant, auto, why_not, tuned (what of it was measured to
+be fastest here, or null)], conv2d_backward [variant]
 """
 
 

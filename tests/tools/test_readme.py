@@ -171,11 +171,13 @@ def test_the_example_runs(readme):
     assert names["db"].shape == names["b"].shape
 
 
-def test_the_page_on_python_runs(readme):
+def test_the_page_on_python_runs(readme, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVBACKPROP_TUNED", str(tmp_path))
     names = run_examples(page("python.md"), "python.md")
     assert names["dx"].shape == names["x"].shape
     assert names["dw"].shape == names["w"].shape
     assert np.allclose(names["scores"], names["features"] @ names["weights"].T, atol=1e-3)
+    assert len(list(tmp_path.glob("*.json"))) == 1  # what `tuning` has kept
 
 
 def test_the_page_on_pytorch_runs(readme, capsys):
