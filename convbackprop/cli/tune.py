@@ -15,7 +15,6 @@ from rich.table import Table
 from convbackprop.arguments import known
 from convbackprop.bench.layers import DEPTHWISE, WHOLE
 from convbackprop.bench.suites import SUITES, case_of_layer
-from convbackprop.bench.timing import check_timeable
 from convbackprop.cli.common import add_device, check_memory, console, counted, print_json, say
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.errors import InvalidArgument
@@ -135,7 +134,6 @@ def _tuned(jobs: Sequence[tuple[str, ConvProblem]], device: Device, seconds: flo
 
 
 def _tune(arguments: argparse.Namespace, device: Device, choice: str) -> int:
-    check_timeable(device)
     path = table.file_of(device.title)
     jobs = _jobs(arguments, device)
     for _, problem in jobs:

@@ -57,7 +57,7 @@ def conv2d(
         As in `convbackprop.conv2d`. Its derivative is formed from y, or for "silu", "gelu", "gelu_tanh" and
         "hardswish" from the pre-activation, which is then kept beside y.
     variant : str
-        A rung of the ladder that all passes have, such as "naive", or "auto".
+        A rung of the ladder that all passes have, such as "naive", "auto" or "untuned": see `convbackprop.conv2d`.
 
     Returns
     -------

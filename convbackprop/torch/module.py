@@ -64,7 +64,7 @@ class Conv2d(Layer):
     activation : str
         As in `convbackprop.conv2d`: "identity", "relu", "gelu", ...
     variant : str
-        A rung of the ladder that all passes have, such as "naive", or "auto".
+        A rung of the ladder that all passes have, such as "naive", "auto" or "untuned": see `convbackprop.conv2d`.
 
     Raises
     ------

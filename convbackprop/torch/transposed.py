@@ -64,7 +64,7 @@ def conv_transpose2d(
     output_padding : int or (int, int)
         Further rows and columns of the output, fewer than the stride or the dilation.
     variant : str
-        A rung of the ladder that all passes have, such as "naive", or "auto".
+        A rung of the ladder that all passes have, such as "naive", "auto" or "untuned": see `convbackprop.conv2d`.
 
     Returns
     -------

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop.bench.timing import Call, CpuStage, stage
+from convbackprop.bench.timing import Call, CpuStage, check_timeable, stage
 from convbackprop.check import check, inputs, reference
 from convbackprop.devices import Device
 from convbackprop.devices.compiler import Source, cubin
@@ -162,6 +162,7 @@ class Search:
 
     def __init__(self, pass_name: str, problem: ConvProblem, device: Device, seconds: float,
                  doing: Callable[[str], None] = lambda what: None) -> None:  # fmt: skip
+        check_timeable(device)
         self.pass_name, self.problem, self.device = pass_name, problem, device
         self.tried = self.left_out = 0
         self._doing = doing
@@ -224,7 +225,8 @@ class Search:
         pool = ThreadPoolExecutor(os.cpu_count())
         try:
             jobs = {pool.submit(self._compiled, variant, limit): variant for variant in new}
-            for job in as_completed(jobs):
+            for count, job in enumerate(as_completed(jobs), 1):
+                self._say(f"compiled {count} of {len(jobs)}", best)
                 if best and time.perf_counter() > self._end:
                     break
                 if job.result() and (candidate := self._right(jobs[job], place)):
@@ -282,7 +284,7 @@ class Search:
             self._turns(alive, turns, place)
             alive.sort(key=lambda candidate: candidate.median)
             fastest = alive[0]
-            self._say(fastest)
+            self._say(f"{self.tried} timed", fastest)
             alive = [c for c in alive[: max(1, len(alive) // 2)] if c.median < _HOPELESS * fastest.median]
             turns *= 2
         winner = alive[0]
@@ -291,8 +293,9 @@ class Search:
         self._turns([first, winner], turns, place)
         return winner if winner.median < first.median else first
 
-    def _say(self, best: Candidate) -> None:
-        self._doing(f"{self.pass_name} on {self.problem}: {self.tried} timed, best {best}, {1e6 * best.median:.1f} us")
+    def _say(self, what: str, best: Candidate | None) -> None:
+        so_far = f", best {best}, {1e6 * best.median:.1f} us" if best else ""
+        self._doing(f"{self.pass_name} on {self.problem}: {what}{so_far}")
 
     def _entry(self, best: Candidate, base: Candidate, place: CpuStage) -> Entry:
         """Time what has won in turn with the rule's choice, and return the faster one."""

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from convbackprop.bench.timing import CpuStage
+from convbackprop.bench.timing import CpuStage, CudaStage
 from convbackprop.devices.compiler import find_nvcc
 from convbackprop.devices.gpus import gpu
-from convbackprop.errors import CompilerNotFound, EnvironmentProblem
+from convbackprop.errors import CompilerNotFound, DeviceUnusable, EnvironmentProblem
 from convbackprop.ladder.registry import choose, of_pass, select
 from convbackprop.ladder.variant import pinned
 from convbackprop.problem import ConvProblem
@@ -188,3 +188,22 @@ def test_a_block_too_large(h200):
     layer = ConvProblem.parse("32,64,56,56,128,3,3,padding=1")
     h200.architecture = "sm_75"
     assert why_hopeless(tiles, layer, h200, best=1.0) == "a block of forward does not fit a multiprocessor"
+
+
+def test_a_search_on_the_cuda_device(stand_in, clocked, monkeypatch):
+    """On the stand-in for a GPU: what is launched there is right, and what spills is left out unseen."""
+    from tests import driver
+
+    clocked(lambda v: 0.5 - 0.1 * (chosen_of(v).get("ROWS") == 8) - 0.2 * (chosen_of(v).get("COLS") == 4))
+    monkeypatch.setattr(CudaStage, "clock", CpuStage.clock)
+    monkeypatch.setattr(search, "check_timeable", lambda device: None)
+    monkeypatch.setattr(search, "why_hopeless", lambda v, *_: "it spills" if chosen_of(v).get("COLS") == 4 else None)
+    entry, found = searched(driver.device())
+    assert (entry.variant, entry.tunables) == ("coalesced", {"ROWS": 8}) and found.left_out > 0
+
+
+def test_the_stand_in_tells_no_times(stand_in):
+    from tests import driver
+
+    with pytest.raises(DeviceUnusable, match="the tests' stand-in for a GPU"):
+        searched(driver.device())
