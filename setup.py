@@ -7,8 +7,14 @@ setup(
     packages=[*find_packages(include=["convbackprop", "convbackprop.*"]), "convbackprop.cuda_src"],
     package_dir={"convbackprop.cuda_src": "cuda_src"},
     package_data={
-        "convbackprop": ["py.typed", "cpu_runtime/**/*.h", "cpu_runtime/**/*.cpp", "templates/*.cu", "bench/*.cu",
-                         "tune/measured/*.json"],
+        "convbackprop": [
+            "py.typed",
+            "cpu_runtime/**/*.h",
+            "cpu_runtime/**/*.cpp",
+            "templates/*.cu",
+            "bench/*.cu",
+            "tune/measured/*.json",
+        ],
         "convbackprop.cuda_src": ["**/*.cu", "**/*.cuh"],
     },
 )
