@@ -420,7 +420,9 @@ def test_auto_without_a_variant_of_backward(monkeypatch):
         assert np.allclose(one, right, rtol=1e-4, atol=1e-4)
     assert launched[:2] == ["input_grad/naive", "kernel_grad/naive"]
     assert [name.split("/")[0] for name in launched[2:]] == ["input_grad", "kernel_grad"]
-    with pytest.raises(convbackprop.InvalidArgument, match=r"variant is 'fused'; it should be one of auto, naive"):
+    with pytest.raises(
+        convbackprop.InvalidArgument, match=r"variant is 'fused'; it should be one of auto, untuned, naive"
+    ):
         layer.backward(variant="fused")
     calls.forget()
 

@@ -411,7 +411,7 @@ def refused(what):
         ("gradient", ["what needs a gradient is nothing on rank 0 and input on rank 1"] * 2),
         ("rows", [r"rank 1 has 2 of the image's rows, .* no output row; each rank should have at least 4 .*8, 2"] * 2),
         ("no argument", [r"input has shape \(8,\)"] * 2),
-        ("variant", ("rank 1: variant is 'quick'", "variant is 'quick'; it should be one of auto, naive")),
+        ("variant", ("rank 1: variant is 'quick'", "variant is 'quick'; it should be one of auto, untuned, naive")),
     ],
 )
 def test_refused_on_all_ranks(two, what, sentences):

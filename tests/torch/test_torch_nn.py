@@ -42,7 +42,7 @@ def test_what_it_says():
     assert layer(torch.empty(2, 3, 5, 5, device="meta")).shape == (2, 4, 5, 5)
     with pytest.raises(InvalidArgument, match="activation is 'mish'; it should be one of identity"):
         nn.Conv2d(1, 1, 3, activation="mish")
-    with pytest.raises(InvalidArgument, match="variant is 'fast'; it should be one of auto, naive"):
+    with pytest.raises(InvalidArgument, match="variant is 'fast'; it should be one of auto, untuned, naive"):
         nn.Conv2d(1, 1, 3, variant="fast")
 
 
