@@ -263,6 +263,14 @@ void note_access(const void* pointer, size_t bytes, Access access, bool must_be_
     }
 }
 
+void note_uninitialised(const void* pointer, size_t bytes) {
+    Array* const array = array_with(Address(pointer));
+    if (array && !array->initialised.empty())
+        memset(array->initialised.data() + (Address(pointer) - begin_of(*array)), 0, bytes);
+}
+
+int current_thread() { return thread; }
+
 void note_array_index(const void* site) {
     if (thread >= 0) report(ARRAY_INDEX, site_of(site), nullptr);
 }
@@ -296,6 +304,7 @@ void begin_block(uint64_t number, int threads) {
     block = int64_t(number);
     thread_count = threads;
     barrier_site = 0;
+    forget_copies();
     order.begin_block((threads + LANES - 1) / LANES);
     // What a GPU's shared memory holds at first is garbage.
     for (const Array& array : arrays)

@@ -25,12 +25,16 @@ void release_barrier(int arrived);
 void complete_warp_operation(int warp, unsigned mask, unsigned lanes, bool orders_memory, const void* site);
 void stop_at(const void* site);  // where the launch fails
 
+int current_thread();
+void forget_copies();  // copies.cpp: those that are under way
+
 // The position of the i-th thread in the order in which the block's threads are started.
 int thread_at(int position, int threads);
 
 // ------------------------------------------------------------------------------------------ from the hooks
 enum class Access { READ, WRITE, ATOMIC };
 void note_access(const void* address, size_t bytes, Access access, bool must_be_aligned, const void* site);
+void note_uninitialised(const void* address, size_t bytes);  // nobody may read them before they are written again
 void note_array_index(const void* site);
 void note_basic_block(const void* site);
 

@@ -1,0 +1,197 @@
+"""Strips of columns whose rows are brought ahead (the .cu files named pipelined); lanes of a warp share a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from convbackprop.devices.gpus import Target
+from convbackprop.ladder import fused
+from convbackprop.ladder.coalesced import (
+    THREADS,
+    filter_fits,
+    kernel_grad_constants,
+    march_constants,
+    one_source,
+    vectors,
+)
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
+from convbackprop.ladder.scratch import taps
+from convbackprop.ladder.variant import WIDEST, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.problem import DTYPES, ConvProblem
+
+
+def _columns(p: ConvProblem, target: Target) -> int:
+    """Return COLS: as many columns as a load of 16 bytes has, but of sums no more than registers hold."""
+    return min(8, max(2, WIDEST // DTYPES[p.dtype]))
+
+
+def _lanes(p: ConvProblem, target: Target) -> int:
+    """Return TILE_LANES: as many as leave few strips of a tile beyond a narrow image."""
+    strips = ceil_div(min(p.Q, p.W), _columns(p, target))
+    return next((lanes for lanes in (4, 8, 16) if strips <= lanes), 32)
+
+
+#: COLS: of a strip. TILE_LANES: strips of a tile. ROWS: of a band. STAGES: rows of a ring, all but one under way.
+TUNABLES = {
+    "THREADS": THREADS,
+    "COLS": Tunable((2, 4, 8), cuda=_columns, cpu=_columns),
+    "TILE_LANES": Tunable((4, 8, 16, 32), cuda=_lanes, cpu=_lanes),
+    "ROWS": Tunable((8, 16, 32, 64), cuda=32, cpu=32),
+    "STAGES": Tunable((3, 4, 6, 8), cuda=6, cpu=6),
+}
+
+
+# -- the rings in shared memory: as in row_ring.cuh and grad_ring.cuh --------------------------------------------------
+def _rows_bytes(width: int, size: int, t: Constants) -> int:
+    """Return what rows of one array take: RowRing::BYTES."""
+    return t["STAGES"] * ceil_div(width * size, 16) * 16
+
+
+def _grad_bytes(p: ConvProblem, width: int, shared: bool, t: Constants) -> int:
+    """Return what rows of g take: GradRing::BYTES."""
+    dy = saved = _rows_bytes(width, DTYPES[p.dtype], t)
+    if p.saved is None:
+        return dy
+    if p.saved == "mask":
+        saved = _rows_bytes(width // 8 + 2, 1, t)
+    return dy + saved + (ceil_div(width * p.accumulator_bytes, 16) * 16 if shared else 0)
+
+
+def _tile_width(taps_across: int, t: Constants) -> int:
+    """Return TILE_WIDTH: the columns that the strips of a tile see."""
+    window = t["LEAD"] + t["COLS"] + taps_across - 1
+    return (t["TILE_LANES"] - 1) * t["COLS"] + ceil_div(window, t["COLS"]) * t["COLS"]
+
+
+def _shared_bytes(of_tile: Callable[[ConvProblem, Constants], int]) -> Callable[[ConvProblem, Constants], int]:
+    """Return the rule for a block, from that for a tile."""
+    return lambda p, t: t["THREADS"] // t["TILE_LANES"] * of_tile(p, t)
+
+
+def _tiles(planes: int, rows: int, cols: int, t: Constants) -> int:
+    return planes * ceil_div(cols, t["TILE_LANES"] * t["COLS"]) * ceil_div(rows, t["ROWS"])
+
+
+# -- forward and input_grad ------------------------------------------------------------------------------------------
+def _march_grid(is_forward: bool) -> Geometry:
+    """Return a thread for each strip of each tile; with taps in shared memory, planes of whole blocks."""
+
+    def grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+        n, planes, rows, cols = p.y_shape if is_forward else p.x_shape
+        threads = _tiles(1, rows, cols, t) * t["TILE_LANES"]
+        if t["TAPS_SHARED"]:
+            return (n * planes * ceil_div(threads, t["THREADS"]),)
+        return (ceil_div(n * planes * threads, t["THREADS"]),)
+
+    return grid
+
+
+def _forward_tile(p: ConvProblem, t: Constants) -> int:
+    return _rows_bytes(_tile_width(p.S, t), DTYPES[p.dtype], t)
+
+
+def _input_grad_tile(p: ConvProblem, t: Constants) -> int:
+    return _grad_bytes(p, _tile_width(p.S, t), True, t)
+
+
+# -- kernel_grad and backward ----------------------------------------------------------------------------------------
+def _kernel_grad_tile(p: ConvProblem, t: Constants) -> int:
+    x = _rows_bytes(_tile_width(t["TAP_COLS"], t), DTYPES[p.dtype], t)
+    return x + _grad_bytes(p, t["TILE_LANES"] * t["COLS"], False, t)
+
+
+def _kernel_grad_blocks(p: ConvProblem, t: Constants) -> int:
+    """Return how many blocks share the tiles of all images, for each filter and each of its parts."""
+    return max(1, ceil_div(_tiles(p.N, p.P, p.Q, t) * t["TILE_LANES"], t["THREADS"]))
+
+
+def _kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+    """Return the grid: the parts of a filter side by side, which read the same rows."""
+    parts = ceil_div(p.R, t["TAP_ROWS"]) * ceil_div(p.S, t["TAP_COLS"])
+    return (p.K * (p.C // p.groups) * _kernel_grad_blocks(p, t) * parts,)
+
+
+def _backward_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
+    loads = vectors(p, alignment, t)
+    return {**loads, "LEAD": -(p.S // 2) % loads["Y_VECTOR"], **fused.filter_and_needs(p)}
+
+
+def _backward_tile(p: ConvProblem, t: Constants) -> int:
+    x = _rows_bytes(t["TILE_LANES"] * t["COLS"], DTYPES[p.dtype], t) if p.dw else 0
+    return x + _grad_bytes(p, _tile_width(p.S, t), True, t)
+
+
+def _backward_blocks(p: ConvProblem, t: Constants) -> int:
+    """Return how many blocks share the tiles of a channel in all images."""
+    return max(1, ceil_div(_tiles(p.N, p.H, p.W, t) * t["TILE_LANES"], t["THREADS"]))
+
+
+# -- the entries -----------------------------------------------------------------------------------------------------
+def _unseen(p: ConvProblem, device_kind: str) -> str:
+    """Return why "auto" leaves every problem to lower rungs."""
+    return "no GPU has run it yet; it is chosen by its name"
+
+
+_COMMON: dict[str, Any] = {"auto_on": ("cuda",), "unproven": True, "auto_not": _unseen}
+_MARCH = (unit_stride, unit_dilation)
+_COUNTABLE = (countable, tiles_countable(8))
+
+ENTRIES = (
+    Variant(
+        "forward",
+        "pipelined",
+        launches=(
+            Launch("forward", ("x", "w", "b", "y", "mask"), _march_grid(True), block("THREADS"),
+                   shared_bytes=_shared_bytes(_forward_tile)),
+            replace(PACK_MASK, when=lambda p, t: p.mask and t["COLS"] % 8 != 0),  # a byte belongs to two threads
+        ),
+        tunables=TUNABLES,
+        specialise=march_constants(True),
+        requires=(*_MARCH, one_source(True), filter_fits, *_COUNTABLE),
+        **_COMMON,
+    ),
+    Variant(
+        "input_grad",
+        "pipelined",
+        launches=(
+            Launch("input_grad", ("dy", "saved", "w", "b", "dx"), _march_grid(False), block("THREADS"),
+                   shared_bytes=_shared_bytes(_input_grad_tile)),
+        ),
+        tunables=TUNABLES,
+        specialise=march_constants(False),
+        requires=(*_MARCH, one_source(False), filter_fits, *_COUNTABLE),
+        **_COMMON,
+    ),
+    Variant(
+        "kernel_grad",
+        "pipelined",
+        launches=(
+            Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
+                   integers=lambda p, t: (_kernel_grad_blocks(p, t),), shared_bytes=_shared_bytes(_kernel_grad_tile)),
+            total(_kernel_grad_blocks),
+        ),
+        tunables={**TUNABLES, **TOTAL},
+        specialise=kernel_grad_constants,
+        scratch=lambda p, t: _kernel_grad_blocks(p, t) * taps(p),
+        requires=(*_MARCH, *_COUNTABLE),
+        **_COMMON,
+    ),
+    Variant(
+        "backward",
+        "pipelined",
+        launches=(
+            Launch("backward", ("dy", "saved", "x", "w", "dx", "scratch"),
+                   lambda p, t: (p.C * _backward_blocks(p, t),), block("THREADS"),
+                   integers=lambda p, t: (_backward_blocks(p, t),), shared_bytes=_shared_bytes(_backward_tile)),
+            total(_backward_blocks, when=lambda p, t: p.dw or p.bias),
+        ),
+        tunables={**TUNABLES, **TOTAL},
+        specialise=_backward_constants,
+        scratch=lambda p, t: _backward_blocks(p, t) * taps(p) * (p.dw or p.bias),
+        requires=fused.REQUIRES,
+        **_COMMON,
+    ),
+)  # fmt: skip

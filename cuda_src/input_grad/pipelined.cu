@@ -1,0 +1,103 @@
+// dx[n,c,h,w_] = sum_{r,s} g[n, k, h + pad - r, w_ + pad - s] * w[k,c,r,s]     with g = dy * phi'(s)
+//                one filter k a channel, stride and dilation 1
+//
+// The march of forward/pipelined.cu with the filter turned. The rows of dy and of what the forward pass saved are brought
+// STAGES - 1 rows ahead, and g is formed once from them, in shared memory, for all strips of a tile that see it.
+//
+// What limits it: no GPU has run it. Expected is memory's bandwidth up to 5x5, and the multiply-adds from 7x7 on.
+#include "activation.cuh"
+#include "grad_ring.cuh"
+#include "input_grad_of_pixels.cuh"
+
+constexpr int TAPS = FILTER_R * FILTER_S;
+// Columns of g that a strip reads, from a column on where a vector may begin, LEAD before the first tap's; and a tile.
+constexpr int WINDOW = LEAD + COLS + FILTER_S - 1, TILE_WIDTH = (TILE_LANES - 1) * COLS + round_up(WINDOW, COLS);
+using Ring = GradRing<TILE_WIDTH, true>;
+static_assert(COLS % X_VECTOR == 0, "a strip is stored as whole vectors");
+
+// The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
+           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
+    // Where am I: a strip of a tile of a band of plane (n,c); strips are consecutive in threadIdx.x. With taps in shared
+    // memory a block stays within one plane. Threads beyond the last tile have no row.
+    const unsigned tiles = (shape.W + TILE_LANES * COLS - 1) / (TILE_LANES * COLS), bands = (shape.H + ROWS - 1) / ROWS;
+    const unsigned lanes = tiles * bands * TILE_LANES;
+    const unsigned plane_threads = TAPS_SHARED ? (lanes + THREADS - 1) / THREADS * THREADS : lanes;
+    const unsigned thread = blockIdx.x * THREADS + threadIdx.x, unit = thread % plane_threads / TILE_LANES;
+    const unsigned plane = thread / plane_threads;
+    const bool exists = plane < unsigned(shape.N) * shape.C && unit < tiles * bands;
+    const int c = plane % shape.C, n = plane / shape.C, k = c / shape.group_channels();
+    const int first_h = unit / tiles * ROWS, end_h = exists ? min(first_h + ROWS, shape.H) : first_h;
+    const int tile_w = unit % tiles * TILE_LANES * COLS, first_w = tile_w + tile_lane() * COLS;
+
+    // The filter, turned: in registers, or, if it is large, in shared memory, where all threads read the same tap at
+    // once.
+    const Scalar* const filter = w + (Index(k) * shape.group_channels() + c % shape.group_channels()) * TAPS;
+    __shared__ Acc shared_taps[TAPS_SHARED ? TAPS : 1];
+    Acc own_taps[TAPS_SHARED ? 1 : TAPS];
+    const Acc* const taps = TAPS_SHARED ? shared_taps : own_taps;
+    if constexpr (TAPS_SHARED) {
+        for (int t = threadIdx.x; t < TAPS; t += THREADS) shared_taps[t] = to_acc(filter[TAPS - 1 - t]);
+        __syncthreads();  // all taps are there
+    } else {
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t) own_taps[t] = to_acc(filter[TAPS - 1 - t]);
+    }
+    Acc sums[FILTER_R][COLS] = {};  // of the rows of dx that row p of g is part of, the oldest first
+
+    // Rows of g: tap (0,0) of the turned filter meets dx[h,w_] in g[h - top, w_ - left]. The lanes of a warp go through
+    // as many rows, whether their band has them or not.
+    const int top = FILTER_R - 1 - shape.pad_top, left = FILTER_S - 1 - shape.pad_left;
+    const Index g_plane = Index(n) * shape.K + k;
+    const int first_p = first_h - top, end_of_band = end_h - top + FILTER_R - 1;
+    const int end_p = first_p + min(ROWS, shape.H) + FILTER_R - 1;
+    Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES, tile_w - left - LEAD);
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        const int p = first_p + stage;
+        ring.ask(dy, saved, shape, g_plane, p, exists && p < end_of_band, stage);
+        __pipeline_commit();
+    }
+    bool is_nan = false;
+    int stage = 0;  // where row p is
+    for (int p = first_p; p < end_p; ++p) {
+        __pipeline_wait_prior(STAGES - 2);
+        __syncwarp();  // row p is there, and nobody reads the row before it any more: its place is free
+        const int ahead = p + STAGES - 1;
+        ring.ask(dy, saved, shape, g_plane, ahead, exists && ahead < end_of_band, stage ? stage - 1 : STAGES - 1);
+        __pipeline_commit();
+
+        Acc g_row[WINDOW];
+        ring.form_row(stage);
+        ring.read(g_row, stage, tile_lane() * COLS);
+        stage = next_stage(stage);
+        // Read again for each row: kept from row to row, taps in shared memory would fill the registers.
+        if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");
+#pragma unroll
+        for (int r = 0; r < FILTER_R; ++r)
+#pragma unroll
+            for (int j = 0; j < COLS; ++j) {
+                Acc sum = r + 1 < FILTER_R ? sums[r + 1][j] : Acc(0);
+#pragma unroll
+                for (int s = 0; s < FILTER_S; ++s)
+                    sum += taps[(FILTER_R - 1 - r) * FILTER_S + s] * g_row[LEAD + j + s];
+                sums[r][j] = sum;
+            }
+
+        const int h = p - first_p + first_h - (FILTER_R - 1);  // whose sum is complete now
+        if (h < first_h || h >= end_h) continue;
+        Acc dx_row[COLS];
+#pragma unroll
+        for (int j = 0; j < COLS; ++j) {
+            dx_row[j] = dx_result(sums[0][j], b, c);
+            is_nan |= isnan(dx_row[j]);
+        }
+        const Index row = Index(plane) * shape.H + h;
+#pragma unroll
+        for (int j = 0; j < COLS; j += X_VECTOR)
+            if (first_w + j < shape.W) store_vector<X_VECTOR>(dx + row * shape.W + first_w + j, dx_row + j);
+    }
+    __pipeline_wait_prior(0);  // nothing is under way to shared memory that may soon be another block's
+    if (is_nan)
+        form_dx_anew(dx, dy, saved, w, b, shape, plane, first_h, end_h, first_w, min(first_w + COLS, shape.W));
+}
