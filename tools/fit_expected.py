@@ -16,9 +16,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from convbackprop.bench import plots
 from convbackprop.devices.gpus import Gpu, gpu_titled
 from convbackprop.problem import ConvProblem
 from convbackprop.profile.expected import FITTED, Constants, Work, expected
@@ -38,6 +40,7 @@ class Measured:
 
     gpu: Gpu
     variant: str
+    problem: str
     seconds: float
     works: tuple[Work, ...]
     fitted: bool
@@ -77,7 +80,7 @@ def measured(path: Path) -> list[Measured]:
             problem = ConvProblem.parse(row["problem"])
             shape = str(problem.with_(dtype="float32", activation="identity", bias=False, mask=False))
             is_fitted = shapes.setdefault(shape, len(shapes)) % 2 == 0
-            found.append(Measured(gpu, row["who"], row["cold"]["median"] * 1e-6, works, is_fitted))
+            found.append(Measured(gpu, row["who"], row["problem"], row["cold"]["median"] * 1e-6, works, is_fitted))
     return found
 
 
@@ -107,6 +110,49 @@ def fit(rows: Sequence[Measured], constants: Constants = START) -> Constants:
             else:
                 steps[name] *= 0.6
     return constants
+
+
+# -- the picture -----------------------------------------------------------------------------------------------------
+#: A marker for each pass and a colour for each rung of `scatter`: Okabe and Ito's, which the colour-blind tell apart.
+_MARKERS = {"forward": "o", "input_grad": "s", "kernel_grad": "^", "backward": "D"}
+_HUES = {"naive": "#999999", "tiled": "#E69F00", "coalesced": "#0072B2", "fused": "#CC79A7", "implicit_gemm": "#009E73",
+         "register_tiled": "#D55E00"}  # fmt: skip
+
+
+def scatter(path: Path, title: str) -> Any:
+    """Return the picture of a run's expected times against the measured ones."""
+    rows = measured(path)
+    drawing = plots.figure(7.5, 6.4)
+    ax = drawing.subplots()
+    times = {row: (row.seconds * 1e6, row.ratio() * row.seconds * 1e6) for row in rows}
+    ends = [0.8 * min(map(min, times.values())), 1.25 * max(map(max, times.values()))]
+    for factor, style in ((1.0, "-"), (1.25, "--"), (0.8, "--"), (2.0, ":"), (0.5, ":")):
+        ax.plot(ends, [factor * end for end in ends], color="#8a8a8a", linewidth=0.9, linestyle=style, zorder=1)
+    for name in dict.fromkeys(row.variant for row in rows):
+        pass_name, _, rung = name.partition("/")
+        hue, marker = _HUES.get(rung, "black"), _MARKERS[pass_name]
+        for is_fitted in (True, False):
+            own = [times[row] for row in rows if row.variant == name and row.fitted == is_fitted]
+            face = hue if is_fitted else "none"
+            across, up = [time for time, _ in own], [time for _, time in own]
+            ax.scatter(across, up, s=26, marker=marker, linewidths=1.1, edgecolors=hue, facecolors=face, zorder=2)
+        ax.scatter([], [], s=26, marker=marker, color=hue, label=name)
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+    ax.set(xlabel="measured, us", ylabel="expected, us")
+    ticks = [tick for tick in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if ends[0] < tick < ends[1]]
+    for set_ticks in (ax.set_xticks, ax.set_yticks):
+        set_ticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.grid(True, which="major", color="#e3e3e3", linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False, loc="upper left")
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    score = Score.of([row.ratio() for row in rows if not row.fitted])
+    drawing.supxlabel(
+        f"Full: rows that constants are fitted on. Hollow: the {score.rows} others, off by {score.mean:.2f} (geometric "
+        f"mean), the worst by {score.worst:.2f}.\nLines: the same, 1.25 times more or less, twice or half.",
+        fontsize=8.5)  # fmt: skip
+    return drawing
 
 
 def main() -> None:
