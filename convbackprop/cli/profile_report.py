@@ -290,7 +290,7 @@ def _print_report(of: Report, out: Console, with_source: bool) -> None:
             out.print(Text(line), soft_wrap=True)
     say(out, "", *of.remarks, of.verdict.sentence(name, of.gpu))
     if of.expected:
-        say(out, of.expected.sentence())
+        say(out, of.expected.sentence(of.verdict.floor.seconds))
     if of.measured:
         say(out, measured_sentence(of))
     out.print()

@@ -206,11 +206,12 @@ class Expected:
         """What takes most of the time."""
         return next(iter(self.parts))
 
-    def sentence(self) -> str:
-        """Return all of it in one sentence."""
+    def sentence(self, floor: float) -> str:
+        """Return all of it in one sentence, beside the seconds of the floor."""
         shares = [f"{name} {percent(part / self.seconds)}" for name, part in self.parts.items()
                   if part >= 0.05 * self.seconds]  # fmt: skip
-        text = f"Expected: {duration(self.seconds)}, of which {', '.join(shares)}"
+        times = f"{self.seconds / floor:.1f} times the floor"
+        text = f"Expected: {duration(self.seconds)}, {times}, of which {', '.join(shares)}"
         if self.wins:
             text += "; " + ", ".join(f"with {what} {duration(seconds)}" for what, seconds in self.wins.items())
         return f"{text}."

@@ -153,7 +153,7 @@ def _section(report: Report, with_heading: bool, first: bool) -> list[str]:
         parts.append(f"<h2{'' if first else ' class=next'}>{escape(name)}</h2>")
     parts.append(f'<p class="verdict">{escape(report.verdict.sentence(name, report.gpu))}</p>')
     if report.expected:
-        parts.append(f"<p>{escape(report.expected.sentence())}</p>")
+        parts.append(f"<p>{escape(report.expected.sentence(report.verdict.floor.seconds))}</p>")
     if report.measured:
         parts.append(f"<p>{escape(measured_sentence(report))}</p>")
     parts += [f'<p class="remark">{escape(sentence)}</p>' for sentence in report.remarks]

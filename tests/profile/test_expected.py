@@ -144,7 +144,7 @@ def test_each_limit_by_itself(limit):
     found = expected(H200, [work])
     assert found.limit == limit and found.seconds == pytest.approx(1e-3 + FITTED.start + FITTED.launch, rel=0.01)
     assert sum(found.parts.values()) == pytest.approx(found.seconds)
-    assert f"of which {limit} 9" in found.sentence()
+    assert f", 2.0 times the floor, of which {limit} 9" in found.sentence(5e-4)
 
 
 def test_limits_hide_each_other_in_part():
@@ -161,7 +161,7 @@ def test_what_a_change_would_win():
     found = expected(H200, [waiting])
     assert list(found.wins) == ["loads asked for a turn ahead", "twice the blocks at once"]
     assert all(0.45 < seconds / found.seconds < 0.6 for seconds in found.wins.values())
-    assert "with twice the blocks at once" in found.sentence()
+    assert "with twice the blocks at once" in found.sentence(1e-3)
     even = expected(H200, [dataclasses.replace(waiting, blocks=4 * 132, turn_clocks=(100.0,) * 4)])
     assert not even.wins and even.seconds < found.seconds / 4
 
