@@ -1,7 +1,7 @@
-"""What the recorded runs on GPUs say: tables for README.md and docs/gpu.md, and the picture of the ladder.
+"""What the recorded runs on GPUs say: tables for README.md and docs/gpu.md, and their pictures.
 
 A run is a JSON that benchmarks/gpu_report.py wrote into benchmarks/results; the newest of each GPU counts. Beside what
-it measured stands what was predicted (tools/predict.py, docs/data).
+it measured stands what `profile` says without a GPU (tools/predict.py, docs/data).
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from benchmarks.report.goals import floor_us
 from benchmarks.report.rows import Row
 from convbackprop.bench import plots
 from convbackprop.bench.columns import digits
+from convbackprop.devices.gpus import gpu_titled
 from convbackprop.ladder.registry import VARIANTS
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.profile.expected import FITTED, Work, expected
+from tools import fit_expected
+from tools.fit_expected import Score
 from tools.predict import DATA, RESULTS, ROOT, code_digest
 
 #: What the front page and its picture show: the layers, as briefly as a table wants them, by the label of their jobs.
@@ -33,6 +37,9 @@ SHOWN = {
     "64->128 112 3x3": "64->128, 112², 3x3",
 }
 DTYPE = "float32"
+
+#: The picture of expected against measured times, in docs.
+EXPECTED_PICTURE = "expected.svg"
 
 #: The tables of all rows: each takes the jobs whose label begins so, and that no table before it took.
 TABLES = (
@@ -53,7 +60,8 @@ class Line:
     copy: float | None
     torch: float | None
     tf32: float | None
-    predicted: float | None
+    bound: float | None
+    expected: float | None
 
     @property
     def layer(self) -> str:
@@ -122,14 +130,18 @@ class Recorded:
         medians = {other.who: other.cold["median"] for other in beside if other.cold}
         torch = [us for who, us in medians.items() if who.startswith("torch") and "TF32" not in who]
         tf32 = [us for who, us in medians.items() if "TF32" in who]
-        predicted = [self.kept["predicted"].get(f"{who} {row.problem}", {}).get("us") for who in row.who.split(" + ")]
+        keys = [f"{who} {row.problem}" for who in row.who.split(" + ")]
+        bounds = [self.kept["predicted"].get(key, {}).get("us") for key in keys]
+        works = [Work.from_json(each) for key in keys for each in self.kept["facts"].get(key, ())]
+        gpu = gpu_titled(self.device)
         return Line(
             row,
             floor_us(row.least_bytes, row.flops, self.found["ceilings"]),
             medians.get("copy"),
             min(torch, default=None),
             min(tf32, default=None),
-            None if None in predicted else sum(predicted),
+            None if None in bounds else sum(bounds),
+            expected(gpu, works).seconds * 1e6 if gpu and all(key in self.kept["facts"] for key in keys) else None,
         )
 
     def of(self, layer: str, dtype: str = DTYPE) -> list[Line]:
@@ -308,11 +320,12 @@ def goals(run: Recorded) -> str:
     rows = []
     for goal in run.found["goals"]:
         line = next((line for line in by_job.get(goal["job"], []) if line.row.who == goal["who"]), None)
-        figures = [goal["figure_us"], line and line.predicted, goal["floor_us"], line and line.copy, goal["torch_us"]]
+        figures = [goal["figure_us"], line and line.expected, line and line.bound, goal["floor_us"], line and line.copy,
+                   goal["torch_us"]]  # fmt: skip
         outcome = {True: "met", False: "missed", None: "not known"}[goal["met"]]
         rows.append([goal["what"], goal["wanted"], f"{outcome}{_why(goal['why'])}", *map(digits, figures),
                      times(goal["times_torch"])])  # fmt: skip
-    heads = ("goal", "wanted", "outcome", "us", "predicted", "floor", "copy", "torch", "torch / ours")
+    heads = ("goal", "wanted", "outcome", "us", "expected", "bound", "floor", "copy", "torch", "torch / ours")
     met = sum(goal["met"] is True for goal in run.found["goals"])
     return f"""\
 #### Goals
@@ -330,25 +343,61 @@ def _why(why: str) -> str:
 
 
 def predictions(run: Recorded) -> str:
-    """Return how far measured times are from what was predicted."""
-    by_who: dict[str, list[float]] = {}
-    for line in run.lines:
-        if line.us and line.predicted:
-            by_who.setdefault(line.row.who, []).append(line.us / line.predicted)
-    ratios_of_all = [ratio for ratios in by_who.values() for ratio in ratios]
-    broken = sum(ratio < 1 for ratio in ratios_of_all)
-    rows = [
-        [f"`{who}`", str(len(ratios)), *(digits(f(ratios)) for f in (mean, min, max))] for who, ratios in by_who.items()
-    ]
+    """Return how far measured times are from the bounds, and from what is expected."""
+    timed = [line for line in run.lines if line.us and line.bound]
+    broken = sum(line.us < line.bound for line in timed if line.us and line.bound)
+    scored = fit_expected.measured(run.path)
+    rows = []
+    for name in dict.fromkeys(row.variant for row in scored):
+        bounds = [line.us / line.bound for line in timed if line.row.who == name and line.us and line.bound]
+        own = Score.of([row.ratio() for row in scored if row.variant == name])
+        others = [row.ratio() for row in scored if row.variant == name and not row.fitted]
+        figures = [mean(bounds), own.ratio, own.mean, own.worst]
+        rows.append([f"`{name}`", str(own.rows), *map(digits, figures), *_score(others)])
+    everything = Score.of([row.ratio() for row in scored])
+    all_bounds = [line.us / line.bound for line in timed if line.us and line.bound]
+    figures = [mean(all_bounds), everything.ratio, everything.mean, everything.worst]
+    rest = _score([row.ratio() for row in scored if not row.fitted])
+    rows.append(["all", str(everything.rows), *map(digits, figures), *rest])
+    heads = ("variant", "rows", "measured / bound", "expected / measured", "off", "worst", "rows not fitted", "off",
+             "worst")  # fmt: skip
     return f"""\
-#### What was predicted
+#### What is said without a GPU
 
-predicted: what `convbackprop profile` of commit {run.commit} says, without a GPU. It is a lower bound, the largest of
-those it knows of (memory, arithmetic, instructions, caches, shared memory), and not an estimate: what a kernel loses by
-waiting is not in it. A row has none where nobody has replayed its addresses, which takes minutes or more memory than
-there was. {broken or "None"} of the {len(ratios_of_all)} rows that have one took less. Measured over predicted:
+![Expected against measured times]({EXPECTED_PICTURE})
 
-{table(("variant", "rows", "geometric mean", "least", "most"), rows, left=1)}"""
+bound: what `convbackprop profile` of commit {run.commit} says that a row takes at least, the largest of the limits that
+it knows of (memory, arithmetic, instructions, caches, shared memory). A row has none where nobody has replayed its
+addresses, which may take more memory than there was; {broken or "none"} of {len(timed)} rows took less.
+
+expected: what today's profile says of the same code, with what a kernel loses by waiting
+(convbackprop/profile/expected.py). Five constants of it are fitted, on every other problem of the run; "rows not
+fitted" are of the others. off: the geometric mean of expected over measured or its inverse, whichever is above 1.
+worst: the largest of these. The constants:
+
+{_constants()}
+
+{table(heads, rows, left=1)}"""
+
+
+def _score(ratios: Sequence[float]) -> list[str]:
+    """Return how many there are, by what factor they are off, and the worst one."""
+    if not ratios:
+        return ["-"] * 3
+    found = Score.of(ratios)
+    return [str(found.rows), digits(found.mean), digits(found.worst)]
+
+
+def _constants() -> str:
+    """Return the fitted constants and what they mean."""
+    rows = [
+        [f"{FITTED.start * 1e6:.3g} us", "of a call with cold caches besides its launches"],
+        [f"{FITTED.launch * 1e6:.3g} us", "of each launch, until its first warp is at work and after its last"],
+        [f"{FITTED.memory_latency * 1e9:.3g} ns", "from a load to its data in memory, while others are under way"],
+        [f"{FITTED.outside:.3g} clocks", "of a lone warp for an instruction outside the hot loop"],
+        [f"{FITTED.overlap:.3g}", "the exponent with which the resources' times are added: 1 if nothing overlaps"],
+    ]
+    return table(("constant", "meaning"), rows, left=2)
 
 
 def host(run: Recorded) -> str:
@@ -363,22 +412,27 @@ def every_row(lines: Sequence[Line], label: str = "") -> str:
     for line in lines:
         shown = [line.layer.removeprefix(label).strip(), line.pass_name, line.rung]
         if line.row.failed:
-            rows.append([*shown, line.row.failed, *[""] * 9])
+            rows.append([*shown, line.row.failed, *[""] * 10])
             continue
         cold, warm = line.row.cold, line.row.warm
         spread = f"{digits(cold['p20'])}-{digits(cold['p80'])}" if cold else "-"
-        figures = (line.us, warm and warm["median"], line.predicted, line.floor, line.copy, line.torch)
+        figures = (line.us, warm and warm["median"], line.expected, line.bound, line.floor, line.copy, line.torch)
         us, *others = map(digits, figures)
         error = "-" if line.error is None else f"{line.error:.2f}" if line.error >= 0.005 else "<0.01"
         rows.append([*shown, us, spread, *others, times(line.times(line.torch)), times(line.times(line.tf32)), error])
-    heads = ("layer", "pass", "variant", "us", "20-80 %", "warm", "predicted", "floor", "copy", "torch",
+    heads = ("layer", "pass", "variant", "us", "20-80 %", "warm", "expected", "bound", "floor", "copy", "torch",
              "torch / ours", "TF32 / ours", "error")  # fmt: skip
     kept = [i for i in range(len(heads)) if i < 3 or any(row[i] not in ("", "-") for row in rows)]
     return table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], left=3)
 
 
-# -- the picture -----------------------------------------------------------------------------------------------------
+# -- the pictures ----------------------------------------------------------------------------------------------------
 _BLUES, _TORCH, _COPY, _TEXT = ("#a9cbe8", "#5b9bd5", "#1f5fa8", "#0b2f5e"), "#e08a1e", "#9a9a9a", "#111111"
+
+
+def scatter(run: Recorded) -> Any:
+    """Return the expected times against the measured ones."""
+    return fit_expected.scatter(run.path, f"{run.device}, {run.date}, commit {run.commit}")
 
 
 def picture(run: Recorded) -> Any:

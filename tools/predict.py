@@ -6,10 +6,12 @@ For each run (default: all in benchmarks/results) docs/data/RUN.json gets
     code        the digest of each variant's code at the run's commit, comments left out
     same        other digests, of this tree, that nvcc compiles to the same PTX with every set of constants of the run
     predicted   the time that `convbackprop profile` of the run's commit says each row takes at least; not with --code
+    facts       what each launch of a row asks of a GPU, for today's expected time (convbackprop/profile/expected.py):
+                its addresses as replayed by the run's commit, its instructions as read today; not with --code
 
-The commit is checked out beside the working tree for as long as that lasts. A prediction takes 5 to 100 seconds and up
-to 16 GB; what is there already is kept, and a row that fails is left out. It needs git, nvcc and, to look at
-instructions, cuobjdump.
+The commit is checked out beside the working tree for as long as that lasts. A row takes 5 to 20 seconds and up to
+16 GB; what is there already is kept, and a row that fails is left out. It needs git, nvcc and, to look at instructions,
+cuobjdump.
 """
 
 from __future__ import annotations
@@ -30,10 +32,22 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from convbackprop.devices.compiler import find_nvcc
+from convbackprop.devices.gpus import Gpu, gpu_titled
+from convbackprop.problem import ConvProblem
+from convbackprop.profile import sass
+from convbackprop.profile.expected import works
+from convbackprop.profile.hot_loop import HotLoop
+from convbackprop.profile.machine_code import Kernel, Usage
+from convbackprop.profile.occupancy import Occupancy
+from convbackprop.profile.roofline import LaunchFacts
+from convbackprop.profile.traffic import ArrayTraffic, KernelTraffic, LineTraffic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT / "docs" / "data"
+
+#: Blocks of a launch that are replayed: they are much alike, and a few are enough.
+BLOCKS = 8
 
 
 def code_digest(root: Path, variant: str) -> str | None:
@@ -96,20 +110,57 @@ def compare(root: Path, run: dict[str, Any], found: dict[str, Any]) -> None:
             found["same"].setdefault(name, []).append(today)
 
 
-def predict(root: Path, variant: str, problem: str, gpu: str) -> dict[str, Any] | None:
-    """Return what `profile` of a checkout says of a variant on a problem, or None, for want of memory above all."""
-    command = [sys.executable, "-m", "convbackprop", "profile", variant, "--problem", problem, "--gpu", gpu]
-    done = subprocess.run(
-        [*command, "--device", "cpu", "--json"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
+def profiled(root: Path, folder: Path, variant: str, problem: str, gpu: Gpu) -> dict[str, Any] | None:
+    """Return what `profile` of a checkout says of a variant on a problem, and leave kernel.cubin in a folder.
+
+    None: it failed, for want of memory above all.
+    """
+    command = [sys.executable, "-m", "convbackprop", "profile", variant, "--problem", problem, "--gpu", gpu.name,
+               "--device", "cpu"]  # fmt: skip
+    said = []
+    for options in (["--json", "--blocks", str(BLOCKS)], ["--emit", "cubin", "--output", folder / "kernel.cubin"]):
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        done = subprocess.run([*command, *options], cwd=root, env=environment, stdout=subprocess.PIPE)
+        if done.returncode:
+            return None
+        said.append(done.stdout)
+    (report,) = json.loads(said[0])["reports"]
+    return dict(report)
+
+
+def facts(report: dict[str, Any], cubin: Path, problem: str, gpu: Gpu) -> list[dict[str, Any]]:
+    """Return what each launch of a report asks of a GPU."""
+    loops = {
+        name: HotLoop.of(code, {}) for name, code in sass.functions(sass.dump(sass.find_cuobjdump(), cubin)).items()
+    }
+    launches = [_launch(each, loops[each["kernel"]]) for each in report["launches"]]
+    found = works(gpu, report["variant"].partition("/")[0], ConvProblem.parse(problem), launches)
+    return [work.as_json() for work in found or ()]
+
+
+def _launch(found: dict[str, Any], hot: HotLoop) -> LaunchFacts:
+    """Return a launch as `profile --json` tells of it."""
+    grid, block, code, replay = tuple(found["grid"]), tuple(found["block"]), found["code"], found["traffic"]
+    unknown: Any = None
+    kernel = Kernel(
+        unknown,
+        found["kernel"],
+        block[0] * block[1] * block[2],
+        code["dynamic_shared_bytes"],
+        Usage(*(code[name] for name in Usage._fields)),
+        Occupancy(code["blocks_per_sm"], code["warps_per_sm"], tuple(code["limited_by"])),
     )
-    if done.returncode:
-        return None
-    (report,) = json.loads(done.stdout)["reports"]
-    remarks = [remark for remark in report["remarks"] if "left out" in remark]
-    return {"us": round(report["predicted_us"], 2), "limit": report["limited_by"], "remarks": remarks}
+    lines = tuple(LineTraffic(**{**line, "file": Path(line["file"])}) for line in replay["lines"])
+    arrays = tuple(ArrayTraffic(**array) for array in replay["arrays"])
+    traffic = KernelTraffic(found["kernel"], grid, block, replay["blocks"], lines, arrays)
+    return LaunchFacts(found["kernel"], grid, block, found["main"], kernel, hot, traffic)
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Write what was found, the facts of a launch on a line."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(launches)}" for key, launches in found["facts"].items()]
+    text = json.dumps({**found, "facts": {}}, indent=1)
+    path.write_text(text.replace('"facts": {}', '"facts": {\n' + ",\n".join(lines) + "\n }") + "\n")
 
 
 def main() -> None:
@@ -120,7 +171,10 @@ def main() -> None:
     for path in arguments.runs:
         run, kept = json.loads(path.read_text()), DATA / path.name
         environment = run["steps"][0]["data"]
-        found: dict[str, Any] = {"commit": environment["commit"], "code": {}, "same": {}, "predicted": {}}
+        of = gpu_titled(environment["device"])
+        found: dict[str, Any] = {
+            "commit": environment["commit"], "code": {}, "same": {}, "predicted": {}, "facts": {}
+        }  # fmt: skip
         if kept.exists():
             found |= json.loads(kept.read_text())
         wanted = {
@@ -129,17 +183,21 @@ def main() -> None:
             if row["ours"] and row["problem"] and "/" in row["who"]
             for variant in row["who"].split(" + ")
         }
-        with checkout(found["commit"]) as root:
+        with checkout(found["commit"]) as root, tempfile.TemporaryDirectory() as workshop:
             found["code"] = {name: code_digest(root, name) for name in sorted({name for name, _ in wanted.values()})}
             compare(root, run, found)
-            kept.write_text(json.dumps(found, indent=1) + "\n")
+            write(kept, found)
             for i, (key, (variant, problem)) in enumerate(wanted.items()):
-                if arguments.code or key in found["predicted"]:
+                if arguments.code or of is None or (key in found["predicted"] and key in found["facts"]):
                     continue
                 print(f"{i + 1} of {len(wanted)}: {key}", flush=True)
-                if predicted := predict(root, variant, problem, environment["device"]):
-                    found["predicted"][key] = predicted
-                    kept.write_text(json.dumps(found, indent=1) + "\n")
+                if report := profiled(root, Path(workshop), variant, problem, of):
+                    remarks = [remark for remark in report["remarks"] if "left out" in remark]
+                    bound = {"us": round(report["predicted_us"], 2), "limit": report["limited_by"], "remarks": remarks}
+                    found["predicted"].setdefault(key, bound)
+                    if not remarks:
+                        found["facts"][key] = facts(report, Path(workshop) / "kernel.cubin", problem, of)
+                    write(kept, found)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python tools/readme.py [--errors] [--bench] [--compare] [--commands]
 
-README.md, docs/gpu.md, gpu.svg     what a GPU measured: benchmarks/results, and predictions (tools/predict.py)
+README.md, docs/gpu.md, gpu.svg,    what a GPU measured: benchmarks/results, and what `profile` says of these rows
+  expected.svg                      (tools/predict.py)
 README.md, docs/ladder.md           the ladder: the registry; errors.json, which --errors measures on the cpu device
 docs/command_line.md                what commands print; those that are recorded run again with --commands only
 docs/command_line.md, bench.svg     a run of `make bench`: bench.json, which --bench times anew
@@ -100,6 +101,7 @@ def pages(recorded: bool = False) -> dict[Path, bytes]:
     }
     pictures = {
         GPU_PICTURE: plots.rendered(gpu_page.picture(gpu_page.newest()[-1]), "svg"),
+        DOCS / gpu_page.EXPECTED_PICTURE: plots.rendered(gpu_page.scatter(gpu_page.newest()[-1]), "svg"),
         BENCH_PICTURE: plots.rendered(plots.ladder(only(runs.read(str(BENCH)), re.escape(SHOWN))), "svg"),
     }
     return {path: text.encode() for path, text in texts.items()} | pictures

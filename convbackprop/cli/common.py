@@ -7,13 +7,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from convbackprop.devices import Device
 from convbackprop.devices.compiler import Source, cubin
@@ -40,6 +42,17 @@ def say(out: Console, *lines: str) -> None:
     """Print sentences: wrapped between words on a terminal, each in one line elsewhere."""
     for line in lines:
         out.print(line, soft_wrap=not out.is_terminal)
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], left: Sequence[str] = ()) -> Table:
+    """Return a table without lines: its first column and those named `left` are text, and the others figures."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(heads):
+        at_left = i == 0 or name in left
+        table.add_column(name, no_wrap=name != "what", justify="left" if at_left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def print_json(value: Any) -> None:

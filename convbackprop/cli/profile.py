@@ -41,8 +41,14 @@ instructions of its hot loop; and its addresses, which are replayed on the cpu
 device: the sectors that blocks ask for, the sectors or wavefronts a request of
 each line of source, and bank conflicts. Of a large grid some blocks are
 replayed, and the rest taken to be like them; the report says how many. Each
-limit is a least time; the greatest is the prediction. On a GPU the kernel is
-also checked and timed, and the prediction scored.
+limit is a bound: it takes at least so long. Beside the bounds stands the time
+that is expected, with what the kernel loses by waiting: how long a warp's turn
+of the hot loop takes alone, how many turns, warps and rounds of blocks there
+are, and five constants that were fitted to an H200. On a GPU the kernel is also
+checked and timed, and the expected time scored.
+
+--what-if ROWS=16,COLS=4 compares with other values of a variant's tunables
+(convbackprop list VARIANT names them): both times, and what they consist of.
 
 --machine-code compiles each variant with nvcc for a layer of one channel on
 4096 x 4096 numbers (or, if it refuses that, of 64 channels to 128 on 112 x 112
@@ -62,6 +68,7 @@ threads skip it.
 examples:
   convbackprop profile forward/coalesced
   convbackprop profile forward --problem 32,64,56,56,64,3,3,padding=1 --gpu A100
+  convbackprop profile forward/coalesced --what-if ROWS=8
   convbackprop profile mine.cu --annotate
   convbackprop profile forward/tiled --html tiled.html
   convbackprop profile forward/tiled --emit sass -o tiled.sass
@@ -71,13 +78,16 @@ examples:
   convbackprop profile mine.cu --machine-code
 
 JSON keys of a report: ok, gpu, problem, notes, reports [variant, flops,
-least_bytes, own_bytes, floor_us, predicted_us, limited_by, share, advice,
-verdict, bounds [limit, us, what], launches [kernel, main, grid, block, code
-{registers...}, hot_loop {is_loop, instructions, multiply_adds, share, bytes,
-kinds}, traffic {blocks, of_blocks, arrays, lines}], remarks, measured_us,
-ratio, and with --annotate source [file, line, instructions, multiply_adds,
-accesses]]. code, hot_loop, traffic, own_bytes, measured_us and ratio are null
-where not known. arrays and lines are of as many blocks as were replayed.
+least_bytes, own_bytes, floor_us, predicted_us (the greatest bound),
+expected_us, expected_parts {limit: us}, expected_with {change: us}, limited_by,
+share, advice, verdict, bounds [limit, us, what], launches [kernel, main, grid,
+block, code {registers...}, hot_loop {is_loop, instructions, multiply_adds,
+share, bytes, kinds}, traffic {blocks, of_blocks, arrays, lines}], remarks,
+measured_us, ratio (measured over predicted), and with --annotate source [file,
+line, instructions, multiply_adds, accesses]], and with --what-if what_if
+{tunables {NAME: {now, what_if}}, report}. code, hot_loop, traffic, own_bytes,
+expected_us and the like, measured_us and ratio are null where not known. arrays
+and lines are of as many blocks as were replayed.
 
 JSON keys of --machine-code: ok, nvcc, cuobjdump, configurations, spilling
 [configuration], refused [variant, dtype, filter, reason], rows [variant,
@@ -161,9 +171,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def machine_code(arguments: argparse.Namespace) -> int:
     """Compile, print the tables, and return 0 if nothing spills."""
-    for option in ("problem", "gpu", "annotate", "html", "emit", "output", "device"):
+    for option in ("problem", "gpu", "annotate", "html", "what_if", "emit", "output", "device"):
         if getattr(arguments, option):
-            raise InvalidArgument(f"--{option} goes with a report on one problem; leave it or --machine-code out")
+            raise InvalidArgument(
+                f"--{option.replace('_', '-')} goes with a report on one problem; leave it or --machine-code out"
+            )
     asked = configurations(arguments)
     nvcc = find_nvcc()
     cuobjdump, why_not = None, ""

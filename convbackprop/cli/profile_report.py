@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from convbackprop.arguments import known
 from convbackprop.bench.timing import Timing, alternate, stage
 from convbackprop.check import check, inputs
-from convbackprop.cli.common import console, is_file, print_json, progress, say, variants_of
+from convbackprop.cli import what_if
+from convbackprop.cli.common import console, grid, is_file, print_json, progress, say, variants_of
 from convbackprop.cli.shield import Shielded
 from convbackprop.devices import Device, get_device, why_not_cuda
 from convbackprop.devices.compiler import Source, cubin, ptx
@@ -36,10 +36,12 @@ from convbackprop.profile.tables import (
     bound_rows,
     cache_sentence,
     kernel_rows,
+    measured_sentence,
     mix_rows,
     replay_sentence,
     score_sentence,
     share_sentence,
+    times_expected,
 )
 
 EMITTED = ("ptx", "sass", "cubin")
@@ -71,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
     parser.add_argument("--blocks", type=int, default=64, metavar="N", help="blocks of each launch whose addresses are "
                         "replayed at most; default: 64, and fewer of blocks with many accesses")  # fmt: skip
+    parser.add_argument("--what-if", metavar="NAME=N,...", help="compare with other values of a variant's tunables, "
+                        "such as ROWS=16,COLS=4")  # fmt: skip
     parser.add_argument("--emit", metavar="KIND", help=f"write the compiled code instead: {', '.join(EMITTED)}")
     parser.add_argument("-o", "--output", metavar="FILE", help="where --emit writes; default: standard output")
 
@@ -127,7 +131,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidArgument(f"--blocks is {arguments.blocks}; it should be at least 1")
     if arguments.output is not None and arguments.emit is None:
         raise InvalidArgument("--output says where --emit writes; --html has a file of its own")
-    variants, problem = variants_of(arguments.target, arguments.pass_name), problem_of(arguments)
+    variants: Sequence[Variant] = variants_of(arguments.target, arguments.pass_name)
+    problem = problem_of(arguments)
+    if arguments.what_if is not None:
+        if len(variants) != 1:
+            raise InvalidArgument(f"--what-if is of one variant; name it, as in 'profile {variants[0]} --what-if ...'")
+        variants = [*variants, what_if.changed(arguments.what_if, variants[0])]
     if arguments.emit is not None:
         return _emit(arguments, variants, problem)
     if arguments.arch is not None:
@@ -149,22 +158,32 @@ def _profile(arguments: argparse.Namespace, variants: Sequence[Variant], problem
         reports = [_timed(each, device, wrong) for each in reports]
     notes = [*([note] if note else []), *wrong,
              *(f"{variant.title} refuses the problem: {sentence}" for variant, sentence in refused)]  # fmt: skip
+    other = None
+    if arguments.what_if is not None:
+        if refused:
+            raise UnsupportedProblem(f"{variants[0].title} does not compute this problem: {refused[0][1]}")
+        reports, other = reports[:1], reports[1]
     if arguments.html is not None:
         write_whole(Path(arguments.html), page(reports, notes))
     if arguments.json:
-        print_json({
+        found: dict[str, Any] = {
             "ok": not wrong,
             "gpu": chosen.name,
             "problem": str(problem),
             "notes": notes,
             "reports": [_as_json(each, arguments.annotate) for each in reports],
-        })  # fmt: skip
+        }
+        if other is not None:
+            found["what_if"] = what_if.as_json(reports[0], other, _as_json(other, arguments.annotate))
+        print_json(found)
         return int(bool(wrong))
     out = console()
     for each in reports:
         _print_report(each, out, arguments.annotate)
     if len(reports) > 1:
         _print_overview(reports, out)
+    if other is not None:
+        what_if.print_comparison(reports[0], other, out)
     say(out, *([""] if notes else []), *notes)
     if arguments.html is not None:
         say(out, "", f"wrote {arguments.html}")
@@ -241,31 +260,21 @@ def _emit(arguments: argparse.Namespace, variants: Sequence[Variant], problem: C
 
 
 # -- printing --------------------------------------------------------------------------------------------------------
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str | Text]], left: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(heads):
-        at_left = i == 0 or name in left
-        table.add_column(name, no_wrap=name != "what", justify="left" if at_left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def _print_report(of: Report, out: Console, with_source: bool) -> None:
     name = of.variant.title
     say(out, f"{name} on {of.problem}, {of.gpu} ({of.gpu.architecture})")
     out.print()
     binding = of.bounds.index(of.verdict.binding)
     rows = [[Text(cell, "bold" if i == binding else "") for cell in row] for i, row in enumerate(bound_rows(of))]
-    out.print(_table(("limit", "at least", "of the floor", "what"), rows, ("what",)))
+    out.print(grid(("limit", "at least", "of the floor", "what"), rows, ("what",)))
     if any(launch.kernel for launch in of.launches):
         out.print()
         heads, cells = kernel_rows(of)
-        out.print(_table(heads, cells, ("limited by",)))
+        out.print(grid(heads, cells, ("limited by",)))
     if hot := of.main.hot:
         out.print()
         heads, cells = mix_rows(hot)
-        out.print(_table(heads, cells))
+        out.print(grid(heads, cells))
         sentences = [cache_sentence(hot, of.gpu)]
         if hot.multiply_adds:
             sentences.append(share_sentence(hot, of.gpu, of.problem.dtype))
@@ -273,17 +282,17 @@ def _print_report(of: Report, out: Console, with_source: bool) -> None:
     if of.own_bytes is not None:
         out.print()
         heads, cells = array_rows(of)
-        out.print(_table(heads, cells))
+        out.print(grid(heads, cells))
         say(out, replay_sentence(of))
         _print_lines(of, out)
     if with_source:
         for line in annotate.text(of):
             out.print(Text(line), soft_wrap=True)
     say(out, "", *of.remarks, of.verdict.sentence(name, of.gpu))
+    if of.expected:
+        say(out, of.expected.sentence(of.verdict.floor.seconds))
     if of.measured:
-        low, high = of.measured.range
-        between = f"({duration(low)} to {duration(high)})"
-        say(out, f"Measured: {duration(of.measured.median)} {between}, {of.ratio:.2f} times the prediction.")
+        say(out, measured_sentence(of))
     out.print()
 
 
@@ -299,21 +308,21 @@ def _print_lines(of: Report, out: Console) -> None:
     if rows:
         out.print()
         heads = ("line", "access", "thread", "asked for", "a request", "least", "of", "cost")
-        out.print(_table(heads, rows, ("access", "of")))
+        out.print(grid(heads, rows, ("access", "of")))
 
 
 def _print_overview(reports: Sequence[Report], out: Console) -> None:
-    heads = ["variant", "limited by", "at least", "of the floor"]
+    heads = ["variant", "limited by", "at least", "of the floor", "expected"]
     measured = any(each.measured for each in reports)
-    heads += ["measured", "times predicted"] if measured else []
+    heads += ["measured", "times expected"] if measured else []
     rows = []
     for each in reports:
         row = [each.variant.title, each.verdict.binding.limit, duration(each.predicted),
-               percent(each.verdict.share)]  # fmt: skip
+               percent(each.verdict.share), duration(each.expected.seconds) if each.expected else "-"]  # fmt: skip
         if measured:
-            row += [duration(each.measured.median), f"{each.ratio:.2f}"] if each.measured else ["-", "-"]
+            row += list(times_expected(each))
         rows.append(row)
-    out.print(_table(heads, rows, ("limited by",)))
+    out.print(grid(heads, rows, ("limited by",)))
     if sentence := score_sentence(reports):
         say(out, "", sentence)
 
@@ -328,6 +337,9 @@ def _as_json(of: Report, with_source: bool) -> dict[str, Any]:
         "own_bytes": of.own_bytes,
         "floor_us": of.verdict.floor.seconds * 1e6,
         "predicted_us": of.predicted * 1e6,
+        "expected_us": of.expected.seconds * 1e6 if of.expected else None,
+        "expected_parts": {name: part * 1e6 for name, part in of.expected.parts.items()} if of.expected else None,
+        "expected_with": {what: time * 1e6 for what, time in of.expected.wins.items()} if of.expected else None,
         "limited_by": of.verdict.binding.limit,
         "share": of.verdict.share,
         "advice": of.verdict.advice,

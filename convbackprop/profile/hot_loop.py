@@ -17,8 +17,9 @@ from pathlib import Path
 from convbackprop.devices import cache
 from convbackprop.devices.gpus import INSTRUCTION_BYTES
 from convbackprop.errors import EnvironmentProblem
-from convbackprop.profile import sass
+from convbackprop.profile import sass, warp
 from convbackprop.profile.sass import Instruction
+from convbackprop.profile.warp import WarpCode
 
 #: Kinds of instructions by the beginnings of their names, the first that fits; a load or store has its bits behind it.
 #: Names: NVIDIA, "CUDA Binary Utilities", "Instruction Set Reference".
@@ -92,6 +93,8 @@ class HotLoop:
         That a thread loads from global memory in one turn.
     lines : tuple of LineCode
         By file and line; empty where the disassembler knows no lines.
+    warp : WarpCode or None
+        The whole kernel as a warp goes through it; None: not read.
     """
 
     is_loop: bool
@@ -100,6 +103,7 @@ class HotLoop:
     bytes: int
     loaded_bytes: int
     lines: tuple[LineCode, ...] = ()
+    warp: WarpCode | None = None
 
     @property
     def instructions(self) -> int:
@@ -123,7 +127,7 @@ class HotLoop:
         loop = sass.hot_loop(code)
         if loop is None:  # all of it, without the padding behind the last instruction
             end = next((i for i in range(len(code), 0, -1) if code[i - 1].base not in ("NOP", "BRA")), len(code))
-            loop, is_loop = sass.Loop(list(code[:end]), list(code[:end])), False
+            loop, is_loop = sass.Loop(*[list(code[:end])] * 3), False
         else:
             is_loop = True
         body = loop.instructions
@@ -140,6 +144,7 @@ class HotLoop:
             len(body) * INSTRUCTION_BYTES,
             sum(instruction.width // 8 for instruction in body if instruction.base in ("LDG", "LDGSTS")),
             tuple(LineCode(*place, *counts) for place, counts in sorted(by_place.items())),
+            WarpCode.of(code),
         )
 
 
@@ -197,14 +202,18 @@ def hot_loops(cuobjdump: Path, cubin: Path) -> dict[str, HotLoop]:
         loops = {name: HotLoop.of(body, where.get(name, {})) for name, body in code.items()}
         return json.dumps({
             name: [loop.is_loop, loop.kinds, loop.leanest, loop.bytes, loop.loaded_bytes,
-                   [[each.file, each.line, each.instructions, each.multiply_adds] for each in loop.lines]]
+                   [[each.file, each.line, each.instructions, each.multiply_adds] for each in loop.lines],
+                   loop.warp and loop.warp.as_json()]
             for name, loop in loops.items()
         })  # fmt: skip
 
     status = cuobjdump.resolve().stat()
-    recipe = [Path(file).read_text(encoding="utf-8") for file in (__file__, sass.__file__)]
+    recipe = [Path(file).read_text(encoding="utf-8") for file in (__file__, sass.__file__, warp.__file__)]
     name = cache.digest("hot loop", recipe, cubin.name, str(cuobjdump.resolve()), status.st_size, status.st_mtime_ns)
+    known = json.loads(cache.remembered(name, find))
     return {
-        name: HotLoop(is_loop, kinds, leanest, size, loaded, tuple(LineCode(*line) for line in lines))
-        for name, (is_loop, kinds, leanest, size, loaded, lines) in json.loads(cache.remembered(name, find)).items()
+        name: HotLoop(
+            is_loop, kinds, leanest, size, loaded, tuple(LineCode(*line) for line in lines), WarpCode.from_json(code)
+        )
+        for name, (is_loop, kinds, leanest, size, loaded, lines, code) in known.items()
     }

@@ -16,10 +16,12 @@ from convbackprop.profile.tables import (
     bound_rows,
     cache_sentence,
     kernel_rows,
+    measured_sentence,
     mix_rows,
     replay_sentence,
     score_sentence,
     share_sentence,
+    times_expected,
 )
 
 #: Rows of the table of lines.
@@ -129,15 +131,16 @@ def _bar(share: float, most: float = 12.0) -> str:
 
 
 def _overview(reports: Sequence[Report]) -> str:
-    heads = ["variant", "limited by", "at least", "of the floor"]
+    heads = ["variant", "limited by", "at least", "of the floor", "expected"]
     measured = any(report.measured for report in reports)
-    heads += ["measured", "times predicted"] if measured else []
+    heads += ["measured", "times expected"] if measured else []
     rows = []
     for report in reports:
+        expected = duration(report.expected.seconds) if report.expected else "-"
         row = [f"{escape(str(report.variant))}", escape(report.verdict.binding.limit), duration(report.predicted),
-               percent(report.verdict.share)]  # fmt: skip
+               percent(report.verdict.share), expected]  # fmt: skip
         if measured:
-            row += [duration(report.measured.median), f"{report.ratio:.2f}"] if report.measured else ["-", "-"]
+            row += list(times_expected(report))
         rows.append(row)
     sentence = score_sentence(reports)
     return "<h2>Overview</h2>" + _table(heads, rows) + (f"<p>{escape(sentence)}</p>" if sentence else "")
@@ -149,12 +152,10 @@ def _section(report: Report, with_heading: bool, first: bool) -> list[str]:
     if with_heading:
         parts.append(f"<h2{'' if first else ' class=next'}>{escape(name)}</h2>")
     parts.append(f'<p class="verdict">{escape(report.verdict.sentence(name, report.gpu))}</p>')
+    if report.expected:
+        parts.append(f"<p>{escape(report.expected.sentence(report.verdict.floor.seconds))}</p>")
     if report.measured:
-        low, high = report.measured.range
-        parts.append(
-            f"<p>Measured: <span class=strong>{duration(report.measured.median)}</span> ({duration(low)} to "
-            f"{duration(high)}), {report.ratio:.2f} times the prediction.</p>"
-        )
+        parts.append(f"<p>{escape(measured_sentence(report))}</p>")
     parts += [f'<p class="remark">{escape(sentence)}</p>' for sentence in report.remarks]
     if report.flops and report.least_bytes:
         parts += ["<h3>Roofline</h3>", plot.roofline(report)]
@@ -233,8 +234,9 @@ def _about(report: Report) -> str:
     gpu = report.gpu
     kind = "measured with a copy" if gpu.measured else "from the data sheet"
     return (
-        f"<h3>How to read this</h3><p class=soft>Each limit is a lower bound on the time; the greatest is the "
-        f"prediction. The {escape(str(gpu))} counts as {gpu.sms} multiprocessors ({gpu.architecture}, "
+        "<h3>How to read this</h3><p class=soft>Each limit is a lower bound on the time; the expected time is an "
+        "estimate, with what kernels lose by waiting. "
+        f"The {escape(str(gpu))} counts as {gpu.sms} multiprocessors ({gpu.architecture}, "
         f"{LIMITS[gpu.architecture].warps} warps each) at {gpu.clock / 1e9:.2f} GHz, with {amount(gpu.memory, 'B/s')} "
         f"of memory bandwidth, {kind}. loop, FMA: instructions of the hot loop that a line became, and multiply-adds "
         "among them. each, least: sectors (global) or wavefronts (shared) a request of a warp, and how many would do. "

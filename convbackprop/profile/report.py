@@ -14,7 +14,7 @@ from convbackprop.errors import CompileError, EnvironmentProblem, ProblemTooLarg
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of, three
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.profile import roofline
+from convbackprop.profile import expected as model, roofline
 from convbackprop.profile.hot_loop import hot_loops
 from convbackprop.profile.machine_code import Configuration, kernels, main_entry
 from convbackprop.profile.roofline import Bound, LaunchFacts, Verdict
@@ -35,6 +35,8 @@ class Report:
         Those that the problem needs, in their order.
     bounds : tuple of Bound
         Each limit, and the least time that it allows.
+    expected : Expected or None
+        How long it is expected to take; None: the instructions or the addresses are not known.
     remarks : tuple of str
         Sentences on what could not be found out, and on what the figures do not tell.
     measured : Timing or None
@@ -49,6 +51,7 @@ class Report:
     verdict: Verdict
     remarks: tuple[str, ...] = ()
     measured: Timing | None = None
+    expected: model.Expected | None = None
 
     @property
     def main(self) -> LaunchFacts:
@@ -74,12 +77,12 @@ class Report:
 
     @property
     def predicted(self) -> float:
-        """Seconds that it takes at least."""
+        """Seconds that it takes at least: the greatest of the bounds."""
         return self.verdict.binding.seconds
 
     @property
     def ratio(self) -> float | None:
-        """The measured time as a multiple of the predicted one: the prediction's score; None: not measured."""
+        """The measured time as a multiple of the least one; None: not measured."""
         return self.measured.median / self.predicted if self.measured else None
 
     def timed(self, timing: Timing) -> Report:
@@ -132,7 +135,9 @@ def report(variant: Variant, problem: ConvProblem, gpu: Gpu, blocks: int = 64) -
         remarks.append(
             "A launch takes microseconds by itself; so small a problem does not show what a kernel is worth."
         )
-    return Report(variant, problem, gpu, launches, found, verdict, tuple(remarks))
+    of = model.works(gpu, variant.pass_name, problem, launches)
+    expected = model.expected(gpu, of) if of else None
+    return Report(variant, problem, gpu, launches, found, verdict, tuple(remarks), expected=expected)
 
 
 def bounds_of_code(variant: Variant, problem: ConvProblem, gpu: Gpu) -> tuple[Bound, ...]:
@@ -187,12 +192,12 @@ def _with_traffic(
 # -- scores ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Score:
-    """How good the predictions of several measured reports are.
+    """How good the expected times of several measured reports are.
 
     Attributes
     ----------
     mean : float
-        Geometric mean of measured over predicted.
+        Geometric mean of measured over expected, or over least where that is not known of all.
     pairs, right : int
         Pairs of variants on one problem, and those that are ranked as measured.
     broken : tuple of str
@@ -207,15 +212,17 @@ class Score:
 
 def score(reports: Sequence[Report]) -> Score | None:
     """Return the score of those reports that have been measured, None without any."""
-    measured = [(each, each.measured.median, each.ratio or 0.0) for each in reports if each.measured]
+    measured = [(each, each.measured.median) for each in reports if each.measured]
     if not measured:
         return None
-    mean = math.exp(sum(math.log(ratio) for _, _, ratio in measured) / len(measured))
+    expected = [each.expected.seconds for each, _ in measured if each.expected]
+    said = expected if len(expected) == len(measured) else [each.predicted for each, _ in measured]
+    mean = math.exp(sum(math.log(time / s) for (_, time), s in zip(measured, said, strict=True)) / len(measured))
     pairs = [
-        (a.predicted < b.predicted) == (time_a < time_b)
-        for i, (a, time_a, _) in enumerate(measured)
-        for b, time_b, _ in measured[:i]
-        if a.problem == b.problem
+        (said[i] < said[j]) == (time < measured[j][1])
+        for i, (each, time) in enumerate(measured)
+        for j in range(i)
+        if each.problem == measured[j][0].problem
     ]
-    broken = tuple(str(each.variant) for each, _, ratio in measured if ratio < 1)
+    broken = tuple(str(each.variant) for each, time in measured if time < each.predicted)
     return Score(mean, len(pairs), sum(pairs), broken)

@@ -3,7 +3,8 @@
 Each limit is a lower bound on the time: so much work, at the most that the GPU does of it in a second. Those of the
 problem, "memory" and "arithmetic", hold for any implementation (Williams, Waterman and Patterson, "Roofline: An
 Insightful Visual Performance Model for Multicore Architectures", 2009). Those of the kernel come from its machine code
-and its replayed addresses. The greatest is the predicted time: what a kernel reaches if all else is hidden behind it.
+and its replayed addresses. The greatest is what a kernel reaches if all else is hidden behind it; `expected` estimates
+what it takes, as it is not.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Verdict:
     floor : Bound
         The greater of "memory" and "arithmetic": no implementation is faster.
     binding : Bound
-        The greatest of all: the predicted time.
+        The greatest of all.
     advice : str
         What to change first.
     known : bool

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import math
 import os
 import re
 import shutil
@@ -173,10 +172,14 @@ class Loop(NamedTuple):
     leanest : list of Instruction
         Of the ways round it the one with the fewest instructions for each multiply-add: what a loop in it takes is not
         counted, so no way round does better.
+    usual : list of Instruction
+        The one that a thread inside the image goes: all multiply-adds and all bytes loaded and stored that a way can
+        have, in the fewest instructions.
     """
 
     instructions: list[Instruction]
     leanest: list[Instruction]
+    usual: list[Instruction]
 
     @property
     def multiply_adds(self) -> int:
@@ -191,7 +194,7 @@ def hot_loop(code: Sequence[Instruction]) -> Loop | None:
 
 def multiplying_loops(code: Sequence[Instruction]) -> list[Loop]:
     """Return the loops that have multiply-adds."""
-    return [loop for loop in _loops(code) if loop.multiply_adds]
+    return [loop for loop in loops(code) if loop.multiply_adds]
 
 
 def _blocks(code: Sequence[Instruction]) -> tuple[list[Sequence[Instruction]], list[list[int]]]:
@@ -218,7 +221,7 @@ def _blocks(code: Sequence[Instruction]) -> tuple[list[Sequence[Instruction]], l
     return [code[i:end] for i, end in zip(first, [*first[1:], len(code)], strict=True)], after
 
 
-def _loops(code: Sequence[Instruction]) -> Iterator[Loop]:
+def loops(code: Sequence[Instruction]) -> Iterator[Loop]:
     """Yield each loop.
 
     A loop is what can come back to a branch that leads up to a block through which every way to that branch leads: a
@@ -255,7 +258,8 @@ def _loops(code: Sequence[Instruction]) -> Iterator[Loop]:
     for head, body in bodies.items():
         inner = set().union(*(other for begin, other in bodies.items() if begin != head and begin in body))
         own = {n: blocks[n] if n not in inner else () for n in body}
-        yield Loop([instruction for n in sorted(own) for instruction in own[n]], _leanest(head, own, before))
+        everything = [instruction for n in sorted(own) for instruction in own[n]]
+        yield Loop(everything, _leanest(head, own, before), _usual(head, own, before))
 
 
 def _leanest(
@@ -268,24 +272,41 @@ def _leanest(
     """
     ratio, best = 0.0, [head]
     while True:
-        worth = {n: sum(i.is_multiply_add for i in own) - ratio * len(own) for n, own in body.items()}
-        # Towards every block from the head, one more block at a time; loops within are worth nothing.
-        found, came_from = {head: worth[head]}, {}
-        for _ in body:
-            for n in body:
-                for other in before[n]:
-                    if n != head and other in found and found[other] + worth[n] > found.get(n, -math.inf) + 1e-9:
-                        found[n], came_from[n] = found[other] + worth[n], other
-        n = max((other for other in before[head] if other in found), key=lambda other: found[other])
-        way = [n]
-        while n != head:
-            n = came_from[n]
-            way.append(n)
-        code = [instruction for n in reversed(way) for instruction in body[n]]
+        worth = {n: (sum(i.is_multiply_add for i in own) - ratio * len(own),) for n, own in body.items()}
+        way = _way(head, worth, before)
+        code = [instruction for n in way for instruction in body[n]]
         new = sum(instruction.is_multiply_add for instruction in code) / max(1, len(code))
         if new <= ratio:
-            return [instruction for n in reversed(best) for instruction in body[n]]
+            return [instruction for n in best for instruction in body[n]]
         ratio, best = new, way
+
+
+def _usual(head: int, body: Mapping[int, Sequence[Instruction]], before: Sequence[Sequence[int]]) -> list[Instruction]:
+    """Return the way round a loop with most multiply-adds, of these most bytes moved, of these fewest instructions."""
+    moves = ("LDG", "LDGSTS", "LDS", "STS")
+    worth = {
+        n: (sum(i.is_multiply_add for i in own), sum(i.width for i in own if i.base in moves), -len(own))
+        for n, own in body.items()
+    }
+    return [instruction for n in _way(head, worth, before) for instruction in body[n]]
+
+
+def _way(head: int, worth: Mapping[int, tuple[float, ...]], before: Sequence[Sequence[int]]) -> list[int]:
+    """Return the blocks of the way round a loop that is worth most; loops within are worth nothing."""
+    found, came_from = {head: worth[head]}, {}
+    for _ in worth:  # towards every block from the head, one more block at a time
+        for n in worth:
+            for other in before[n]:
+                if n != head and other in found:
+                    new = tuple(a + b for a, b in zip(found[other], worth[n], strict=True))
+                    if n not in found or new > found[n]:
+                        found[n], came_from[n] = new, other
+    n = max((other for other in before[head] if other in found), key=lambda other: found[other])
+    way = [n]
+    while n != head:
+        n = came_from[n]
+        way.append(n)
+    return way[::-1]
 
 
 # -- both ------------------------------------------------------------------------------------------------------------

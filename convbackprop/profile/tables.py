@@ -113,6 +113,46 @@ def _bytes(number: float) -> str:
     return amount(number, "B") if number else "-"
 
 
+def measured_sentence(report: Report) -> str:
+    """Return one sentence on the measured time beside the expected and the least one, empty where there is none."""
+    if report.measured is None:
+        return ""
+    low, high = report.measured.range
+    text = f"Measured: {duration(report.measured.median)} ({duration(low)} to {duration(high)}), "
+    if report.expected:
+        text += f"{report.measured.median / report.expected.seconds:.2f} times the expected time, "
+    return f"{text}{report.ratio:.2f} times the greatest bound."
+
+
+def times_expected(report: Report) -> tuple[str, str]:
+    """Return the measured time, and what multiple it is of the expected one."""
+    if report.measured is None:
+        return "-", "-"
+    time = report.measured.median
+    return duration(time), f"{time / report.expected.seconds:.2f}" if report.expected else "-"
+
+
+def comparison_rows(reports: Sequence[Report]) -> list[list[str]]:
+    """Return rows with a column for each report: what they are expected to take, and at least, and why."""
+    expected = [report.expected for report in reports]
+    rows = [["expected", *(duration(each.seconds) if each else "-" for each in expected)]]
+    for name in dict.fromkeys(name for each in expected if each for name in each.parts):
+        rows.append([f"  {name}", *(duration(each.parts[name]) if each else "-" for each in expected)])
+    if any(report.measured for report in reports):
+        rows.append(["measured", *(duration(each.measured.median) if each.measured else "-" for each in reports)])
+    rows.append(["at least", *(duration(report.predicted) for report in reports)])
+    bounds = [{bound.limit: bound.seconds for bound in report.bounds} for report in reports]
+    for name in dict.fromkeys(name for each in bounds for name in each):
+        rows.append([f"  {name}", *(duration(each[name]) if name in each else "-" for each in bounds)])
+    rows.append(["blocks", *(f"{report.main.blocks:,}" for report in reports)])
+    kernels = [report.main.kernel for report in reports]
+    if all(kernels):
+        rows.append(["registers", *(str(kernel.usage.registers) for kernel in kernels if kernel)])
+        rows.append(["spills, bytes", *(f"{kernel.spill_bytes:,}" for kernel in kernels if kernel)])
+        rows.append(["warps of a multiprocessor", *(str(kernel.occupancy.warps) for kernel in kernels if kernel)])
+    return rows
+
+
 def replay_sentence(report: Report) -> str:
     """Return one sentence on the blocks that the figures of addresses come from."""
     sampled = [
@@ -126,11 +166,12 @@ def replay_sentence(report: Report) -> str:
 
 
 def score_sentence(reports: Sequence[Report]) -> str:
-    """Return one sentence on how good the predictions were, empty where nothing was measured."""
+    """Return one sentence on how good the expected times are, empty where nothing was measured."""
     found = score(reports)
     if found is None:
         return ""
-    text = f"Measured times are {found.mean:.2f} times the predicted ones (geometric mean)"
+    what = "expected ones" if all(each.expected for each in reports if each.measured) else "least ones"
+    text = f"Measured times are {found.mean:.2f} times the {what} (geometric mean)"
     if found.pairs:
         text += f"; {found.right} of {found.pairs} pairs are ranked as measured"
     if found.broken:

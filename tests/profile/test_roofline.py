@@ -37,7 +37,8 @@ def facts(*, blocks=1000, kinds=None, loaded=0, kernel=None, lines=(), arrays=()
 def kernel(spills=0):
     """Return a kernel of which a multiprocessor holds one warp."""
     usage = Usage(255, 0, spills, spills, 0)
-    return SimpleNamespace(threads=32, usage=usage, spill_bytes=spills, occupancy=Occupancy(1, 1, ("registers",)))
+    fits = Occupancy(1, 1, ("registers",))
+    return SimpleNamespace(threads=32, usage=usage, shared_bytes=0, spill_bytes=spills, occupancy=fits)
 
 
 def line(space, requests, units, least):

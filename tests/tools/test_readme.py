@@ -62,11 +62,16 @@ def test_the_pictures_are_of_the_saved_runs(tool):
     medians = [float(f"{1e3 * row.ours.median:.3g}") for row in run.rows if row.ours and row.label == tool["SHOWN"]]
     assert len(medians) >= 10
     assert set(medians) <= written(tool["BENCH_PICTURE"]), "run 'make readme'"
-    shown = tool["gpu_page"].newest()[-1].of(tool["gpu_page"].LADDER)
+    newest = tool["gpu_page"].newest()[-1]
+    shown = newest.of(tool["gpu_page"].LADDER)
     times = {us for line in shown for us in (line.us, line.torch, line.copy)}
     times = {float(f"{us:.3g}") if us < 999.5 else round(us) for us in times}
     assert len(times) >= 10
     assert times <= written(tool["GPU_PICTURE"]), "run 'make readme'"
+    scored = [row.ratio() for row in tool["gpu_page"].fit_expected.measured(newest.path) if not row.fitted]
+    score = tool["gpu_page"].Score.of(scored)
+    says = f"the {score.rows} others, off by {score.mean:.2f} (geometric mean), the worst by {score.worst:.2f}."
+    assert says in page("expected.svg"), "run 'make readme'"
 
 
 def test_the_commands_print_what_the_page_says(tool):
@@ -146,7 +151,8 @@ def test_predictions_are_of_the_runs_commit(tool):
         names = {name for line in run.lines for name in line.row.who.split(" + ")}
         assert set(run.kept["code"]) == names, "run tools/predict.py"
         goals = {goal["job"] for goal in run.found["goals"] if goal["who"] and "/" in goal["who"]}
-        missing = [line.row.job for line in run.lines if line.row.job in goals and line.predicted is None and line.us]
+        timed = [line for line in run.lines if line.row.job in goals and line.us]
+        missing = [line.row.job for line in timed if line.bound is None or line.expected is None]
         assert not missing, "run tools/predict.py"
 
 

@@ -1,0 +1,187 @@
+"""The expected time: what a warp meets in machine code, how a launch's time is put together, and how good it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from convbackprop.devices.gpus import gpu
+from convbackprop.problem import ConvProblem
+from convbackprop.profile import expected as model, sass
+from convbackprop.profile.expected import FITTED, Work, alone_seconds, expected, works
+from convbackprop.profile.hot_loop import HotLoop
+from convbackprop.profile.roofline import LaunchFacts
+from convbackprop.profile.traffic import ArrayTraffic, KernelTraffic, LineTraffic
+from convbackprop.profile.warp import LATENCIES, WarpCode
+from tests.profile.test_roofline import HERE, kernel
+from tests.support.machine_code import listing
+from tools.fit_expected import Score, measured, runs
+
+LOAD, SUM = "LDG.E R{}, desc[UR8][R{}.64]", "FFMA R{0}, R{1}, R3, R{0}"
+TURN_AROUND = ["@P1 | BRA 0x0", "EXIT"]
+H200 = gpu("H200")
+
+
+def warp_code(*lines):
+    (code,) = sass.functions(listing(*lines)).values()
+    return WarpCode.of(code)
+
+
+# -- one warp --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("lines", "waits"),
+    [
+        ([LOAD.format(4, 8), LOAD.format(5, 10), SUM.format(1, 4), SUM.format(1, 5)], 1),  # together
+        ([LOAD.format(4, 8), SUM.format(1, 4), LOAD.format(5, 10), SUM.format(1, 5)], 2),  # one after the other
+        ([LOAD.format(4, 8), LOAD.format(5, 4), SUM.format(1, 5)], 2),  # the address of the second is in the first
+        (["LDG.E.128 R4, desc[UR8][R8.64]", SUM.format(1, 7)], 1),  # the last of four registers
+        (["@P0 | LDG.E R4, desc[UR8][R8.64]", "ISETP.NE.AND P0, PT, R4, RZ, PT", SUM.format(1, 2)], 1),  # a predicate
+        (["LDGSTS.E.128 [R6], desc[UR8][R8.64]", "LDGDEPBAR", "DEPBAR.LE SB0, 0x0", SUM.format(1, 2)], 1),
+        ([LOAD.format(4, 8), SUM.format(1, 2)], 1),  # its register is overwritten a turn later
+        (["LDS R4, [R8]", SUM.format(1, 4)], 0),
+    ],
+)
+def test_a_warp_waits(lines, waits):
+    code = warp_code(*lines, *TURN_AROUND)
+    assert code.turn.waits == pytest.approx(waits, abs=0.02)
+    assert code.turn.at(LATENCIES[-1] + 100) == pytest.approx(code.turn.clocks[-1] + 100 * waits, abs=2)
+    assert (code.once, code.around) == (1, 0)
+    assert WarpCode.from_json(code.as_json()) == code
+
+
+def test_loads_of_the_next_turn_are_hidden_behind_this_one():
+    """Loaded into one register and moved, once there, to another: as long as a turn takes longer, nothing waits."""
+    sums = [SUM.format(10 + i % 8, 5) for i in range(600)]
+    code = warp_code("MOV R5, R4", LOAD.format(4, 8), *sums, *TURN_AROUND)
+    at_once, half, whole, twice = code.turn.clocks
+    assert at_once == half < whole == pytest.approx(1000, abs=10) and twice == pytest.approx(2000, abs=10)
+    in_two_groups = warp_code("LDGSTS.E [R6], desc[UR8][R8.64]", "LDGDEPBAR", "DEPBAR.LE SB0, 0x1", *sums, *TURN_AROUND)
+    assert in_two_groups.turn.clocks[1] == pytest.approx(at_once, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("line", "clocks"),
+    [("FFMA R1, R2, R3, R1", 1), ("DFMA R2, R4, R6, R2", 2), ("IADD3 R0, R1, R2, RZ", 2), ("MUFU.RCP R0, R1", 8)],
+)
+def test_a_turn_occupies_the_busiest_pipe(line, clocks):
+    assert warp_code(*[line] * 50, SUM.format(1, 2), *TURN_AROUND).turn.issue == pytest.approx(50 * clocks, abs=3)
+
+
+def test_the_usual_way_has_the_loads_and_no_border():
+    inside, border = ["LDG.E.64 R4, desc[UR8][R8.64]"], [LOAD.format(4, 8), LOAD.format(5, 10), "MOV R6, R7"]
+    code = warp_code("@P0 | BRA 0x30", *inside, "BRA 0x60", *border, SUM.format(1, 4), *TURN_AROUND)
+    assert (code.turn.loads, code.turn.multiply_adds) == (1, 1)
+
+
+def test_an_unrolled_loop_and_its_remainder_are_one_turn():
+    four, three = [SUM.format(1, 2)] * 4, [SUM.format(1, 2)] * 3
+    code = warp_code(*four, "@P1 | BRA 0x0", *three, "@P1 | BRA 0x50", "EXIT")
+    assert code.turn.multiply_adds == 7
+    code = warp_code(*four, "@P1 | BRA 0x0", SUM.format(1, 2), "@P1 | BRA 0x50", "EXIT")
+    assert (code.turn.multiply_adds, code.around) == (4, 2)  # too few: another loop
+
+
+# -- what a launch asks for ------------------------------------------------------------------------------------------
+PROBLEM = ConvProblem.parse("1,1,1000,1000,1,3,3,padding=1")
+
+
+def launch(lines, hot, main=True):
+    arrays = (ArrayTraffic("x", 0, 0, 500, 0),)
+    return LaunchFacts("f", (1000, 1, 1), (32, 1, 1), main, kernel(), hot, KernelTraffic(
+        "f", (1000, 1, 1), (32, 1, 1), 10, tuple(lines), arrays))  # fmt: skip
+
+
+def loop(*lines):
+    (code,) = sass.functions(listing(*lines, *TURN_AROUND)).values()
+    return HotLoop.of(code, {})
+
+
+def access(space, requests):
+    return LineTraffic(HERE, 7, space, "load", 4, requests, 32 * requests, *[4 * requests] * 2, *[requests] * 2)
+
+
+def test_turns_by_multiply_adds_by_loads_and_by_shared_memory():
+    loads = loop(LOAD.format(4, 8), SUM.format(1, 4))
+    (work,) = works(H200, "forward", PROBLEM, [launch([access("global", 10)], loads)])
+    assert work.turns == pytest.approx(9e6 / 1000 / 32)  # each with one multiply-add, as the problem has
+    (work,) = works(H200, "forward", PROBLEM, [launch([access("global", 5000)], loads)])
+    assert work.turns == 500  # some rows are loaded for nothing
+    shared = loop("LDS R4, [R8]", SUM.format(1, 4))
+    (work,) = works(H200, "forward", PROBLEM, [launch([access("shared", 4000)], shared)])
+    assert (work.turns, work.own_bytes, work.shared_clocks) == (400, 500 * 32 * 100, 400)
+    assert works(H200, "forward", PROBLEM, [launch([], None)]) is None
+    assert Work.from_json(work.as_json()) == work
+
+
+def test_a_stride_leaves_some_pixels_of_dx_all_the_taps():
+    hot = loop(LOAD.format(4, 8), SUM.format(1, 4))
+    strided = ConvProblem.parse("1,1,1000,1000,1,3,1,padding=1,stride=2")
+    busiest = [works(H200, name, strided, [launch([], hot)])[0].busiest for name in ("forward", "input_grad")]
+    assert busiest == pytest.approx([1, 4 / 3 * 2])  # of 3 taps 2, where 1.5 are the mean; of 1 tap 1, where 0.5 are
+
+
+# -- how long it takes -----------------------------------------------------------------------------------------------
+#: One round of blocks that do next to nothing.
+IDLE = Work(132, 4, 4, turns=1, busiest=1, turn_issue=0, turn_clocks=(1.0, 1.0, 1.0, 1.0), loads=0, outside=0, fills=0,
+            l1_clocks=0, shared_clocks=0, asked_bytes=0, own_bytes=0, least_bytes=0)  # fmt: skip
+
+#: 1,000 us of one limit each.
+BUSY = {
+    "latency": {"turns": 1.98e6},
+    "instruction issue": {"turns": 1000, "turn_issue": 1980},
+    "L1 cache": {"l1_clocks": 1.98e6},
+    "shared memory": {"shared_clocks": 1.98e6},
+    "L2 cache": {"own_bytes": H200.l2 * 1e-3},
+    "memory": {"least_bytes": H200.memory * 1e-3},
+}
+
+
+@pytest.mark.parametrize("limit", model.LIMITS)
+def test_each_limit_by_itself(limit):
+    work = dataclasses.replace(IDLE, **BUSY[limit])
+    assert alone_seconds(H200, work, FITTED)[limit] == pytest.approx(1e-3, rel=1e-3)
+    found = expected(H200, [work])
+    assert found.limit == limit and found.seconds == pytest.approx(1e-3 + FITTED.start + FITTED.launch, rel=0.01)
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+    assert f", 2.0 times the floor, of which {limit} 9" in found.sentence(5e-4)
+
+
+def test_limits_hide_each_other_in_part():
+    both = dataclasses.replace(IDLE, **BUSY["L1 cache"], **BUSY["memory"])
+    one = expected(H200, [dataclasses.replace(IDLE, **BUSY["memory"])]).seconds
+    assert 1.2 * one < expected(H200, [both]).seconds < 1.8 * one
+
+
+def test_what_a_change_would_win():
+    """2 rounds of blocks whose warps wait twice a turn for memory: one of the waits may go, or one of the rounds."""
+    clocks = tuple(100.0 + 2 * latency for latency in LATENCIES)
+    waiting = dataclasses.replace(IDLE, blocks=8 * 132, turns=500, turn_clocks=clocks, loads=2, asked_bytes=1e6,
+                                  own_bytes=1e6, least_bytes=1e6)  # fmt: skip
+    found = expected(H200, [waiting])
+    assert list(found.wins) == ["loads asked for a turn ahead", "twice the blocks at once"]
+    assert all(0.45 < seconds / found.seconds < 0.6 for seconds in found.wins.values())
+    assert "with twice the blocks at once" in found.sentence(1e-3)
+    even = expected(H200, [dataclasses.replace(waiting, blocks=4 * 132, turn_clocks=(100.0,) * 4)])
+    assert not even.wins and even.seconds < found.seconds / 4
+
+
+def test_data_in_a_cache_comes_sooner():
+    waiting = dataclasses.replace(IDLE, turns=1000, turn_clocks=tuple(map(float, LATENCIES)), loads=1, asked_bytes=1e9,
+                                  own_bytes=1e9, least_bytes=1e9)  # fmt: skip
+    times = [
+        alone_seconds(H200, dataclasses.replace(waiting, **change), FITTED)["latency"]
+        for change in ({}, {"least_bytes": 1e7}, {"own_bytes": 1e7, "least_bytes": 1e7})
+    ]
+    memory, *caches = (seconds * H200.clock / 1000 for seconds in times)
+    assert memory == pytest.approx(FITTED.memory_latency * H200.clock)
+    assert caches == pytest.approx([0.99 * 270 + 0.01 * memory, 0.99 * 35 + 0.01 * memory])
+
+
+# -- how good it is --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", runs(), ids=lambda path: path.stem)
+def test_recorded_runs_take_about_as_long_as_expected(path):
+    rows = [row for row in measured(path) if not row.fitted]
+    score = Score.of([row.ratio() for row in rows])
+    assert score.rows >= 60
+    assert score.mean <= 1.25 and score.worst <= 2
