@@ -24,12 +24,10 @@ from convbackprop.profile.report import Report
 from convbackprop.profile.roofline import SECTOR, amount, duration
 
 _L1, _WARP = "l1tex__t_{}_pipe_lsu_mem_global_op_{}.sum", 32
-_TIME, _REGISTERS = "gpu__time_duration.sum", "launch__registers_per_thread"
-_WARPS = "sm__warps_active.avg.per_cycle_active"
 
 #: What is added up over the launches: each quantity by the counters that make it up, and what one of them is worth.
 _SUMS: dict[str, tuple[tuple[str, ...], float]] = {
-    "time": ((_TIME,), 1),
+    "time": (("gpu__time_duration.sum",), 1),
     "DRAM": (("dram__bytes_read.sum", "dram__bytes_write.sum"), 1),
     "L2 cache": (("lts__t_sectors_srcunit_tex.sum",), SECTOR),
     "L1 cache, requests": ((_L1.format("requests", "ld"), _L1.format("requests", "st")), 1),
@@ -37,7 +35,14 @@ _SUMS: dict[str, tuple[tuple[str, ...], float]] = {
     "shared memory": (("l1tex__data_pipe_lsu_wavefronts_mem_shared.sum",), 1),
     "instructions": (("smsp__inst_executed.sum",), 1),
 }
-_METRICS = (*(name for names, _ in _SUMS.values() for name in names), _REGISTERS, _WARPS)
+
+#: What is of the main kernel alone.
+_OF_MAIN = {
+    "registers a thread": "launch__registers_per_thread",
+    "warps a multiprocessor": "sm__warps_active.avg.per_cycle_active",
+}
+
+_METRICS = (*(name for names, _ in _SUMS.values() for name in names), *_OF_MAIN.values())
 
 #: A reason for which warps wait: so many of them, on average, whenever a scheduler issues an instruction.
 _STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
@@ -200,20 +205,27 @@ def _add(counters: dict[str, float], name: str, value: str, unit: str) -> None:
 
 # -- beside the model ------------------------------------------------------------------------------------------------
 def beside(report: Report, launches: Sequence[Counted]) -> list[Quantity]:
-    """Return the quantities that were counted of a report's launches, beside what it says of them.
+    """Return the quantities that were counted of a report's launches, beside what it says of them."""
+    needed = [launch.entry for launch in report.launches]
+    return quantities(needed, report.main.entry, launches, _model(report))
+
+
+def quantities(
+    needed: Sequence[str], main_entry: str, launches: Sequence[Counted], model: Mapping[str, float] | None = None
+) -> list[Quantity]:
+    """Return the quantities that were counted of the kernels that a problem needs, beside a model's figures.
 
     Where a kernel was launched more often than the problem needs, a launch counts for the mean of these.
 
     Raises
     ------
     InvalidArgument
-        Its kernels are not among the launches.
+        A kernel is not among the launches.
     """
-    needed = [launch.entry for launch in report.launches]
     own = [each for each in launches if each.kernel in needed]
     if missing := [entry for entry in needed if entry not in {each.kernel for each in own}]:
         kernels = ", ".join(dict.fromkeys(each.kernel for each in launches))
-        raise InvalidArgument(f"ncu counted no launch of {missing[0]}, which {report.variant} needs, but of {kernels}")
+        raise InvalidArgument(f"ncu counted no launch of {missing[0]}, which is needed, but of {kernels}")
     share = {entry: needed.count(entry) / sum(each.kernel == entry for each in own) for entry in needed}
 
     def total(names: Sequence[str], worth: float) -> float | None:
@@ -222,16 +234,12 @@ def beside(report: Report, launches: Sequence[Counted]) -> list[Quantity]:
             return None
         return worth * sum(share[each.kernel] * each.counters[name] for each in own for name in names)
 
-    model = _model(report)
+    model = model or {}
     units = {"time": "s", "DRAM": "B", "L2 cache": "B", "L1 cache, requests": "requests", "L1 cache, sectors":
              "sectors", "shared memory": "wavefronts", "instructions": "of warps"}  # fmt: skip
     found = [Quantity(name, units[name], total(*how), model.get(name)) for name, how in _SUMS.items()]
-    kernel = report.main.kernel
-    main = next(each.counters for each in own if each.kernel == report.main.entry)
-    found += [
-        Quantity("registers a thread", "", main.get(_REGISTERS), kernel.usage.registers if kernel else None),
-        Quantity("warps a multiprocessor", "", main.get(_WARPS), kernel.occupancy.warps if kernel else None),
-    ]
+    main = next(each.counters for each in own if each.kernel == main_entry)
+    found += [Quantity(name, "", main.get(counter), model.get(name)) for name, counter in _OF_MAIN.items()]
     stalls = {match[1]: value for name, value in main.items() if (match := _STALL.fullmatch(name))}
     everything = sum(stalls.values())
     for name in sorted(stalls, key=lambda reason: -stalls[reason])[:_LARGEST] if everything else ():
@@ -257,6 +265,8 @@ def _model(report: Report) -> dict[str, float]:
         model["L1 cache, requests"] = sum(scale * line.requests for scale, line in own["global"])
         model["L1 cache, sectors"] = sum(scale * line.sectors for scale, line in own["global"])
         model["shared memory"] = sum(scale * line.wavefronts for scale, line in own["shared"])
+    if kernel := report.main.kernel:
+        model |= dict(zip(_OF_MAIN, (kernel.usage.registers, kernel.occupancy.warps), strict=True))
     if (hot := report.main.hot) and hot.is_loop and hot.multiply_adds:
         model["instructions"] = report.flops / 2 / hot.multiply_adds * hot.instructions / _WARP
     return model

@@ -82,7 +82,7 @@ def test_launches_of_several_kernels_add_up():
 
 
 def test_counters_of_something_else():
-    with pytest.raises(InvalidArgument, match="no launch of forward, which forward/tiled needs, but of saxpy"):
+    with pytest.raises(InvalidArgument, match="no launch of forward, which is needed, but of saxpy"):
         ncu.beside(REPORT, [ncu.Counted("saxpy", {})])
 
 
