@@ -99,7 +99,7 @@ def measure_host(job: Job, place: Place) -> Outcome:
     calls: dict[str, Call] = {BARE: bare_launch(job.variants[0], p, place, tensors)} if name == "forward" else {}
     calls |= {f"{function}, {what}": public_call(name, p, tensors, out) for what, out in
               (("out given", True), ("new result", False))}  # fmt: skip
-    calls["torch eager"] = torch_eager(name, p, tensors, torch)
+    calls["torch eager" if name == "forward" else f"torch eager, {name}"] = torch_eager(name, p, tensors, torch)
     rows = {}
     for who, call in calls.items():
         row = Row(job.name, who, ours=who.startswith("conv2d"), problem=str(p))
