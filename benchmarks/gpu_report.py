@@ -9,6 +9,8 @@ A part, a step or a row that fails is reported and the rest goes on; the exit co
 no failure. What no time is left for is skipped. The JSON is written from the first step on, so that it is there
 whatever ends the run; --skip-done FILE takes over what an earlier one of this GPU and commit has, and does the rest.
 
+What was tuned on the machine is ignored, and stays as it is.
+
 --dry-run, on a machine without a GPU: nvcc compiles all of it for sm_90a, and every step and row is walked through with
 small problems on a stand-in for the driver (tests/driver; it needs PyCUDA), on the CPU. Nothing is measured.
 
@@ -19,7 +21,8 @@ JSON (benchmarks/results/DEVICE-DATE.json):
                 architecture, nvidia_smi {{as queried; MHz, W, C}}, commit, dirty, date, versions; of "compile": kernels
                 [file, constants, registers, spill_bytes], failures; of "tests": counts, stopped_by_limit; of
                 "sanitizer": memcheck, racecheck {{clean, summary}}; of parts with rows: clocks {{before, after}}; of
-                "ncu": kernels [job, who, problem, counted {{quantity: [figure, unit]}}]
+                "ncu": kernels [job, who, problem, counted {{quantity: [figure, unit]}}]; of "tune": title, minutes,
+                entries as `convbackprop tune` keeps them
     ceilings    copy_bytes_per_s (read + written), ffma_flops_per_s, empty_us (two events with nothing between them; in
                 every time below, and not taken off), multiprocessors, l2_bytes
     settings    torch's (cudnn_benchmark, allow_tf32), and how cold and warm are made
@@ -47,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ["CONVBACKPROP_TUNED"] = "off"  # "auto" is the rule's choice, whatever this machine has measured
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import stand_in, steps
@@ -137,9 +141,11 @@ def report(arguments: argparse.Namespace, out: Any) -> int:
     except ValueError as error:
         say(out, str(error))
         return 1
-    print_rows(run.gathered, out)
+    if any(row.part == "rows" for row in run.gathered.rows):
+        print_rows(run.gathered, out)
+        wanted = [v for v in run.verdicts if not arguments.jobs or any(job.name.startswith(v.job) for job in jobs)]
+        print_goals(wanted, out)
     print_others(run.gathered, out)
-    print_goals([v for v in run.verdicts if not arguments.jobs or any(job.name.startswith(v.job) for job in jobs)], out)
     if run.path:
         say(out, "", f"written to {run.path}")
     if dry:

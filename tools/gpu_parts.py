@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.report.rows import Row
 from convbackprop.bench.columns import digits
 from convbackprop.profile.ncu import Quantity
+from convbackprop.tune import table as tune_table
+from convbackprop.tune.table import Entry
 
 _GRAPHS = """\
 A public function with its results given, and torch's, called many times in a row or replayed from a graph of one call:
@@ -26,6 +29,9 @@ microseconds."""
 _COUNTED = """\
 Of kernels that miss their goals, with cold caches. warps wait for: of those in flight, the shares of the largest
 reasons."""
+_TUNED = """\
+What `convbackprop tune` found in {minutes:.1f} minutes, beside the rule's choice, timed in turn: microseconds. The
+package ships this table, and variant="auto" follows it on this GPU as long as the kernels' code is the same."""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
@@ -54,7 +60,11 @@ class Section:
 
 def parts(run: Any) -> list[str]:
     """Return what there is to say, part by part."""
-    return [str(each) for each in (host(run), graphs(run), training(run), split(run), counters(run)) if each.rows]
+    return [
+        str(each)
+        for each in (host(run), graphs(run), training(run), split(run), counters(run), tuned(run))
+        if each.rows
+    ]
 
 
 def _figure(row: Row | None) -> float | None:
@@ -125,3 +135,25 @@ def counters(run: Any) -> Section:
         waits = ", ".join(f"{name[7:]} {text}" for name, text in shown.items() if name.startswith("warps: "))
         rows.append([f"`{kernel['who']}`", kernel["job"], *(shown.get(name, "-") for name in measured), waits])
     return Section("What Nsight Compute counted", _COUNTED, ("variant", "job", *measured, "warps wait for"), rows, 2)
+
+
+def tuned(run: Any) -> Section:
+    """Return what tune found to be faster than the rule's choices, or not."""
+    found = run.steps["tune"]["data"] if "tune" in run.steps else {}
+    entries = [Entry.of_json(entry) for entry in found.get("entries", [])]
+    rows = [
+        [entry.pass_name, str(entry.problem), entry.choice, digits(entry.us), digits(entry.rule_us),
+         times(entry.times_rule)]
+        for entry in entries
+    ]  # fmt: skip
+    text = _TUNED.format(minutes=found.get("minutes", 0))
+    return Section("Tuned", text, ("pass", "problem", "fastest", "us", "rule's us", "times as fast"), rows, 3)
+
+
+def shipped_table(run: Any) -> dict[Path, str]:
+    """Return the table that the package ships for the run's GPU, by its file, if the run has tuned anything."""
+    found = run.steps["tune"]["data"] if "tune" in run.steps else {}
+    if not found.get("entries"):
+        return {}
+    entries = [Entry.of_json(entry) for entry in found["entries"]]
+    return {tune_table.shipped(found["title"]): tune_table.text_of(found["title"], entries)}

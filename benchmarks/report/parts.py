@@ -13,6 +13,7 @@ from benchmarks.report.counters import counters
 from benchmarks.report.jobs import Job
 from benchmarks.report.run import Run
 from benchmarks.report.steps import Step
+from benchmarks.report.tuning import tune
 from benchmarks.report.worker import Limits, supervise
 
 #: Seconds without a word from a worker, which torch's search for an algorithm may take.
@@ -43,6 +44,7 @@ PARTS = (
     Part("tests", 80, "the tests that use a GPU", lambda step, run, seconds: steps.tests(step, seconds, run.dry)),
     Part("sanitizer", 60, "every variant under memcheck and racecheck",
          lambda step, run, seconds: steps.sanitizer(step, seconds / 2, run.dry)),
+    Part("tune", 300, "convbackprop tune on the problems of the goals, as long as time is left", tune),
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from convbackprop.profile.configurations import configurations
 pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
 
 from benchmarks import gpu_report
-from benchmarks.report import counters, exact, jobs, measure, parts, stand_in, steps, worker
+from benchmarks.report import counters, exact, jobs, measure, parts, stand_in, steps, tuning, worker
 from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
 from convbackprop.bench import roof
@@ -518,6 +518,35 @@ def test_without_ncu_nothing_is_counted(missing, monkeypatch):
     missing.dry = True
     step = steps.carry_out("ncu", lambda step: counters.counters(step, missing, 60))
     assert (step.status, step.detail) == ("skipped", "1 kernels to count; there is no GPU that counts")
+
+
+# -- tuning ----------------------------------------------------------------------------------------------------------
+ENTRY = tuning.table.Entry("forward", ConvProblem.parse(PROBLEM), "coalesced", {"ROWS": 8}, 2.0, 3.0, date="2026-12-01")
+
+
+@pytest.mark.parametrize(
+    ("code", "entries", "status", "detail"),
+    [
+        (0, [ENTRY], "ok", "1 choices of A GPU, 1 of them faster than the rule's"),
+        (None, [ENTRY], "ok", "1 choices of A GPU, 1 of them faster than the rule's; stopped after 50 s"),
+        (1, [ENTRY], "failed", "convbackprop: error: no luck"),
+        (None, [], "failed", "convbackprop: error: no luck; stopped after 50 s"),
+    ],
+)
+def test_tuning(missing, monkeypatch, code, entries, status, detail):
+    """In a folder of its own; what was found before the limit is kept."""
+
+    def run_limited(command, seconds, environment):
+        kept = Path(environment["CONVBACKPROP_TUNED"])
+        assert command[2:] == ["convbackprop", "tune", "--device", "cuda:0", "--minutes", "0.5", "--json"]
+        if entries:
+            (kept / "A-GPU.json").write_text(tuning.table.text_of("A GPU", entries))
+        return steps.Ended(code, "convbackprop: error: no luck\n")
+
+    monkeypatch.setattr(tuning, "run_limited", run_limited)
+    step = steps.carry_out("tune", lambda step: tuning.tune(step, missing, 50))
+    assert (step.status, step.detail) == (status, detail)
+    assert step.data["entries"] == [entry.as_json() for entry in entries]
 
 
 # -- the dry run -----------------------------------------------------------------------------------------------------

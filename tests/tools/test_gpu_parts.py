@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import types
 
 import pytest
+
+from convbackprop.tune import table
 
 pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
 
@@ -50,6 +53,19 @@ def test_training_and_the_split_layer():
     training, split = shown(*rows)
     assert "| 4096 3x3 | eager | 100 | 250 | 2.5x |\n| 4096 3x3 | compiled | 90.0 | 45.0 | 0.50x |" in training
     assert split.endswith("| 4096 3x3 | 120 | 99.0 |")
+
+
+def test_what_was_tuned_is_shown_and_shipped():
+    entry = {"pass": "forward", "problem": "1,1,64,64,1,3,3,padding=1", "variant": "coalesced", "tunables": {"ROWS": 8},
+             "us": 30.0, "rule_us": 45.0, "version": "0.1.0", "code": "beef", "date": "2026-12-01"}  # fmt: skip
+    run = types.SimpleNamespace(rows=[], steps={"tune": {"data": {"title": "A GPU", "minutes": 2, "entries": [entry]}}})
+    (text,) = gpu_parts.parts(run)
+    assert "found in 2.0 minutes" in text
+    assert text.endswith("| forward | 1,1,64,64,1,3,3,padding=1 | coalesced, ROWS 8 | 30.0 | 45.0 | 1.5x |")
+    ((path, written),) = gpu_parts.shipped_table(run).items()
+    assert path == table.shipped("A GPU") and json.loads(written)["entries"] == [entry]
+    run.steps["tune"]["data"] = {}  # it failed, or was skipped
+    assert gpu_parts.parts(run) == [] and gpu_parts.shipped_table(run) == {}
 
 
 def test_counters():
