@@ -66,8 +66,8 @@ from convbackprop.devices import get_device, why_not_cuda
 
 RESULTS = Path(__file__).parent / "results"
 
-#: Minutes for the whole report; seconds for compiling; seconds below which a part is not begun.
-MINUTES, COMPILING, LEAST = 8.0, 120.0, 5.0
+#: Minutes for the whole report; seconds for compiling; the share of a part's seconds below which it is not begun.
+MINUTES, COMPILING, LEAST = 8.0, 120.0, 1 / 8
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
@@ -186,7 +186,7 @@ def carry_out_all(run: Run, parts: Sequence[Part], jobs: Sequence[Job], earlier:
                 seconds = min(part.seconds, run.left) if not run.dry else run.left
                 if part.name in done and not run.remaining(own):
                     take(done[part.name], ", taken over")
-                elif seconds < LEAST:
+                elif seconds < LEAST * part.seconds:
                     take(Step(part.name, SKIPPED, "no time was left"))
                 elif part.action:
                     take(carry_out(doing, lambda step, do=part.action, limit=seconds: do(step, run, limit)))

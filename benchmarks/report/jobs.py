@@ -156,9 +156,9 @@ def _public() -> Iterator[Job]:
     for label, problem in problems.items():
         for pass_name in PASSES:
             yield _of_public(label, problem, f"graphs {pass_name}", "graphs", pass_name)
-    for kind in ("training", "nccl"):
+    for name in ("training", "training compiled", "nccl"):
         for label, problem in problems.items():
-            yield Job(f"{label}/float32/{kind}", kind, "", problem)
+            yield Job(f"{label}/float32/{name}", name.split()[0], "", problem)
 
 
 def _of_public(label: str, problem: ConvProblem, name: str, kind: str, pass_name: str) -> Job:

@@ -6,6 +6,7 @@ A step is forward and backward, all gradients, as a training loop has them; both
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -73,17 +74,19 @@ def _sizes(p: ConvProblem) -> tuple[Any, ...]:
 
 
 def measure_training(job: Job, place: Place) -> Outcome:
-    """Time a step of the layer beside torch.nn's: eager, under autocast to float16, and compiled."""
+    """Time a step of the layer beside torch.nn's: eager and under autocast to float16, or compiled."""
     assert job.problem is not None
     p = place.scale.problem(job.problem)
-    backend = "aot_eager" if place.scale.dry else "inductor"  # which would have g++ compile for the CPU
     steps: dict[str, Step] = {}
-    for mode, problem in (("", p), (", autocast", p.with_(dtype="float16")), (", compiled", p)):
-        both = layers(p, place)
-        if mode == ", compiled":
-            both = tuple(place.torch.compile(layer, backend=backend) for layer in both)
-        for who, layer in zip(("convbackprop.torch", "torch.nn"), both, strict=True):
-            steps[who + mode] = Step(layer, problem, place)
+    if job.name.endswith("compiled"):
+        backend = "aot_eager" if place.scale.dry else "inductor"  # which would have g++ compile for the CPU
+        modes = {", compiled": (p, lambda layer: place.torch.compile(layer, backend=backend))}
+    else:
+        modes = {mode: (p.with_(dtype=dtype), lambda layer: layer) for mode, dtype in
+                 (("", p.dtype), (", autocast", "float16"))}  # fmt: skip
+    for mode, (problem, made) in modes.items():
+        for who, layer in zip(("convbackprop.torch", "torch.nn"), layers(p, place), strict=True):
+            steps[who + mode] = Step(made(layer), problem, place)
     return _timed(job, steps, place)
 
 
@@ -93,6 +96,8 @@ def one_process(place: Place) -> Iterator[None]:
     import torch.distributed as dist
 
     backend = "gloo" if place.scale.dry else "cpu:gloo,cuda:nccl"
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")  # a machine may have no other
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield

@@ -12,7 +12,6 @@ from benchmarks.report.jobs import Job
 from benchmarks.report.measure import Call, Outcome, Place, Tensor, as_bytes, poison, results_of, tried
 from benchmarks.report.rows import Row, spread
 from convbackprop import ops
-from convbackprop.bench import torch_calls
 from convbackprop.devices import compiler
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of, pack_shape
@@ -40,15 +39,25 @@ def public_call(pass_name: str, p: ConvProblem, t: Mapping[str, Tensor], out: bo
 
 def torch_eager(pass_name: str, p: ConvProblem, t: Mapping[str, Tensor], torch: Any) -> Call:
     """Return what a user of torch writes; of a gradient, what autograd calls, dy * phi'(s) included."""
+    (top, bottom), (left, right) = p.padding
+    assert (top, left) == (bottom, right)
+    options = (p.stride, [top, left], p.dilation)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return torch.relu_(torch.nn.functional.conv2d(t["x"], t["w"], t["b"], *options, p.groups))
+
     if pass_name == "forward":
-        return torch_calls.calls_on(pass_name, p, t, channels_last=False)["torch"]
-    given = {name: t[name] for name in ("x", "w") if name in t}
+        return forward
+    wanted = {"input_grad": [True, False, False], "kernel_grad": [False, True, True], "backward": [True] * 3}[pass_name]
+    # Of the array whose gradient alone is wanted only the shape is used.
+    x, w = (t.get(name, t["dy"].new_empty(shape)) for name, shape in (("x", p.x_shape), ("w", p.w_shape)))
 
-    def gradient() -> Any:
+    def gradients() -> Any:
         g = torch.ops.aten.threshold_backward(t["dy"], t["saved"], 0)
-        return torch_calls.calls_on(pass_name, p, {**given, "g": g}, channels_last=False)["torch"]()
+        return torch.ops.aten.convolution_backward(g, x, w, [p.K], *options, False, [0, 0], p.groups, wanted)
 
-    return gradient
+    return gradients
 
 
 def checked(row: Row, pass_name: str, p: ConvProblem, place: Place, t: Mapping[str, Tensor], call: Call) -> None:

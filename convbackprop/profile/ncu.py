@@ -8,8 +8,10 @@ a line.
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -131,23 +133,31 @@ def collect(arguments: Sequence[str], seconds: float | None = None) -> list[Coun
     EnvironmentProblem
         There is no ncu, or it fails, or it may not read the counters.
     """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the package as it is here
     try:
-        done = subprocess.run(command(arguments), capture_output=True, text=True, errors="replace", timeout=seconds,
-                              stdin=subprocess.DEVNULL)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise EnvironmentProblem(f"ncu did not end within {seconds:.0f} s") from None
+        process = subprocess.Popen(command(arguments), text=True, errors="replace", stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+                                   start_new_session=True)  # fmt: skip
     except OSError as error:
         raise EnvironmentProblem(f"ncu cannot be run: {error.strerror}") from None
-    said = done.stdout + done.stderr
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # with what it runs
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise EnvironmentProblem(f"ncu did not end within {seconds:.0f} s") from None
+        raise
+    said = out + err
     if "ERR_NVGPUCTRPERM" in said:
         raise EnvironmentProblem(
             "ncu may not read the GPU's counters (ERR_NVGPUCTRPERM); run it as root, or have the driver's module "
             "loaded with NVreg_RestrictProfilingToAdminUsers=0"
         )
-    found = parse(done.stdout)
-    if done.returncode or not found:
+    found = parse(out)
+    if process.returncode or not found:
         lines = [line for line in said.splitlines() if "error" in line.lower()] or said.strip().splitlines()
-        raise EnvironmentProblem(f"ncu fails: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        raise EnvironmentProblem(f"ncu fails: {lines[-1] if lines else f'exit status {process.returncode}'}")
     return found
 
 
