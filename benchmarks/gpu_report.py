@@ -50,7 +50,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ["CONVBACKPROP_TUNED"] = "off"  # "auto" is the rule's choice, whatever this machine has measured
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import stand_in, steps
@@ -212,9 +211,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.worker:
         wanted, write_end = arguments.worker
         be_worker(arguments.dry_run, wanted, int(write_end))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was found is written, as after Ctrl-C
     return report(arguments, console())
 
 
 if __name__ == "__main__":
+    os.environ["CONVBACKPROP_TUNED"] = "off"  # "auto" is the rule's choice, whatever this machine has measured
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was found is written, as after Ctrl-C
     sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.report import steps
 from benchmarks.report.counters import counters
-from benchmarks.report.jobs import Job
+from benchmarks.report.jobs import Job, all_jobs
 from benchmarks.report.run import Run
 from benchmarks.report.steps import Step
 from benchmarks.report.tuning import tune
@@ -64,6 +64,8 @@ def time_jobs(step: Step, run: Run, jobs: Sequence[Job], seconds: float, bar: An
     command = [sys.executable, str(REPORT), *(["--dry-run"] if run.dry else []), "--worker"]
     step.data["clocks"] = {"before": steps.clocks()}
     supervise(todo, command, limits, begun, run.gathered)
+    order = {job.name: i for i, job in enumerate(all_jobs())}
+    run.gathered.rows.sort(key=lambda row: order[row.job])  # those that were taken over came first
     step.data["clocks"]["after"] = steps.clocks()
     rows = [row for row in run.gathered.rows if row.part == step.name]
     failed = sum(row.failed is not None for row in rows)

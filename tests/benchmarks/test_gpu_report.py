@@ -28,7 +28,7 @@ from convbackprop.profile.configurations import configurations
 pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
 
 from benchmarks import gpu_report
-from benchmarks.report import counters, exact, jobs, measure, parts, stand_in, steps, tuning, worker
+from benchmarks.report import counters, exact, jobs, layers, measure, parts, public, stand_in, steps, tuning, worker
 from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
 from convbackprop.bench import roof
@@ -189,6 +189,63 @@ def test_torch_computes_all_gradients_at_once(options):
     assert len(results) == len(expected)
     for (value, _), got in zip(expected.values(), results, strict=True):
         assert np.allclose(got.numpy(), value, rtol=1e-12, atol=1e-12)
+
+
+# -- the public functions and the layers -----------------------------------------------------------------------------
+SMALL = ConvProblem.parse("2,3,9,20,4,3,3,padding=1,activation=relu,bias=1")
+
+
+@pytest.fixture
+def on_cpu():
+    import torch
+
+    return types.SimpleNamespace(torch=torch, where="cpu", synchronize=lambda: None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_layer_is_held_against_exact_sums(on_cpu, dtype):
+    layer, _ = layers.layers(SMALL, on_cpu)
+    row = Row("job", "convbackprop.torch")
+    layers.Step(layer, SMALL.with_(dtype=dtype), on_cpu).check(row)
+    assert 0 < row.full_share <= 1
+
+    class Wrong(on_cpu.torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x * 1.01)
+
+    with pytest.raises(ArithmeticError, match="times its bound"):
+        layers.Step(Wrong(), SMALL.with_(dtype=dtype), on_cpu).check(row)
+
+
+@pytest.mark.parametrize("pass_name", list(PASSES))
+def test_a_public_function_and_its_replay(on_cpu, pass_name):
+    torch = on_cpu.torch
+    tensors = measure.Place.tensors(on_cpu, pass_name, SMALL, {})
+    for out in (True, False):
+        row = Row("job", "ours")
+        public.checked(row, pass_name, SMALL, on_cpu, tensors, public.public_call(pass_name, SMALL, tensors, out))
+        assert 0 < row.full_share <= 1
+    call = public.public_call(pass_name, SMALL, tensors, True)
+    public.same_bits(row, pass_name, SMALL, on_cpu, tensors, call, call)
+    assert row.deterministic
+    result = tensors[measure.results_of(pass_name, SMALL)[-1]]
+
+    def other_bits():
+        call()
+        result.view(-1)[0] = torch.nextafter(result.view(-1)[0], torch.tensor(9.0))
+
+    with pytest.raises(ArithmeticError, match="the replay writes other bits than the call"):
+        public.same_bits(row, pass_name, SMALL, on_cpu, tensors, call, other_bits)
+    found = public.torch_eager(pass_name, SMALL, tensors, torch)()
+    found = found if isinstance(found, tuple) else (found,)
+    call()
+    names = measure.results_of(pass_name, SMALL)
+    for name, theirs in zip(names, (each for each in found if each is not None), strict=True):
+        assert torch.allclose(tensors[name], theirs, rtol=1e-4, atol=1e-4)
 
 
 # -- isolation -------------------------------------------------------------------------------------------------------
@@ -399,12 +456,12 @@ def test_rows_are_written_while_they_come(tmp_path):
 def test_what_is_done_is_taken_over(quick, tmp_path, monkeypatch):
     def first(names):
         assert names == [FORWARD, BACKWARD]
-        rows = [Row(FORWARD, "forward/coalesced", ours=True), Row(BACKWARD, "backward/fused", failed="no answer")]
+        rows = [Row(FORWARD, "forward/coalesced", failed="no answer"), Row(BACKWARD, "backward/fused", ours=True)]
         return worker.Gathered(rows, {"l2_bytes": 1})
 
     def second(names):
-        assert names == [BACKWARD]
-        return worker.Gathered([Row(BACKWARD, "backward/fused", ours=True)])
+        assert names == [FORWARD]
+        return worker.Gathered([Row(FORWARD, "forward/coalesced", ours=True)])
 
     path, later = str(tmp_path / "first.json"), tmp_path / "second.json"
     monkeypatch.setattr(gpu_report, "print_rows", lambda *arguments: None)
