@@ -501,7 +501,7 @@ def test_time_that_is_up(quick, tmp_path, monkeypatch):
 
 def test_compiling_that_takes_too_long(monkeypatch):
     free = threading.Event()
-    monkeypatch.setattr(steps.compiler, "cubin", lambda source, architecture: free.wait())
+    monkeypatch.setattr(steps.compiler, "cubin", lambda source, architecture: free.wait(10))
     bar = types.SimpleNamespace(add_task=lambda *a, **o: 0, advance=lambda task: 0, refresh=lambda: 0)
     step = steps.carry_out("compile", lambda step: steps.compile_all(step, [jobs.FFMA, jobs.SPIN], "sm_90a", bar, 0.05))
     free.set()
