@@ -11,7 +11,7 @@ from convbackprop.bench import gpu_reports, runs
 from convbackprop.bench.columns import digits
 from convbackprop.bench.comparison import FASTER, LEAST, SAME_SPEED, SLOWER, Comparison, cells, compare, summary
 from convbackprop.bench.gpu_reports import GpuReport
-from convbackprop.cli.common import console, print_json, say
+from convbackprop.cli.common import console, grid, print_json, say
 from convbackprop.errors import InvalidArgument
 
 HELP = "two saved runs, row by row"
@@ -96,17 +96,14 @@ def _gpu_reports(a: GpuReport, b: GpuReport, arguments: argparse.Namespace) -> i
         return 0
     out = console()
     say(out, *found.notes)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("job", "what"):
-        table.add_column(head, overflow="fold")
-    for head in (f"{a.name} us", f"{b.name} us", "ratio"):
-        table.add_column(head, justify="right")
-    table.add_column(f"{b.name} is")
-    for row in found.rows:
-        if row.verdict != SAME_SPEED:
-            table.add_row(row.job, row.who, digits(row.a_us), digits(row.b_us), f"{row.ratio:.3f}", _shown(row.verdict))
-    if table.row_count:
-        out.print(table)
+    rows: list[list[str | Text]] = [
+        [row.job, row.who, digits(row.a_us), digits(row.b_us), f"{row.ratio:.3f}", _shown(row.verdict)]
+        for row in found.rows
+        if row.verdict != SAME_SPEED
+    ]
+    if rows:
+        said = f"{b.name} is"
+        out.print(grid(("job", "row", f"{a.name} us", f"{b.name} us", "ratio", said), rows, ("row", said)))
     say(out, "", *gpu_reports.summary(found, a.name, b.name, arguments.least / 100))
     return 0
 

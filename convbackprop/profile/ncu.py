@@ -55,8 +55,9 @@ _LARGEST = 4
 HEADS = ("quantity", "counted", "model", "counted / model")
 SENTENCE = (
     "counted: by Nsight Compute, with cold caches; warps: of those in flight, the share that waits for this reason. "
-    "model: the time and the bytes of DRAM are least ones, the instructions those of the leanest way round the hot "
-    "loop; sectors and wavefronts are of the replayed addresses."
+    "model: the time is the expected one, a call's start included, or the least where none is known; the bytes of DRAM "
+    "are the least, the instructions those of the leanest way round the hot loop; sectors and wavefronts are of the "
+    "replayed addresses."
 )
 
 #: Seconds and bytes in a unit, by ncu's names; the others are 1.
@@ -252,6 +253,7 @@ def quantities(
     found += [Quantity(name, "", main.get(counter), model.get(name)) for name, counter in _OF_MAIN.items()]
     stalls = {match[1]: value for name, value in main.items() if (match := _STALL.fullmatch(name))}
     everything = sum(stalls.values())
+    stalls.pop("selected", None)  # these do not wait
     for name in sorted(stalls, key=lambda reason: -stalls[reason])[:_LARGEST] if everything else ():
         found.append(Quantity(f"warps: {name.replace('_', ' ')}", "%", stalls[name] / everything))
     return found
@@ -265,8 +267,9 @@ def as_json(quantities: Sequence[Quantity] | None) -> dict[str, Any]:
 
 
 def _model(report: Report) -> dict[str, float]:
-    """Return what the report says of the sums: the least bytes of DRAM, and the least time."""
-    model: dict[str, float] = {"time": report.predicted, "DRAM": report.least_bytes}
+    """Return what the report says of the quantities."""
+    expected = report.expected.seconds if report.expected else report.predicted
+    model: dict[str, float] = {"time": expected, "DRAM": report.least_bytes}
     if report.own_bytes is not None:
         lines = [(launch.scale, line) for launch in report.launches for line in
                  (launch.traffic.lines if launch.traffic else ())]  # fmt: skip

@@ -19,6 +19,7 @@ from convbackprop.errors import CompilerNotFound, EnvironmentProblem, InvalidArg
 from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import ncu
+from convbackprop.profile.expected import Expected
 from convbackprop.profile.report import launches_of
 from tests.profile.test_profile import PROBLEM, TILED, MadeUp, made_by_hand, report_of
 
@@ -56,8 +57,13 @@ def test_counters_beside_the_model():
     stalls = {name: figures[0] for name, figures in shown.items() if name.startswith("warps: ")}
     assert list(stalls.items()) == [
         ("warps: long scoreboard", "50 %"), ("warps: mio throttle", "20 %"), ("warps: short scoreboard", "15 %"),
-        ("warps: selected", "10 %"),
+        ("warps: barrier", "5 %"),
     ]  # fmt: skip
+
+
+def test_the_expected_time_where_one_is_known():
+    report = replace(REPORT, expected=Expected(2.4e-6, {"memory": 2.4e-6}, {}))
+    assert cells(ncu.beside(report, ncu.read(CSV)))["time"] == ("3.36 us", "2.40 us", "1.40")
 
 
 def test_a_counter_a_line_and_a_launch_repeated():
