@@ -90,7 +90,7 @@ readme: $(ENV) ## regenerate the marked parts of README.md and docs; ARGS=--help
 build: $(ENV) ## sdist and wheel into dist/, and the wheel tried out in an empty environment
 	@tools/build_dist.sh $(PY)
 
-toolchain: $(ENV) ## an nvcc: this machine's, else NVIDIA's wheels in the environment
+toolchain: $(ENV) ## nvcc and cuobjdump: this machine's, else NVIDIA's wheels in the environment
 	@$(PY) tools/toolchain.py $(if $(PYTHON),--report)
 
 pycuda: $(ENV) ## PyCUDA, built here (needs no GPU): into build/wheels and, without PYTHON=, the environment

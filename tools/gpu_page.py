@@ -25,8 +25,9 @@ from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.profile.expected import FITTED, Work, expected
-from tools import fit_expected
+from tools import fit_expected, gpu_parts
 from tools.fit_expected import Score
+from tools.gpu_parts import table, times
 from tools.predict import DATA, RESULTS, ROOT, code_digest
 
 #: What the front page and its picture show: the layers, as briefly as a table wants them, by the label of their jobs.
@@ -104,6 +105,14 @@ class Recorded:
             raise SystemExit(f"{kept.relative_to(ROOT)} does not exist; tools/predict.py writes it")
         self.kept = json.loads(kept.read_text())
 
+    def said(self, step: str) -> str:
+        """Return what came of a step that is not about rows."""
+        if step not in self.steps:
+            return "not run"
+        found = self.steps[step]
+        tools = [f"{tool}: {said['summary']}" for tool, said in found["data"].items()] if step == "sanitizer" else []
+        return "; ".join(tools) or found["data"].get("closing_line") or found["detail"]
+
     @property
     def device(self) -> str:
         return self.environment["device"]
@@ -123,7 +132,9 @@ class Recorded:
     @cached_property
     def lines(self) -> list[Line]:
         """The variants' rows."""
-        return [self._line(row) for row in self.rows if row.ours and row.problem and row.host is None]
+        return [
+            self._line(row) for row in self.rows if row.ours and row.problem and row.part == "rows" and not row.host
+        ]
 
     def _line(self, row: Row) -> Line:
         beside = [other for other in self.rows if other.job == row.job and not other.ours and other.cold]
@@ -177,23 +188,14 @@ class Recorded:
 
 
 def newest() -> list[Recorded]:
-    """Return the newest recorded run of each GPU."""
+    """Return the newest recorded run of each GPU that has rows."""
     runs = (Recorded(path) for path in sorted(RESULTS.glob("*.json")))
-    real = sorted((run for run in runs if not run.found["dry_run"]), key=lambda run: run.environment["date"])
+    whole = (run for run in runs if run.lines and not run.found["dry_run"])
+    real = sorted(whole, key=lambda run: run.environment["date"])
     return list({run.device: run for run in real}.values())
 
 
 # -- Markdown --------------------------------------------------------------------------------------------------------
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """Return a table in Markdown whose first `left` columns are text and whose others are figures."""
-    rule = ["---"] * left + ["--:"] * (len(heads) - left)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
-
-
-def times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{digits(ratio, 2)}x"
-
-
 def listed(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1] if words else "none"
 
@@ -261,7 +263,7 @@ def mean(values: Sequence[float]) -> float:
 # -- docs/gpu.md -----------------------------------------------------------------------------------------------------
 def measured(run: Recorded) -> str:
     """Return all that is said of a run."""
-    parts = [about(run), goals(run), predictions(run), host(run)]
+    parts = [about(run), goals(run), predictions(run), *gpu_parts.parts(run)]
     taken: set[str] = set()
     for label, title in TABLES:
         for dtype in dict.fromkeys(line.dtype for line in run.lines):
@@ -285,10 +287,9 @@ def about(run: Recorded) -> str:
         f"{float(smi['power.limit']):.0f} W",
         "software": f"driver {smi['driver_version']}; {e['nvcc'].split(', ')[-1]} of nvcc; PyCUDA {e['pycuda']}; torch "
         f"{e['torch']}, cuDNN {_cudnn(e['cudnn'])}; Python {e['python']}, numpy {e['numpy']}",
-        "tests on the GPU": run.steps["tests"]["data"]["closing_line"],
-        "every variant against float64": run.steps["launches"]["detail"],
-        "compute-sanitizer": "; ".join(f"{tool}: {said['summary']}" for tool, said in
-                                       run.steps["sanitizer"]["data"].items()),
+        "tests on the GPU": run.said("tests"),
+        "every variant against float64": run.said("launches"),
+        "compute-sanitizer": run.said("sanitizer"),
         "rows": f"{run.steps['rows']['detail']}; of those right, the same bits in a second run: "
         + ("all" if all(line.row.deterministic for line in run.lines if not line.row.failed) else "not all"),
         "what failed": "; ".join(run.found["failures"]) or "nothing",
@@ -398,12 +399,6 @@ def _constants() -> str:
         [f"{FITTED.overlap:.3g}", "the exponent with which the resources' times are added: 1 if nothing overlaps"],
     ]
     return table(("constant", "meaning"), rows, left=2)
-
-
-def host(run: Recorded) -> str:
-    """Return what a call costs the host."""
-    rows = [[row.who, digits(row.host["median"])] for row in run.rows if row.host]
-    return f"#### What a call costs the host\n\nOn an image of 28 x 28.\n\n{table(('call', 'us'), rows, left=1)}"
 
 
 def every_row(lines: Sequence[Line], label: str = "") -> str:

@@ -4,6 +4,7 @@
 
 README.md, docs/gpu.md, gpu.svg,    what a GPU measured: benchmarks/results, and what `profile` says of these rows
   expected.svg                      (tools/predict.py)
+convbackprop/tune/measured          the tables that the package ships: what those runs tuned
 README.md, docs/ladder.md           the ladder: the registry; errors.json, which --errors measures on the cpu device
 docs/command_line.md                what commands print; those that are recorded run again with --commands only
 docs/command_line.md, bench.svg     a run of `make bench`: bench.json, which --bench times anew
@@ -32,7 +33,7 @@ from convbackprop.cli.plot import only
 from convbackprop.files import write_whole
 from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import PASSES
-from tools import console, gpu_page
+from tools import console, gpu_page, gpu_parts
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -104,7 +105,8 @@ def pages(recorded: bool = False) -> dict[Path, bytes]:
         DOCS / gpu_page.EXPECTED_PICTURE: plots.rendered(gpu_page.scatter(gpu_page.newest()[-1]), "svg"),
         BENCH_PICTURE: plots.rendered(plots.ladder(only(runs.read(str(BENCH)), re.escape(SHOWN))), "svg"),
     }
-    return {path: text.encode() for path, text in texts.items()} | pictures
+    tuned = {path: text for run in gpu_page.newest() for path, text in gpu_parts.shipped_table(run).items()}
+    return {path: text.encode() for path, text in (texts | tuned).items()} | pictures
 
 
 def replace(text: str, name: str, part: str) -> str:

@@ -1,21 +1,23 @@
-"""See to it that the package finds an nvcc that works: the machine's, else the wheels' in this environment.
+"""See to it that the package finds an nvcc that works, and cuobjdump: the machine's, else wheels in this environment.
 
-toolchain.py             install the wheels where no nvcc works; fail where that fails
+toolchain.py             install the wheels of what is missing; fail where no nvcc works then
 toolchain.py --optional  the same, but go on where it fails: what needs nvcc is skipped with its reason
 toolchain.py --report    install nothing; fail where no nvcc works
 
-With --optional, an nvcc that has passed is not tried again (the stamp lies in the environment).
+With --optional, nothing is tried again where what was found last is found again (the stamp lies in the environment).
 """
 
 import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import requires
 from pathlib import Path
 
 from convbackprop.devices.compiler import find_nvcc
-from convbackprop.errors import CompilerNotFound
+from convbackprop.errors import CompilerNotFound, EnvironmentProblem
+from convbackprop.profile.sass import find_cuobjdump
 
 STAMP = Path(sys.prefix) / ".toolchain"
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -59,21 +61,39 @@ def find(*architectures: str) -> tuple[Path | None, str]:
     return (None, why_not) if why_not else (nvcc, f"{nvcc} works")
 
 
-def install(quiet: bool) -> tuple[Path | None, str]:
-    """Install the wheels into this environment; return as find does."""
-    print("Toolchain: fetching nvcc's wheels (a minute or so; 271 MB on disk).", flush=True)
-    extra = [entry for entry in requires("convbackprop") or () if entry.endswith('extra == "toolchain"')]
-    wheels = [entry.partition(";")[0].strip() for entry in extra]
+def found(search: Callable[[], Path]) -> str:
+    """Return what a search of the package finds, or nothing."""
+    try:
+        return str(search())
+    except EnvironmentProblem:
+        return ""
+
+
+def pip_install(extra: str, quiet: bool) -> bool:
+    """Install an extra's own wheels into this environment; return whether that worked."""
+    entries = [entry for entry in requires("convbackprop") or () if entry.endswith(f'extra == "{extra}"')]
+    wheels = [entry.partition(";")[0].strip() for entry in entries if not entry.startswith("convbackprop[")]
     # Few attempts: it may be that there is no network.
     options = ["-qq", "--retries", "1", "--timeout", "20", "-c", CONSTRAINTS.as_uri()]
     pip = [sys.executable, "-m", "pip", "install", *options, *wheels]
-    if subprocess.run(pip, stderr=subprocess.DEVNULL if quiet else None).returncode:
+    return not subprocess.run(pip, stderr=subprocess.DEVNULL if quiet else None).returncode
+
+
+def install_nvcc(quiet: bool) -> tuple[Path | None, str]:
+    """Install nvcc's wheels; return as find does."""
+    print("Toolchain: fetching nvcc's wheels (a minute or so; 271 MB on disk).", flush=True)
+    if not pip_install("toolchain", quiet):
         return None, "nvcc's wheels could not be installed" + (" (make toolchain says why)" if quiet else "")
     nvcc, sentence = find("75", "90a", "120")
     from_wheels = next((f for folder in sys.path for f in Path(folder).glob("nvidia/cu*/bin/nvcc")), None)
     if nvcc is None and from_wheels and not fault(from_wheels, "75"):
         sentence += f"; CONVBACKPROP_NVCC={from_wheels} would put the one from the wheels before it"
     return nvcc, sentence
+
+
+def state() -> str:
+    """Return what is found, for the stamp."""
+    return f"{found(find_nvcc)}\n{found(find_cuobjdump)}\n"
 
 
 def main() -> int:
@@ -84,20 +104,19 @@ def main() -> int:
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
 
-    if options.optional and STAMP.is_file():
-        try:
-            if str(find_nvcc()) == STAMP.read_text():
-                return 0
-        except CompilerNotFound:
-            pass
+    if options.optional and STAMP.is_file() and STAMP.read_text() == state():
+        return 0
     nvcc, sentence = find("80")
     if nvcc is None and not options.report:
         print(f"Toolchain: {sentence}.", flush=True)
-        nvcc, sentence = install(quiet=options.optional)
-    if nvcc and not options.report:
-        STAMP.write_text(str(nvcc))
+        nvcc, sentence = install_nvcc(quiet=options.optional)
+    if not options.report:
+        if not found(find_cuobjdump):
+            pip_install("sass", quiet=options.optional)
+        if nvcc:
+            STAMP.write_text(state())
     without = "; going on without nvcc" if options.optional and nvcc is None else ""
-    print(f"Toolchain: {sentence}{without}.", flush=True)
+    print(f"Toolchain: {sentence}{without}; {found(find_cuobjdump) or 'no cuobjdump'}.", flush=True)
     return 0 if nvcc or options.optional else 1
 
 

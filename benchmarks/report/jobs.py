@@ -41,7 +41,8 @@ class Job:
     name : str
         Such as "4096 5x5/float32/forward"; rows and goals refer to it.
     kind : str
-        "pass"; "layer": forward and backward with a mask; "host": what a call costs; "ceilings".
+        "pass"; "layer": forward and backward with a mask; "ceilings"; "host": what a call costs; "graphs": a public
+        function in a CUDA graph; "training": a layer of convbackprop.torch; "nccl": one that is split among processes.
     problem : ConvProblem or None
         With ReLU and bias.
     variants : tuple of Variant
@@ -56,6 +57,11 @@ class Job:
     problem: ConvProblem | None = None
     variants: tuple[Variant, ...] = ()
     brief: bool = False
+
+    @property
+    def part(self) -> str:
+        """The part of the report that it belongs to."""
+        return self.kind if self.kind in ("host", "graphs", "training", "nccl") else "rows"
 
 
 def shrunk(problem: ConvProblem) -> ConvProblem:
@@ -114,8 +120,6 @@ def _all() -> Iterator[Job]:
         for pass_name in ("forward", "backward"):
             yield _pass(f"4096 {size}x{size}", square[size], "float32", pass_name, mask=True)
     yield _layer("float32")
-    small = ConvProblem.parse("1,1,28,28,1,3,3,padding=same", activation="relu", bias=True)
-    yield Job("28 3x3/float32/host", "host", "forward", small, (choose("forward", "auto", small, "cuda"),))
     yield from passes("4096 15x15", square[15], "float32")
     yield from passes("depthwise 112 3x3", depthwise, "float32")
     yield from passes("16x2048 5x5", batch, "float32")
@@ -137,9 +141,38 @@ def _all() -> Iterator[Job]:
             yield _deep(f"{DEEPBENCH_LABEL} {i + 1:02} {sizes}", layer, "float32", pass_name)
 
 
+def _public() -> Iterator[Job]:
+    """Yield what is measured of the public functions and of the layers, whose kernels have their rows above."""
+    labels = {
+        "28 3x3": "1,1,28,28,1,3,3,padding=same",
+        "4096 3x3": "1,1,4096,4096,1,3,3,padding=same",
+        WHOLE_LAYER: "32,64,112,112,128,3,3,padding=1",
+    }
+    problems = {
+        label: ConvProblem.parse(text, activation="relu", bias=True, dtype="float32") for label, text in labels.items()
+    }
+    for pass_name, name in (("forward", "host"), ("backward", "host backward")):
+        yield _of_public("28 3x3", problems["28 3x3"], name, "host", pass_name)
+    for label, problem in problems.items():
+        for pass_name in PASSES:
+            yield _of_public(label, problem, f"graphs {pass_name}", "graphs", pass_name)
+    for name in ("training", "training compiled", "nccl"):
+        for label, problem in problems.items():
+            yield Job(f"{label}/float32/{name}", name.split()[0], "", problem)
+
+
+def _of_public(label: str, problem: ConvProblem, name: str, kind: str, pass_name: str) -> Job:
+    """Return a job of a public function, and the variants that "auto" runs for it."""
+    passes = (pass_name,)
+    if pass_name == "backward" and not any(v.refusal(problem, "cuda") is None for v in of_pass("backward")):
+        passes = ("input_grad", "kernel_grad")
+    variants = tuple(choose(each, "auto", problem, "cuda") for each in passes)
+    return Job(f"{label}/float32/{name}", kind, pass_name, problem, variants)
+
+
 def all_jobs() -> tuple[Job, ...]:
     """Return every job that has something to run."""
-    return tuple(job for job in _all() if job.variants or job.kind == "ceilings")
+    return (*(job for job in _all() if job.variants or job.kind == "ceilings"), *_public())
 
 
 #: What the sanitizer looks at: odd widths, several bands and blocks, channels, stride, padding on one side.

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.report import exact
 from benchmarks.report.jobs import FFMA, SPIN, Job, as_for, shrunk
 from benchmarks.report.rows import Row, spread
-from convbackprop import conv2d
 from convbackprop.bench import roof, torch_calls
 from convbackprop.bench.timing import Timing, alternate
 from convbackprop.check import check
-from convbackprop.devices import compiler
 from convbackprop.ladder.variant import Variant
-from convbackprop.launch.plan import alignment_of, constants_of, pack_shape, plan
+from convbackprop.launch.plan import alignment_of, pack_shape, plan
 from convbackprop.problem import PASSES, ConvProblem
 
 Call = Callable[[], Any]
@@ -386,93 +383,3 @@ def measure_ceilings(job: Job, place: Place) -> Outcome:
         "l2_bytes": place.l2_bytes,
     }
     return Outcome(rows, facts)
-
-
-def measure_host(job: Job, place: Place) -> Outcome:
-    """Time calls by the host's clock: the public function on tensors, PyCUDA's bare prepared launch, torch's eager."""
-    assert job.problem is not None
-    torch, p, (variant,) = place.torch, job.problem, job.variants
-    functional = torch.nn.functional
-    tensors = place.tensors("forward", p, {})
-    x, w, b, out = (tensors[name] for name in ("x", "w", "b", "y"))
-    padding = p.padding[0][0]
-    bare = bare_launch(variant, p, place, tensors)
-
-    def eager() -> None:
-        with torch.no_grad():
-            torch.relu_(functional.conv2d(x, w, b, padding=padding))
-
-    calls: dict[str, Call] = {
-        "PyCUDA's bare prepared launch": bare,
-        "conv2d, out given": lambda: conv2d(x, w, b, padding=padding, activation="relu", out=out),
-        "conv2d, new result": lambda: conv2d(x, w, b, padding=padding, activation="relu"),
-        "torch eager": eager,
-    }
-    expected = exact.exact(torch, "forward", p, tensors)["y"]
-    rows = []
-    for name, call in calls.items():
-        row = Row(job.name, name, ours=name.startswith("conv2d"), problem=str(p))
-        rows.append(row)
-
-        def prepare(name: str = name, call: Call = call, row: Row = row) -> None:
-            out.fill_(math.nan)
-            result = call()
-            place.synchronize()
-            if name != "torch eager":
-                got = out if result is None else result
-                row.full_share = exact.share_of_bound(torch, "y", p, got, *expected)
-                if not row.full_share <= 1:
-                    raise ArithmeticError(f"wrong: the largest error is {row.full_share:.3g} times its bound")
-
-        tried(row, prepare)
-    good = {row.who: row for row in rows if row.failed is None}
-    seconds: dict[str, list[float]] = {who: [] for who in good}
-    for _ in range(place.scale.batches):
-        for who in good:
-            call = calls[who]
-            place.synchronize()
-            start = time.perf_counter()
-            for _ in range(place.scale.batch):
-                call()
-            seconds[who].append((time.perf_counter() - start) / place.scale.batch)
-    for who, row in good.items():
-        row.host = spread(seconds[who])
-    place.synchronize()
-    return Outcome(rows)
-
-
-def bare_launch(variant: Variant, p: ConvProblem, place: Place, tensors: Mapping[str, Tensor]) -> Call:
-    """Return what a call costs at least: the same kernel, loaded and prepared with PyCUDA alone."""
-    constants = variant.constants(place.device.target, p)
-    (launch,) = (launch for launch in variant.launches if launch.when(p, constants))
-    made_from = compiler.Source.of(variant.path, constants_of(variant, p, place.device.target))
-    path, _ = compiler.cubin(made_from, place.device.architecture)
-    function = place.device.driver.module_from_buffer(path.read_bytes()).get_function(launch.entry)
-    shape = pack_shape(p)
-    integers = launch.integers(p, constants)
-    function.prepare(["P"] * len(launch.operands) + [f"{len(shape)}s"] + ["i"] * len(integers))
-    arguments = [tensors[name].data_ptr() if name in tensors else 0 for name in launch.operands]
-    arguments += [shape, *integers]
-    grid, block = ((*extents, 1, 1)[:3] for extents in (launch.grid(p, constants), launch.block(p, constants)))
-    shared, prepared = launch.shared_bytes(p, constants), function.prepared_async_call
-    return lambda: prepared(grid, block, None, *arguments, shared_size=shared)
-
-
-KINDS: dict[str, Callable[[Job, Place], Outcome]] = {
-    "pass": measure_pass,
-    "layer": measure_layer,
-    "ceilings": measure_ceilings,
-    "host": measure_host,
-}
-
-
-def measure(job: Job, place: Place) -> Outcome:
-    """Carry out a job."""
-    with place.device.active():
-        return KINDS[job.kind](job, place)
-
-
-def failed_rows(job: Job, why: str) -> Sequence[Row]:
-    """Return the rows of a job that could not be carried out."""
-    names = [str(variant) for variant in job.variants] or [job.kind]
-    return [Row(job.name, name, ours=bool(job.variants), problem=str(job.problem or ""), failed=why) for name in names]

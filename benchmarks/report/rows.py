@@ -24,17 +24,21 @@ class Row:
     ----------
     job, who : str
         The job's name; "pass/variant", "torch", "torch channels_last", "... TF32", "copy", or what a call is made of.
+    part : str
+        Of the report: "rows", or what its job is about besides.
     ours : bool
-        Whether it is a variant of the package.
+        Whether it is the package's.
     problem : str
         As ConvProblem.parse reads it.
     cold, warm, host : dict or None
-        Percentiles in microseconds: by events with the L2 cache flushed, without, and of a call by the host's clock.
+        Percentiles in microseconds: by events with the L2 cache flushed, without, and of a call by the host's clock;
+        in "graphs" a call's share of many that are queued, until the last has ended.
     least_bytes, flops : int
         What the job moves and computes at least.
     small_share, full_share : float or None
         The largest error as a share of its bound, on the small problem (against the float64 reference) and at full
-        size (against float64 sums over taps by torch); 1 or less is right.
+        size (against float64 sums over taps by torch; in "training" and "nccl" against torch.nn's or the unsplit
+        layer's results, as a share of what rounding may make of them); 1 or less is right.
     deterministic : bool or None
         Whether a second run gave the same bits.
     failed : str or None
@@ -54,3 +58,4 @@ class Row:
     full_share: float | None = None
     deterministic: bool | None = None
     failed: str | None = None
+    part: str = "rows"

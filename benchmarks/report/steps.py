@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, TimeoutError as Late, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,14 @@ def environment(step: Step, device: Any) -> None:
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------
-def compile_all(step: Step, sources: Sequence[Source], architecture: str, bar: Any) -> None:
+def compile_all(step: Step, sources: Sequence[Source], architecture: str, bar: Any, seconds: float) -> None:
     """Compile everything that will be launched, several at once; a spill is told, a failure fails the step."""
     task = bar.add_task("compiling", total=len(sources))
     kernels, failures = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {pool.submit(compiler.cubin, source, architecture): source for source in sources}
-        for future in as_completed(futures):
+    pool = ThreadPoolExecutor(os.cpu_count())
+    futures = {pool.submit(compiler.cubin, source, architecture): source for source in sources}
+    try:
+        for future in as_completed(futures, timeout=seconds):
             source = futures[future]
             name = f"{source.path.parent.name}/{source.path.name}"
             try:
@@ -166,6 +167,10 @@ def compile_all(step: Step, sources: Sequence[Source], architecture: str, bar: A
                 failures.append(f"{name} with {' '.join(source.defines)}: {str(error).splitlines()[0]}")
             bar.advance(task)
             bar.refresh()
+    except Late:
+        failures.append(f"{len(sources) - len(kernels) - len(failures)} were not compiled within {seconds:.0f} s")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     spilled = [kernel for kernel in kernels if kernel["spill_bytes"]]
     step.data |= {"architecture": architecture, "kernels": kernels, "failures": failures}
     step.detail = f"{len(kernels)} compiled for {architecture}, {len(failures)} failed, {len(spilled)} spilled"

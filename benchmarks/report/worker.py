@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
 from benchmarks.report.jobs import Job
-from benchmarks.report.measure import Outcome, Place, failed_rows, measure
+from benchmarks.report.kinds import failed_rows, measure
+from benchmarks.report.measure import Outcome, Place
 from benchmarks.report.rows import Row
 
 Measure = Callable[[Job, Any], Outcome]
@@ -79,10 +80,17 @@ class Limits:
 
 
 def supervise(
-    jobs: Sequence[Job], command: Sequence[str], limits: Limits, begun: Callable[[str], None] = lambda name: None
+    jobs: Sequence[Job],
+    command: Sequence[str],
+    limits: Limits,
+    begun: Callable[[str], None] = lambda name: None,
+    gathered: Gathered | None = None,
 ) -> Gathered:
-    """Carry out jobs in workers, which `command` and a list of (job, variants to skip) as JSON start."""
-    gathered = Gathered()
+    """Carry out jobs in workers, which `command` and a list of (job, variants to skip) as JSON start.
+
+    What they give is added to `gathered` as it comes, so that it is there whatever ends this.
+    """
+    gathered = Gathered() if gathered is None else gathered
     left: dict[str, list[str]] = {job.name: [] for job in jobs}  # variants to skip
     by_name = {job.name: job for job in jobs}
     end = time.monotonic() + limits.total

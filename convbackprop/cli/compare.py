@@ -7,14 +7,17 @@ import argparse
 from rich.table import Table
 from rich.text import Text
 
-from convbackprop.bench import runs
-from convbackprop.bench.comparison import FASTER, LEAST, SLOWER, Comparison, cells, compare, summary
-from convbackprop.cli.common import console, print_json, say
+from convbackprop.bench import gpu_reports, runs
+from convbackprop.bench.columns import digits
+from convbackprop.bench.comparison import FASTER, LEAST, SAME_SPEED, SLOWER, Comparison, cells, compare, summary
+from convbackprop.bench.gpu_reports import GpuReport
+from convbackprop.cli.common import console, grid, print_json, say
 from convbackprop.errors import InvalidArgument
 
 HELP = "two saved runs, row by row"
 EPILOG = """\
 A run is a name that 'convbackprop bench --save NAME' was given, or a file.
+Two files that 'make gpu-report' wrote are compared, too: their rows that moved.
 
 Each row is judged by a Mann-Whitney U test of its repetitions, which do not
 pair between two runs, corrected for the number of rows (Benjamini-Hochberg: at
@@ -27,11 +30,15 @@ examples:
   convbackprop bench --save before
   convbackprop bench --save after
   convbackprop compare before after
+  convbackprop compare benchmarks/results/A.json benchmarks/results/B.json
 
 JSON keys: a, b, notes, rows [variant, problem, label, a_ms, b_ms,
 a_repetitions, b_repetitions, ratio, machine (the copies' ratio, where it is
 not about 1), p, q, verdict], overall {ratio, p,
 verdict}, only_a, only_b [variant, problem]
+JSON keys of two GPU reports: a, b, notes, rows [part, job, who, a_us, b_us,
+ratio, machine, verdict], overall {ratio}, goals [what, a, b (true: met)],
+only_a, only_b [job, who]
 """
 
 
@@ -48,6 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print how the runs compare; return 0."""
     if not 0 <= arguments.least < 1000:
         raise InvalidArgument(f"--least is {arguments.least:g}; it should be a percentage from 0 to below 1000")
+    reports = [gpu_reports.read(name) for name in (arguments.a, arguments.b)]
+    if reports[0] and reports[1]:
+        return _gpu_reports(reports[0], reports[1], arguments)
+    if reports[0] or reports[1]:
+        one, other = (arguments.a, arguments.b) if reports[0] else (arguments.b, arguments.a)
+        raise InvalidArgument(f"{one} is a GPU report and {other} is none; compare two reports, or two saved runs")
     a, b = runs.read(arguments.a), runs.read(arguments.b)
     found = compare(a, b, arguments.least / 100)
     if not found.pairs:
@@ -67,6 +80,38 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _gpu_reports(a: GpuReport, b: GpuReport, arguments: argparse.Namespace) -> int:
+    """Print what moved between two GPU reports; return 0."""
+    found = gpu_reports.compare(a, b, arguments.least / 100)
+    if not found.rows:
+        raise InvalidArgument(f"{arguments.a} and {arguments.b} have no row in common, so nothing can be compared")
+    if arguments.json:
+        print_json({
+            "a": a.name, "b": b.name, "notes": found.notes, "rows": [row.as_json() for row in found.rows],
+            "overall": {"ratio": found.ratio},
+            "goals": [{"what": what, "a": before, "b": after} for what, before, after in found.goals],
+            "only_a": [{"job": job, "who": who} for job, who in found.only_a],
+            "only_b": [{"job": job, "who": who} for job, who in found.only_b],
+        })  # fmt: skip
+        return 0
+    out = console()
+    say(out, *found.notes)
+    rows: list[list[str | Text]] = [
+        [row.job, row.who, digits(row.a_us), digits(row.b_us), f"{row.ratio:.3f}", _shown(row.verdict)]
+        for row in found.rows
+        if row.verdict != SAME_SPEED
+    ]
+    if rows:
+        said = f"{b.name} is"
+        out.print(grid(("job", "row", f"{a.name} us", f"{b.name} us", "ratio", said), rows, ("row", said)))
+    say(out, "", *gpu_reports.summary(found, a.name, b.name, arguments.least / 100))
+    return 0
+
+
+def _shown(verdict: str) -> Text:
+    return Text(verdict, {FASTER: "green", SLOWER: "red"}.get(verdict, ""))
+
+
 def _table(found: Comparison, a: str, b: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("pass/variant", no_wrap=True)
@@ -79,6 +124,5 @@ def _table(found: Comparison, a: str, b: str) -> Table:
         if before not in (None, pair.a.label):
             table.add_row()
         before = pair.a.label
-        table.add_row(pair.a.name, pair.a.label, *cells(pair.as_json()),
-                      Text(pair.verdict, {FASTER: "green", SLOWER: "red"}.get(pair.verdict, "")))  # fmt: skip
+        table.add_row(pair.a.name, pair.a.label, *cells(pair.as_json()), _shown(pair.verdict))
     return table

@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from convbackprop.devices.compiler import compiler_version, cxx_name, find_cxx, 
 from convbackprop.devices.cpu import cpu_device, get_num_threads
 from convbackprop.devices.cpu_level import VARIABLE as CPU_LEVEL, cpu_level, cpu_vector_bytes, processor
 from convbackprop.errors import ConvBackpropError, DeviceUnusable, ProblemTooLarge
+from convbackprop.profile.sass import find_cuobjdump
 
 HELP = "what this machine can run, and what is missing"
 EPILOG = """\
@@ -71,8 +73,9 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def _last_version(text: str) -> str:
-    """Return the line of `nvcc --version` that names the release."""
+def _release(program: Path) -> str:
+    """Return the line of `nvcc --version`, or `cuobjdump --version`, that names the release."""
+    text = compiler_version(program)
     return next((line for line in text.splitlines() if "release" in line), _first_line(text))
 
 
@@ -126,7 +129,9 @@ def findings() -> Iterator[Finding]:
     yield _tried("numpy", lambda: _version("numpy"))
     yield _tried("C++ compiler", lambda: f"{find_cxx()}: {cxx_name()}")
     yield _tried("cpu device", _cpu)
-    yield _tried("nvcc", lambda: f"{find_nvcc()}: {_last_version(compiler_version(find_nvcc()))}")
+    yield _tried("nvcc", lambda: f"{find_nvcc()}: {_release(find_nvcc())}")
+    yield _tried("cuobjdump", lambda: f"{find_cuobjdump()}: {_release(find_cuobjdump())}",
+                 "what `profile` reads instructions with: pip install 'convbackprop[sass]'")  # fmt: skip
     yield _tried("PyCUDA", lambda: _version("pycuda"),
                  "needed for a GPU only: 'make pycuda' builds it, or pip install 'convbackprop[cuda]'")  # fmt: skip
     yield _tried("NVIDIA driver", _driver, "needed for a GPU only: install the driver; 'nvidia-smi' should list a GPU")

@@ -45,7 +45,8 @@ limit is a bound: it takes at least so long. Beside the bounds stands the time
 that is expected, with what the kernel loses by waiting: how long a warp's turn
 of the hot loop takes alone, how many turns, warps and rounds of blocks there
 are, and five constants that were fitted to an H200. On a GPU the kernel is also
-checked and timed, and the expected time scored.
+checked and timed, and the expected time scored; --ncu runs Nsight Compute there
+and shows its counters beside the model's figures.
 
 --what-if ROWS=16,COLS=4 compares with other values of a variant's tunables
 (convbackprop list VARIANT names them): both times, and what they consist of.
@@ -71,6 +72,7 @@ examples:
   convbackprop profile forward/coalesced --what-if ROWS=8
   convbackprop profile mine.cu --annotate
   convbackprop profile forward/tiled --html tiled.html
+  convbackprop profile forward/coalesced --ncu
   convbackprop profile forward/tiled --emit sass -o tiled.sass
   convbackprop profile --machine-code
   convbackprop profile forward/coalesced --machine-code --filter 5 --arch sm_90a
@@ -83,11 +85,12 @@ expected_us, expected_parts {limit: us}, expected_with {change: us}, limited_by,
 share, advice, verdict, bounds [limit, us, what], launches [kernel, main, grid,
 block, code {registers...}, hot_loop {is_loop, instructions, multiply_adds,
 share, bytes, kinds}, traffic {blocks, of_blocks, arrays, lines}], remarks,
-measured_us, ratio (measured over predicted), and with --annotate source [file,
-line, instructions, multiply_adds, accesses]], and with --what-if what_if
-{tunables {NAME: {now, what_if}}, report}. code, hot_loop, traffic, own_bytes,
-expected_us and the like, measured_us and ratio are null where not known. arrays
-and lines are of as many blocks as were replayed.
+measured_us, ratio (measured over predicted), with --ncu ncu [quantity, unit,
+counted, model], and with --annotate source [file, line, instructions,
+multiply_adds, accesses]], and with --what-if what_if {tunables {NAME: {now,
+what_if}}, report}. code, hot_loop, traffic, own_bytes, expected_us and the
+like, measured_us and ratio are null where not known. arrays and lines are of as
+many blocks as were replayed.
 
 JSON keys of --machine-code: ok, nvcc, cuobjdump, configurations, spilling
 [configuration], refused [variant, dtype, filter, reason], rows [variant,
@@ -171,8 +174,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def machine_code(arguments: argparse.Namespace) -> int:
     """Compile, print the tables, and return 0 if nothing spills."""
-    for option in ("problem", "gpu", "annotate", "html", "what_if", "emit", "output", "device"):
-        if getattr(arguments, option):
+    for option in ("problem", "gpu", "annotate", "html", "what_if", "ncu", "emit", "output", "device"):
+        if getattr(arguments, option) not in (None, False):
             raise InvalidArgument(
                 f"--{option.replace('_', '-')} goes with a report on one problem; leave it or --machine-code out"
             )

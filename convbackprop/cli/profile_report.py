@@ -26,7 +26,7 @@ from convbackprop.files import write_whole
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, ConvProblem
-from convbackprop.profile import annotate, sass
+from convbackprop.profile import annotate, ncu, sass
 from convbackprop.profile.occupancy import LIMITS
 from convbackprop.profile.page import page
 from convbackprop.profile.report import Report, report
@@ -75,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "replayed at most; default: 64, and fewer of blocks with many accesses")  # fmt: skip
     parser.add_argument("--what-if", metavar="NAME=N,...", help="compare with other values of a variant's tunables, "
                         "such as ROWS=16,COLS=4")  # fmt: skip
+    parser.add_argument("--ncu", nargs="?", const="", metavar="FILE.csv", help="Nsight Compute's counters beside the "
+                        "model's figures: ncu is run on the GPU, or what it printed elsewhere is read")  # fmt: skip
     parser.add_argument("--emit", metavar="KIND", help=f"write the compiled code instead: {', '.join(EMITTED)}")
     parser.add_argument("-o", "--output", metavar="FILE", help="where --emit writes; default: standard output")
 
@@ -163,6 +165,7 @@ def _profile(arguments: argparse.Namespace, variants: Sequence[Variant], problem
         if refused:
             raise UnsupportedProblem(f"{variants[0].title} does not compute this problem: {refused[0][1]}")
         reports, other = reports[:1], reports[1]
+    counted = _counted(arguments, reports, device)
     if arguments.html is not None:
         write_whole(Path(arguments.html), page(reports, notes))
     if arguments.json:
@@ -171,7 +174,9 @@ def _profile(arguments: argparse.Namespace, variants: Sequence[Variant], problem
             "gpu": chosen.name,
             "problem": str(problem),
             "notes": notes,
-            "reports": [_as_json(each, arguments.annotate) for each in reports],
+            "reports": [
+                {**_as_json(each, arguments.annotate), **ncu.as_json(counted.get(each.variant))} for each in reports
+            ],
         }
         if other is not None:
             found["what_if"] = what_if.as_json(reports[0], other, _as_json(other, arguments.annotate))
@@ -180,6 +185,9 @@ def _profile(arguments: argparse.Namespace, variants: Sequence[Variant], problem
     out = console()
     for each in reports:
         _print_report(each, out, arguments.annotate)
+        if each.variant in counted:
+            out.print(grid(ncu.HEADS, [quantity.cells for quantity in counted[each.variant]]))
+            say(out, ncu.SENTENCE, "")
     if len(reports) > 1:
         _print_overview(reports, out)
     if other is not None:
@@ -227,12 +235,36 @@ def measure(variant: Variant, problem: ConvProblem, device: Device, given: Any) 
         return alternate({"": place.ours(variant)}, place.clock, _SECONDS)[""]
 
 
+def _counted(
+    arguments: argparse.Namespace, reports: Sequence[Report], device: Device | None
+) -> dict[Variant, list[ncu.Quantity]]:
+    """Return what ncu counted of each variant, beside what its report says: with --ncu."""
+    if arguments.ncu is None:
+        return {}
+    if arguments.ncu:
+        if len(reports) != 1:
+            raise InvalidArgument(f"--ncu {arguments.ncu} is of one variant; name it, as in 'profile "
+                                  f"{reports[0].variant} --ncu {arguments.ncu}'")  # fmt: skip
+        return {reports[0].variant: ncu.beside(reports[0], ncu.read(Path(arguments.ncu)))}
+    if device is None:
+        raise InvalidArgument(
+            "--ncu runs ncu on the GPU that the report is of, and that is not usable here ('convbackprop doctor' says "
+            "why); --ncu FILE.csv reads what it printed elsewhere"
+        )
+    common = ["--device", device.name]
+    for option in ("problem", "dtype", "filter", "pass"):
+        if value := getattr(arguments, "pass_name" if option == "pass" else option):
+            common += [f"--{option}", value if isinstance(value, str) else value[0]]
+    own = arguments.target if is_file(arguments.target) else None
+    return {each.variant: ncu.beside(each, ncu.collect([own or str(each.variant), *common])) for each in reports}
+
+
 # -- compiled code ---------------------------------------------------------------------------------------------------
 def _emit(arguments: argparse.Namespace, variants: Sequence[Variant], problem: ConvProblem) -> int:
     """Write what nvcc makes of a variant."""
     kind = known(arguments.emit, EMITTED, "--emit")
-    for option in ("html", "annotate", "json"):
-        if getattr(arguments, option):
+    for option in ("html", "annotate", "json", "ncu"):
+        if getattr(arguments, option) not in (None, False):
             raise InvalidArgument(f"--emit writes compiled code and nothing else; leave out --{option}")
     if len(variants) != 1:
         raise InvalidArgument(f"--emit writes one variant; name it, as in 'profile {variants[0]} --emit {kind}'")

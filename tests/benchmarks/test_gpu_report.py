@@ -10,6 +10,7 @@ import selectors
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -27,7 +28,7 @@ from convbackprop.profile.configurations import configurations
 pytest.importorskip("torch", reason="needs torch, which is not installed: the GPU report compares with it")
 
 from benchmarks import gpu_report
-from benchmarks.report import exact, jobs, measure, stand_in, steps, worker
+from benchmarks.report import counters, exact, jobs, layers, measure, parts, public, stand_in, steps, tuning, worker
 from benchmarks.report.goals import GOALS, Goal, evaluate, evaluate_all, evaluate_deepbench, floor_us
 from benchmarks.report.rows import Row, spread
 from convbackprop.bench import roof
@@ -190,6 +191,63 @@ def test_torch_computes_all_gradients_at_once(options):
         assert np.allclose(got.numpy(), value, rtol=1e-12, atol=1e-12)
 
 
+# -- the public functions and the layers -----------------------------------------------------------------------------
+SMALL = ConvProblem.parse("2,3,9,20,4,3,3,padding=1,activation=relu,bias=1")
+
+
+@pytest.fixture
+def on_cpu():
+    import torch
+
+    return types.SimpleNamespace(torch=torch, where="cpu", synchronize=lambda: None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_layer_is_held_against_exact_sums(on_cpu, dtype):
+    layer, _ = layers.layers(SMALL, on_cpu)
+    row = Row("job", "convbackprop.torch")
+    layers.Step(layer, SMALL.with_(dtype=dtype), on_cpu).check(row)
+    assert 0 < row.full_share <= 1
+
+    class Wrong(on_cpu.torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x * 1.01)
+
+    with pytest.raises(ArithmeticError, match="times its bound"):
+        layers.Step(Wrong(), SMALL.with_(dtype=dtype), on_cpu).check(row)
+
+
+@pytest.mark.parametrize("pass_name", list(PASSES))
+def test_a_public_function_and_its_replay(on_cpu, pass_name):
+    torch = on_cpu.torch
+    tensors = measure.Place.tensors(on_cpu, pass_name, SMALL, {})
+    for out in (True, False):
+        row = Row("job", "ours")
+        public.checked(row, pass_name, SMALL, on_cpu, tensors, public.public_call(pass_name, SMALL, tensors, out))
+        assert 0 < row.full_share <= 1
+    call = public.public_call(pass_name, SMALL, tensors, True)
+    public.same_bits(row, pass_name, SMALL, on_cpu, tensors, call, call)
+    assert row.deterministic
+    result = tensors[measure.results_of(pass_name, SMALL)[-1]]
+
+    def other_bits():
+        call()
+        result.view(-1)[0] = torch.nextafter(result.view(-1)[0], torch.tensor(9.0))
+
+    with pytest.raises(ArithmeticError, match="the replay writes other bits than the call"):
+        public.same_bits(row, pass_name, SMALL, on_cpu, tensors, call, other_bits)
+    found = public.torch_eager(pass_name, SMALL, tensors, torch)()
+    found = found if isinstance(found, tuple) else (found,)
+    call()
+    names = measure.results_of(pass_name, SMALL)
+    for name, theirs in zip(names, (each for each in found if each is not None), strict=True):
+        assert torch.allclose(tensors[name], theirs, rtol=1e-4, atol=1e-4)
+
+
 # -- isolation -------------------------------------------------------------------------------------------------------
 FOUR = [job for job in jobs.all_jobs() if job.name.startswith("4096 5x5/float32")][:4]
 JOBS = tuple(dataclasses.replace(job, name=name) for name, job in zip("abcd", FOUR, strict=True))
@@ -332,12 +390,19 @@ def quick(monkeypatch):
     from convbackprop.cli import common
 
     monkeypatch.setattr(stand_in, "why_not", lambda: None)  # no row is run
-    monkeypatch.setattr(steps, "environment", lambda step, device: None)
-    monkeypatch.setattr(steps, "compile_all", lambda *arguments: None)
+    monkeypatch.setattr(steps, "environment", lambda step, device: step.data.update(device=None, commit="c0ffee"))
+    monkeypatch.setattr(steps, "compile_all", lambda step, *rest: step.data.update(kernels=[]))
 
-    def report(gathered):
-        monkeypatch.setattr(gpu_report, "supervise", lambda *arguments: gathered)
-        arguments = gpu_report.arguments_of(["--dry-run", "--only", "4096 3x3/float32/forward$"])
+    def report(supervised, *options):
+        """`supervised`: what the workers gave, or a function of the jobs that says it."""
+
+        def supervise(todo, command, limits, begun, gathered):
+            given = supervised([job.name for job in todo]) if callable(supervised) else supervised
+            gathered.rows += given.rows
+            gathered.facts |= given.facts
+
+        monkeypatch.setattr(parts, "supervise", supervise)
+        arguments = gpu_report.arguments_of(["--dry-run", *(options or ("--jobs", "4096 3x3/float32/forward$"))])
         return gpu_report.report(arguments, common.console())
 
     return report
@@ -358,6 +423,189 @@ def test_a_row_that_failed_fails_the_report(quick, capsys, monkeypatch):
     assert "FAILED step compile: ZeroDivisionError" in capsys.readouterr().out
 
 
+# -- what is left behind, and taken over ------------------------------------------------------------------------------
+WANTED = ("--jobs", "4096 3x3/float32/(forward|backward)$")
+FORWARD, BACKWARD = "4096 3x3/float32/forward", "4096 3x3/float32/backward"
+
+
+def left_behind(path):
+    return json.loads(path.read_text())
+
+
+def test_an_interrupted_report_leaves_what_it_has(quick, tmp_path):
+    path = tmp_path / "report.json"
+
+    def interrupted(names):
+        assert left_behind(path)["steps"][-1]["name"] == "compile"  # it is there before the first row
+        raise KeyboardInterrupt
+
+    assert quick(interrupted, *WANTED, "--out", str(path)) == 1
+    found = left_behind(path)
+    assert found["failures"] == ["step rows: interrupted"] and found["ok"] is False
+
+
+def test_rows_are_written_while_they_come(tmp_path):
+    now = gpu_report.Run(True, None, tmp_path / "report.json", 60)
+    now.gathered.rows.append(Row("a", "b"))
+    now.write(at_once=False)
+    now.gathered.rows.append(Row("a", "c"))
+    now.write(at_once=False)  # a moment later: not again
+    assert [row["who"] for row in left_behind(now.path)["rows"]] == ["b"]
+
+
+def test_what_is_done_is_taken_over(quick, tmp_path, monkeypatch):
+    def first(names):
+        assert names == [FORWARD, BACKWARD]
+        rows = [Row(FORWARD, "forward/coalesced", failed="no answer"), Row(BACKWARD, "backward/fused", ours=True)]
+        return worker.Gathered(rows, {"l2_bytes": 1})
+
+    def second(names):
+        assert names == [FORWARD]
+        return worker.Gathered([Row(FORWARD, "forward/coalesced", ours=True)])
+
+    path, later = str(tmp_path / "first.json"), tmp_path / "second.json"
+    monkeypatch.setattr(gpu_report, "print_rows", lambda *arguments: None)
+    assert quick(first, *WANTED, "--out", path) == 1
+    assert quick(second, *WANTED, "--out", str(later), "--skip-done", path) == 0
+    found = left_behind(later)
+    assert [(row["job"], row["failed"]) for row in found["rows"]] == [(FORWARD, None), (BACKWARD, None)]
+    assert found["ceilings"] == {"l2_bytes": 1} and found["ok"] is True
+    assert quick(lambda names: pytest.fail("all is done"), *WANTED, "--out", path, "--skip-done", str(later)) == 0
+    assert left_behind(Path(path))["rows"] == found["rows"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"dry_run": False}, "is of a dry run, or this is"),
+        ({"steps": [{"name": "environment", "data": {"device": None, "commit": "beef"}}]}, "is of the commit beef"),
+        ({"rows": 3}, "is no report: TypeError"),
+    ],
+)
+def test_what_is_not_taken_over(quick, tmp_path, capsys, change, sentence):
+    path = tmp_path / "first.json"
+    quick(worker.Gathered(), *WANTED, "--out", str(path))
+    path.write_text(json.dumps(left_behind(path) | change))
+    assert quick(worker.Gathered(), *WANTED, "--skip-done", str(path)) == 1
+    assert sentence in capsys.readouterr().out
+
+
+def test_time_that_is_up(quick, tmp_path, monkeypatch):
+    """A part that there is no time for is skipped, and compiling ends, too."""
+    monkeypatch.setattr(gpu_report.Run, "left", 1.0)
+    path = tmp_path / "report.json"
+    given = [*WANTED, "--only", "rows", "--out", str(path)]
+    assert quick(lambda names: pytest.fail("there is no time"), *given) == 0
+    assert left_behind(path)["steps"][-1]["detail"] == "no time was left"
+
+
+def test_compiling_that_takes_too_long(monkeypatch):
+    free = threading.Event()
+    monkeypatch.setattr(steps.compiler, "cubin", lambda source, architecture: free.wait(10))
+    bar = types.SimpleNamespace(add_task=lambda *a, **o: 0, advance=lambda task: 0, refresh=lambda: 0)
+    step = steps.carry_out("compile", lambda step: steps.compile_all(step, [jobs.FFMA, jobs.SPIN], "sm_90a", bar, 0.05))
+    free.set()
+    assert step.status == "failed" and step.data["failures"] == ["2 were not compiled within 0 s"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--only", "rows,row"), "--only is 'rows,row'; it should be of launches, rows, host"),
+        (("--jobs", "nothing such"), "which is in the name of no job"),
+    ],
+)
+def test_mistakes(options, sentence, capsys):
+    from convbackprop.cli.common import console
+
+    assert gpu_report.report(gpu_report.arguments_of(["--dry-run", *options]), console()) == 1
+    assert sentence in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_parts_and_jobs():
+    def chosen(*options):
+        wanted, own = gpu_report.chosen(gpu_report.arguments_of(options))
+        return [part.name for part in wanted], {job.part for job in own}
+
+    names = [part.name for part in parts.PARTS]
+    assert chosen() == (names, {"rows", "host", "graphs", "training", "nccl"})
+    assert chosen("--only", "nccl,host") == (["host", "nccl"], {"host", "nccl"})
+    assert chosen("--only", "tests") == (["tests"], set())
+    assert chosen("--jobs", "DeepBench") == (["rows"], {"rows"})
+    assert all(part.action or any(job.part == part.name for job in jobs.all_jobs()) for part in parts.PARTS)
+
+
+# -- counters --------------------------------------------------------------------------------------------------------
+COUNTED = [counters.ncu.Counted("forward", {"gpu__time_duration.sum": 3e-6, "launch__registers_per_thread": 40.0})]
+
+
+@pytest.fixture
+def missing():
+    """A run on a made-up GPU whose forward 3x3 misses its goal, and whose 5x5 meets it."""
+    now = gpu_report.Run(False, types.SimpleNamespace(name="cuda:0", target="cuda"), None, 60)
+    now.gathered.facts = {"copy_bytes_per_s": 4e12, "ffma_flops_per_s": 6e13}
+    for size, microseconds in ((3, 9.0), (5, 1.0)):
+        job = f"4096 {size}x{size}/float32/forward"
+        now.gathered.rows.append(dataclasses.replace(ours(microseconds), job=job))
+        now.gathered.rows.append(dataclasses.replace(timed("torch", 99), job=job))
+    return now
+
+
+def test_what_misses_its_goal_is_counted(missing, monkeypatch):
+    asked = []
+    monkeypatch.setattr(counters.ncu, "collect", lambda arguments, seconds: asked.append(arguments) or COUNTED)
+    step = steps.carry_out("ncu", lambda step: counters.counters(step, missing, 60))
+    assert step.status == "ok", step.detail
+    assert asked == [["forward/coalesced", "--problem", PROBLEM, "--device", "cuda:0"]]
+    (kernel,) = step.data["kernels"]
+    assert (kernel["job"], kernel["who"]) == ("4096 3x3/float32/forward", "forward/coalesced")
+    assert kernel["counted"] == {"time": [3e-6, "s"], "registers a thread": [40.0, ""]}
+    assert steps.carry_out("ncu", lambda step: counters.counters(step, missing, 0.5)).data["kernels"] == []
+    missing.gathered.rows.clear()  # alone: every goal's kernel
+    assert len(counters.missed(missing)) > 10
+
+
+def test_without_ncu_nothing_is_counted(missing, monkeypatch):
+    def find():
+        raise errors.EnvironmentProblem("ncu is not on PATH; install it")
+
+    monkeypatch.setattr(counters.ncu, "find_ncu", find)
+    step = steps.carry_out("ncu", lambda step: counters.counters(step, missing, 60))
+    assert (step.status, step.detail) == ("skipped", "ncu is not on PATH; install it")
+    missing.dry = True
+    step = steps.carry_out("ncu", lambda step: counters.counters(step, missing, 60))
+    assert (step.status, step.detail) == ("skipped", "1 kernels to count; there is no GPU that counts")
+
+
+# -- tuning ----------------------------------------------------------------------------------------------------------
+ENTRY = tuning.table.Entry("forward", ConvProblem.parse(PROBLEM), "coalesced", {"ROWS": 8}, 2.0, 3.0, date="2026-12-01")
+
+
+@pytest.mark.parametrize(
+    ("code", "entries", "status", "detail"),
+    [
+        (0, [ENTRY], "ok", "1 choices of A GPU, 1 of them faster than the rule's"),
+        (None, [ENTRY], "ok", "1 choices of A GPU, 1 of them faster than the rule's; stopped after 50 s"),
+        (1, [ENTRY], "failed", "convbackprop: error: no luck"),
+        (None, [], "failed", "convbackprop: error: no luck; stopped after 50 s"),
+    ],
+)
+def test_tuning(missing, monkeypatch, code, entries, status, detail):
+    """In a folder of its own; what was found before the limit is kept."""
+
+    def run_limited(command, seconds, environment):
+        kept = Path(environment["CONVBACKPROP_TUNED"])
+        assert command[2:] == ["convbackprop", "tune", "--device", "cuda:0", "--minutes", "0.5", "--json"]
+        if entries:
+            (kept / "A-GPU.json").write_text(tuning.table.text_of("A GPU", entries))
+        return steps.Ended(code, "convbackprop: error: no luck\n")
+
+    monkeypatch.setattr(tuning, "run_limited", run_limited)
+    step = steps.carry_out("tune", lambda step: tuning.tune(step, missing, 50))
+    assert (step.status, step.detail) == (status, detail)
+    assert step.data["entries"] == [entry.as_json() for entry in entries]
+
+
 # -- the dry run -----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def can_stand_in():
@@ -374,6 +622,7 @@ from benchmarks.report import stand_in
 stand_in.install()
 from benchmarks.report import jobs, measure
 from convbackprop.devices import get_device
+from benchmarks.report.kinds import measure as carry_out
 honest = measure.check
 def check(variant, *arguments):
     outcome = honest(variant, *arguments)
@@ -385,7 +634,7 @@ job = next(job for job in jobs.all_jobs() if job.name == "4096 5x5/float32/forwa
 device = get_device("cuda")
 with device.active():
     place = measure.Place(device, measure.DRY)
-rows = {row.who: row for row in measure.measure(job, place).rows}
+rows = {row.who: row for row in carry_out(job, place).rows}
 naive, coalesced = rows["forward/naive"], rows["forward/coalesced"]
 assert "y[0] is wrong" in naive.failed and naive.cold is None and naive.warm is None, naive
 assert coalesced.failed is None and coalesced.cold and coalesced.warm and coalesced.deterministic, coalesced
@@ -396,10 +645,10 @@ assert not place.torch.backends.cudnn.allow_tf32
 def raise_():
     raise MemoryError("no more")
 measure.torch_calls.calls_on = lambda *arguments, **options: raise_()
-rows = {row.who: row for row in measure.measure(job, place).rows}
+rows = {row.who: row for row in carry_out(job, place).rows}
 assert rows["torch"].failed == "MemoryError: no more" and rows["forward/coalesced"].cold and rows["copy"].cold
 place.clock = lambda call, cold: raise_()
-rows = {row.who: row for row in measure.measure(job, place).rows}
+rows = {row.who: row for row in carry_out(job, place).rows}
 assert "timing ended with MemoryError" in rows["forward/coalesced"].failed
 assert "y[0] is wrong" in rows["forward/naive"].failed
 """
@@ -424,7 +673,7 @@ def test_dry_run(tmp_path, can_stand_in):
     before = set(ROOT.glob("benchmarks/results/*"))
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu_report.py", "--dry-run", "--out", str(out),
-         "--only", "ceilings|4096 3x3/float32/(backward|layer)|host"],
+         "--jobs", "ceilings|4096 3x3/float32/(backward|layer)|^28 3x3"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -433,7 +682,7 @@ def test_dry_run(tmp_path, can_stand_in):
     found = json.loads(out.read_text())
     assert found["dry_run"] is True and found["ok"] is True and found["failures"] == []
     assert {step["name"]: step["status"] for step in found["steps"]} == {
-        "environment": "ok", "compile": "ok", "rows": "ok",
+        name: "ok" for name in ("environment", "compile", "rows", "host", "graphs", "training", "nccl")
     }  # fmt: skip
     kernels = next(step["data"]["kernels"] for step in found["steps"] if step["name"] == "compile")
     assert all(kernel["registers"] and not kernel["spill_bytes"] for kernel in kernels)

@@ -12,6 +12,7 @@ import pytest
 from convbackprop import cli
 from convbackprop.bench import runs
 from convbackprop.ladder.registry import VARIANTS
+from convbackprop.tune import table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -40,6 +41,12 @@ def test_a_generated_part_is_current(part, readme, tool):
     pages = (readme, page("gpu.md"), page("ladder.md"), page("command_line.md"))
     made = f"<!-- generated: {part} -->\n{tool[f'{part}_part']()}\n<!-- end -->"
     assert sum(made in text for text in pages) == 1, "run 'make readme'"
+
+
+def test_the_tuned_tables_that_are_shipped_are_those_of_recorded_runs(tool):
+    made = [tool["gpu_parts"].shipped_table(run) for run in tool["gpu_page"].newest()]
+    there = {path: path.read_text() for path in table.shipped("any").parent.glob("*.json")}
+    assert there == {path: text for tables in made for path, text in tables.items()}, "run 'make readme'"
 
 
 def test_every_variant_has_its_largest_error(readme):
