@@ -71,8 +71,7 @@ struct GradRing {
         for (int i = tile_lane() * N; i < WIDTH; i += TILE_LANES * N) {
             Acc g[N];
             form(g, stage, i);
-#pragma unroll
-            for (int j = 0; j < N; ++j) formed[i + j] = g[j];
+            write_row(formed, i, g);
         }
         __syncwarp();
     }

@@ -63,18 +63,34 @@ private:
     }
 };
 
-// COUNT elements of a row in shared memory, from `first` on, a multiple of COLS; as vectors of up to 16 bytes.
+// Elements of a row in shared memory that one instruction moves: at most a strip's, and at most 16 bytes.
+template <class T>
+struct alignas(COLS * sizeof(T) < 16 ? COLS * sizeof(T) : 16) Quad {
+    static constexpr int N = COLS * sizeof(T) < 16 ? COLS : 16 / sizeof(T);
+    T elements[N];
+};
+
+// COUNT elements of a row from `first` on, a multiple of COLS.
 template <int COUNT, class T>
 __device__ __forceinline__ void read_row(Acc (&values)[COUNT], const T* row, int first) {
-    constexpr int N = COLS * sizeof(T) < 16 ? COLS : 16 / sizeof(T);
-    struct alignas(N * sizeof(T)) Elements {
-        T elements[N];
-    };
+    constexpr int N = Quad<T>::N;
 #pragma unroll
     for (int i = 0; i < COUNT; i += N) {
-        const auto loaded = *reinterpret_cast<const Elements*>(row + first + i);
+        const auto loaded = *reinterpret_cast<const Quad<T>*>(row + first + i);
 #pragma unroll
         for (int j = 0; j < N; ++j)
             if (i + j < COUNT) values[i + j] = Acc(loaded.elements[j]);
+    }
+}
+template <int COUNT>
+__device__ __forceinline__ void write_row(Acc* row, int first, const Acc (&values)[COUNT]) {
+    constexpr int N = Quad<Acc>::N;
+    static_assert(COUNT % N == 0, "whole vectors");
+#pragma unroll
+    for (int i = 0; i < COUNT; i += N) {
+        Quad<Acc> vector;
+#pragma unroll
+        for (int j = 0; j < N; ++j) vector.elements[j] = values[i + j];
+        *reinterpret_cast<Quad<Acc>*>(row + first + i) = vector;
     }
 }

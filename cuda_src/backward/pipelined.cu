@@ -19,7 +19,8 @@ constexpr int TAPS = FILTER_R * FILTER_S, TOP = FILTER_R / 2, LEFT = FILTER_S / 
 // Columns of g in a strip's windows, from a column on where a vector may begin, LEAD before the first tap's; and a tile.
 constexpr int WINDOW = LEAD + COLS + FILTER_S - 1, TILE_WIDTH = (TILE_LANES - 1) * COLS + round_up(WINDOW, COLS);
 using GRing = GradRing<TILE_WIDTH, true>;
-using XRing = std::conditional_t<bool(NEED_DW), RowRing<Scalar, TILE_LANES * COLS, X_VECTOR>, NoRing>;
+using XRing = RowRing<Scalar, TILE_LANES * COLS, X_VECTOR>;
+constexpr int TILE_BYTES = GRing::BYTES + (NEED_DW ? XRing::BYTES : 0);
 
 // partial[block][tap]: block `block` of the `blocks` that share a channel's tiles; the biases are the last taps
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -45,14 +46,14 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
     // Row i of g, counted from first_h - TOP, and row h = first_h + i - 2 TOP of x are used together, and share a stage.
     // The lanes of a warp go through as many rows, whether their band has them or not.
     const int rows = end_h - first_h + FILTER_R - 1, all_rows = min(ROWS, shape.H) + FILTER_R - 1;
-    unsigned char* const mine = shared + threadIdx.x / TILE_LANES * (GRing::BYTES + XRing::BYTES);
+    unsigned char* const mine = shared + threadIdx.x / TILE_LANES * TILE_BYTES;
     GRing g_ring(mine, tile_w - LEFT - LEAD);
     XRing x_ring(mine + GRing::BYTES);
     for (int i = 0; i < STAGES - 1; ++i) {
         const int h = first_h + i - 2 * TOP;
         const bool exists = first_h < end_h && i < rows;
         g_ring.ask(dy, saved, shape, plane, h + TOP, exists, i);
-        if constexpr (NEED_DW) x_ring.ask(x_plane + Index(h) * shape.W, exists && h >= first_h, tile_w, shape.W, i);
+        if (NEED_DW) x_ring.ask(x_plane + Index(h) * shape.W, exists && h >= first_h, tile_w, shape.W, i);
         __pipeline_commit();
     }
 
@@ -69,14 +70,14 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
             const int ahead = h + STAGES - 1, free_stage = stage ? stage - 1 : STAGES - 1;
             const bool exists = first_h < end_h && i + STAGES - 1 < rows;
             g_ring.ask(dy, saved, shape, plane, ahead + TOP, exists, free_stage);
-            if constexpr (NEED_DW)
+            if (NEED_DW)
                 x_ring.ask(x_plane + Index(ahead) * shape.W, exists && ahead >= first_h, tile_w, shape.W, free_stage);
             __pipeline_commit();
 
             Acc x_row[COLS] = {};
             g_ring.form_row(stage);
             g_ring.read(window[turn], stage, tile_lane() * COLS);
-            if constexpr (NEED_DW) read_row(x_row, x_ring.row(stage), tile_lane() * COLS);
+            if (NEED_DW) read_row(x_row, x_ring.row(stage), tile_lane() * COLS);
             stage = next_stage(stage);
             if (i < FILTER_R - 1 || i >= rows) continue;  // the window is not whole yet, or there is no row any more
 

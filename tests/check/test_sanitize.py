@@ -134,6 +134,18 @@ MISTAKES = (
             "sum += warp_sums[warp]", DEPTHWISE),
     Mistake("backward/vectorised", "partial_sums.cuh", "__syncthreads();  // every thread's column is there", "",
             "race", "sum += thread_sums[i][thread]", DEPTHWISE),
+    # -- copies that are under way
+    Mistake("forward/pipelined", "pipelined.cu", "__pipeline_wait_prior(STAGES - 2);", "", "uninitialised read",
+            "row + first + i", "1,1,20,160,1,3,3,padding=1"),
+    Mistake("kernel_grad/pipelined", "pipelined.cu", "__pipeline_wait_prior(STAGES - 2);",
+            "__pipeline_wait_prior(STAGES - 1);", "uninitialised read", "row + first + i",
+            "1,1,20,160,1,3,3,padding=1"),
+    Mistake("backward/pipelined", "pipelined.cu", "free_stage = stage ? stage - 1 : STAGES - 1;",
+            "free_stage = stage;", "uninitialised read", "row + first + i", "1,1,20,160,1,3,3,padding=1"),
+    Mistake("forward/pipelined", "pipelined.cu", "__syncwarp();  // row h", "// row h", "race",
+            "__pipeline_memcpy_async(rows", "1,1,20,160,1,3,3,padding=1"),
+    Mistake("input_grad/pipelined", "grad_ring.cuh", "        __syncwarp();", "", "race",
+            "Quad<Acc>*>(row + first + i) = vector", "1,1,20,160,1,3,3,padding=1"),
     # -- synccheck
     Mistake("forward/tiled", "tiled.cu", "if (plane >= Index(shape.N) * shape.K) return;",
             "if (plane >= Index(shape.N) * shape.K || int(threadIdx.y) >= shape.P) return;",
