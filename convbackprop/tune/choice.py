@@ -30,8 +30,10 @@ class Tuned:
         entry = self.entry
         octaves = f"{self.distance:g} octave{'s' * (self.distance != 1)}"
         where = f"the nearest, {octaves} off" if self.distance else "this class"
-        times = f"{entry.times_rule:.2f}x the rule on {entry.problem}"
-        return f"tuned: {entry.choice}; {times} ({where}), {entry.date[:10]}"
+        found = f"{entry.choice}; {entry.times_rule:.2f}x the rule"
+        if entry.variant == UNTUNED:
+            found = "nothing is faster than the rule's choice"
+        return f"tuned: {found} on {entry.problem} ({where}), {entry.date[:10]}"
 
 
 def tuned(pass_name: str, problem: ConvProblem, device: Device) -> Tuned | None:
