@@ -25,6 +25,7 @@ struct RowRing {
     static_assert(VECTORS * VECTOR <= PITCH, "a row holds its last vector");
     // Fewer bytes than 4 cannot be copied asynchronously: they wait in registers until the next row is asked for.
     static constexpr bool ASYNCHRONOUS = VECTOR * sizeof(T) >= 4;
+    static_assert(ASYNCHRONOUS || VECTOR == 1, "then they are brought one by one");
 
     T* const rows;
     T waiting[ASYNCHRONOUS ? 1 : EACH];
