@@ -17,7 +17,7 @@ from convbackprop.ladder.coalesced import (
     vectors,
 )
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
-from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
+from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import WIDEST, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
 from convbackprop.problem import DTYPES, ConvProblem
@@ -42,6 +42,20 @@ TUNABLES = {
     "ROWS": Tunable((8, 16, 32, 64), cuda=32, cpu=32),
     "STAGES": Tunable((3, 4, 6, 8), cuda=6, cpu=6),
 }
+
+
+#: Threads that 32-bit arithmetic is safe for, with as much again for those that fill the last blocks.
+_MOST_THREADS = 2**31
+
+
+def _threads_countable(p: ConvProblem) -> str | None:
+    """It counts the strips of all tiles in 32 bits."""
+    planes = (p.K, p.P, p.Q), (p.C, p.H, p.W)
+    # With the constants that make the most: bands of 8 rows, tiles of 32 strips of 2 columns.
+    threads = max(p.N * count * ceil_div(height, 8) * ceil_div(width, 64) * 32 for count, height, width in planes)
+    if threads > _MOST_THREADS:
+        return f"there are {threads:,} strips of 8 x 2 in tiles of 32; it counts up to {_MOST_THREADS:,}"
+    return None
 
 
 # -- the rings in shared memory: as in row_ring.cuh and grad_ring.cuh --------------------------------------------------
@@ -137,7 +151,7 @@ def _unseen(p: ConvProblem, device_kind: str) -> str:
 
 _COMMON: dict[str, Any] = {"auto_on": ("cuda",), "unproven": True, "auto_not": _unseen}
 _MARCH = (unit_stride, unit_dilation)
-_COUNTABLE = (countable, tiles_countable(8))
+_COUNTABLE = (countable, _threads_countable)
 
 ENTRIES = (
     Variant(
@@ -191,7 +205,7 @@ ENTRIES = (
         tunables={**TUNABLES, **TOTAL},
         specialise=_backward_constants,
         scratch=lambda p, t: _backward_blocks(p, t) * taps(p) * (p.dw or p.bias),
-        requires=fused.REQUIRES,
+        requires=(*fused.REQUIRES, _threads_countable),
         **_COMMON,
     ),
 )  # fmt: skip
