@@ -17,6 +17,8 @@ _HOMES = {
     "conv2d_kernel_grad": "ops",
     "conv2d_backward": "ops",
     "conv_transpose2d": "transposed",
+    "prepare": "prepared",
+    "PreparedCall": "prepared",
     "tuning": "tune.session",
     "ConvProblem": "problem",
     "get_num_threads": "devices.cpu",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:  # named twice, for type checkers to export them
         conv2d_input_grad as conv2d_input_grad,
         conv2d_kernel_grad as conv2d_kernel_grad,
     )
+    from convbackprop.prepared import PreparedCall as PreparedCall, prepare as prepare
     from convbackprop.problem import ConvProblem as ConvProblem
     from convbackprop.transposed import conv_transpose2d as conv_transpose2d
     from convbackprop.tune.session import tuning as tuning

@@ -1,7 +1,8 @@
 """Device cuda: PyCUDA on the device's primary context, which torch and CuPy use too.
 
 PyCUDA is imported when a CUDA device is first asked for. Every use is bracketed by push and pop of the context, so that
-whoever calls finds the thread as it was, and a thread without a context (torch runs backward in one) works.
+whoever calls finds the thread as it was, and a thread without a context (torch runs backward in one) works. Launches
+alone do without where that context is current already.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import contextlib
 import ctypes
 import functools
 import os
+import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convbackprop.devices import cache, compiler
 from convbackprop.devices.compiler import Source
@@ -29,6 +31,9 @@ from convbackprop.errors import (
     ProblemTooLarge,
 )
 
+if TYPE_CHECKING:
+    from convbackprop.launch.arrays import Arrays
+
 #: Architectures whose own instructions (wgmma, TMA) are only there under another name.
 _ARCHITECTURE_SPECIFIC = {"sm_90": "sm_90a"}
 
@@ -38,8 +43,14 @@ STAND_IN = "stand-in (no GPU)"
 #: A driver says so when it starts, or by its number of GPUs.
 _NO_GPU = "the NVIDIA driver finds no GPU; check 'nvidia-smi' and CUDA_VISIBLE_DEVICES"
 
+#: What takes a launch's addresses out of those of a call, and the launch.
+Step = tuple[Callable[[Sequence[int]], Sequence[int]], Callable[..., None]]
+
 #: Above this a kernel must ask for its dynamic shared memory.
 _SHARED_BYTES_UNASKED = 48 * 1024
+
+
+_Handle = ctypes.c_void_p  # of a context
 
 
 @functools.cache
@@ -75,6 +86,7 @@ def _driver() -> Any:
     return drv
 
 
+@functools.cache
 def _library() -> ctypes.CDLL:
     """Return the driver itself, for what PyCUDA does not bind."""
     return ctypes.CDLL("libcuda.so.1")
@@ -115,27 +127,33 @@ class _Active:
                     device.context.pop()
             device.mend_stack()
             error = error or refused.with_traceback(None)  # which would keep this frame, and what called it, alive
-        if isinstance(error, (device.driver.Error, RuntimeError)):  # torch's and CuPy's are RuntimeErrors
+        if isinstance(error, device._errors):
             raise device.failure(error) from error
 
 
 class CudaKernel:
-    """A loaded entry point with its launch geometry."""
+    """A loaded entry point with its launch geometry.
+
+    Its parameters are pointers, a Conv2dShape and integers, in this order and without gaps. PyCUDA's prepared call
+    would pack all of them at each launch, and import what packs them, which takes several times as long as the launch.
+    """
 
     def __init__(self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int,
-                 constants: tuple[Any, ...]) -> None:  # fmt: skip
-        self._call = function.prepared_async_call
+                 pointers: int, shape: bytes, integers: Sequence[int]) -> None:  # fmt: skip
+        self._launch = function._launch_kernel  # what all of PyCUDA's calls end in
         self._grid = grid
         self._block = block
         self._shared_bytes = shared_bytes
-        self._constants = constants
+        self._pack = struct.Struct(f"{pointers}P").pack
+        self._constants = shape + struct.pack(f"{len(integers)}i", *integers)
 
     def launch(self, pointers: Sequence[int], stream: Any = None) -> None:
         """Queue the grid on a stream (None: the default stream), inside `CudaDevice.active`.
 
         There LaunchFailed is raised if the driver refuses the launch, or an earlier one has failed.
         """
-        self._call(self._grid, self._block, stream, *pointers, *self._constants, shared_size=self._shared_bytes)
+        parameters = self._pack(*pointers) + self._constants
+        self._launch(self._grid, self._block, parameters, self._shared_bytes, stream)
 
 
 class CudaDevice:
@@ -147,9 +165,11 @@ class CudaDevice:
         self.driver = drv = _driver()
         self.name = f"cuda:{ordinal}"
         self.ordinal = ordinal
-        self._process = os.getpid()
         self._active = _Active(self)
-        self._lost: str | None = None  # what lost the context
+        self._unusable: str | None = None  # why, for ever in this process
+        self._get_current = ctypes.PyDLL("libcuda.so.1").cuCtxGetCurrent  # keeps the interpreter's lock: it is brief
+        self._get_current.argtypes = [ctypes.POINTER(_Handle)]
+        self._errors = (drv.Error, RuntimeError)  # torch's and CuPy's are RuntimeErrors
         try:
             count = drv.Device.count()
             if count == 0:
@@ -163,13 +183,14 @@ class CudaDevice:
             major, minor = device.compute_capability()
             multiprocessors = device.get_attribute(drv.device_attribute.MULTIPROCESSOR_COUNT)
             self.context = device.retain_primary_context()
+            self._handle = self.context.handle
         except drv.Error as error:
             raise DeviceUnusable(
                 f"GPU {ordinal} cannot be used ({error}); another process may hold it, or all of its memory: "
                 "'nvidia-smi' tells"
             ) from None
         #: Gives the context back, once; Python's end does, too.
-        self.close = weakref.finalize(self, _give_back, self.context, drv.Error, self._process)
+        self.close = weakref.finalize(self, _give_back, self.context, drv.Error, os.getpid())
         self.is_stand_in = self.title == STAND_IN
         self.target = Target(self.kind, multiprocessors)
         self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
@@ -179,15 +200,8 @@ class CudaDevice:
 
     def check_usable(self) -> None:
         """Refuse to work in a forked child, where the driver does not, and after the context was lost."""
-        if os.getpid() != self._process:
-            raise DeviceUnusable(
-                "CUDA was used before this process was forked, and does not survive that; start workers by 'spawn'"
-            )
-        if self._lost:
-            raise DeviceUnusable(
-                f"{self.name} cannot be used in this process any more, since its context was lost ({self._lost}); "
-                "start the program again, or use device 'cpu'"
-            )
+        if self._unusable:
+            raise DeviceUnusable(self._unusable)
 
     def mend_stack(self) -> None:
         """Put this thread's context back, which PyCUDA takes off the driver's stack before it pushes another one."""
@@ -199,7 +213,10 @@ class CudaDevice:
         """Return our exception in place of one of the driver's, or of a library's that uses it."""
         said = str(error).removesuffix(" - ")
         if self._is_lost():
-            self._lost = said
+            self._unusable = (
+                f"{self.name} cannot be used in this process any more, since its context was lost ({said}); start the "
+                "program again, or use device 'cpu'"
+            )
             return LaunchFailed(
                 f"the NVIDIA driver reports: {said}; the context of {self.name} is lost with all that was in it: "
                 "start the program again, under compute-sanitizer where a kernel of your own may be to blame"
@@ -236,6 +253,33 @@ class CudaDevice:
         """
         return self._active
 
+    def launch(self, steps: Iterable[Step], addresses: Sequence[int], library: Arrays) -> None:
+        """Queue launches on the stream on which the caller works with the arrays of this library.
+
+        Where the device's primary context is current, as torch leaves it, and the stream is the default one, there is
+        nothing to push, to pop, or to wait for. Only the driver knows what is current: PyCUDA's own stack tells what
+        was pushed by PyCUDA.
+
+        Raises
+        ------
+        ProblemTooLarge, LaunchFailed, DeviceUnusable
+            In place of the driver's errors.
+        """
+        if self._unusable:
+            self.check_usable()
+        self._get_current(current := _Handle())
+        if current.value == self._handle:
+            try:
+                if not library.current_stream(self):
+                    for pick, launch in steps:
+                        launch(pick(addresses))
+                    return
+            except self._errors as error:
+                raise self.failure(error) from error
+        with self._active, library.on_stream(self) as stream:
+            for pick, launch in steps:
+                launch(pick(addresses), stream)
+
     def stream_beside(self, handle: int) -> Any:
         """Return a stream of our own that stands for another library's stream in this thread.
 
@@ -258,8 +302,7 @@ class CudaDevice:
             if shared_bytes > _SHARED_BYTES_UNASKED:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared_bytes)
-            function.prepare(["P"] * pointers + [f"{len(shape)}s"] + ["i"] * len(integers))
-        return CudaKernel(function, grid, block, shared_bytes, (shape, *integers))
+        return CudaKernel(function, grid, block, shared_bytes, pointers, shape, integers)
 
     def _module(self, code: bytes, path: Path, source: Source) -> Any:
         try:
@@ -353,6 +396,16 @@ def _opened(ordinal: int) -> CudaDevice:
     if ordinal not in _devices:
         _devices[ordinal] = CudaDevice(ordinal)
     return _devices[ordinal]
+
+
+def _after_fork() -> None:
+    for device in _devices.values():
+        device._unusable = (
+            "CUDA was used before this process was forked, and does not survive that; start workers by 'spawn'"
+        )
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def forget() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import operator
 import os
 import re
 import sys
@@ -62,6 +63,12 @@ _DEFAULT_STREAM = contextlib.nullcontext()
 #: What `glance` tells: the facts that decide about a call, and the addresses.
 Glance = tuple[tuple[Any, ...], list[int]]
 
+#: What tells the addresses of arrays if they are like others.
+Alike = Callable[[Sequence[Any]], "list[int] | None"]
+
+#: The bits of numpy's flags that decide about a call: contiguous, aligned, writable.
+_NUMPY_FLAGS = 0x001 | 0x100 | 0x400
+
 
 def _told(facts: list[Any], addresses: list[int], offsets: int) -> Glance:
     """Return what a glance has seen; `offsets` has the bits of all addresses, which tell whether all are aligned."""
@@ -85,10 +92,24 @@ class Arrays(abc.ABC):
     def glance(self, given: Sequence[Any]) -> Glance | None:
         """Look at the arrays of a call, some of them None, as briefly as possible.
 
-        Returns all that decides whether they can be used, and how, and their addresses (0 for None); or None where
-        one has to be looked at more closely, because it is not what kernels can use where it lies.
+        Returns all that decides whether they can be used, and how, and the addresses of those that are not None; or
+        None where one has to be looked at more closely, because it is not what kernels can use where it lies.
         """
         return None
+
+    def alike(self, given: Sequence[Any]) -> Alike:
+        """Return what says for other arrays what `glance` would: their addresses if it sees the same, else None.
+
+        It may say None of arrays that are alike.
+        """
+        seen = self.glance(given)
+        facts = seen and seen[0]
+
+        def addresses(others: Sequence[Any]) -> list[int] | None:
+            seen = self.glance(others)
+            return seen[1] if seen is not None and seen[0] == facts else None
+
+        return addresses
 
     def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:
         """Return what makes small arrays of this shape, as `empty` does, for a call with arrays like these."""
@@ -161,17 +182,13 @@ class NumpyArrays(Arrays):
         addresses = []
         offsets = 0
         for array in given:
-            address = 0
             if array is None:
                 facts.append(None)
-            else:
-                if type(array) is not np.ndarray:
-                    return None
-                flags = array.flags
-                if not (flags.c_contiguous and flags.aligned):
-                    return None
-                address = _numpy_pointer_of(array)
-                facts += (array.shape, array.dtype)
+                continue
+            if type(array) is not np.ndarray:
+                return None
+            facts += (array.shape, array.dtype, array.flags.num & _NUMPY_FLAGS)
+            address = _numpy_pointer_of(array)
             offsets |= address
             addresses.append(address)
         return _told(facts, addresses, offsets)
@@ -223,21 +240,59 @@ class TorchArrays(Arrays):
         offsets = 0
         try:
             for array in given:
-                address = 0
                 if array is None:
                     facts.append(None)
-                else:
-                    if _QUICK.get(type(array)) is not self or (grad_mode and array.requires_grad):
-                        return None
-                    address = array.data_ptr()
-                    if not address or not array.is_contiguous() or array.is_neg():
-                        return None
-                    facts += (array.shape, array.dtype, array.device)
+                    continue
+                if QUICK.get(type(array)) is not self or (grad_mode and array.requires_grad):
+                    return None
+                address = array.data_ptr()
+                if not address or not array.is_contiguous() or array.is_neg():
+                    return None
+                facts += (array.shape, array.dtype, array.device)
                 offsets |= address
                 addresses.append(address)
         except RuntimeError:  # one without memory of its own: sparse, or inside a transformation of torch.func
             return None
         return _told(facts, addresses, offsets)
+
+    def alike(self, given: Sequence[Any]) -> Alike:  # noqa: D102
+        # What torch.compile asks of the tensors that it is called with takes an eighth of a glance. It is not public.
+        torch = sys.modules["torch"]
+        absent = [i for i, tensor in enumerate(given) if tensor is None]
+        pick = operator.itemgetter(*(i for i, tensor in enumerate(given) if tensor is not None))
+        tensors = pick(given)
+        try:
+            guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        except (AttributeError, TypeError):
+            return super().alike(given)
+        same, grad_enabled = guards.check, torch.is_grad_enabled
+        needs_grad = any(tensor.requires_grad for tensor in tensors)
+        offsets = [tensor.data_ptr() % WIDEST for tensor in tensors]
+        aligned = not any(offsets)
+
+        def addresses(others: Sequence[Any]) -> list[int] | None:
+            for i in absent:
+                if others[i] is not None:
+                    return None
+            tensors = pick(others)
+            found = []
+            bits = 0
+            try:
+                for tensor in tensors:
+                    address = tensor.data_ptr()
+                    if not address or tensor.is_nested:  # it has no strides, at which the guards would end the process
+                        return None
+                    bits |= address
+                    found.append(address)
+            except (AttributeError, RuntimeError):  # no tensor, or one without memory of its own
+                return None
+            if bits % WIDEST if aligned else [address % WIDEST for address in found] != offsets:
+                return None
+            if not same(*tensors) or (needs_grad and grad_enabled()):
+                return None
+            return found
+
+        return addresses
 
     def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:  # noqa: D102
         # torch makes an array like another one in half the time that it takes to read a shape, a dtype and a device.
@@ -294,10 +349,14 @@ class TorchArrays(Arrays):
         target.detach().copy_(source)
 
     def current_stream(self, device: Any) -> int:  # noqa: D102
-        cuda = sys.modules["torch"]._C
-        if hasattr(cuda, "_cuda_getCurrentRawStream"):  # a tenth of the time, but not public
-            return int(cuda._cuda_getCurrentRawStream(device.ordinal))
-        return int(sys.modules["torch"].cuda.current_stream(device.ordinal).cuda_stream)
+        return self._raw_stream(device.ordinal)
+
+    @functools.cached_property
+    def _raw_stream(self) -> Callable[[int], int]:
+        torch = sys.modules["torch"]
+        if hasattr(torch._C, "_cuda_getCurrentRawStream"):  # a tenth of the time, but not public
+            return torch._C._cuda_getCurrentRawStream  # type: ignore[no-any-return]
+        return lambda ordinal: int(torch.cuda.current_stream(ordinal).cuda_stream)
 
     @contextlib.contextmanager
     def on_other_stream(self, device: Any) -> Iterator[Any]:  # noqa: D102
@@ -323,14 +382,13 @@ class CupyArrays(Arrays):
         addresses = []
         offsets = 0
         for array in given:
-            address = 0
             if array is None:
                 facts.append(None)
-            else:
-                if _QUICK.get(type(array)) is not self or not array.flags.c_contiguous:
-                    return None
-                address = array.data.ptr
-                facts += (array.shape, array.dtype, array.device.id)
+                continue
+            if QUICK.get(type(array)) is not self or not array.flags.c_contiguous:
+                return None
+            facts += (array.shape, array.dtype, array.device.id)
+            address = array.data.ptr
             offsets |= address
             addresses.append(address)
         return _told(facts, addresses, offsets)
@@ -374,7 +432,27 @@ class GpuArrays(Arrays):
     title = "pycuda.gpuarray.GPUArray"
 
     def exact_types(self) -> tuple[type, ...]:  # noqa: D102
-        return ()  # which context an array belongs to has to be asked of the driver, at each call
+        return (sys.modules["pycuda.gpuarray"].GPUArray,)
+
+    def glance(self, given: Sequence[Any]) -> Glance | None:  # noqa: D102
+        facts: list[Any] = []
+        addresses = []
+        offsets = 0
+        try:
+            for array in given:
+                if array is None:
+                    facts.append(None)
+                    continue
+                if QUICK.get(type(array)) is not self or not array.flags.c_contiguous:
+                    return None
+                # The driver is asked each time: memory may have been freed, and be another context's now.
+                facts += (array.shape, array.dtype, self.device_name(array))
+                address = self.pointer(array)
+                offsets |= address
+                addresses.append(address)
+        except ConvBackpropError:  # the long way says it
+            return None
+        return _told(facts, addresses, offsets)
 
     def device_name(self, array: Any) -> str:  # noqa: D102
         from convbackprop.devices.cuda import owner_of
@@ -410,13 +488,8 @@ _LIBRARIES: dict[str, tuple[str, str, Arrays]] = {
 }
 
 
-#: The libraries by the types that their `glance` knows, of those seen so far.
-_QUICK: dict[type, Arrays] = {}
-
-
-def quick_library(array: Any) -> Arrays | None:
-    """Return the library whose `glance` knows an array, if one of its kind has been seen by `library_of`."""
-    return _QUICK.get(type(array))
+#: The libraries by the types that their `glance` knows, of those that `library_of` has seen.
+QUICK: dict[type, Arrays] = {}
 
 
 def library_of(array: Any, argument: str) -> Arrays:
@@ -431,7 +504,7 @@ def library_of(array: Any, argument: str) -> Arrays:
         found = _LIBRARIES.get(kind.__module__.partition(".")[0])
         if found and isinstance(array, getattr(sys.modules.get(found[0]), found[1], ())):
             if type(array) in found[2].exact_types():
-                _QUICK[type(array)] = found[2]
+                QUICK[type(array)] = found[2]
             return found[2]
     raise InvalidType(
         f"{argument} is a {type(array).__name__}; it should be a numpy.ndarray, torch.Tensor, cupy.ndarray or "

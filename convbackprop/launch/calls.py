@@ -4,8 +4,9 @@ The long way: `run` has the arguments checked, makes what is missing (results, c
 Where all arrays could be used where they lie, the launches are remembered under everything that decided about them:
 the function, the types, shapes, dtypes and devices of the arrays, their addresses modulo the widest load, and the other
 arguments. The short way: a call that agrees in all this looks the launches up. What is left is what may differ between
-two such calls: memory for the results, whether `out` may be written to, and the addresses. Whatever the short way
-cannot vouch for takes the long one, the only one that refuses anything.
+two such calls: memory for the results, whether `out` lies apart, and the addresses. Before it is looked up, a call is
+held against the latest one of its sort: to compare takes less time than to name all that decides. Whatever the short
+way cannot vouch for takes the long one, the only one that refuses anything.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convbackprop.devices import Device
-from convbackprop.errors import CompileError, LaunchFailed
+from convbackprop.errors import CompileError, InvalidArgument, LaunchFailed
 from convbackprop.ladder.variant import ALIGNED, WIDEST, Variant
 from convbackprop.launch import arrays
 from convbackprop.launch.plan import Plan, alignment_of, plan
@@ -94,39 +95,81 @@ class Checked:
         results in the order of `outs`, None where there is none, and the launches if they can be repeated.
         """
         library = self.library
-        operands = {o.name: o.dtype(p) for v, p in self.passes for o in PASSES[v.pass_name].present(p)}
-        made = {
-            name: arrays.allocate(library, result.shape, operands[name], self.like, result.title)
-            if outs[name] is None
-            else outs[name]
-            for name, result in self.results.items()
-        }
+        dtypes = self.dtypes()
+        made = self._made(outs)
         targets = {  # where the kernels write
             name: out
             if library.is_plain(out)
-            else arrays.allocate(library, tuple(out.shape), operands[name], self.like, "the contiguous form of out,")
+            else arrays.allocate(library, tuple(out.shape), dtypes[name], self.like, "the contiguous form of out,")
             for name, out in made.items()
         }
         sources = {
             self.operands[argument]: arrays.contiguous(library, array, argument)
             for argument, array in given.items()
-            if array is not None and self.operands[argument] in operands
+            if array is not None and self.operands[argument] in dtypes
         }
         at = {name: library.pointer(array) for name, array in {**sources, **targets}.items()}
-        staged = library.device_name(self.like) == "cpu" and self.device.kind == "cuda"
-        plans = [self._plan(variant, problem, at, staged) for variant, problem in self.passes]
         launches = None
-        if staged:
-            self._run_staged(plans, at, {**sources, **targets}, targets)
+        if self._staged():
+            self._run_staged(self._plans(at), at, {**sources, **targets}, targets)
         else:
-            names = [None if array is None else self.operands[argument] for argument, array in given.items()]
-            names += outs
-            launches = Launches(self, plans, names)
-            launches.start([at.get(name, 0) if name else 0 for name in names], self.like)
+            launches = self.launches(given, outs, at)
+            launches.start([at.get(name, 0) for name in launches.names], self.like)
         for name, target in targets.items():
             if target is not made[name]:
                 library.copy(made[name], target)
         return [made.get(name) for name in outs], launches
+
+    def prepare(self, given: Mapping[str, Any], outs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arrays of the results by operand, after a look at whether the call can be repeated.
+
+        Raises
+        ------
+        InvalidArgument
+            An array cannot be used where it lies.
+        """
+        library = self.library
+        if self._staged():
+            raise InvalidArgument(
+                f"a {library.title} in the host's memory is copied to {self.device.name} and back at each call, which "
+                "leaves nothing to prepare; pass arrays of the GPU, or device='cpu'"
+            )
+        for name, array in (*given.items(), *(("out", out) for out in outs.values())):
+            if array is not None and (not library.is_plain(array) or library.glance((array,)) is None):
+                raise InvalidArgument(
+                    f"{name} is a {type(array).__name__} of shape {tuple(array.shape)} that cannot be used where it "
+                    f"lies; it should be a {library.title} (no subclass), contiguous, not empty, in native byte order"
+                )
+        return self._made(outs)
+
+    def dtypes(self) -> dict[str, str]:
+        """Return the dtypes of the operands of all passes."""
+        return {o.name: o.dtype(p) for v, p in self.passes for o in PASSES[v.pass_name].present(p)}
+
+    def _made(self, outs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arrays of the results by operand: those that are given, else new ones."""
+        dtypes = self.dtypes()
+        return {
+            name: arrays.allocate(self.library, result.shape, dtypes[name], self.like, result.title)
+            if outs[name] is None
+            else outs[name]
+            for name, result in self.results.items()
+        }
+
+    def _staged(self) -> bool:
+        """Return whether arrays of the host run on a GPU."""
+        return self.library.device_name(self.like) == "cpu" and self.device.kind == "cuda"
+
+    def launches(self, given: Mapping[str, Any], outs: Mapping[str, Any], at: Mapping[str, int]) -> Launches:
+        """Return the launches on arrays at these addresses, and on others that are aligned as they are."""
+        names = [self.operands[argument] for argument, array in given.items() if array is not None]
+        names += [name for name, out in outs.items() if out is not None]
+        names += [name for name, out in outs.items() if out is None and name in self.results]
+        return Launches(self, self._plans(at), names)
+
+    def _plans(self, at: Mapping[str, int]) -> list[Plan]:
+        staged = self._staged()
+        return [self._plan(variant, problem, at, staged) for variant, problem in self.passes]
 
     def _plan(self, variant: Variant, problem: ConvProblem, at: Mapping[str, int], staged: bool) -> Plan:
         own = {operand.name: at.get(operand.name, 0) for operand in PASSES[variant.pass_name].operands}
@@ -159,14 +202,21 @@ class Checked:
 
 
 class Launches:
-    """The launches of a call, on arrays that are known by their position: those that were given, then the results."""
+    """The launches of a call, on arrays that are known by their position.
 
-    def __init__(self, call: Checked, plans: Sequence[Plan], names: Sequence[str | None]) -> None:
+    Attributes
+    ----------
+    names : sequence of str
+        Their operands: the arrays that were given, among them those to write to, and then the results that are made.
+    """
+
+    def __init__(self, call: Checked, plans: Sequence[Plan], names: Sequence[str]) -> None:
         self.plans = plans
+        self.names = names
         self._library = call.library
         self._device: Any = call.device
         self._on_cpu = call.device.kind == "cpu"
-        position = {name: i for i, name in enumerate(names) if name}
+        position = {name: i for i, name in enumerate(names)}
         null, scratch = len(names), len(names) + 1
         self._steps = []
         for ready in plans:
@@ -190,69 +240,108 @@ class Launches:
             for pick, launch in self._steps:
                 launch(pick(addresses))
         else:
-            with self._device.active(), self._library.on_stream(self._device) as stream:
-                for pick, launch in self._steps:
-                    launch(pick(addresses), stream)
+            self._device.launch(self._steps, addresses, self._library)
         if spare is not None:
             _spare.append(spare)
 
 
 class Repeat:
-    """A call that has been carried out once on arrays as they were, for others that agree with it in `run`'s key."""
+    """A call that was carried out, or prepared, on arrays as they were, for others that `alike` finds to be like it.
 
-    def __init__(
-        self, call: Checked, launches: Launches, given: Sequence[Any], outs: Mapping[str, Any], made: Sequence[Any]
-    ) -> None:
+    Attributes
+    ----------
+    alike : callable
+        (arrays read and written to) -> their addresses, or None where they differ from those of this call.
+    facts : tuple
+        What `glance` sees of the arrays of this call.
+    start : callable
+        (addresses, an array where they lie): the launches alone.
+    makes : bool
+        Whether it makes arrays for results.
+    """
+
+    def __init__(self, call: Checked, launches: Launches, present: Sequence[Any], made: Mapping[str, Any]) -> None:
+        """`present`: the arrays read, then those written to or None; `made`: the results by operand name."""
         library = call.library
-        self._library = library
-        self._start, self._pointer = launches.start, library.pointer
-        self._missing: list[tuple[int, Callable[[Any], Any]]] = []  # position among the results, what makes it
-        self._extents = [  # of the arrays that a call is given: position, bytes
-            (i, bytes_of(array.shape, library.dtype(array)))
-            for i, array in enumerate((*given, *outs.values()))
-            if array is not None
-        ]
-        self._first_result = len(given)
-        for i, (name, array) in enumerate(zip(outs, made, strict=True)):
-            if outs[name] is None and array is not None:
+        self.start, self._pointer = launches.start, library.pointer
+        self.alike = library.alike(present)
+        seen = library.glance(present)
+        self.facts = seen and seen[0]
+        self._missing: list[tuple[int, Callable[[Any], Any]]] = []  # position in `present`, what makes it
+        self._first = first = len(present) - len(made)
+        for i, (name, array) in enumerate(made.items(), first):
+            if present[i] is None and array is not None:
                 title, shape = call.results[name]
                 dtype = library.dtype(array)
                 if bytes_of(shape, dtype) <= arrays.SMALL:
-                    self._missing.append((i, library.maker(shape, dtype, call.like)))
+                    make = library.maker(shape, dtype, call.like)
                 else:
                     make = functools.partial(arrays.allocate, library, shape, dtype, what=title)
-                    self._missing.append((i, make))
-        self._writes = any(out is not None for out in outs.values())
+                self._missing.append((i, make))
+        self.makes = bool(self._missing)
+        writes = [i >= first for i, array in enumerate(present) if array is not None]
+        sizes = [bytes_of(array.shape, library.dtype(array)) for array in present if array is not None]
+        self._apart = [  # pairs of positions among the addresses, each with its bytes, that should not overlap
+            (i, sizes[i], j, sizes[j]) for i, written in enumerate(writes) if written for j in range(i) if sizes[j]
+        ]
 
-    def __call__(self, present: Sequence[Any], addresses: list[int]) -> list[Any] | None:
-        """Return the results of the call on other arrays, or None where `Checked.run` has to look at it."""
-        first, like = self._first_result, present[0]
-        made = list(present[first:])
-        if self._writes and not self._may_write(made, addresses):
-            return None
-        for i, make in self._missing:
-            try:
-                made[i] = array = make(like)
-            except Exception:  # the long way finds the words for it
+    def __call__(self, present: Sequence[Any], addresses: list[int]) -> Sequence[Any] | None:
+        """Return the results of the call on other arrays, or None where the long way has to look at it."""
+        for i, size, j, other in self._apart:
+            if addresses[i] < addresses[j] + other and addresses[j] < addresses[i] + size:
                 return None
-            addresses[first + i] = address = self._pointer(array)
-            if address % WIDEST:
-                return None
-        self._start(addresses, like)
-        return made
+        like, made = present[0], present
+        if self._missing:
+            made = list(present)
+            for i, make in self._missing:
+                try:
+                    made[i] = array = make(like)
+                except Exception:  # the long way finds the words for it
+                    return None
+                address = self._pointer(array)
+                if address % WIDEST:
+                    return None
+                addresses.append(address)
+        self.start(addresses, like)
+        return made[self._first :]
 
-    def _may_write(self, outs: Sequence[Any], addresses: Sequence[int]) -> bool:
-        """Return whether the arrays to write to are writable and lie apart from all others; all are contiguous."""
-        for i, size in self._extents:
-            if i < self._first_result:
-                continue
-            if not self._library.is_writable(outs[i - self._first_result]):
-                return False
-            begin, end = addresses[i], addresses[i] + size
-            for other, other_size in self._extents:
-                if addresses[other] < end and begin < addresses[other] + other_size and other != i:
-                    return False
-        return True
+
+class Preparation:
+    """What `run` is given as the device of a call that is to be prepared and not carried out: it takes the call.
+
+    Attributes
+    ----------
+    device : str or None
+        The device that was asked for.
+    check : callable
+        (given, outs) -> Checked: the function's check under the other arguments.
+    given, outs : dict of str to array or None
+        The arrays by argument, and those to write to by operand.
+    call, made
+        The call, and its results by operand, of which those that were not given hold nothing.
+    """
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+
+    def take(self, function: Function, given: dict[str, Any], outs: dict[str, Any], options: tuple[Any, ...],
+             flags: tuple[bool, ...]) -> list[Any]:  # fmt: skip
+        """Check the call, and return the names of its results in place of them."""
+        self.check = functools.partial(function.check, device=self.device, options=options, flags=flags)
+        self.given, self.outs = given, outs
+        self.call = self.check(given, outs)
+        self.made = self.call.prepare(given, outs)
+        return [name if name in self.made else None for name in outs]
+
+    def repeat(self, outs: Mapping[str, Any]) -> Repeat:
+        """Return the call for arrays like these; `outs` are like those that are written to, or None: new ones."""
+        call = self.call
+        read = {call.operands[argument]: array for argument, array in self.given.items() if array is not None}
+        used = call.dtypes()
+        at = {name: call.library.pointer(array) for name, array in {**read, **self.made}.items() if name in used}
+        launches = call.launches(self.given, outs, at)
+        made = {name: self.made.get(name) for name in outs}
+        return Repeat(call, launches, (*self.given.values(), *outs.values()), made)
 
 
 def _picker(positions: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
@@ -288,7 +377,7 @@ class _Recent:
         self._young[key] = value
 
 
-_recent = _Recent(1024)
+_recent = _Recent(2048)
 _spare: list[Any] = []  # scratch memory that no call uses now
 
 # A GPU cannot be used in a forked child; the long way says so.
@@ -322,7 +411,7 @@ def _device_of_environment() -> object:
 
 def run(
     function: Function, present: tuple[Any, ...], device: Any, options: tuple[Any, ...], flags: tuple[bool, ...] = ()
-) -> list[Any]:
+) -> Sequence[Any]:
     """Carry out a call of a public function.
 
     Parameters
@@ -336,24 +425,37 @@ def run(
 
     Returns
     -------
-    list of array or None
+    sequence of array or None
         The results in the order of `function.writes`.
     """
     key = None
-    library = arrays.quick_library(present[0])
+    library = arrays.QUICK.get(type(present[0]))
     if library is not None and _settled(options) and (device is None or type(device) is str):
-        seen = library.glance(present)
-        if seen is not None:
+        where = _device_of_environment() if device is None and library.runs_anywhere else device
+        repeat = None
+        try:
+            sort = (function, present[0].shape, present[1].shape, options, flags, where)
+            repeat = _recent.get(sort)
+        except (AttributeError, RuntimeError, TypeError):  # what is no array, or a nested tensor, has no such shape
+            library = None
+        if repeat is not None and (addresses := repeat.alike(present)) is not None:
+            if (made := repeat(present, addresses)) is not None:
+                return made
+        elif library is not None and (seen := library.glance(present)) is not None:
             facts, addresses = seen
-            where = _device_of_environment() if device is None and library.runs_anywhere else device
-            key = (function, facts, options, flags, where)
+            key = (sort, facts)
             repeat = _recent.get(key)
             if repeat is not None and (made := repeat(present, addresses)) is not None:
+                _recent.put(sort, repeat)
                 return made
     given = dict(zip(function.reads, present, strict=False))
     outs = dict(zip(function.writes, present[len(given) :], strict=True))
+    if type(device) is Preparation:
+        return device.take(function, given, outs, options, flags)
     call = function.check(given, outs, device, options, flags)
     made, launches = call.run(given, outs)
     if key is not None and launches is not None and all(a is None or call.library.is_plain(a) for a in present):
-        _recent.put(key, Repeat(call, launches, tuple(given.values()), outs, made))
+        repeat = Repeat(call, launches, present, dict(zip(outs, made, strict=True)))
+        _recent.put(key, repeat)
+        _recent.put(sort, repeat)
     return made

@@ -179,6 +179,73 @@ def test_the_context_stack_is_left_as_it_was(stand_in):
         assert stand_in.has_context()
 
 
+def no_context(device):
+    return nullcontext()
+
+
+@contextmanager
+def by_another_library(device):
+    """The primary context, current as torch makes it so: PyCUDA does not know of that."""
+    cuda._library().cuCtxPushCurrent_v2(ctypes.c_void_p(device.context.handle))
+    yield
+    cuda._library().cuCtxPopCurrent_v2(None)
+
+
+@pytest.mark.parametrize(
+    ("where", "switches"),
+    [
+        (no_context, True),
+        (by_another_library, False),
+        (lambda device: device.active(), False),
+        (lambda device: driver.device("cuda:1").active(), True),
+    ],
+    ids=("none", "the primary one", "the primary one, by PyCUDA", "of another device"),
+)
+def test_a_launch_where_a_context_is_current(stand_in, monkeypatch, where, switches):
+    """Contexts are switched only where the driver says that another one is current, and left as they were."""
+    cupy = cupy_on_stand_in.install(monkeypatch, stand_in, own_stream=False)
+    x, w, out = cupy.asarray(X), cupy.asarray(W), cupy.empty(DY.shape, np.float32)
+    device, library = driver.device(), cuda._library()
+    convbackprop.conv2d(x, w, padding=1, out=out)
+    expected = out.get()
+    with where(device):
+        before = cuda._current(library)
+        out.set(zeros := np.zeros(DY.shape, np.float32))
+        stand_in.heal()
+        convbackprop.conv2d(x, w, padding=1, out=out)
+        assert ("cuCtxPushCurrent" in stand_in.calls()) == switches
+        assert cuda._current(library) == before
+        assert np.array_equal(out.get(), expected) and zeros is not None
+        stand_in.fail("cuLaunchKernel", 1, driver.INVALID_VALUE)
+        with pytest.raises(convbackprop.LaunchFailed, match="cuLaunchKernel failed: invalid argument; nothing is lost"):
+            convbackprop.conv2d(x, w, padding=1, out=out)
+        assert cuda._current(library) == before
+        convbackprop.conv2d(x, w, padding=1, out=out)
+
+
+def test_threads_with_contexts_of_their_own(stand_in, monkeypatch):
+    """Each thread asks for itself what is current: the primary context in one, nothing in the other."""
+    cupy = cupy_on_stand_in.install(monkeypatch, stand_in, own_stream=False)
+    x, w = cupy.asarray(X), cupy.asarray(W)
+    expected = convbackprop.conv2d(x, w, padding=1).get()
+    failed = []
+
+    def work(where):
+        try:
+            with where(driver.device()):
+                for _ in range(50):
+                    assert np.array_equal(convbackprop.conv2d(x, w, padding=1).get(), expected)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(where,)) for where in (no_context, by_another_library) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
 def test_no_memory_on_the_device(stand_in):
     stand_in.reset(memory=X.nbytes - 1)
     with pytest.raises(convbackprop.ProblemTooLarge, match=f"cuda:0 has no memory left for an array of {X.nbytes:,} b"):

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -92,16 +93,19 @@ def test_own_cost_of_a_call(make, monkeypatch, workers):
         calls.forget()
 
 
-def test_own_cost_on_a_gpu(stand_in, monkeypatch):
-    """The launch alone is left out: the real PyCUDA pushes and pops the context."""
+@pytest.mark.parametrize("current", (True, False), ids=("its context is current", "no context"))
+def test_own_cost_on_a_gpu(stand_in, monkeypatch, current):
+    """The launch alone is left out: the real PyCUDA pushes and pops the context, where it is not current already."""
     cupy = cupy_on_stand_in.install(monkeypatch, stand_in, own_stream=False)
     x, w, b = map(cupy.asarray, (X, W, B))
     out = conv2d(x, w, b, **OPTIONS)
     monkeypatch.setattr(CudaKernel, "launch", lambda *a: None)
     conv2d(x, w, b, **OPTIONS, out=out)
-    stand_in.heal()
-    assert functions(lambda: conv2d(x, w, b, **OPTIONS, out=out)) < FUNCTIONS
-    assert set(stand_in.calls()) == {"cuCtxPushCurrent", "cuCtxPopCurrent"}
+    with get_device("cuda").active() if current else nullcontext():
+        stand_in.heal()
+        assert functions(lambda: conv2d(x, w, b, **OPTIONS, out=out)) < FUNCTIONS
+        switches = {} if current else {"cuCtxPushCurrent": 1, "cuCtxPopCurrent": 1}
+        assert stand_in.calls() == {"cuCtxGetCurrent": 1, **switches}
 
 
 # -- the second call of a kind is not checked again, and right ---------------------------------------------------------
@@ -307,6 +311,46 @@ def test_kinds_of_tensors(launches):
     assert torch.equal(conv2d(x, w, b, **OPTIONS, out=torch._neg_view(torch.empty_like(x))), expected)
 
 
+def test_strangers_in_the_place_of_a_tensor(launches):
+    """Each is refused, though the call before was like it in all else; the last has no strides to compare."""
+    torch = pytest.importorskip("torch", reason="needs torch, which is not installed: tensors that are like no other")
+    x, w, b = torch_tensors()
+    pair = torch.stack([x[0, 0], x[0, 0]])[None]
+    out, weight = torch.empty_like(x), w.repeat(1, 2, 1, 1)
+    b = b.clone()  # in torch's memory, which is aligned
+    for _ in range(2):  # the first call of a process is not remembered
+        conv2d(pair, weight, b, **OPTIONS, out=out)
+    needs_grad = b.clone().requires_grad_()
+    nested = torch.nested.nested_tensor([b, b])
+    launches.clear()
+    for stranger in (b.numpy(), [1.0], b.double(), b[None], b.to_sparse(), b.to("meta"), needs_grad, nested):
+        with pytest.raises((convbackprop.InvalidArgument, convbackprop.InvalidType)):
+            conv2d(pair, weight, stranger, **OPTIONS, out=out)
+        with pytest.raises((convbackprop.InvalidArgument, convbackprop.InvalidType)):
+            conv2d(pair, weight, b, **OPTIONS, out=stranger)
+    assert launches == []
+
+
+@pytest.mark.parametrize("guards", (True, False))
+def test_repeated_calls_on_tensors(checks, monkeypatch, guards):
+    """With the guards of torch.compile, and where torch has none (an older or a newer one)."""
+    torch = pytest.importorskip("torch", reason="needs torch, which is not installed: calls on tensors")
+    if not guards:
+        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    x, w, b = torch_tensors()
+    expected = conv2d(x, w, b, **OPTIONS)
+    space = torch.zeros(x.numel() + 4)
+    for offset in (0, 1, 0, 1):
+        moved = space[offset:][: x.numel()].view(x.shape).copy_(x)
+        assert torch.equal(conv2d(moved, w, b, **OPTIONS), expected)
+        assert torch.equal(conv2d(x, w, b, **OPTIONS), expected)
+    assert len(checks) == 2
+    with torch.inference_mode():
+        assert torch.equal(conv2d(x, w, b, **OPTIONS), expected)
+    assert torch.equal(conv2d(x, w, b.double().float(), **OPTIONS), expected)
+    assert len(checks) == 2
+
+
 def test_kinds_of_ndarrays(launches):
     conv2d(X, W, B, **OPTIONS)
     conv2d(X[0, 0], W[0, 0])
@@ -334,7 +378,7 @@ def test_number_of_threads(workers):
     x = RNG.standard_normal((4, 1, 28, 28), np.float32)
     expected = conv2d(x, W, B, **OPTIONS)
     call = next(iter(calls._recent._young.values()))
-    structs = [launch.__self__._launch for _, launch in call._start.__self__._steps]
+    structs = [launch.__self__._launch for _, launch in call.start.__self__._steps]
     for count in (1, 3, 2):
         set_num_threads(count)
         assert np.array_equal(conv2d(x, W, B, **OPTIONS), expected)

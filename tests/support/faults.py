@@ -197,23 +197,23 @@ CALLS = {
     "host": (
         "cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceComputeCapability",
         "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuModuleLoadDataEx", "cuModuleGetFunction",
-        "cuMemAlloc", "cuMemFree", "cuMemcpyHtoD", "cuMemcpyDtoH", "cuFuncSetBlockShape", "cuLaunchKernel",
+        "cuMemAlloc", "cuMemFree", "cuMemcpyHtoD", "cuMemcpyDtoH", "cuLaunchKernel",
     ),
     "device": (
         "cuCtxPushCurrent", "cuCtxPopCurrent", "cuModuleLoadDataEx", "cuModuleGetFunction", "cuMemAlloc", "cuMemFree",
         "cuStreamCreate", "cuEventCreate", "cuEventRecord", "cuStreamWaitEvent", "cuEventDestroy",
-        "cuFuncSetBlockShape", "cuLaunchKernel",
+        "cuCtxGetCurrent", "cuLaunchKernel",
     ),
     "gpuarray": (
         "cuPointerGetAttribute", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease", "cuCtxPushCurrent",
         "cuCtxPopCurrent", "cuModuleLoadDataEx", "cuModuleGetFunction", "cuMemAlloc", "cuMemFree",
-        "cuFuncSetBlockShape", "cuLaunchKernel", "cuCtxGetDevice",
+        "cuCtxGetCurrent", "cuLaunchKernel", "cuCtxGetDevice",
     ),
     "shared memory": ("cuFuncSetAttribute",),
     "timing": (
         "cuCtxPushCurrent", "cuCtxPopCurrent", "cuDeviceGet", "cuDeviceGetAttribute", "cuMemAlloc", "cuMemFree",
         "cuMemcpyHtoD", "cuMemcpyDtoH", "cuMemcpyDtoDAsync", "cuMemsetD8", "cuMemsetD8Async", "cuModuleLoadDataEx",
-        "cuModuleGetFunction", "cuFuncSetBlockShape", "cuLaunchKernel", "cuEventCreate", "cuEventRecord",
+        "cuModuleGetFunction", "cuLaunchKernel", "cuEventCreate", "cuEventRecord",
         "cuEventSynchronize", "cuEventElapsedTime", "cuEventDestroy", "cuCtxSynchronize",
     ),
     "doctor": ("cuDeviceGetCount", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuMemGetInfo"),
