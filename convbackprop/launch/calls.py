@@ -327,7 +327,8 @@ class Preparation:
     def take(self, function: Function, given: dict[str, Any], outs: dict[str, Any], options: tuple[Any, ...],
              flags: tuple[bool, ...]) -> list[Any]:  # fmt: skip
         """Check the call, and return the names of its results in place of them."""
-        self.check = functools.partial(function.check, device=self.device, options=options, flags=flags)
+        device = self.device
+        self.check = lambda given, outs: function.check(given, outs, device, options, flags)
         self.given, self.outs = given, outs
         self.call = self.check(given, outs)
         self.made = self.call.prepare(given, outs)
