@@ -55,7 +55,6 @@ def prepare(function: Callable[..., Any], /, *arguments: Any, **options: Any) ->
 class _Like(NamedTuple):
     """An array that a call was prepared with, as errors speak of it."""
 
-    name: str
     shape: tuple[int, ...]
     dtype: str
     place: str
@@ -97,10 +96,7 @@ class PreparedCall:
         # Where all results have a place, a call on the very same memory has nothing else to look at.
         self._same = None if self._repeat.makes else self._repeat.alike(self._present)
         self._result = self._results(self._present[len(given) :])
-        self._likes = [
-            None if array is None else self._like(name, array)
-            for name, array in (*given.items(), *(("out", array) for array in written.values()))
-        ]
+        self._likes = [None if array is None else self._like(array) for array in (*given.values(), *written.values())]
 
     def __call__(self, *arrays: Any, out: Any = None) -> Any:
         """Compute the results.
@@ -170,7 +166,7 @@ class PreparedCall:
             return [out if name == self._out else None for name in self._writes]
         if not isinstance(out, tuple | list) or len(out) != len(self._out):
             raise InvalidType(f"out is a {type(out).__name__}; it should be {len(self._out)} arrays, as prepared")
-        return list(out)
+        return [None if name is None else array for name, array in zip(self._out, out, strict=True)]
 
     def _closer_look(self, repeat: Repeat, present: Sequence[Any]) -> Sequence[Any]:
         """Compute the results the long way, or say why not."""
@@ -178,7 +174,7 @@ class PreparedCall:
         if seen is not None and seen[0] == repeat.facts and (made := repeat(present, seen[1])) is not None:
             return made
         for name, array, was in zip((*self._reads, *("out" for _ in self._writes)), present, self._likes, strict=True):
-            if array is not None or (was is not None and name != "out"):
+            if was is not None and (array is not None or name != "out"):
                 self._compare(name, array, was)
         given = dict(zip(self._reads, present, strict=False))
         outs = dict(zip(self._writes, present[len(given) :], strict=True))
@@ -186,33 +182,31 @@ class PreparedCall:
         made, _ = self._call.run(given, outs)
         return made
 
-    def _compare(self, name: str, array: Any, was: _Like | None) -> None:
+    def _compare(self, name: str, array: Any, was: _Like) -> None:
         """Raise unless an array is like the one that the call was prepared with."""
         library = self._call.library
-        if was is None:
-            raise InvalidArgument(f"{name} is given for a result that the call was not prepared to compute")
         if arrays.library_of(array, name) is not library:
             raise InvalidType(f"{name} is a {type(array).__name__}; the call was prepared for a {library.title}")
         arrays.check_usable(library, array, name)
-        is_ = self._like(name, array)
-        for what, now, then in zip(("shape", "dtype"), is_[1:3], was[1:3], strict=True):
-            if now != then:
-                kind = InvalidArgument if what == "shape" else InvalidType
-                raise kind(f"{name} has {what} {now}; the call was prepared for {then}")
-        if is_.place != was.place:
-            raise InvalidArgument(f"{name} is on device {is_.place}; the call was prepared for {was.place}")
+        now = self._like(array)
+        if now.shape != was.shape:
+            raise InvalidArgument(f"{name} has shape {now.shape}; the call was prepared for {was.shape}")
+        if now.dtype != was.dtype:
+            raise InvalidType(f"{name} has dtype {now.dtype}; the call was prepared for {was.dtype}")
+        if now.place != was.place:
+            raise InvalidArgument(f"{name} is on device {now.place}; the call was prepared for {was.place}")
         if not library.is_plain(array) or library.glance((array,)) is None:
             raise InvalidArgument(
                 f"{name} cannot be used where it lies; it should be a {library.title} (no subclass), contiguous, with "
                 "memory of its own"
             )
-        if is_.offset != was.offset:
+        if now.offset != was.offset:
             raise InvalidArgument(
-                f"{name} lies {is_.offset} bytes beyond a multiple of {WIDEST}; the call was prepared for an array "
+                f"{name} lies {now.offset} bytes beyond a multiple of {WIDEST}; the call was prepared for an array "
                 f"{was.offset} bytes beyond"
             )
 
-    def _like(self, name: str, array: Any) -> _Like:
+    def _like(self, array: Any) -> _Like:
         library = self._call.library
         offset = library.pointer(array) % WIDEST
-        return _Like(name, tuple(array.shape), library.dtype(array), library.device_name(array), offset)
+        return _Like(tuple(array.shape), library.dtype(array), library.device_name(array), offset)

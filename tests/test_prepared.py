@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
 import weakref
 
@@ -150,14 +152,10 @@ def test_out(call, library):
 def test_no_gradient_wanted():
     given = arrays(0)
     call = prepare(conv2d_backward, given["dy"], given["x"], given["w"], padding=1, needs=(False,) * 3)
-    assert call() == call(given["dy"]) == (None, None, None)
+    assert call() == call(given["dy"]) == call(out=(given["x"], None, None)) == (None, None, None)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
-def of_shape(x):
-    return x[:, :, :8]
-
-
 WRONG = {
     "shape": (lambda x: x[:1], r"input has shape \(1, 3, 9, 8\); the call was prepared for \(2, 3, 9, 8\)"),
     "axes": (lambda x: x[0], r"input has shape \(3, 9, 8\)"),
@@ -185,6 +183,39 @@ def test_arrays_that_are_not_alike(wrong, launches):
         call(change(given["x"]), out=np.empty(SHAPES["dy"], np.float32))
     assert launches == []
     call()
+
+
+WRONG_TENSORS = {
+    "shape": (lambda x: x[:1], r"input has shape \(1, 3, 9, 8\); the call was prepared for \(2, 3, 9, 8\)"),
+    "dtype": (lambda x: x.double(), "input has dtype float64; the call was prepared for float32"),
+    "layout": (lambda x: x.transpose(2, 3).contiguous().transpose(2, 3), "input cannot be used where it lies"),
+    "negated": (lambda x: sys.modules["torch"]._neg_view(x), "input cannot be used where it lies"),
+    "alignment": (lambda x: x.new_empty(x.numel() + 1)[1:].view(x.shape), "input lies 4 bytes beyond a multiple of 16"),
+    "grad": (lambda x: x.clone().requires_grad_(), "input is a tensor that requires grad"),
+    "device": (lambda x: x.to("meta"), "input is a tensor on device meta"),
+    "sparse": (lambda x: x.to_sparse(), "input is a tensor of layout torch.sparse_coo"),
+    "nested": (lambda x: sys.modules["torch"].nested.nested_tensor([x[0], x[0]]), "input is a nested tensor"),
+    "library": (lambda x: x.numpy(), "input is a ndarray; the call was prepared for a torch.Tensor"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("guards", (True, False))
+@pytest.mark.parametrize("wrong", WRONG_TENSORS)
+def test_tensors_that_are_not_alike(wrong, guards, monkeypatch, launches):
+    given = arrays(0, "torch")
+    torch = sys.modules["torch"]
+    if not guards:  # a torch that has none
+        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    x = given["x"].clone()
+    call = prepare(conv2d, x, given["w"], given["b"], **OPTIONS, out=torch.empty(SHAPES["dy"]))
+    expected = call().clone()
+    change, message = WRONG_TENSORS[wrong]
+    launches.clear()
+    with pytest.raises((convbackprop.InvalidArgument, convbackprop.InvalidType), match=message):
+        call(change(x))
+    assert launches == []
+    assert torch.equal(call(x.clone()), expected)
 
 
 def test_more_arrays_than_there_are():
@@ -427,6 +458,21 @@ def test_arrays_of_pycuda(stand_in):
         with pytest.raises(convbackprop.InvalidArgument, match="lies in no memory of a GPU; it may have been freed"):
             call()
         del results, w, call
+
+
+def test_fork(stand_in, monkeypatch):
+    cupy = cupy_on_stand_in.install(monkeypatch, stand_in)
+    given = arrays(0)
+    call = prepare(conv2d, cupy.asarray(given["x"]), cupy.asarray(given["w"]), out=cupy.empty((2, 4, 7, 6), np.float32))
+    child = os.fork()
+    if child == 0:
+        try:
+            with pytest.raises(convbackprop.DeviceUnusable, match="spawn"):
+                call()
+        except BaseException:  # what failed is not to run the other tests here
+            os._exit(1)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_arrays_of_the_host_are_copied_by_each_call(stand_in):
