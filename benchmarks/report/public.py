@@ -15,12 +15,13 @@ from convbackprop import ops
 from convbackprop.devices import compiler
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of, pack_shape
+from convbackprop.prepared import prepare
 from convbackprop.problem import ConvProblem
 
 BARE = "PyCUDA's bare prepared launch"
 
 
-def public_call(pass_name: str, p: ConvProblem, t: Mapping[str, Tensor], out: bool) -> Call:
+def public_call(pass_name: str, p: ConvProblem, t: Mapping[str, Tensor], out: bool) -> functools.partial[Any]:
     """Return a call of the public function of a pass, whose results go to the tensors, or to new ones."""
     common: dict[str, Any] = {name: getattr(p, name) for name in ("stride", "padding", "dilation", "groups")}
     common |= {"activation": p.activation}
@@ -100,7 +101,7 @@ def time_on_host(rows: Mapping[str, tuple[Row, Call]], place: Place, batch: int,
 
 # -- what a call costs the host --------------------------------------------------------------------------------------
 def measure_host(job: Job, place: Place) -> Outcome:
-    """Time calls by the host's clock: the public function on tensors, PyCUDA's bare prepared launch, torch's eager."""
+    """Time calls by the host's clock: the public function, also prepared, PyCUDA's bare launch, torch's eager."""
     assert job.problem is not None
     torch, p, name = place.torch, job.problem, job.pass_name
     tensors = place.tensors(name, p, {})
@@ -108,6 +109,8 @@ def measure_host(job: Job, place: Place) -> Outcome:
     calls: dict[str, Call] = {BARE: bare_launch(job.variants[0], p, place, tensors)} if name == "forward" else {}
     calls |= {f"{function}, {what}": public_call(name, p, tensors, out) for what, out in
               (("out given", True), ("new result", False))}  # fmt: skip
+    given = public_call(name, p, tensors, True)
+    calls[f"{function}, prepared"] = prepare(given.func, *given.args, **given.keywords)
     calls["torch eager" if name == "forward" else f"torch eager, {name}"] = torch_eager(name, p, tensors, torch)
     rows = {}
     for who, call in calls.items():
