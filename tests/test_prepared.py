@@ -199,7 +199,6 @@ WRONG_TENSORS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("guards", (True, False))
 @pytest.mark.parametrize("wrong", WRONG_TENSORS)
 def test_tensors_that_are_not_alike(wrong, guards, monkeypatch, launches):
@@ -296,6 +295,19 @@ def test_memory_that_is_gone(launches):
         call(other["x"])
 
 
+def test_arrays_that_were_moved_onto_each_other(launches):
+    torch = pytest.importorskip("torch", reason="needs torch, which is not installed: tensors whose memory changes")
+    given = arrays(0, "torch")
+    x, out = given["x"], torch.empty(SHAPES["dy"])
+    call = prepare(conv2d, x, given["w"], given["b"], **OPTIONS, out=out)
+    space = torch.zeros(x.numel() + out.numel())
+    x.data = space[: x.numel()].view(x.shape)
+    out.data = space[x.numel() - 4 : out.numel() + x.numel() - 4].view(out.shape)
+    with pytest.raises(convbackprop.InvalidArgument, match="out shares memory with input"):
+        call()
+    assert launches == []
+
+
 def test_arrays_of_numpy_that_were_resized(launches):
     given = arrays(0)
     x = np.array(given["x"])
@@ -347,6 +359,21 @@ def test_the_variant_is_chosen_once(monkeypatch):
     call(given["x"] * 2)
     assert [each.partition("/")[0] for each in call.variants] == ["forward"]
     assert f"{call!r}" == f"<PreparedCall of conv2d(input, weight, bias) by {call.variants[0]} on cpu>"
+
+
+@pytest.mark.parametrize("library", ("numpy", "torch"))
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_looked_at_more_closely(call, library, monkeypatch):
+    """Each way to call takes the short way (but where one array is given twice, which is not in these)."""
+    given = arrays(0, library)
+    function, arguments, options, read = filled(call, given)
+    expected = function(*arguments, **options)
+    out = expected[0] if call == "conv2d with a mask" else expected
+    monkeypatch.setattr(convbackprop.PreparedCall, "_closer_look", lambda *a: pytest.fail("the long way"))
+    for prepared in (prepare(function, *arguments, **options), prepare(function, *arguments, **options, out=out)):
+        for again in ((), read[:1], read):
+            assert_same(prepared(*again), expected)
+            assert_same(prepared(*again, out=out), expected)
 
 
 @pytest.mark.parametrize("library", ("numpy", "torch"))
