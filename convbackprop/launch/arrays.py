@@ -85,6 +85,9 @@ class Arrays(abc.ABC):
     #: Whether its arrays say nothing about the device to run on, so that CONVBACKPROP_DEVICE may.
     runs_anywhere = False
 
+    #: Whether `alike` is quicker than `glance`.
+    compares = False
+
     def exact_types(self) -> tuple[type, ...]:
         """Return the types that `glance` knows, of which subclasses may differ."""
         return ()
@@ -228,6 +231,7 @@ class TorchArrays(Arrays):
     """torch.Tensor, on the CPU or a GPU."""
 
     title = "torch.Tensor"
+    compares = True
 
     def exact_types(self) -> tuple[type, ...]:  # noqa: D102
         torch = sys.modules["torch"]
@@ -261,14 +265,14 @@ class TorchArrays(Arrays):
         absent = [i for i, tensor in enumerate(given) if tensor is None]
         pick = operator.itemgetter(*(i for i, tensor in enumerate(given) if tensor is not None))
         tensors = pick(given)
+        if any(tensor.data_ptr() % WIDEST for tensor in tensors):
+            return super().alike(given)
         try:
             guards = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         except (AttributeError, TypeError):
             return super().alike(given)
         same, grad_enabled = guards.check, torch.is_grad_enabled
         needs_grad = any(tensor.requires_grad for tensor in tensors)
-        offsets = [tensor.data_ptr() % WIDEST for tensor in tensors]
-        aligned = not any(offsets)
 
         def addresses(others: Sequence[Any]) -> list[int] | None:
             for i in absent:
@@ -286,9 +290,7 @@ class TorchArrays(Arrays):
                     found.append(address)
             except (AttributeError, RuntimeError):  # no tensor, or one without memory of its own
                 return None
-            if bits % WIDEST if aligned else [address % WIDEST for address in found] != offsets:
-                return None
-            if not same(*tensors) or (needs_grad and grad_enabled()):
+            if bits % WIDEST or not same(*tensors) or (needs_grad and grad_enabled()):
                 return None
             return found
 

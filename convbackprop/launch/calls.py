@@ -4,9 +4,9 @@ The long way: `run` has the arguments checked, makes what is missing (results, c
 Where all arrays could be used where they lie, the launches are remembered under everything that decided about them:
 the function, the types, shapes, dtypes and devices of the arrays, their addresses modulo the widest load, and the other
 arguments. The short way: a call that agrees in all this looks the launches up. What is left is what may differ between
-two such calls: memory for the results, whether `out` lies apart, and the addresses. Before it is looked up, a call is
-held against the latest one of its sort: to compare takes less time than to name all that decides. Whatever the short
-way cannot vouch for takes the long one, the only one that refuses anything.
+two such calls: memory for the results, whether `out` lies apart, and the addresses. Before it is looked up, a call on
+tensors is held against the latest one of its sort: to compare them takes less time than to name all that decides.
+Whatever the short way cannot vouch for takes the long one, the only one that refuses anything.
 """
 
 from __future__ import annotations
@@ -429,25 +429,27 @@ def run(
     sequence of array or None
         The results in the order of `function.writes`.
     """
-    key = None
+    key = sort = None
     library = arrays.QUICK.get(type(present[0]))
     if library is not None and _settled(options) and (device is None or type(device) is str):
         where = _device_of_environment() if device is None and library.runs_anywhere else device
         repeat = None
-        try:
-            sort = (function, present[0].shape, present[1].shape, options, flags, where)
-            repeat = _recent.get(sort)
-        except (AttributeError, RuntimeError, TypeError):  # what is no array, or a nested tensor, has no such shape
-            library = None
+        if library.compares:
+            try:
+                sort = (function, present[0].shape, present[1].shape, options, flags, where)
+                repeat = _recent.get(sort)
+            except (AttributeError, RuntimeError, TypeError):  # what is no array, or a nested tensor, has no such shape
+                library = None
         if repeat is not None and (addresses := repeat.alike(present)) is not None:
             if (made := repeat(present, addresses)) is not None:
                 return made
         elif library is not None and (seen := library.glance(present)) is not None:
             facts, addresses = seen
-            key = (sort, facts)
+            key = (function, facts, options, flags, where)
             repeat = _recent.get(key)
             if repeat is not None and (made := repeat(present, addresses)) is not None:
-                _recent.put(sort, repeat)
+                if sort:
+                    _recent.put(sort, repeat)
                 return made
     given = dict(zip(function.reads, present, strict=False))
     outs = dict(zip(function.writes, present[len(given) :], strict=True))
@@ -458,5 +460,6 @@ def run(
     if key is not None and launches is not None and all(a is None or call.library.is_plain(a) for a in present):
         repeat = Repeat(call, launches, present, dict(zip(outs, made, strict=True)))
         _recent.put(key, repeat)
-        _recent.put(sort, repeat)
+        if sort:
+            _recent.put(sort, repeat)
     return made
