@@ -12,25 +12,26 @@ struct NoRing {
     __device__ __forceinline__ explicit NoRing(unsigned char*) {}
 };
 
-// WIDTH columns of a tile; lanes that see more than their own columns of them say so: SHARED.
-template <int WIDTH, bool SHARED>
+// WIDTH columns of a tile; lanes that see more than their own columns of them say so: SHARED. Formed: the type of g.
+template <int WIDTH, bool SHARED, class FormedType = Acc>
 struct GradRing {
+    using Formed = FormedType;
     static constexpr bool HAS_SAVED = ACTIVATION != IDENTITY, IS_FORMED = HAS_SAVED && SHARED;
     using DyRing = RowRing<Scalar, WIDTH, Y_VECTOR>;
     using SavedRing = std::conditional_t<!HAS_SAVED, NoRing,
                                          std::conditional_t<SAVED_MASK, RowRing<MaskByte, WIDTH / 8 + 2, 1>, DyRing>>;
-    static constexpr int FORMED_BYTES = IS_FORMED ? round_up(WIDTH * sizeof(Acc), 16) : 0;
+    static constexpr int FORMED_BYTES = IS_FORMED ? round_up(WIDTH * sizeof(Formed), 16) : 0;
     static constexpr int BYTES = DyRing::BYTES + SavedRing::BYTES + FORMED_BYTES;
     static constexpr int N = COLS * sizeof(Scalar) < 16 ? COLS : 16 / sizeof(Scalar);  // what a lane forms at once
 
     DyRing dy;
     SavedRing saved;
-    Acc* const formed;
+    Formed* const formed;
     const int first;  // column of g, a multiple of Y_VECTOR
 
     __device__ __forceinline__ GradRing(unsigned char* memory, int first)
         : dy(memory), saved(memory + DyRing::BYTES),
-          formed(reinterpret_cast<Acc*>(memory + DyRing::BYTES + SavedRing::BYTES)), first(first) {}
+          formed(reinterpret_cast<Formed*>(memory + DyRing::BYTES + SavedRing::BYTES)), first(first) {}
 
     // plane: n * K + k.
     __device__ __forceinline__ void ask(const Scalar* all_dy, const Saved* all_saved, const Conv2dShape& shape,
@@ -74,6 +75,13 @@ struct GradRing {
             write_row(formed, i, g);
         }
         __syncwarp();
+    }
+    // That row; g is dy itself where there is no activation.
+    __device__ __forceinline__ auto formed_row(int stage) const {
+        if constexpr (HAS_SAVED)
+            return static_cast<const Formed*>(formed);
+        else
+            return dy.row(stage);
     }
     // The window of COUNT columns of that row.
     template <int COUNT>

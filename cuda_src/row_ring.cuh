@@ -83,15 +83,15 @@ __device__ __forceinline__ void read_row(Acc (&values)[COUNT], const T* row, int
             if (i + j < COUNT) values[i + j] = Acc(loaded.elements[j]);
     }
 }
-template <int COUNT>
-__device__ __forceinline__ void write_row(Acc* row, int first, const Acc (&values)[COUNT]) {
-    constexpr int N = Quad<Acc>::N;
+template <int COUNT, class T>
+__device__ __forceinline__ void write_row(T* row, int first, const Acc (&values)[COUNT]) {
+    constexpr int N = Quad<T>::N;
     static_assert(COUNT % N == 0, "whole vectors");
 #pragma unroll
     for (int i = 0; i < COUNT; i += N) {
-        Quad<Acc> vector;
+        Quad<T> vector;
 #pragma unroll
-        for (int j = 0; j < N; ++j) vector.elements[j] = values[i + j];
-        *reinterpret_cast<Quad<Acc>*>(row + first + i) = vector;
+        for (int j = 0; j < N; ++j) vector.elements[j] = T(values[i + j]);
+        *reinterpret_cast<Quad<T>*>(row + first + i) = vector;
     }
 }

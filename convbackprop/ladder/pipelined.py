@@ -59,19 +59,19 @@ def _threads_countable(p: ConvProblem) -> str | None:
 
 
 # -- the rings in shared memory: as in row_ring.cuh and grad_ring.cuh --------------------------------------------------
-def _rows_bytes(width: int, size: int, t: Constants) -> int:
+def rows_bytes(width: int, size: int, t: Constants) -> int:
     """Return what rows of one array take: RowRing::BYTES."""
     return t["STAGES"] * ceil_div(width * size, 16) * 16
 
 
-def _grad_bytes(p: ConvProblem, width: int, shared: bool, t: Constants) -> int:
-    """Return what rows of g take: GradRing::BYTES."""
-    dy = saved = _rows_bytes(width, DTYPES[p.dtype], t)
+def grad_bytes(p: ConvProblem, width: int, formed_size: int, t: Constants) -> int:
+    """Return what rows of g take, and one that is formed for all lanes, of such elements or 0: GradRing::BYTES."""
+    dy = saved = rows_bytes(width, DTYPES[p.dtype], t)
     if p.saved is None:
         return dy
     if p.saved == "mask":
-        saved = _rows_bytes(width // 8 + 2, 1, t)
-    return dy + saved + (ceil_div(width * p.accumulator_bytes, 16) * 16 if shared else 0)
+        saved = rows_bytes(width // 8 + 2, 1, t)
+    return dy + saved + ceil_div(width * formed_size, 16) * 16
 
 
 def _tile_width(taps_across: int, t: Constants) -> int:
@@ -104,17 +104,17 @@ def _march_grid(is_forward: bool) -> Geometry:
 
 
 def _forward_tile(p: ConvProblem, t: Constants) -> int:
-    return _rows_bytes(_tile_width(p.S, t), DTYPES[p.dtype], t)
+    return rows_bytes(_tile_width(p.S, t), DTYPES[p.dtype], t)
 
 
 def _input_grad_tile(p: ConvProblem, t: Constants) -> int:
-    return _grad_bytes(p, _tile_width(p.S, t), True, t)
+    return grad_bytes(p, _tile_width(p.S, t), p.accumulator_bytes, t)
 
 
 # -- kernel_grad and backward ----------------------------------------------------------------------------------------
 def _kernel_grad_tile(p: ConvProblem, t: Constants) -> int:
-    x = _rows_bytes(_tile_width(t["TAP_COLS"], t), DTYPES[p.dtype], t)
-    return x + _grad_bytes(p, t["TILE_LANES"] * t["COLS"], False, t)
+    x = rows_bytes(_tile_width(t["TAP_COLS"], t), DTYPES[p.dtype], t)
+    return x + grad_bytes(p, t["TILE_LANES"] * t["COLS"], 0, t)
 
 
 def _kernel_grad_blocks(p: ConvProblem, t: Constants) -> int:
@@ -134,8 +134,8 @@ def _backward_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> C
 
 
 def _backward_tile(p: ConvProblem, t: Constants) -> int:
-    x = _rows_bytes(t["TILE_LANES"] * t["COLS"], DTYPES[p.dtype], t) if p.dw else 0
-    return x + _grad_bytes(p, _tile_width(p.S, t), True, t)
+    x = rows_bytes(t["TILE_LANES"] * t["COLS"], DTYPES[p.dtype], t) if p.dw else 0
+    return x + grad_bytes(p, _tile_width(p.S, t), p.accumulator_bytes, t)
 
 
 def _backward_blocks(p: ConvProblem, t: Constants) -> int:
@@ -144,12 +144,12 @@ def _backward_blocks(p: ConvProblem, t: Constants) -> int:
 
 
 # -- the entries -----------------------------------------------------------------------------------------------------
-def _unseen(p: ConvProblem, device_kind: str) -> str:
+def unseen(p: ConvProblem, device_kind: str) -> str:
     """Return why "auto" leaves every problem to lower rungs."""
     return "no GPU has run it yet; it is chosen by its name"
 
 
-_COMMON: dict[str, Any] = {"auto_on": ("cuda",), "unproven": True, "auto_not": _unseen}
+_COMMON: dict[str, Any] = {"auto_on": ("cuda",), "unproven": True, "auto_not": unseen}
 _MARCH = (unit_stride, unit_dilation)
 _COUNTABLE = (countable, _threads_countable)
 
