@@ -9,10 +9,10 @@
 //
 // A row is loaded once, and multiplied for all GROUPS of output rows that see it, whose sums a warp keeps in registers.
 //
-// float32: each factor is a sum of two TF32 numbers, high + low, to 23 bits, and a product is low * high + high * low, and
-// then high * high. What is left out, low * low and the last bits of the lows, is at most 8 round-offs of a product. A
-// row's product is formed by itself and added to the sums by an addition that rounds to nearest: tensor cores may cut a
-// sum each time, and that adds up. 16-bit elements are multiplied as they are.
+// float32: each factor is a sum of two TF32 numbers, high + low, to 23 bits. All low * high and high * low of a row are
+// added up, and then all high * high. What is left out, low * low and the last bits of the lows, is at most 8 round-offs
+// of a product. A row's product is formed by itself and added to the sums by an addition that rounds to nearest: tensor
+// cores may cut a sum each time, and that adds up. 16-bit elements are multiplied as they are.
 #pragma once
 #include "mma.cuh"
 #include "row_ring.cuh"
@@ -110,20 +110,21 @@ __device__ __forceinline__ void add_row(Sums (&sums)[GROUPS], const T* row, Band
     for (int j = 0; j < GROUPS; ++j) {
         const int i = f + j * OUT_ROWS;  // it is the i-th row that the group sees
         if (newest - j < 0 || newest - j >= groups || i >= SEEN_ROWS) continue;
+        unsigned right[STEPS][RIGHT_PARTS][2];
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) filter.read(right[step], i, step);
         Sums own = {};
         Sums& product = PRODUCTS > 1 ? own : sums[j];
+        const auto add = [&](int left_part, int right_part) {
 #pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            unsigned right[RIGHT_PARTS][2];
-            filter.read(right, i, step);
+            for (int step = 0; step < STEPS; ++step)
 #pragma unroll
-            for (int t = 0; t < TILES; ++t) {
-                const auto& parts = left[step][t];
-                if constexpr (LEFT_PARTS == 2) multiply_add<Factor>(product[t], parts[1], right[0]);
-                if constexpr (RIGHT_PARTS == 2) multiply_add<Factor>(product[t], parts[0], right[1]);
-                multiply_add<Factor>(product[t], parts[0], right[0]);
-            }
-        }
+                for (int t = 0; t < TILES; ++t)
+                    multiply_add<Factor>(product[t], left[step][t][left_part], right[step][right_part]);
+        };
+        if constexpr (LEFT_PARTS == 2) add(1, 0);
+        if constexpr (RIGHT_PARTS == 2) add(0, 1);
+        add(0, 0);
         if constexpr (PRODUCTS > 1)
 #pragma unroll
             for (int t = 0; t < TILES; ++t)

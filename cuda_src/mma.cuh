@@ -71,6 +71,17 @@ __device__ __forceinline__ void add_by_definition(float (&sums)[4], int lane, Le
     }
 }
 
+// Before sm_80. Not inlined: a kernel has hundreds of products, and there they are only to be right.
+template <class Factor>
+__device__ __noinline__ float4 add_by_shuffles(float4 added, uint4 left, uint2 right) {
+    float sums[] = {added.x, added.y, added.z, added.w};
+    const unsigned left_words[] = {left.x, left.y, left.z, left.w}, right_words[] = {right.x, right.y};
+    add_by_definition<Factor>(
+        sums, threadIdx.x % 32, [&](int from, int i) { return __shfl_sync(0xffffffffu, left_words[i], from); },
+        [&](int from, int i) { return __shfl_sync(0xffffffffu, right_words[i], from); });
+    return make_float4(sums[0], sums[1], sums[2], sums[3]);
+}
+
 // sums += left * right. All lanes of the warp come here.
 template <class Factor>
 __device__ __forceinline__ void multiply_add(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]) {
@@ -89,9 +100,10 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const unsigned (&
     });
     for (int i = 0; i < 4; ++i) sums[i] = mine.sums[i];
 #elif __CUDA_ARCH__ < 800
-    add_by_definition<Factor>(
-        sums, threadIdx.x % 32, [&](int from, int i) { return __shfl_sync(0xffffffffu, left[i], from); },
-        [&](int from, int i) { return __shfl_sync(0xffffffffu, right[i], from); });
+    const float4 added = add_by_shuffles<Factor>(make_float4(sums[0], sums[1], sums[2], sums[3]),
+                                                 make_uint4(left[0], left[1], left[2], left[3]),
+                                                 make_uint2(right[0], right[1]));
+    sums[0] = added.x, sums[1] = added.y, sums[2] = added.z, sums[3] = added.w;
 #else
 #define CONVBACKPROP_MMA(shape, type)                                                                             \
     asm("mma.sync.aligned." shape ".row.col.f32." type "." type                                                   \

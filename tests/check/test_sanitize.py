@@ -145,7 +145,7 @@ MISTAKES = (
     Mistake("forward/pipelined", "pipelined.cu", "__syncwarp();  // row h", "// row h", "race",
             "__pipeline_memcpy_async(rows", "1,1,20,160,1,3,3,padding=1"),
     Mistake("input_grad/pipelined", "grad_ring.cuh", "        __syncwarp();", "", "race",
-            "Quad<Acc>*>(row + first + i) = vector", "1,1,20,160,1,3,3,padding=1"),
+            "Quad<T>*>(row + first + i) = vector", "1,1,20,160,1,3,3,padding=1"),
     # -- synccheck
     Mistake("forward/tiled", "tiled.cu", "if (plane >= Index(shape.N) * shape.K) return;",
             "if (plane >= Index(shape.N) * shape.K || int(threadIdx.y) >= shape.P) return;",
