@@ -60,6 +60,7 @@ CURATED = (
     Curated("1,1,1,300,1,1,9,padding=same", "a single row: 1-D convolution"),
     Curated("1,1,300,1,1,9,1,padding=same", "a single column"),
     Curated("1,1,20,40,1,15,15,padding=same", "a large filter"),
+    Curated("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2", "large filters, not square, of equal terms", "constant"),
     Curated("1,700,2,3,2,1,1", "a long sum over channels of equal terms", "constant"),
     Curated("1,1,256,257,1,3,3,padding=same", "a long sum over pixels of equal terms", "constant"),
     Curated("1,1,1,200000,1,1,3,padding=same", "one long row of equal terms: no part of its sum is short", "constant"),

@@ -55,19 +55,23 @@ def _groups(p: ConvProblem, out_rows: int) -> int:
 def _tunables(is_forward: bool) -> Mapping[str, Tunable]:
     """Return the constants that may be chosen.
 
-    OUT_ROWS: of a group of 8 outputs. TILES: of 16 groups side by side, a warp's. ROWS: of a band. STAGES: rows of a ring,
-    all but one under way.
+    OUT_ROWS: of a group of 8 outputs. TILES: of 16 groups side by side, a warp's. ROWS: of a band. STAGES: rows of a
+    ring, all but one under way.
     """
 
     def out_rows(p: ConvProblem, target: Target) -> int:
-        """Return the groups that take the fewest products, of those whose sums fit the registers."""
+        """Return the groups that take the fewest products, of those whose sums fit the registers.
+
+        Not rows of 8 TF32 numbers, whose left factors two lanes each would read from one bank.
+        """
         height, width = _result(p, is_forward)
 
         def products(rows: int) -> int:
             groups = ceil_div(height, rows) * ceil_div(width, _group_cols(rows))
             return groups * (p.R + rows - 1) * _steps(p, rows, is_forward)
 
-        return min((rows for rows in (4, 2, 1) if 4 * _groups(p, rows) <= _SUM_REGISTERS), key=products)
+        legal = (4, 2) if _factor_bits(p, is_forward) > 16 else (4, 2, 1)
+        return min((rows for rows in legal if 4 * _groups(p, rows) <= _SUM_REGISTERS), key=products)
 
     def tiles(p: ConvProblem, target: Target) -> int:
         """Return as many as the registers hold and the image is wide."""
@@ -155,7 +159,7 @@ def _shared_bytes(is_forward: bool) -> Callable[[ConvProblem, Constants], int]:
 # -- the entries -----------------------------------------------------------------------------------------------------
 def filter_fits(p: ConvProblem) -> str | None:
     """It takes large filters, but not the largest."""
-    if _SMALLEST <= min(p.R, p.S) and max(p.R, p.S) <= _LARGEST:
+    if min(p.R, p.S) >= _SMALLEST and max(p.R, p.S) <= _LARGEST:
         return None
     return f"the filter is {p.R}x{p.S}; it takes those of {_SMALLEST} to {_LARGEST} rows and columns"
 

@@ -20,7 +20,18 @@ from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
 
 #: In the order of the ladder: each rung is meant to be faster than those before it.
-TECHNIQUES = (naive, tiled, register_tiled, coalesced, fused, pipelined, banded, vectorised, implicit_gemm, vectorised_gemm)
+TECHNIQUES = (
+    naive,
+    tiled,
+    register_tiled,
+    coalesced,
+    fused,
+    pipelined,
+    banded,
+    vectorised,
+    implicit_gemm,
+    vectorised_gemm,
+)
 
 #: What `variant` may be in place of a rung: the fastest one, as far as it was measured; and what the rule chooses.
 AUTO, UNTUNED = "auto", "untuned"

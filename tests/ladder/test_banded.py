@@ -1,4 +1,4 @@
-"""What is special about filters as banded matrices on tensor cores: their sizes, a tile's edges, factors in parts, NaN."""
+"""What is special about filters as banded matrices on tensor cores: sizes, a tile's edges, factors in parts, NaN."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def test_every_width(quick, variant, dtype):
     found = []
     for width in (*range(1, 12), 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 127, 128, 129, 131):
         for offset in (0, 1):
-            found += faults(variant, quick, f"2,2,7,{width},2,7,9,padding=same,groups=2", "integers", offset, dtype=dtype)
+            text = f"2,2,7,{width},2,7,9,padding=same,groups=2"
+            found += faults(variant, quick, text, "integers", offset, dtype=dtype)
     assert found == []
 
 
@@ -57,7 +58,8 @@ def test_every_height(quick, variant):
 )  # fmt: skip
 def test_every_filter(quick, variant, dtype, rows, columns):
     found = []
-    for text in (f"1,1,34,37,1,{rows},{columns},padding=same", f"1,2,{rows + 3},{columns + 9},2,{rows},{columns},groups=2"):
+    size = f"{rows},{columns}"
+    for text in (f"1,1,34,37,1,{size},padding=same", f"1,2,{rows + 3},{columns + 9},2,{size},groups=2"):
         for data in ("normal", "constant"):
             found += faults(variant, quick, text, data, dtype=dtype)
     assert found == []
@@ -82,9 +84,9 @@ LOW_BITS = (1 + 2.0**-11 - 2.0**-14, 1 + 2.0**-12 + 2.0**-23)
 SUMS = "1,1,24,40,1,15,15,padding=same"
 
 
-def given_low_bits(variant, x_value, w_value, dtype="float32", **changes):
-    """Return a problem and its inputs: one value for all pixels, one for all taps, and signs that alternate."""
-    problem = ConvProblem.parse(SUMS, dtype=dtype, bias=variant is FORWARD, **changes)
+def given_low_bits(variant, x_value, w_value):
+    """Return a problem and its inputs: one value for all pixels, one for all taps."""
+    problem = ConvProblem.parse(SUMS, bias=variant is FORWARD)
     given = check.inputs(variant.pass_name, problem)
     image = "x" if variant is FORWARD else "dy"
     for name, value in ((image, x_value), ("w", w_value)):
@@ -109,8 +111,7 @@ def test_low_bits_of_float32_matter(quick, variant, x_value, w_value, signs):
 def test_a_part_that_is_left_out_shows(quick, variant, part, x_value, w_value, tmp_path):
     wrong = replaced(str(variant), "band.cuh", f"add{part};", ";", tmp_path)
     problem, given = given_low_bits(variant, x_value, w_value)
-    (fault, *_) = check.check(wrong, problem, quick, given=given).faults
-    assert "225 of" in fault or "elements" in fault
+    assert check.check(wrong, problem, quick, given=given).faults != []
     assert check.check(variant, problem, quick, given=given).faults == []
 
 
@@ -127,7 +128,7 @@ def test_a_gradient_of_16_bits_is_not_rounded_before_it_is_multiplied(quick, tmp
     assert check.check(wrong, problem, quick, given=given).faults != []
 
 
-# -- what is no number ---------------------------------------------------------------------------------------------------
+# -- what is no number ------------------------------------------------------------------------------------------------
 @each_variant
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, "largest"], ids=str)

@@ -201,7 +201,7 @@ def test_the_longest_axis(cpu, variant, axis):
     size = 2**31 - 1
     problem = ConvProblem.parse(f"1,1,{f'{size},1' if axis == 'column' else f'1,{size}'},1,1,1,dtype=float16")
     if sentence := variant.refusal(problem):
-        assert any(words in sentence for words in ("it counts", "one channel and one filter")), sentence
+        assert any(words in sentence for words in ("it counts", "one channel and one filter", "the filter")), sentence
         pytest.skip(sentence)
     arrays = arrays_of(variant.pass_name, problem)
     source, result = ("x", "y") if variant.pass_name == "forward" else ("dy", "dx")

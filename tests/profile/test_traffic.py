@@ -156,6 +156,9 @@ def test_no_bank_conflicts(variant, size):
     problem = ConvProblem.parse(f"1,1,256,512,1,{size},{size},padding=same", bias=True, activation="relu")
     if variant.refusal(problem):
         problem = ConvProblem.parse(f"2,64,14,16,64,{size},{size},padding=same", bias=True, activation="relu")
+    if variant.refusal(problem):
+        problem = ConvProblem.parse(f"1,1,256,512,1,{3 * size},{3 * size},padding=same", bias=True, activation="relu")
+    assert variant.refusal(problem) is None
     for kernel in traffic(variant, problem, blocks=4):
         for line in kernel.lines:
             assert line.wavefronts == line.least_wavefronts, (kernel.entry, line)

@@ -79,6 +79,7 @@ _READ = "__syncthreads();  // nobody reads the tile any more"
 _LARGE_FILTER, _WIDE_FILTER = ("1,1,20,40,1,15,15,padding=same",), ("1,1,1,300,1,1,9,padding=same",)
 _SEVERAL_BLOCKS, _SPLIT = ("1,1,256,257,1,3,3,padding=same",), ("2,2,5,6,3,3,3,padding=4x5",)
 _WHOLE_TILES, _POINTWISE = ("1,64,5,6,128,3,3,padding=1",), ("2,64,4,6,64,1,1",)
+_EQUAL_TERMS = ("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2",)
 _STRIDED = ("1,33,13,13,66,3,3,stride=2,padding=1",)
 
 _TABLE = {
@@ -311,6 +312,54 @@ _TABLE = {
                  "if (NEED_DX && first_w + j + X_VECTOR < shape.W)"),
         Mutation(_ANEW, "if (meets_padding && is_nan)", "if (false)", shown_in="nonfinite"),
         Mutation("the padding is multiplied by infinite taps", "is_nan |= isnan(dx_row[j]);", "", shown_in="nonfinite"),
+    ),
+    "forward/banded": (
+        Mutation("the band lies one column further", "padded(word - OUT_COLS)", "padded(word - OUT_COLS + 1)",
+                 file="band.cuh"),
+        Mutation("a left factor's rows are exchanged", "from + i % 2 * 8 * OUT_COLS + i / 2 * 4 * Factor::PER_WORD",
+                 "from + i / 2 * 8 * OUT_COLS + i % 2 * 4 * Factor::PER_WORD", file="band.cuh"),
+        Mutation("a group's rows of outputs are upside down", "(FIRST - a) * PITCH", "a * PITCH", file="band.cuh"),
+        Mutation("the last columns of the filter are dropped", "BAND = round_up(FILTER_S + OUT_COLS - 1, Factor::K)",
+                 "BAND = (FILTER_S + OUT_COLS - 1) / Factor::K * Factor::K", file="band.cuh", shown_by=_EQUAL_TERMS),
+        Mutation("low parts of x are left out", "add(1, 0);", ";", file="band.cuh", shown_by=_EQUAL_TERMS),
+        Mutation("low parts of the filter are left out", "add(0, 1);", ";", file="band.cuh", shown_by=_EQUAL_TERMS),
+        Mutation("two 16-bit taps of an odd column lie in other words", "run = IS_TF32 ? 0 : b % 2;", "run = 0;",
+                 file="band.cuh"),
+        Mutation("a row's product takes the place of the sums", "sums[j][t][e] += own[t][e]",
+                 "sums[j][t][e] = own[t][e]", file="band.cuh"),
+        Mutation("the last group of rows is dropped", "newest - j >= groups ||", "newest - j >= groups - 1 ||",
+                 file="band.cuh"),
+        Mutation("groups begin a row apart", "const int i = f + j * OUT_ROWS;", "const int i = f + j;",
+                 file="band.cuh"),
+        Mutation("a new group goes on with the sums of the last one", "j > 0 ? sums[j - 1][t][e] : 0;",
+                 "sums[j > 0 ? j - 1 : 0][t][e];", file="band.cuh"),
+        Mutation("the last column of an odd number is not stored", "if (col < columns) row[col]",
+                 "if (col + 1 < columns) row[col]", file="band.cuh"),
+        Mutation("the rows of mma's sums are exchanged", "i / 2 + word / 4 * 2);", "1 - i / 2 + word / 4 * 2);",
+                 file="mma.cuh"),
+        Mutation("the second half of mma's products is dropped", "word < 8; ++word", "word < 4; ++word",
+                 file="mma.cuh"),
+        Mutation("a row is brought to the place of the one in use", "stage ? stage - 1 : STAGES - 1", "stage"),
+        Mutation("the filter is flipped", "taps[r * FILTER_S + s]", "taps[(FILTER_R - r) * FILTER_S - 1 - s]"),
+        Mutation("what zeros of the band have made NaN is left as it is", "is_nan |=", "is_nan &=",
+                 shown_in="nonfinite"),
+        Mutation("only what is beside the padding is formed anew", "form_y_anew<EVERYWHERE>", "form_y_anew",
+                 shown_in="nonfinite"),
+    ),
+    "input_grad/banded": (
+        Mutation("the filter is not turned", "taps[-(r * FILTER_S + s)]",
+                 "taps[(r + 1 - FILTER_R) * FILTER_S + s + 1 - FILTER_S]"),
+        Mutation("left and right padding are exchanged", "left = FILTER_S - 1 - shape.pad_left",
+                 "left = shape.pad_left", shown_by=_EQUAL_TERMS),
+        Mutation("phi' is forgotten", "times_derivative(g[j], outputs[j])", "g[j]", file="grad_ring.cuh"),
+        Mutation("g is not formed", "ring.form_row(stage);", "if (stage) ring.form_row(stage);"),
+        Mutation("the last row of a band is not written", "if (h >= first_h && h < end_h)",
+                 "if (h >= first_h && h < end_h - 1)"),
+        Mutation("low parts of g are left out", "add(1, 0);", ";", file="band.cuh", shown_by=_EQUAL_TERMS),
+        Mutation("what zeros of the band have made NaN is left as it is", "is_nan |=", "is_nan &=",
+                 shown_in="nonfinite"),
+        Mutation("only what is beside the border is formed anew", "form_dx_anew<EVERYWHERE>", "form_dx_anew",
+                 shown_in="nonfinite"),
     ),
     "forward/register_tiled": (
         Mutation("the last column of the filter is dropped", "first_s + s >= shape.S", "first_s + s >= shape.S - 1"),

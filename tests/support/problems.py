@@ -23,6 +23,7 @@ MORE = (
     Curated("1,1,5,5,1,2,2,dilation=4", "a dilated filter as large as the image"),
     Curated("1,1,4,23,3,4,9,stride=1x2,padding=1:6x0:2,dilation=1x3", "g is narrower than a phase of the pixels"),
     Curated("1,2,4,5,2,3,3,padding=0:6x6:0", "padding on two sides only, twice the filter"),
+    Curated("1,1,36,40,1,31,31,padding=same", "the largest filter of those that a rung has in shared memory"),
     Curated("7,1,2,2,1,2,2", "many images of one output pixel: the batch is the only long axis"),
 )
 
