@@ -13,6 +13,9 @@
 // added up, and then all high * high. What is left out, low * low and the last bits of the lows, is at most 8 round-offs
 // of a product. A row's product is formed by itself and added to the sums by an addition that rounds to nearest: tensor
 // cores may cut a sum each time, and that adds up. 16-bit elements are multiplied as they are.
+//
+// Both factors are multiplied by SCALE before, and the sums by UNSCALE after: so no part of a number is subnormal, down to
+// float32's smallest one. What overflows thereby, from 2^80 on, comes out infinite or NaN, and is formed anew.
 #pragma once
 #include "mma.cuh"
 #include "row_ring.cuh"
@@ -22,6 +25,7 @@ constexpr bool IS_TF32 = FACTOR_BITS > 16;
 using Factor = std::conditional_t<IS_TF32, Tf32, std::conditional_t<std::is_same_v<Scalar, __half>, Float16, Bfloat16>>;
 static_assert(IS_TF32 || sizeof(Scalar) == 2, "16-bit factors are elements as they are");
 // PRODUCTS: 3 of two parts of each factor; 2 where the filter's taps are TF32 numbers as they are; 1 of one part of each.
+constexpr float SCALE = IS_TF32 ? 16777216.0f : 1.0f, UNSCALE = 1 / SCALE / SCALE;  // 2^24
 constexpr int LEFT_PARTS = PRODUCTS > 1 ? 2 : 1, RIGHT_PARTS = PRODUCTS > 2 ? 2 : 1;
 
 constexpr int OUT_COLS = 8 / OUT_ROWS, TILE_COLS = TILES * 16 * OUT_COLS;
@@ -52,7 +56,7 @@ struct BandedFilter {
                 return 0 <= r && r < FILTER_R && 0 <= s && s < FILTER_S ? tap(r, s) : Scalar(0.0f);
             };
             if constexpr (IS_TF32) {
-                const float value = to_acc(padded(word - OUT_COLS));
+                const float value = to_acc(padded(word - OUT_COLS)) * SCALE;
                 const unsigned high = tf32_word(value);
                 words[i] = run == 0 ? high : tf32_rest(value, high);
             } else {
@@ -81,7 +85,7 @@ __device__ __forceinline__ void read_left(unsigned (&parts)[LEFT_PARTS][4], cons
     for (int i = 0; i < 4; ++i) {
         const T* const at = from + i % 2 * 8 * OUT_COLS + i / 2 * 4 * Factor::PER_WORD;
         if constexpr (IS_TF32) {
-            const float value = float(*at);
+            const float value = float(*at) * SCALE;
             parts[0][i] = tf32_word(value);
             if constexpr (LEFT_PARTS == 2) parts[1][i] = tf32_rest(value, parts[0][i]);
         } else if constexpr (LEAD % 2 == 0) {

@@ -3,12 +3,12 @@
 // The padding is no pixel: a tap over it adds nothing to a sum. Rungs that multiply it as zeros make NaN where the tap
 // is infinite or NaN. A thread that may have met one looks through what it has written, and forms anew what is NaN and
 // has padding in its window. That is rare, and short where the pixels alone give NaN, too: a sum ends as soon as it is.
-// A rung that multiplies pixels beside the window by zeros too forms anew what is NaN EVERYWHERE.
+// A rung that multiplies pixels beside the window by zeros too forms anew whatever is NOT_FINITE.
 #pragma once
 #include "activation.cuh"
 #include "long_sum.cuh"
 
-enum Where { BESIDE_PADDING, EVERYWHERE };
+enum FormedAnew { NAN_BESIDE_PADDING, NOT_FINITE };
 
 // Whether there is padding in the windows of rows first_p to end_p - 1 and columns first_q to end_q - 1 of y.
 __device__ __forceinline__ bool meets_padding(const Conv2dShape& shape, int first_p, int end_p, int first_q,
@@ -37,17 +37,17 @@ __device__ __forceinline__ Scalar y_of_pixels(const Scalar* x, const Scalar* w, 
 
 // What is NaN in some rows and columns of plane n * K + k; and its bits, where there is a mask whose bytes are the
 // thread's own.
-template <Where WHERE = BESIDE_PADDING>
+template <FormedAnew WHAT = NAN_BESIDE_PADDING>
 __device__ __forceinline__ void form_y_anew(Scalar* y, MaskByte* mask, const Scalar* x, const Scalar* w,
                                             const Scalar* b, const Conv2dShape& shape, Index plane, int first_p,
                                             int end_p, int first_q, int end_q) {
-    if (WHERE != EVERYWHERE && !meets_padding(shape, first_p, end_p, first_q, end_q)) return;
+    if (WHAT != NOT_FINITE && !meets_padding(shape, first_p, end_p, first_q, end_q)) return;
     for (int p = first_p; p < end_p; ++p)
         for (int q = first_q; q < end_q; ++q) {
             const Index row = plane * shape.P + p;
             Scalar& element = y[row * shape.Q + q];
-            if (!isnan(to_acc(element))) continue;
-            if (WHERE != EVERYWHERE && !meets_padding(shape, p, p + 1, q, q + 1)) continue;
+            if (WHAT == NOT_FINITE ? isfinite(to_acc(element)) : !isnan(to_acc(element))) continue;
+            if (WHAT != NOT_FINITE && !meets_padding(shape, p, p + 1, q, q + 1)) continue;
             element = y_of_pixels(x, w, b, shape, plane / shape.K, plane % shape.K, p, q);
             if (mask && to_acc(element) <= 0) mask[row * mask_row_bytes(shape) + q / 8] &= ~(1 << q % 8);
         }

@@ -5,7 +5,7 @@
 #include "activation.cuh"
 #include "long_sum.cuh"
 
-enum Where { BESIDE_BORDER, EVERYWHERE };
+enum FormedAnew { NAN_BESIDE_BORDER, NOT_FINITE };
 
 // Whether the taps reach beyond g from rows first_h to end_h - 1 and columns first_w to end_w - 1 of dx.
 __device__ __forceinline__ bool reaches_beyond(const Conv2dShape& shape, int first_h, int end_h, int first_w,
@@ -37,15 +37,16 @@ __device__ __forceinline__ Scalar dx_of_pixels(const Scalar* dy, const Saved* sa
 }
 
 // What is NaN in some rows and columns of plane n * C + c.
-template <Where WHERE = BESIDE_BORDER>
+template <FormedAnew WHAT = NAN_BESIDE_BORDER>
 __device__ __forceinline__ void form_dx_anew(Scalar* dx, const Scalar* dy, const Saved* saved, const Scalar* w,
                                              const Scalar* b, const Conv2dShape& shape, Index plane, int first_h,
                                              int end_h, int first_w, int end_w) {
-    if (WHERE != EVERYWHERE && !reaches_beyond(shape, first_h, end_h, first_w, end_w)) return;
+    if (WHAT != NOT_FINITE && !reaches_beyond(shape, first_h, end_h, first_w, end_w)) return;
     for (int h = first_h; h < end_h; ++h)
         for (int w_ = first_w; w_ < end_w; ++w_) {
             Scalar& element = dx[(plane * shape.H + h) * shape.W + w_];
-            if (isnan(to_acc(element)) && (WHERE == EVERYWHERE || reaches_beyond(shape, h, h + 1, w_, w_ + 1)))
+            if (WHAT == NOT_FINITE ? isfinite(to_acc(element)) : !isnan(to_acc(element))) continue;
+            if (WHAT == NOT_FINITE || reaches_beyond(shape, h, h + 1, w_, w_ + 1))
                 element = dx_of_pixels(dy, saved, w, b, shape, plane / shape.C, plane % shape.C, h, w_);
         }
 }

@@ -112,10 +112,13 @@ def some_kind(rng: random.Random) -> Kind:
 
 
 def taken_by(variant: Variant, kind: Kind) -> Kind:
-    """Return the kind, without a mask if that is all for which the variant refuses it: a file of one's own may."""
-    probe = ConvProblem.parse("1,2,40,40,2,3,3,groups=2,padding=1", **kind)
-    only_mask = variant.refusal(probe) and not variant.refusal(probe.with_(mask=False))
-    return {**kind, "mask": False} if only_mask else kind
+    """Return the kind, but for a mask or a dtype if that is all for which the variant refuses it."""
+    for change in ({}, {"mask": False}, {"dtype": "float32"}):
+        taken = {**kind, **change}
+        probes = (ConvProblem.parse(f"1,2,40,40,2,{size},{size},groups=2,padding=1", **taken) for size in (3, 9))
+        if any(variant.refusal(probe) is None for probe in probes):
+            return taken
+    return kind
 
 
 def some_filter(variant: Variant, kind: Kind, rng: random.Random) -> Filter:

@@ -3,8 +3,8 @@
 //
 // On tensor cores: one warp computes a tile of TILE_COLS columns down a band of ROWS rows, by products of rows of x with
 // the filter as a banded matrix (band.cuh). Rows are brought to shared memory STAGES - 1 ahead, as the rung below does. The
-// matrix also multiplies pixels beside an output's window, by zeros: where one of them is infinite or NaN, what has become
-// NaN is formed anew, of the window's pixels alone.
+// matrix also multiplies pixels beside an output's window, by zeros: where one of them is infinite or NaN, what is not
+// finite then is formed anew, of the window's pixels alone.
 //
 // What limits it: no GPU has run it. Expected is the tensor cores' rate: of 15x15 filters in float32, three products a
 // pixel's, about as long as the multiply-adds of other rungs would take at their peak; in 16 bits, and at 31x31, a fraction.
@@ -46,7 +46,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     const Acc bias = b ? to_acc(b[k]) : Acc(0);
     Sums sums[GROUPS] = {};
     const int groups = (end_p - first_p + OUT_ROWS - 1) / OUT_ROWS;  // of output rows
-    bool is_nan = false;
+    bool is_finite = true;
     int h = first_h, stage = 0;  // where row h is
 #pragma unroll 1
     for (int newest = 0; newest < groups + GROUPS - 1; ++newest) {
@@ -64,16 +64,16 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
 #pragma unroll
             for (int i = 0; i < TILES * 2; ++i) {
                 const float* const own = &sums[GROUPS - 1][i / 2][i % 2 * 2];
-                const Acc pair[] = {activate(bias + own[0]), activate(bias + own[1])};
-                is_nan |= isnan(pair[0]) || isnan(pair[1]);
+                const Acc pair[] = {activate(bias + own[0] * UNSCALE), activate(bias + own[1] * UNSCALE)};
+                is_finite &= isfinite(pair[0]) && isfinite(pair[1]);
                 store_pair<Y_VECTOR>(y + (Index(plane) * shape.P + p) * shape.Q,
                                      tile_q + (i * 8 + lane() / 4) * OUT_COLS + out_col(), shape.Q, pair);
             }
         next_group(sums);
     }
     __pipeline_wait_prior(0);  // nothing is under way to shared memory that may soon be another block's
-    if (!__any_sync(0xffffffffu, is_nan)) return;
+    if (__all_sync(0xffffffffu, is_finite)) return;
     __syncwarp();  // what other lanes have stored is seen
     for (int q = tile_q + lane(); q < min(tile_q + TILE_COLS, shape.Q); q += 32)
-        form_y_anew<EVERYWHERE>(y, nullptr, x, w, b, shape, plane, first_p, end_p, q, q + 1);
+        form_y_anew<NOT_FINITE>(y, nullptr, x, w, b, shape, plane, first_p, end_p, q, q + 1);
 }

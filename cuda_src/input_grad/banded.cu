@@ -45,7 +45,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
 
     Sums sums[GROUPS] = {};
     const int groups = (end_h - first_h + OUT_ROWS - 1) / OUT_ROWS;  // of rows of dx
-    bool is_nan = false;
+    bool is_finite = true;
     int p = first_p, stage = 0;  // where row p is
 #pragma unroll 1
     for (int newest = 0; newest < groups + GROUPS - 1; ++newest) {
@@ -66,16 +66,16 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
 #pragma unroll
             for (int i = 0; i < TILES * 2; ++i) {
                 const float* const own = &sums[GROUPS - 1][i / 2][i % 2 * 2];
-                const Acc pair[] = {dx_result(own[0], b, c), dx_result(own[1], b, c)};
-                is_nan |= isnan(pair[0]) || isnan(pair[1]);
+                const Acc pair[] = {dx_result(own[0] * UNSCALE, b, c), dx_result(own[1] * UNSCALE, b, c)};
+                is_finite &= isfinite(pair[0]) && isfinite(pair[1]);
                 store_pair<X_VECTOR>(dx + (Index(plane) * shape.H + h) * shape.W,
                                      tile_w + (i * 8 + lane() / 4) * OUT_COLS + out_col(), shape.W, pair);
             }
         next_group(sums);
     }
     __pipeline_wait_prior(0);  // nothing is under way to shared memory that may soon be another block's
-    if (!__any_sync(0xffffffffu, is_nan)) return;
+    if (__all_sync(0xffffffffu, is_finite)) return;
     __syncwarp();  // what other lanes have stored is seen
     for (int w_ = tile_w + lane(); w_ < min(tile_w + TILE_COLS, shape.W); w_ += 32)
-        form_dx_anew<EVERYWHERE>(dx, dy, saved, w, b, shape, plane, first_h, end_h, w_, w_ + 1);
+        form_dx_anew<NOT_FINITE>(dx, dy, saved, w, b, shape, plane, first_h, end_h, w_, w_ + 1);
 }

@@ -148,7 +148,7 @@ MISTAKES = (
     Mistake("input_grad/pipelined", "grad_ring.cuh", "        __syncwarp();", "", "race",
             "Quad<T>*>(row + first + i) = vector", "1,1,20,160,1,3,3,padding=1"),
     Mistake("forward/banded", "banded.cu", "__pipeline_wait_prior(STAGES - 2);", "__pipeline_wait_prior(STAGES - 1);",
-            "uninitialised read", "const float value = float(*at);", LARGE),
+            "uninitialised read", "const float value = float(*at) * SCALE;", LARGE),
     Mistake("forward/banded", "banded.cu", "__syncwarp();  // row h", "// row h", "race",
             "__pipeline_memcpy_async(rows", LARGE),
     Mistake("forward/banded", "banded.cu", "__syncthreads();  // the filter is there", "", "race", "words[i] = ",

@@ -18,6 +18,11 @@ FORWARD, INPUT_GRAD = (select(f"{name}/banded")[0] for name in ("forward", "inpu
 each_variant = pytest.mark.parametrize("variant", [FORWARD, INPUT_GRAD], ids=str)
 
 
+def image_of(variant):
+    """Return the name of what is correlated with the filter."""
+    return "x" if variant.pass_name == "forward" else "dy"
+
+
 def faults(variant, device, text, data="normal", offset=0, **changes):
     problem = ConvProblem.parse(text, **{"bias": True, "activation": "relu", **changes})
     return [f"{problem}: {fault}" for fault in check.check(variant, problem, device, data, offset=offset).faults]
@@ -88,8 +93,7 @@ def given_low_bits(variant, x_value, w_value):
     """Return a problem and its inputs: one value for all pixels, one for all taps."""
     problem = ConvProblem.parse(SUMS, bias=variant is FORWARD)
     given = check.inputs(variant.pass_name, problem)
-    image = "x" if variant is FORWARD else "dy"
-    for name, value in ((image, x_value), ("w", w_value)):
+    for name, value in ((image_of(variant), x_value), ("w", w_value)):
         given[name] = np.full_like(given[name], value)
     return problem, given
 
@@ -128,6 +132,29 @@ def test_a_gradient_of_16_bits_is_not_rounded_before_it_is_multiplied(quick, tmp
     assert check.check(wrong, problem, quick, given=given).faults != []
 
 
+def faults_of_scaled(variant, device, exponents):
+    problem = ConvProblem.parse(SUMS, bias=False)
+    given = check.inputs(variant.pass_name, problem)
+    for name, exponent in zip((image_of(variant), "w"), exponents, strict=True):
+        given[name] = np.ldexp(given[name], exponent)
+    return check.check(variant, problem, device, given=given).faults
+
+
+@each_variant
+@pytest.mark.parametrize(
+    "exponents", [(-149, 0), (-130, 10), (-126, -15), (0, -149), (12, -135), (-70, -60), (70, 30)], ids=str
+)
+def test_small_and_large_numbers_have_low_bits_too(quick, variant, exponents):
+    """Subnormal numbers, numbers whose low parts would be, and sums that are too large once they are scaled."""
+    assert faults_of_scaled(variant, quick, exponents) == []
+
+
+@each_variant
+def test_without_a_scale_small_numbers_have_no_low_bits(quick, variant, tmp_path):
+    wrong = replaced(str(variant), "band.cuh", "IS_TF32 ? 16777216.0f : 1.0f", "1.0f", tmp_path)
+    assert faults_of_scaled(wrong, quick, (-130, 10)) != []
+
+
 # -- what is no number ------------------------------------------------------------------------------------------------
 @each_variant
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -136,7 +163,7 @@ def test_a_zero_of_the_band_meets_no_infinity(quick, variant, dtype, value):
     """A pixel that is no number reaches the outputs whose windows hold it, and no others."""
     for text in ("1,1,21,70,1,9,9,padding=same", "1,1,21,70,1,9,10"):
         problem = ConvProblem.parse(text, dtype=dtype, bias=True, activation="relu")
-        image = "x" if variant is FORWARD else "dy"
+        image = image_of(variant)
         for h, w_ in ((0, 0), (10, 35), (12, 60)):
             given = check.inputs(variant.pass_name, problem)
             number = float(np.finfo(given[image].dtype).max) if value == "largest" else value

@@ -341,9 +341,9 @@ _TABLE = {
                  file="mma.cuh"),
         Mutation("a row is brought to the place of the one in use", "stage ? stage - 1 : STAGES - 1", "stage"),
         Mutation("the filter is flipped", "taps[r * FILTER_S + s]", "taps[(FILTER_R - r) * FILTER_S - 1 - s]"),
-        Mutation("what zeros of the band have made NaN is left as it is", "is_nan |=", "is_nan &=",
+        Mutation("what zeros of the band have made NaN is left as it is", "is_finite &=", "is_finite |=",
                  shown_in="nonfinite"),
-        Mutation("only what is beside the padding is formed anew", "form_y_anew<EVERYWHERE>", "form_y_anew",
+        Mutation("only what is beside the padding is formed anew", "form_y_anew<NOT_FINITE>", "form_y_anew",
                  shown_in="nonfinite"),
     ),
     "input_grad/banded": (
@@ -356,9 +356,9 @@ _TABLE = {
         Mutation("the last row of a band is not written", "if (h >= first_h && h < end_h)",
                  "if (h >= first_h && h < end_h - 1)"),
         Mutation("low parts of g are left out", "add(1, 0);", ";", file="band.cuh", shown_by=_EQUAL_TERMS),
-        Mutation("what zeros of the band have made NaN is left as it is", "is_nan |=", "is_nan &=",
+        Mutation("what zeros of the band have made NaN is left as it is", "is_finite &=", "is_finite |=",
                  shown_in="nonfinite"),
-        Mutation("only what is beside the border is formed anew", "form_dx_anew<EVERYWHERE>", "form_dx_anew",
+        Mutation("only what is beside the border is formed anew", "form_dx_anew<NOT_FINITE>", "form_dx_anew",
                  shown_in="nonfinite"),
     ),
     "forward/register_tiled": (
