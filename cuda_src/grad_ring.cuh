@@ -68,13 +68,14 @@ struct GradRing {
     }
     // The tile's lanes form g of a row that is there; ends with a __syncwarp, if there is anything to form.
     __device__ __forceinline__ void form_row(int stage) {
-        if constexpr (!IS_FORMED) return;
-        for (int i = tile_lane() * N; i < WIDTH; i += TILE_LANES * N) {
-            Acc g[N];
-            form(g, stage, i);
-            write_row(formed, i, g);
+        if constexpr (IS_FORMED) {
+            for (int i = tile_lane() * N; i < WIDTH; i += TILE_LANES * N) {
+                Acc g[N];
+                form(g, stage, i);
+                write_row(formed, i, g);
+            }
+            __syncwarp();
         }
-        __syncwarp();
     }
     // That row; g is dy itself where there is no activation.
     __device__ __forceinline__ auto formed_row(int stage) const {
