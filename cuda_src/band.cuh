@@ -1,31 +1,32 @@
 // A plane correlated with a filter by mma.sync (mma.cuh), one row of the plane at a time: there the filter is a band.
 //
-// The 8 columns of mma's sums are a group of outputs that lie together, OUT_ROWS rows of OUT_COLS; its 16 rows are 16 such
-// groups side by side. For one row of the plane, row m of the left factor is that row from column m * OUT_COLS on, as it
-// lies in shared memory: nothing is copied. The right factor has the filter's taps where an output sees them: output
-// (a,b) meets column k of the row, the i-th that its group sees, by tap (i - a, k - b), and by a zero where there is no
-// such tap. Of the factors' cells FILTER_R * FILTER_S in SEEN_ROWS * BAND are taps: 78 % of a 15x15 filter for groups of
-// 4 x 2 outputs.
+// The 8 columns of mma's sums are a group of outputs that lie together, OUT_ROWS rows of OUT_COLS; its 16 rows are 16
+// such groups side by side. For one row of the plane, row m of the left factor is that row from column m * OUT_COLS on,
+// as it lies in shared memory: nothing is copied. The right factor has the filter's taps where an output sees them:
+// output (a,b) meets column k of the row, the i-th that its group sees, by tap (i - a, k - b), and by a zero where
+// there is no such tap. Of the factors' cells FILTER_R * FILTER_S in SEEN_ROWS * BAND are taps: 78 % of a 15x15 filter
+// for groups of 4 x 2 outputs.
 //
 // A row is loaded once, and multiplied for all GROUPS of output rows that see it, whose sums a warp keeps in registers.
 //
 // float32: each factor is a sum of two TF32 numbers, high + low, to 23 bits. All low * high and high * low of a row are
-// added up, and then all high * high. What is left out, low * low and the last bits of the lows, is at most 8 round-offs
-// of a product. A row's product is formed by itself and added to the sums by an addition that rounds to nearest: tensor
-// cores may cut a sum each time, and that adds up. 16-bit elements are multiplied as they are.
+// added up, and then all high * high. What is left out, low * low and the last bits of the lows, is at most 8
+// round-offs of a product. A row's product is formed by itself and added to the sums by an addition that rounds to
+// nearest: tensor cores may cut a sum each time, and that adds up. 16-bit elements are multiplied as they are.
 //
-// Both factors are multiplied by SCALE before, and the sums by UNSCALE after: so no part of a number is subnormal, down to
-// float32's smallest one. What overflows thereby, from 2^80 on, comes out infinite or NaN, and is formed anew.
+// Both factors are multiplied by SCALE before, and the sums by UNSCALE after: so no part of a number is subnormal, down
+// to float32's smallest one. What overflows thereby, from 2^80 on, comes out infinite or NaN, and is formed anew.
 #pragma once
 #include "mma.cuh"
 #include "row_ring.cuh"
 
 // What is multiplied: elements of 16 bits, or TF32 numbers.
 constexpr bool IS_TF32 = FACTOR_BITS > 16;
-using Factor = std::conditional_t<IS_TF32, Tf32, std::conditional_t<std::is_same_v<Scalar, __half>, Float16, Bfloat16>>;
+using Element = std::conditional_t<std::is_same_v<Scalar, __half>, Float16, Bfloat16>;
+using Factor = std::conditional_t<IS_TF32, Tf32, Element>;
 static_assert(IS_TF32 || sizeof(Scalar) == 2, "16-bit factors are elements as they are");
-// PRODUCTS: 3 of two parts of each factor; 2 where the filter's taps are TF32 numbers as they are; 1 of one part of each.
 constexpr float SCALE = IS_TF32 ? 16777216.0f : 1.0f, UNSCALE = 1 / SCALE / SCALE;  // 2^24
+// PRODUCTS: 3 of two parts of each factor; 2 where the filter's taps are TF32 numbers as they are; 1 of one part each.
 constexpr int LEFT_PARTS = PRODUCTS > 1 ? 2 : 1, RIGHT_PARTS = PRODUCTS > 2 ? 2 : 1;
 
 constexpr int OUT_COLS = 8 / OUT_ROWS, TILE_COLS = TILES * 16 * OUT_COLS;
@@ -99,8 +100,8 @@ __device__ __forceinline__ void read_left(unsigned (&parts)[LEFT_PARTS][4], cons
 
 using Sums = float[TILES][4];
 
-// Adds a row of the plane, the f-th of the newest group's, to the sums of the groups of output rows that see it, of which
-// there are so many: sums[j] are those of group newest - j.
+// Adds a row of the plane, the f-th of the newest group's, to the sums of the groups of output rows that see it, of
+// which there are so many: sums[j] are those of group newest - j.
 template <class T>
 __device__ __forceinline__ void add_row(Sums (&sums)[GROUPS], const T* row, BandedFilter filter, int f, int newest,
                                         int groups) {

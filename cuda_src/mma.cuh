@@ -1,16 +1,16 @@
 // What mma.sync says: a warp adds to a 16 x 8 matrix of sums the product of a 16 x K and a K x 8 matrix.
 //
-// Each lane holds a few 32-bit words of every matrix. A word of a factor is one TF32 number, or two 16-bit ones that lie
-// together in a row of the left factor or in a column of the right one: PER_WORD numbers, and K is 8 * PER_WORD.
+// Each lane holds a few 32-bit words of every matrix. A word of a factor is one TF32 number, or two 16-bit ones that
+// lie together in a row of the left factor or in a column of the right one: PER_WORD numbers, and K is 8 * PER_WORD.
 //
 //     left[i]     row lane / 4 + i % 2 * 8       columns from (lane % 4 + i / 2 * 4) * PER_WORD on
 //     right[i]    column lane / 4                rows from (lane % 4 + i * 4) * PER_WORD on
 //     sums[i]     row lane / 4 + i / 2 * 8       column lane % 4 * 2 + i % 2
 //
-// Products are exact, sums are float32. How a sum is rounded is not documented: the tensor cores that were measured cut it
-// (M. Fasi, N. J. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7,
-// e330, 2021). So does the CPU, once a product. Before sm_80 there is no such instruction, and lanes ask each other for
-// the words: the same sums, slowly.
+// Products are exact, sums are float32. How a sum is rounded is not documented: the tensor cores that were measured cut
+// it (M. Fasi, N. J. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer
+// Science 7, e330, 2021). The CPU does so once a product. Before sm_80 there is no such instruction, and lanes ask
+// each other for the words: the same sums, slowly.
 #pragma once
 #include <type_traits>
 
@@ -105,11 +105,11 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const unsigned (&
                                                  make_uint2(right[0], right[1]));
     sums[0] = added.x, sums[1] = added.y, sums[2] = added.z, sums[3] = added.w;
 #else
-#define CONVBACKPROP_MMA(shape, type)                                                                             \
-    asm("mma.sync.aligned." shape ".row.col.f32." type "." type                                                   \
-        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                    \
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                              \
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]))
+#define CONVBACKPROP_MMA(shape, type)                                                                       \
+    asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                                    \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]))
     if constexpr (std::is_same_v<Factor, Tf32>) CONVBACKPROP_MMA("m16n8k8", "tf32");
     if constexpr (std::is_same_v<Factor, Float16>) CONVBACKPROP_MMA("m16n8k16", "f16");
     if constexpr (std::is_same_v<Factor, Bfloat16>) CONVBACKPROP_MMA("m16n8k16", "bf16");

@@ -70,5 +70,6 @@ CURATED = (
         "2,4,13,12,6,3,2,groups=2,stride=2x1,dilation=1x2,padding=2:0x1:3", "integers, everything at once", "integers"
     ),
     Curated("2,6,9,8,6,3,3,groups=6,padding=1,transposed=1", "a transposed convolution of single channels"),
+    Curated("1,2,11,30,2,5,9,groups=2,padding=2x4,transposed=1", "a transposed one with a large filter"),
     Curated("2,3,9,12,4,3,2,stride=2x3,padding=1,transposed=1", "a transposed one whose last pixels see the bias only"),
 )

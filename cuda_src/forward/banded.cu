@@ -1,13 +1,17 @@
 // y[n,k,p,q] = phi(b[k] + sum_{r,s} x[n, c, p - pad + r, q - pad + s] * w[k,r,s])
 //              one channel c a filter, stride and dilation 1
 //
-// On tensor cores: one warp computes a tile of TILE_COLS columns down a band of ROWS rows, by products of rows of x with
-// the filter as a banded matrix (band.cuh). Rows are brought to shared memory STAGES - 1 ahead, as the rung below does. The
-// matrix also multiplies pixels beside an output's window, by zeros: where one of them is infinite or NaN, what is not
+// On tensor cores: one warp computes a tile of TILE_COLS columns down a band of ROWS rows, by products of rows of x
+// with the filter as a banded matrix. band.cuh says what is multiplied. Rows are brought to shared memory STAGES - 1
+// ahead, as in the rung below, and whole rows of 8 or more taps are one instruction of a warp, where that rung takes
+// one for each tap.
+//
+// The band's zeros meet pixels beside an output's window, too. Where one of these is infinite or NaN, what is not
 // finite then is formed anew, of the window's pixels alone.
 //
-// What limits it: no GPU has run it. Expected is the tensor cores' rate: of 15x15 filters in float32, three products a
-// pixel's, about as long as the multiply-adds of other rungs would take at their peak; in 16 bits, and at 31x31, a fraction.
+// What limits it: no GPU has run it. Expected is the tensor cores' rate in float32, whose three products of 15x15 taps
+// take about as long as the multiply-adds alone would on all other units, and of 31x31 taps less; in 16 bits up to
+// 15x15 memory's bandwidth.
 #include "activation.cuh"
 #include "band.cuh"
 #include "forward_of_pixels.cuh"
@@ -59,7 +63,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
             stage = next_stage(stage);
         }
 
-        const int p = first_p + (newest - (GROUPS - 1)) * OUT_ROWS + out_row();  // of the group that has seen its last row
+        const int p = first_p + (newest - (GROUPS - 1)) * OUT_ROWS + out_row();  // of the group that is complete
         if (p >= first_p && p < end_p)
 #pragma unroll
             for (int i = 0; i < TILES * 2; ++i) {

@@ -2,9 +2,9 @@
 //                one filter k a channel, stride and dilation 1
 //
 // The march of forward/banded.cu on tensor cores, with the filter turned: one warp computes a tile of TILE_COLS columns
-// down a band of ROWS rows. The rows of dy and of what the forward pass saved are brought STAGES - 1 ahead, and g is formed
-// once from them, in shared memory. Where it is dy or 0 it is of 16 bits as dy is; else it is of float32, also that of a
-// 16-bit dy, and multiplied in two parts.
+// down a band of ROWS rows. The rows of dy and of what the forward pass saved are brought STAGES - 1 ahead, and g is
+// formed once from them, in shared memory. Where it is dy or 0 it is of 16 bits as dy is; else it is of float32, also
+// that of a 16-bit dy, and multiplied in two parts.
 //
 // What limits it: no GPU has run it. Expected is the tensor cores' rate, as in forward.
 #include "activation.cuh"
@@ -61,7 +61,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
             stage = next_stage(stage);
         }
 
-        const int h = first_h + (newest - (GROUPS - 1)) * OUT_ROWS + out_row();  // of the group that has seen its last row
+        const int h = first_h + (newest - (GROUPS - 1)) * OUT_ROWS + out_row();  // of the group that is complete
         if (h >= first_h && h < end_h)
 #pragma unroll
             for (int i = 0; i < TILES * 2; ++i) {
