@@ -37,11 +37,16 @@ _NEEDS: tuple[dict[str, Any], ...] = ({"dx": False}, {"dw": False, "bias": False
 UNALIGNED = Alignment(4, 4)
 
 
+#: An image narrower than a warp's strips, whose rows are not aligned.
+_NARROW = "1,1,37,33,1,5,5,padding=same"
+
+
 def problems() -> tuple[ConvProblem, ...]:
     """Return the curated problems, the published ones, and layers of real networks."""
     layers = (WHOLE, *DEEPBENCH, *RESNET, *DEPTHWISE)
     return (
         *(entry.problem() for entry in CURATED),
+        ConvProblem.parse(_NARROW, bias=True),
         *(problem_of("float32", size) for size in FILTERS),
         *(layer.problem() for layer in layers),
     )

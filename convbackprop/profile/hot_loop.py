@@ -21,6 +21,9 @@ from convbackprop.profile import sass, warp
 from convbackprop.profile.sass import Instruction
 from convbackprop.profile.warp import WarpCode
 
+#: Products of matrices.
+_TENSOR_CORES = ("HMMA", "IMMA", "DMMA", "QMMA", "HGMMA", "UTCHMMA")
+
 #: Kinds of instructions by the beginnings of their names, the first that fits; a load or store has its bits behind it.
 #: Names: NVIDIA, "CUDA Binary Utilities", "Instruction Set Reference".
 _KINDS = (
@@ -32,7 +35,7 @@ _KINDS = (
     ("local", ("LDL", "STL")),
     ("atomic", ("ATOM", "RED")),
     ("constant", ("LDC", "ULDC")),
-    ("tensor", ("HMMA", "IMMA", "DMMA", "QMMA", "HGMMA", "UTCHMMA", "LDSM", "LDMATRIX")),
+    ("tensor", (*_TENSOR_CORES, "LDSM", "LDMATRIX")),
     ("control", ("BRA", "BRX", "JMP", "EXIT", "RET", "CALL", "BSSY", "BSYNC", "BREAK", "BMOV", "WARPSYNC", "BAR", "NOP",
                  "YIELD", "DEPBAR", "NANOSLEEP", "KILL", "PLOP3", "VOTE", "UBRA")),
     ("move", ("MOV", "UMOV", "IMAD.MOV", "CS2R", "S2R", "S2UR", "R2UR", "P2R", "R2P", "SHFL", "PRMT")),
@@ -188,7 +191,9 @@ def _nvdisasm(cuobjdump: Path, cubin: Path) -> str:
 
 
 def hot_loops(cuobjdump: Path, cubin: Path) -> dict[str, HotLoop]:
-    """Return the hot loop of each kernel of a cubin; cached beside it.
+    """Return the hot loop of each kernel of a cubin that uses no tensor cores; cached beside it.
+
+    What these multiply and add is not among the multiply-adds by which hot loops are found and timed.
 
     Raises
     ------
@@ -199,7 +204,11 @@ def hot_loops(cuobjdump: Path, cubin: Path) -> dict[str, HotLoop]:
     def find() -> str:
         where = places(_nvdisasm(cuobjdump, cubin))
         code = sass.functions(sass.dump(cuobjdump, cubin))
-        loops = {name: HotLoop.of(body, where.get(name, {})) for name, body in code.items()}
+        loops = {
+            name: HotLoop.of(body, where.get(name, {}))
+            for name, body in code.items()
+            if not any(instruction.base in _TENSOR_CORES for instruction in body)
+        }
         return json.dumps({
             name: [loop.is_loop, loop.kinds, loop.leanest, loop.bytes, loop.loaded_bytes,
                    [[each.file, each.line, each.instructions, each.multiply_adds] for each in loop.lines],

@@ -39,7 +39,7 @@ def roofline(report: Report) -> str:
     peak, memory = gpu.peak(report.problem.dtype), gpu.memory
     ridge, intensity = peak / memory, flops / report.least_bytes
     own = flops / max(report.own_bytes or 0, report.least_bytes)
-    limits = [bound for bound in report.bounds[2:] if flops / bound.seconds < peak] if flops else []
+    limits = [bound for bound in report.bounds[2:] if flops < bound.seconds * peak] if flops else []
     floor, predicted = flops / report.verdict.floor.seconds, flops / report.predicted
     slowest = min([predicted, floor, *(flops / bound.seconds for bound in limits)])
     axes = _Axes(

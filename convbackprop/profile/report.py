@@ -161,6 +161,8 @@ def _with_code(
         cuobjdump: Path = find_cuobjdump()
         path, _ = cubin(Source.of(variant.path, constants_of(variant, problem, gpu.target)), gpu.architecture)
         loops = hot_loops(cuobjdump, path)
+        if main_entry(variant) not in loops:
+            remarks.append("The instructions are left out: tensor cores are not in the model.")
     except CompileError:
         raise
     except EnvironmentProblem as error:
