@@ -208,7 +208,7 @@ class Expected:
 
     def sentence(self, floor: float) -> str:
         """Return all of it in one sentence, beside the seconds of the floor."""
-        shares = [f"{name} {percent(part / self.seconds)}" for name, part in self.parts.items()
+        shares = [f"{percent(part / self.seconds)} {name}" for name, part in self.parts.items()
                   if part >= 0.05 * self.seconds]  # fmt: skip
         times = f"{self.seconds / floor:.1f} times the floor"
         text = f"Expected: {duration(self.seconds)}, {times}, of which {', '.join(shares)}"
