@@ -11,7 +11,6 @@
 #include <assert.h>
 #include <float.h>
 #include <limits.h>
-#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -19,6 +18,9 @@
 
 #include <type_traits>
 #include <utility>
+
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS  // of libstdc++: Bessel functions and their like, which take longer than a kernel
+#include <math.h>
 
 #include "device_calls.h"
 

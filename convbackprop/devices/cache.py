@@ -28,6 +28,9 @@ from convbackprop.errors import CompileError, EnvironmentProblem
 #: How long to wait for another process that builds the same entry (seconds), before building it as well.
 _PATIENCE = 120.0
 
+#: The folder within the cache where files are built.
+_WORKSHOPS = "building"
+
 #: How often an entry is built again that is damaged each time before it can be read.
 _ATTEMPTS = 20
 
@@ -128,6 +131,29 @@ def entry(name: str, suffix: str, build: Callable[[Path], Mapping[str, Any]]) ->
         ) from error
 
 
+def checked_once(name: str, suffix: str, build: Callable[[Path], Mapping[str, Any]]) -> Path:
+    """Return an entry's path, whose checksum is looked at once a process, and again if the file is another since."""
+    path = directory() / f"{name}{suffix}"
+    before = _identity(path)
+    if before is None or _CHECKED.get(path) != before:
+        entry(name, suffix, build)
+        if before == _identity(path):
+            _CHECKED[path] = before
+    return path
+
+
+_CHECKED: dict[Path, tuple[int, ...] | None] = {}
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is replaced or written to, or None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def discard(path: Path) -> None:
     """Forget a cached file that turned out to be unusable, so that it is built again."""
     with contextlib.suppress(OSError):
@@ -192,13 +218,15 @@ def _alone(lock: Path) -> Iterator[bool]:
 
 
 def _build(path: Path, build: Callable[[Path], Mapping[str, Any]], alone: bool) -> Entry:
-    prefix = f"building-{path.name}-"
+    prefix = f"{path.name}-"
+    workshops = path.parent / _WORKSHOPS
+    workshops.mkdir(mode=0o700, exist_ok=True)
     if alone:  # then what is there was left by a process that was killed
-        for left in path.parent.glob(f"{prefix}*"):
+        for left in workshops.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
     else:
         prefix = f"unlocked-{prefix}"
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, ignore_cleanup_errors=True) as workshop:
+    with tempfile.TemporaryDirectory(dir=workshops, prefix=prefix, ignore_cleanup_errors=True) as workshop:
         made = Path(workshop) / path.name
         try:
             known = json.loads(json.dumps(dict(build(made))))

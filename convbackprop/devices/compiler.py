@@ -365,7 +365,7 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     def build(path: Path) -> dict[str, str]:
         header = _write_words(path.parent)
         if "Free Software Foundation" in compiler_version(compiler):
-            header.with_suffix(".h.gch").write_bytes(_precompiled(compiler, options, words))
+            _link(_precompiled(compiler, options, words), header.with_suffix(".h.gch"))
         wrapper = path.with_name("wrapper.cpp")
         exports = "".join(f"CONVBACKPROP_ENTRY({entry})\n" for entry in entry_points(source.path))
         _write(wrapper, include + exports)
@@ -383,14 +383,26 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     return cache.entry(name, ".so", build).path
 
 
-def _precompiled(compiler: Path, options: list[str], words: Mapping[str, str]) -> bytes:
-    """Return cuda_on_cpu.h as g++ reads it fastest, for these options: half of the time that a kernel takes."""
+def _precompiled(compiler: Path, options: list[str], words: Mapping[str, str]) -> Path:
+    """Return cuda_on_cpu.h as g++ reads it fastest, for these options: half of the time that a kernel takes.
+
+    It is 17 MB, whose checksum takes as long as g++ with a small kernel: once a process is enough, unless it changes.
+    """
+    name = _key(compiler, options, words, cpu_features())
 
     def build(path: Path) -> dict[str, str]:
         _run([str(compiler), *options, "-x", "c++-header", str(_write_words(path.parent)), "-o", str(path)])
         return {}
 
-    return cache.entry(_key(compiler, options, words, cpu_features()), ".gch", build).content
+    return cache.checked_once(name, ".gch", build)
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name, or where the file system has no such names a copy."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
 
 
 def _write_words(folder: Path) -> Path:

@@ -364,17 +364,17 @@ def wanted():
     made = cache.entry("wanted", ".thing", build)
     assert made.path.read_text() == "whole"
     (folder,) = folders
-    return folder.startswith("building-")
+    return not folder.startswith("unlocked-")
 
 
 def test_lock_of_a_process_that_was_killed(here, place, holder, monkeypatch):
     """It is free, and what that process had begun is removed."""
-    assert len(list(place.folder.glob("building-*"))) == 1
+    assert len(list(place.folder.glob("building/*"))) == 1
     holder.kill()
     holder.wait()
     monkeypatch.setattr(cache, "_PATIENCE", 0)
     assert wanted()
-    assert not list(place.folder.glob("*building-*"))
+    assert not list(place.folder.glob("building/*"))
 
 
 def test_lock_of_a_process_that_is_stopped(here, place, holder, monkeypatch):
@@ -383,7 +383,7 @@ def test_lock_of_a_process_that_is_stopped(here, place, holder, monkeypatch):
     begin = time.monotonic()
     assert not wanted()
     assert time.monotonic() - begin >= 0.3
-    assert len(list(place.folder.glob("*building-*"))) == 1  # what the stopped one has begun is left to it
+    assert len(list(place.folder.glob("building/*"))) == 1  # what the stopped one has begun is left to it
 
 
 def test_file_system_without_locks(here, monkeypatch):
@@ -402,7 +402,7 @@ def test_eight_processes_on_an_empty_cache(place):
     alone = type(place)(_sibling(place))
     alone.run()
     assert len(together) == len(alone.calls())
-    assert not list(place.folder.glob("building-*"))
+    assert not list(place.folder.glob("building/*"))
 
 
 def _sibling(place):
@@ -514,4 +514,4 @@ def test_a_build_that_fails_leaves_nothing(here, tmp_path):
 
     with pytest.raises(EnvironmentProblem, match=r"cannot be written now \(no more\)"):
         cache.entry("failing", ".thing", build)
-    assert not [file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"]
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.suffix != ".lock" and file.is_file()]

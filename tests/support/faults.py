@@ -395,7 +395,7 @@ def toolchain_case(device: str, fault: tuple[str, str], folder: Path, stand_in: 
             place.patch = broken
             FAULTS[fault](place)
             error = attempt(place.call)
-            left = [each.name for each in place.cache.glob("building-*")]
+            left = [each.name for each in place.cache.glob("building/*")]
         again = attempt(place.call)
         name = {"compiler": place.name, "cache": f"the cache ({device})"}[what]
         outcome = Outcome(name, how, error, again, said=[str(each.message) for each in warned])
