@@ -86,7 +86,7 @@ def test_eight_threads(device):
     work = [
         (variant, problem, problems[problem])
         for variant in registry.VARIANTS
-        for problem in sorted(check.within_budget(variant, problems, device.kind, 3), key=str)
+        for problem in sorted(check.within_budget(variant, problems, device.kind, 1), key=str)
     ] * 3
 
     def bits(item):

@@ -71,7 +71,7 @@ def test_every_height(quick, variant):
 @pytest.mark.parametrize(
     # Each size is compiled anew.
     "size",
-    [pytest.param(size, marks=() if size in (2, 5, 7, 9) else pytest.mark.slow) for size in range(1, 10)],
+    [pytest.param(size, marks=() if size in (2, 9) else pytest.mark.slow) for size in range(1, 10)],
 )
 def test_every_filter(quick, variant, size):
     found = []

@@ -38,7 +38,7 @@ from tests.support.problems import (
     is_long,
     kind_of,
 )
-from tests.support.quick import quick_on_cpu
+from tests.support.quick import QUICK, quick_on_cpu
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
@@ -235,7 +235,10 @@ def test_defaults_are_legal(variant):
 @pytest.mark.parametrize(
     ("variant", "name", "value"),
     [
-        pytest.param(variant, name, value, id=f"{variant}-{name}-{value}")
+        pytest.param(
+            variant, name, value, id=f"{variant}-{name}-{value}",
+            marks=() if value in (min(tunable.legal), max(tunable.legal)) else pytest.mark.slow,
+        )
         for variant in FOLLOW_THE_LEVEL
         for name, tunable in variant.tunables.items()
         for value in tunable.legal
@@ -243,14 +246,15 @@ def test_defaults_are_legal(variant):
     ],
 )
 def test_every_legal_value_at_other_levels(level, variant, name, value):
-    """As users compile it, beside what the rules make of the other constants there."""
-    assert faults_of_value(variant, name, value, lambda is_usual: cpu_at(level)) == []
+    """Beside what the rules make of the other constants there; values between the least and the largest are slow."""
+    assert faults_of_value(variant, name, value, lambda is_usual: cpu_at(level, *([] if is_usual else [QUICK]))) == []
 
 
 @each_variant
 def test_each_dtype_at_other_levels(level, variant):
-    kinds = [kind for kind in (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]) if computes(variant, kind[0])]
-    for kind in kinds:
+    """As users compile it; of a rung that is the same at each level, what it is converted by: float16."""
+    kinds = (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]) if variant in FOLLOW_THE_LEVEL else EACH_KIND_ONCE[3:4]
+    for kind in (kind for kind in kinds if computes(variant, kind[0])):
         alike = check.compiled_alike(variant, [p for p in EVERYTHING if kind_of(p) == kind], "cpu")
         among = max(alike, key=len)[:12]
         assert faults_of(variant, cpu_at(level), PROBLEMS, [kind], "cpu", among) == []
@@ -366,11 +370,11 @@ def check_given(variant, problem, device, given):
         assert outcome.faults == []
 
 
-#: Every kind, and of what is costly only a few.
+#: Every kind of the naive variants, and a few of the others.
 VARIANTS_AND_KINDS = [
     pytest.param(variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}")
     for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
-    if (not is_costly(variant) or (dtype, activation) in (("float32", "relu"), ("float64", "tanh")))
+    if (variant.name == "naive" or (dtype, activation) in (("float32", "relu"), ("float64", "tanh")))
     and computes(variant, dtype)
 ]
 

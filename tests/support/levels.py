@@ -18,9 +18,9 @@ OTHER_LEVELS = ("v2", "v3")
 
 
 @functools.cache
-def cpu_at(level: str) -> CpuDevice:
+def cpu_at(level: str, *flags: str) -> CpuDevice:
     """Return the cpu device of a level, which the environment has to name as long as it compiles."""
-    return CpuDevice()
+    return CpuDevice(flags)
 
 
 @functools.cache
