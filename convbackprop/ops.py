@@ -22,7 +22,8 @@ from convbackprop.launch.given import Arguments, Given, Shape, as_seen, problem_
 from convbackprop.problem import ConvProblem
 from convbackprop.tune.choice import choose, one_pass
 
-_Options = tuple[Any, ...]  # stride, padding, dilation, groups, activation, variant, and a size where there is one
+#: stride, padding, dilation, groups, activation, variant, precision, and a size where there is one.
+_Options = tuple[Any, ...]
 
 
 def conv2d(
@@ -36,6 +37,7 @@ def conv2d(
     *,
     activation: str = "identity",
     variant: str = "auto",
+    precision: str = "ieee",
     device: str | None = None,
     out: Any = None,
     save_mask: bool = False,
@@ -68,6 +70,9 @@ def conv2d(
         A rung of the ladder such as "naive"; "auto", the one that was measured to be fastest on the device where there
         is such a measurement ('convbackprop tune', `tuning`), else what the package's rule chooses; or "untuned", the
         rule's choice: between two measurements "auto" may add in another order, "untuned" never does.
+    precision : str
+        "ieee": float32 factors are multiplied as they are. "tf32" lets a variant round them to TF32's 11 significant
+        bits, as tensor cores take them; sums stay float32, and other dtypes as they are.
     device : str, optional
         Where arrays of the host run: "cpu", "cuda" or "cuda:N"; default for numpy: CONVBACKPROP_DEVICE, else cuda when
         usable, else cpu; for CPU tensors: cpu. Arrays on a GPU run where they lie.
@@ -96,19 +101,19 @@ def conv2d(
         _FORWARD,
         (input, weight, bias, out, None),
         device,
-        (stride, padding, dilation, groups, activation, variant),
+        (stride, padding, dilation, groups, activation, variant, precision),
         (_flag(save_mask, "save_mask"),),
     )
     return (y, mask) if save_mask else y
 
 
 def _check_forward(given: Given, outs: Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
-    stride, padding, dilation, groups, activation, variant = options
+    stride, padding, dilation, groups, activation, variant, precision = options
     (save_mask,) = flags
     call = Arguments(device, given)
     x_shape, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
     problem = problem_of(
-        x_shape, "input", w_shape, "weight", stride, padding, dilation, groups, activation, call.dtype,
+        x_shape, "input", w_shape, "weight", stride, padding, dilation, groups, activation, call.dtype, precision,
         bias=given["bias"] is not None, mask=save_mask,
     )  # fmt: skip
     call.check_shape("bias", (problem.K,), "one value an output channel")
@@ -127,10 +132,10 @@ def _gradient_problem(
     **flags: bool,
 ) -> ConvProblem:  # fmt: skip
     """Return the problem of a gradient, after checking that all is there that it is formed from."""
-    stride, padding, dilation, groups, activation, *_ = options
+    stride, padding, dilation, groups, activation, _, precision, *_ = options
     found = [name for name in ("output", "mask", "pre_activation") if given[name] is not None]
     problem = problem_of(
-        x_shape, x_name, w_shape, w_name, stride, padding, dilation, groups, activation, call.dtype,
+        x_shape, x_name, w_shape, w_name, stride, padding, dilation, groups, activation, call.dtype, precision,
         mask="mask" in found, **flags,
     )  # fmt: skip
     y_shape = as_seen(problem.y_shape, x_shape)
@@ -164,6 +169,7 @@ def conv2d_input_grad(
     pre_activation: Any = None,
     activation: str = "identity",
     variant: str = "auto",
+    precision: str = "ieee",
     device: str | None = None,
     out: Any = None,
 ) -> Any:
@@ -190,7 +196,7 @@ def conv2d_input_grad(
     pre_activation : array like grad_output, optional
         For "silu", "gelu", "gelu_tanh" and "hardswish" in place of output, which does not tell their derivative: the
         output without the activation.
-    activation, variant, device
+    activation, variant, precision, device
         As in `conv2d`.
     out : array of shape input_size, optional
         Where to write the gradient.
@@ -209,13 +215,13 @@ def conv2d_input_grad(
         _INPUT_GRAD,
         (weight, grad_output, output, mask, pre_activation, out),
         device,
-        (stride, padding, dilation, groups, activation, variant, input_size),
+        (stride, padding, dilation, groups, activation, variant, precision, input_size),
     )
     return dx
 
 
 def _check_input_grad(given: Given, outs: Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
-    *_, variant, input_size = options
+    *_, variant, _, input_size = options
     call = Arguments(device, given)
     x_shape, w_shape = size_of(input_size, "input_size"), tuple(given["weight"].shape)
     problem = _gradient_problem(call, given, x_shape, "input_size", w_shape, "weight", options)
@@ -242,6 +248,7 @@ def conv2d_kernel_grad(
     activation: str = "identity",
     with_bias: bool = False,
     variant: str = "auto",
+    precision: str = "ieee",
     device: str | None = None,
     out: Any = None,
 ) -> Any:
@@ -261,7 +268,7 @@ def conv2d_kernel_grad(
         Gradient with respect to the layer's output.
     stride, padding, dilation, groups
         As in the forward pass (see `conv2d`).
-    output, mask, pre_activation, activation, variant, device
+    output, mask, pre_activation, activation, variant, precision, device
         As in `conv2d_input_grad`.
     with_bias : bool
         Also return the gradient with respect to the bias.
@@ -286,14 +293,14 @@ def conv2d_kernel_grad(
         _KERNEL_GRAD,
         (input, grad_output, output, mask, pre_activation, dw_out, db_out),
         device,
-        (stride, padding, dilation, groups, activation, variant, weight_size),
+        (stride, padding, dilation, groups, activation, variant, precision, weight_size),
         (with_bias,),
     )
     return (dw, db) if with_bias else dw
 
 
 def _check_kernel_grad(given: Given, outs: Given, device: Any, options: _Options, flags: tuple[bool, ...]) -> Checked:
-    *_, variant, weight_size = options
+    *_, variant, _, weight_size = options
     (with_bias,) = flags
     call = Arguments(device, given)
     x_shape, w_shape = tuple(given["input"].shape), size_of(weight_size, "weight_size")
@@ -323,6 +330,7 @@ def conv2d_backward(
     activation: str = "identity",
     needs: Sequence[bool] = (True, True, True),
     variant: str = "auto",
+    precision: str = "ieee",
     device: str | None = None,
     out: Any = None,
 ) -> tuple[Any, Any, Any]:
@@ -336,7 +344,7 @@ def conv2d_backward(
         The layer's input.
     weight : array, shape (K, C/groups, R, S) or (R, S)
         The filters.
-    stride, padding, dilation, groups, output, mask, pre_activation, activation, device
+    stride, padding, dilation, groups, output, mask, pre_activation, activation, precision, device
         As in `conv2d_input_grad`.
     variant : str
         "fused" computes all that is needed in one pass over grad_output; a rung of the gradients' ladders such as
@@ -367,7 +375,7 @@ def conv2d_backward(
         _BACKWARD,
         (grad_output, input, weight, output, mask, pre_activation, *outs),
         device,
-        (stride, padding, dilation, groups, activation, variant),
+        (stride, padding, dilation, groups, activation, variant, precision),
         (need_dx, need_dw, need_db),
     )
     return dx, dw if need_dw else None, db

@@ -16,6 +16,9 @@ from convbackprop.errors import InvalidArgument
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 
+#: What may become of a float32 factor before it is multiplied: nothing, or it is rounded to TF32's 11 significant bits.
+PRECISIONS = ("ieee", "tf32")
+
 
 def bytes_of(shape: Sequence[int], dtype: str) -> int:
     """Return the bytes of an array, of one of `DTYPES` or of single bytes."""
@@ -49,6 +52,8 @@ class ConvProblem:
     transposed : bool
         The pass `input_grad` is the forward pass of a transposed convolution, from dy to dx: the bias, of C values, and
         the activation are applied to dx.
+    precision : str
+        "ieee"; or "tf32", which lets a variant round float32 factors to TF32, and says nothing of other dtypes.
     dx, dw : bool
         What the pass `backward` computes: the input gradient, the kernel gradient (and, with `bias`, the bias's).
 
@@ -74,11 +79,13 @@ class ConvProblem:
     bias: bool = False
     mask: bool = False
     transposed: bool = False
+    precision: str = "ieee"
     dx: bool = True
     dw: bool = True
 
     def __post_init__(self) -> None:
         integer(self.N, "N (images)", 0)
+        known(self.precision, PRECISIONS, "precision")
         for name, what in (("C", "input channels"), ("H", "image height"), ("W", "image width"),
                            ("K", "output channels"), ("R", "filter height"), ("S", "filter width")):  # fmt: skip
             integer(getattr(self, name), f"{name} ({what})", 1)
@@ -182,6 +189,11 @@ class ConvProblem:
         return DTYPES[ACCUMULATORS[self.dtype]]
 
     @property
+    def is_tf32(self) -> bool:
+        """Whether factors may be rounded to TF32."""
+        return self.precision == "tf32" and self.dtype == "float32"
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of one pass: a multiplication and an addition a tap, padding counted."""
         return 2 * math.prod(self.y_shape) * math.prod(self.w_shape[1:])
@@ -209,8 +221,8 @@ class ConvProblem:
         text : str
             "N,C,H,W,K,R,S" and then any of "stride=2", "stride=2x1", "padding=1", "padding=1x2",
             "padding=0:1x2:3" (top:bottom x left:right), "padding=same", "dilation=2", "groups=4",
-            "dtype=float16", "activation=relu", "bias=1", "mask=1", "transposed=1", "dx=0",
-            "dw=0".
+            "dtype=float16", "activation=relu", "bias=1", "mask=1", "transposed=1",
+            "precision=tf32", "dx=0", "dw=0".
         **defaults
             Values of options that the text leaves out.
 
@@ -283,6 +295,7 @@ _OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "bias": _read_flag,
     "mask": _read_flag,
     "transposed": _read_flag,
+    "precision": lambda text, name: known(text, PRECISIONS, name),
     "dx": _read_flag,
     "dw": _read_flag,
 }

@@ -24,6 +24,7 @@ def conv_transpose2d(
     *,
     activation: str = "identity",
     variant: str = "auto",
+    precision: str = "ieee",
     device: str | None = None,
     out: Any = None,
 ) -> Any:
@@ -49,7 +50,7 @@ def conv_transpose2d(
         Further rows at the bottom and columns on the right of the output, fewer than the stride.
     groups : int
         Divides both numbers of channels.
-    activation, variant, device
+    activation, variant, precision, device
         As in `conv2d`; the rungs are those of input_grad.
     out : array, optional
         Where to write the output.
@@ -68,7 +69,7 @@ def conv_transpose2d(
         _TRANSPOSE,
         (input, weight, bias, out),
         device,
-        (stride, padding, output_padding, dilation, groups, activation, variant),
+        (stride, padding, output_padding, dilation, groups, activation, variant, precision),
     )
     return y
 
@@ -124,12 +125,12 @@ def transposed_size(
 def _check_transpose(
     given: Given, outs: Given, device: Any, options: tuple[Any, ...], flags: tuple[bool, ...]
 ) -> Checked:
-    stride, padding, output_padding, dilation, groups, activation, variant = options
+    stride, padding, output_padding, dilation, groups, activation, variant, precision = options
     call = Arguments(device, given)
     size, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
     shape = transposed_size(size, w_shape, stride, padding, output_padding, dilation, groups)
     problem = problem_of(
-        shape, "output", w_shape, "weight", stride, sides(padding), dilation, groups, activation, call.dtype,
+        shape, "output", w_shape, "weight", stride, sides(padding), dilation, groups, activation, call.dtype, precision,
         bias=given["bias"] is not None, transposed=True,
     )  # fmt: skip
     call.check_shape("bias", (problem.C,), "one value an output channel")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import convbackprop
-from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad
+from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, conv_transpose2d
 from convbackprop.activations import ACTIVATIONS, COMMON, activation_name, saved_by
 from convbackprop.check import reference
 from convbackprop.devices import get_device
+from convbackprop.errors import InvalidArgument
 from convbackprop.ladder import registry
 from convbackprop.launch import calls
 from convbackprop.problem import DTYPES, ConvProblem
@@ -153,6 +154,26 @@ def test_naming_the_variant():
 
 
 # -- fewer axes ------------------------------------------------------------------------------------------------------
+def test_precision():
+    """It is a permission: a variant that multiplies float32 numbers as they are gives the same bits."""
+    rng = np.random.default_rng(0)
+    x, w, dy = (rng.standard_normal((1, 1, *size), np.float32) for size in ((20, 33), (5, 5), (20, 33)))
+    options = {"padding": 2, "device": "cpu"}
+    calls = {
+        "banded": lambda **more: conv2d(x, w, variant="banded", **options, **more),
+        "banded dx": lambda **more: conv2d_input_grad(x.shape, w, dy, variant="banded", **options, **more),
+        "naive": lambda **more: conv2d(x, w, variant="naive", **options, **more),
+        "dw": lambda **more: conv2d_kernel_grad(x, w.shape, dy, **options, **more),
+        "all": lambda **more: conv2d_backward(dy, x, w, **options, **more)[1],
+        "transposed": lambda **more: conv_transpose2d(dy, w, variant="banded", **options, **more),
+    }
+    for name, call in calls.items():
+        same = np.array_equal(call(), call(precision="tf32"))
+        assert same == (name in ("naive", "dw", "all")), name
+        with pytest.raises(InvalidArgument, match="precision is 'half'; it should be one of ieee, tf32"):
+            call(precision="half")
+
+
 def test_three_axes():
     layer = Layer(PROBLEM.with_(N=1, activation="relu"))
     y, mask = layer.forward(save_mask=True)

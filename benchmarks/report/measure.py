@@ -60,7 +60,7 @@ class Place:
         self.torch = torch = torch_calls.import_torch()
         self.where = "cpu" if scale.dry else device.name
         torch.backends.cudnn.benchmark = True
-        self.allow_tf32(False)
+        torch_calls.allow_tf32(False)
         driver = device.driver
         attributes, gpu = driver.device_attribute, driver.Device(device.ordinal)
         self.multiprocessors = gpu.get_attribute(attributes.MULTIPROCESSOR_COUNT)
@@ -71,11 +71,6 @@ class Place:
         self._spin_value = torch.full((1,), 0.5, device=self.where)
         shape = pack_shape(ConvProblem.parse("1,1,1,1,1,1,1"))
         self._spin = device.load(SPIN, "spin", (1, 1, 1), (1, 1, 1), 0, 1, shape, (scale.spin_steps,))
-
-    def allow_tf32(self, allow: bool) -> None:
-        """Say whether torch may round float32 factors to TF32."""
-        self.torch.backends.cudnn.allow_tf32 = allow
-        self.torch.backends.cuda.matmul.allow_tf32 = allow
 
     def synchronize(self) -> None:
         """Wait until the GPU is idle; raises what went wrong on it."""
@@ -225,9 +220,9 @@ def torch_rows(
 
     def with_tf32(call: Call) -> Call:
         def run() -> None:
-            place.allow_tf32(True)
+            torch_calls.allow_tf32(True)
             call()
-            place.allow_tf32(False)
+            torch_calls.allow_tf32(False)
 
         return run
 
@@ -246,7 +241,7 @@ def torch_rows(
 
         if tried(row, once):
             found[name] = (row, call)
-        place.allow_tf32(False)
+        torch_calls.allow_tf32(False)
     return found
 
 

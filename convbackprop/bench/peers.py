@@ -115,6 +115,7 @@ class Torch(Peer):
         self, pass_name: str, problem: ConvProblem, given: Mapping[str, Array], device_name: str
     ) -> dict[str, Call]:
         both = device_name != "cpu" or problem.C > 1 or problem.K > 1
+        torch_calls.allow_tf32(problem.is_tf32)
         return torch_calls.calls(pass_name, problem, given, device_name, channels_last=both)
 
 

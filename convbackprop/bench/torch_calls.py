@@ -50,8 +50,14 @@ def use_threads(count: int) -> None:
     torch = import_torch()
     torch.set_num_threads(count)
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    allow_tf32(False)
+
+
+def allow_tf32(allow: bool) -> None:
+    """Say whether torch may round float32 factors to TF32."""
+    torch = import_torch()
+    torch.backends.cudnn.allow_tf32 = allow
+    torch.backends.cuda.matmul.allow_tf32 = allow
 
 
 def tensor(array: Array, device_name: str = "cpu") -> Any:

@@ -25,6 +25,10 @@ _NORMAL = {"float32": -126, "float64": -1022}
 _LARGEST = {"float32": 128, "float64": 1024, "float16": 16, "bfloat16": 128}
 
 
+#: The unit round-off of a factor in TF32.
+_TF32 = 2.0**-11
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return the numpy dtype of a name; bfloat16 is ml_dtypes'."""
     if name == "bfloat16":
@@ -209,6 +213,10 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
     keeps one running sum of all pixels exceeds that. On top come evaluating the activation, rounding to the stored
     type, and one subnormal number.
 
+    Where factors may be rounded to TF32, a product a b is off by (1 + t)^2 - 1 = 2 t + t^2 of |a b| at most, with
+    t = 2^-11: 11 significant bits, rounded to nearest. These errors need not cancel, so that they are not capped. Cut
+    to 11 bits in place of rounded, t would be twice as large. db is no sum of products and stays as it is.
+
     Parameters
     ----------
     name : str
@@ -231,6 +239,9 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
     factor = (8 * math.sqrt(n + 2) + more - 2) * u
     if (n + more) * u < 1:
         factor = min(factor, (n + more) * u / (1 - (n + more) * u))
+    if problem.is_tf32 and name != "db":
+        products = (1 + _TF32) ** 2
+        factor = products * (1 + factor) - 1
     relative = round_off(problem.dtype)
     if is_output:
         factor *= phi.slope

@@ -24,6 +24,7 @@ from convbackprop.cli.bench_table import print_rows
 from convbackprop.cli.bench_work import Work, cases_of, check_options, ladder_of, suite_of, wanted_variants, work_of
 from convbackprop.cli.common import (
     add_device,
+    add_precision,
     add_target,
     check_memory,
     compile_ahead,
@@ -106,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--image", metavar="FILE", help="the layer of one channel on this image, made grey")
     parser.add_argument("--filter", nargs="+", metavar="R", help="heights (and widths) of the filter; default: 3 5 7")
     parser.add_argument("--dtype", default="float32", metavar="D", help=", ".join(DTYPES) + "; default: float32")
+    add_precision(parser)
     parser.add_argument("--against", metavar="PEERS", help=f"{', '.join(peers.PEERS)} (commas between), all that are "
                         "installed, or none; default: all, and beside FILE.cu torch")  # fmt: skip
     parser.add_argument("--ladder", action="store_true", help="beside FILE.cu time every variant of its pass, not only "
@@ -264,6 +266,7 @@ def _settings(arguments: argparse.Namespace, beside: Sequence[Peer], seconds: fl
         "image": arguments.image and Path(arguments.image).name,
         "filters": arguments.filter,
         "dtype": arguments.dtype,
+        "precision": arguments.precision,
         "peers": [peer.name for peer in beside],
         "seconds_a_row": round(seconds, 4),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convbackprop.arguments import known
@@ -64,6 +65,13 @@ def suite_of(arguments: argparse.Namespace) -> Suite | None:
 
 def cases_of(arguments: argparse.Namespace, device_kind: str) -> tuple[Case, ...]:
     """Return what the arguments ask for."""
+    cases = _cases(arguments, device_kind)
+    if arguments.precision == "ieee":
+        return cases
+    return tuple(replace(case, problem=case.problem.with_(precision=arguments.precision)) for case in cases)
+
+
+def _cases(arguments: argparse.Namespace, device_kind: str) -> tuple[Case, ...]:
     if suite := suite_of(arguments):
         return tuple(suite.cases(_filters(arguments, suite.filters), arguments.dtype, device_kind))
     if arguments.problem:

@@ -19,6 +19,7 @@ from convbackprop.check.curated import CURATED
 from convbackprop.check.reference import answer
 from convbackprop.cli.common import (
     add_device,
+    add_precision,
     add_target,
     check_memory,
     compile_ahead,
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="N,C,H,W,K,R,S and options, such as 2,3,32,32,8,3,3,stride=2,padding=1x2,dilation=2,"
                         "groups=1,bias=0,activation=tanh,mask=1; may be given several times")  # fmt: skip
     parser.add_argument("--dtype", default="all", metavar="D", help=f"all (the default), {', '.join(DTYPES)}")
+    add_precision(parser)
     parser.add_argument("--activation", metavar="A", help=f"all, {', '.join(ACTIVATIONS)}")
     parser.add_argument(
         "--data",
@@ -141,10 +143,10 @@ _Pair = tuple[Variant, ConvProblem]
 
 
 # -- what is checked -------------------------------------------------------------------------------------------------
-def _problems(text: str, dtype: str, activations: Sequence[str]) -> tuple[ConvProblem, ...]:
+def _problems(text: str, dtype: str, precision: str, activations: Sequence[str]) -> tuple[ConvProblem, ...]:
     """Return a problem in all its forms: what its text leaves open takes each value."""
     named = set(re.findall(r"(\w+)=", text))
-    defaults = {"bias": True, "dtype": dtype, "activation": "relu"}
+    defaults = {"bias": True, "dtype": dtype, "precision": precision, "activation": "relu"}
     first = ConvProblem.parse(text, **defaults)
     if "activation" in named or first.mask:
         activations = (first.activation,)
@@ -174,14 +176,15 @@ def tasks(arguments: argparse.Namespace) -> tuple[_Task, ...]:
     if arguments.problem:
         for text in arguments.problem:
             for dtype, data in product(dtypes, _data("normal", arguments.data)):
-                found += [_Task(problem, data) for problem in _problems(text, dtype, wanted)]
+                found += [_Task(problem, data) for problem in _problems(text, dtype, arguments.precision, wanted)]
         return distinct(found)
     for i, curated in enumerate(CURATED):
         for d, dtype in enumerate(dtypes):
             some = arguments.activation is None and (i + d) % _ONE_IN != 0
             activations = _EVERYWHERE if some else wanted
             for data in _data(curated.data, arguments.data):
-                found += [_Task(problem, data) for problem in _problems(curated.text, dtype, activations)]
+                forms = _problems(curated.text, dtype, arguments.precision, activations)
+                found += [_Task(problem, data) for problem in forms]
     return distinct(found)
 
 

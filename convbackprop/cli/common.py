@@ -25,7 +25,7 @@ from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.arrays import free_host_bytes
 from convbackprop.launch.plan import constants_of
-from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.problem import PASSES, PRECISIONS, ConvProblem
 
 #: Columns of a table that goes to a file or a pipe.
 _PIPE_WIDTH = 160
@@ -95,6 +95,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:1; default: CONVBACKPROP_DEVICE, else a GPU "
                         "that is usable, else cpu")  # fmt: skip
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, where a problem's text does not say it."""
+    parser.add_argument("--precision", default="ieee", choices=PRECISIONS, help="tf32 lets variants round float32 "
+                        "factors to TF32; default: ieee")  # fmt: skip
 
 
 def is_file(target: str | None) -> bool:

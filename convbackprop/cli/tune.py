@@ -15,7 +15,7 @@ from rich.table import Table
 from convbackprop.arguments import known
 from convbackprop.bench.layers import DEPTHWISE, WHOLE
 from convbackprop.bench.suites import SUITES, case_of_layer
-from convbackprop.cli.common import add_device, check_memory, console, counted, print_json, say
+from convbackprop.cli.common import add_device, add_precision, check_memory, console, counted, print_json, say
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import write_whole
@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--export", metavar="FILE", help="write it to a file, for other machines with this device")
     what.add_argument("--import", dest="import_", metavar="FILE", help="add what such a file has, for its device")
     parser.add_argument("--dtype", default="float32", metavar="D", help=f"{', '.join(DTYPES)}; default: float32")
+    add_precision(parser)
     parser.add_argument("--minutes", type=float, default=2.0, metavar="M", help="for all searches; default: 2")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -108,6 +109,8 @@ def _jobs(arguments: argparse.Namespace, device: Device) -> list[tuple[str, Conv
             passes = tuple(name for name in passes if name in suite.passes)
         else:
             problems = _goal_problems(dtype, device.kind)
+        if arguments.precision != "ieee":
+            problems = [problem.with_(precision=arguments.precision) for problem in problems]
         jobs = [(name, problem) for problem in problems for name in passes]
     able: dict[table.Class, tuple[str, ConvProblem]] = {}
     for name, problem in jobs:

@@ -25,15 +25,18 @@ _EXACT_GRADS = ("identity", "relu", "relu6")
 
 # -- the factors -----------------------------------------------------------------------------------------------------
 def _products(p: ConvProblem, is_forward: bool) -> int:
-    """Return PRODUCTS: of two parts of each float32 factor; of g alone, where only the filter is of 16 bits; or one."""
+    """Return PRODUCTS: of two parts of each float32 factor; of g alone, where only the filter is of 16 bits; or one.
+
+    One, too, of float32 factors that may be rounded to TF32.
+    """
     if p.dtype == "float32":
-        return 3
+        return 1 if p.is_tf32 else 3
     return 1 if is_forward or p.saved is None or p.activation in _EXACT_GRADS else 2
 
 
 def _factor_bits(p: ConvProblem, is_forward: bool) -> int:
     """Return FACTOR_BITS: of an element, or of the word of a TF32 number."""
-    return 16 if _products(p, is_forward) == 1 else 32
+    return 16 if p.dtype != "float32" and _products(p, is_forward) == 1 else 32
 
 
 def _result(p: ConvProblem, is_forward: bool) -> tuple[int, int]:

@@ -117,7 +117,7 @@ def size_of(size: object, name: str) -> Shape:
 
 def problem_of(
     x_shape: Shape, x_name: str, w_shape: Shape, w_name: str, stride: object, padding: object, dilation: object,
-    groups: object, activation: str, dtype: str, **flags: bool,
+    groups: object, activation: str, dtype: str, precision: str = "ieee", **flags: bool,
 ) -> ConvProblem:  # fmt: skip
     """Return the problem that shapes and arguments describe."""
     n, c, h, w = four_axes(x_shape, x_name)
@@ -153,8 +153,9 @@ def problem_of(
         integer(value, f"{name}'s {what}", 1)
     sides = resolve_padding(padding, (r, s), strides, dilations)
     return ConvProblem(
-        n, c, h, w, k, r, s, strides, sides, dilations, group_count, dtype, activation_name(activation), **flags
-    )
+        n, c, h, w, k, r, s, strides, sides, dilations, group_count, dtype, activation_name(activation),
+        precision=precision, **flags,
+    )  # fmt: skip
 
 
 def as_seen(shape: Shape, like: Shape) -> Shape:

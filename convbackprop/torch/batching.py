@@ -75,7 +75,7 @@ def _own_ndim(tensor: Tensor, dim: int | None) -> int:
 
 
 def forward(call: Callable[..., Tensor], info: Any, dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
-    """Carry out a batch of `call(x, w, b, stride, padding, dilation, groups, activation, variant)`.
+    """Carry out a batch of `call(x, w, b, stride, padding, dilation, groups, activation, variant, precision)`.
 
     Parameters
     ----------
@@ -95,11 +95,11 @@ def forward(call: Callable[..., Tensor], info: Any, dims: Sequence[int | None], 
     dim : int
         Where their batch is.
     """
-    x, w, b, stride, padding, dilation, groups, activation, variant = arguments
+    x, w, b, stride, padding, dilation, groups, *how = arguments
     fold = _Fold(info.batch_size, dims[1] is None and dims[2] is None)
     y = call(
         fold.images(x, dims[0]), fold.filters(w, dims[1]), None if b is None else fold.bias(b, dims[2]),
-        stride, padding, dilation, fold.groups(groups), activation, variant,
+        stride, padding, dilation, fold.groups(groups), *how,
     )  # fmt: skip
     return fold.split_images(y, _own_ndim(x, dims[0])), 0
 
@@ -107,8 +107,8 @@ def forward(call: Callable[..., Tensor], info: Any, dims: Sequence[int | None], 
 def contraction(
     call: Callable[..., Tensor], info: Any, dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
-    """Carry out a batch of `functions.contract(x, w, g, size, stride, padding, dilation, groups, variant)`."""
-    x, w, g, size, stride, padding, dilation, groups, variant = arguments
+    """Carry out a batch of `functions.contract`, whose arguments end in the groups, the variant and the precision."""
+    x, w, g, size, stride, padding, dilation, groups, *how = arguments
     fold = _Fold(info.batch_size, w is not None and dims[1] is None)
     folded = (
         None if x is None else fold.images(x, dims[0]),
@@ -116,7 +116,7 @@ def contraction(
         None if g is None else fold.images(g, dims[2]),
     )
     whole_size = fold.images_size(size) if x is None else fold.filters_size(size) if w is None else ()
-    result = call(*folded, whole_size, stride, padding, dilation, fold.groups(groups), variant)
+    result = call(*folded, whole_size, stride, padding, dilation, fold.groups(groups), *how)
     if w is None:
         return result.reshape(fold.size, *size), 0
     return fold.split_images(result, len(size) if x is None else _own_ndim(x, dims[0])), 0
@@ -126,9 +126,9 @@ def backward(
     contract: Callable[..., Tensor], info: Any, dims: Sequence[int | None], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Carry out a batch of the operator `backward`, one gradient after the other."""
-    dy, x, w, y, needs, stride, padding, dilation, groups, activation, variant = arguments
+    dy, x, w, y, needs, stride, padding, dilation, groups, activation, variant, precision = arguments
     geometry = (stride, padding, dilation, groups)
-    rung = "auto" if variant == "fused" else variant
+    how = ("auto" if variant == "fused" else variant, precision)
     size = info.batch_size
 
     def first(tensor: Tensor, dim: int | None) -> Tensor:
@@ -141,10 +141,10 @@ def backward(
     dx = dw = db = g.new_empty(size, 0)
     if needs[0]:
         size_of_x = own_size(x, dims[1])
-        dx, _ = contraction(contract, info, (None, dims[2], 0), None, w, g, size_of_x, *geometry, rung)
+        dx, _ = contraction(contract, info, (None, dims[2], 0), None, w, g, size_of_x, *geometry, *how)
     if needs[1]:
         size_of_w = own_size(w, dims[2])
-        dw, _ = contraction(contract, info, (dims[1], None, 0), x, None, g, size_of_w, *geometry, rung)
+        dw, _ = contraction(contract, info, (dims[1], None, 0), x, None, g, size_of_w, *geometry, *how)
     if needs[2]:
         db = bias_grad(g, first=1)
     return (dx, dw, db), (0, 0, 0)

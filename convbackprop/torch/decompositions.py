@@ -32,7 +32,7 @@ def _like(whole: Tensor, ndim: int) -> Tensor:
 
 def forward(
     x: Tensor, w: Tensor, b: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    groups: int, activation: str, variant: str,
+    groups: int, activation: str, variant: str, precision: str,
 ) -> Tensor:  # fmt: skip
     """Return phi(x * w + b)."""
     top, bottom, left, right = padding
@@ -45,7 +45,7 @@ def forward(
 
 def input_grad(
     size: Sequence[int], w: Tensor, g: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    groups: int, variant: str,
+    groups: int, variant: str, precision: str,
 ) -> Tensor:  # fmt: skip
     """Return the transposed convolution of g and w: without padding, for what padding takes away is cut off."""
     filters, top, left = _whole(w), padding[0], padding[2]

@@ -21,6 +21,7 @@ from convbackprop.torch.options import normalized
 Tensor = torch.Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_How = tuple[str, str]  # variant, precision
 
 
 def _formatted(found: Sequence[Tensor | None], x: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
@@ -32,23 +33,23 @@ class DirectLayer(Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, variant: str
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, how: _How
     ) -> Tensor:
-        y = formatted(ops.conv2d(x, w, b, *geometry, activation=activation, variant=variant), x, w)
+        y = formatted(ops.conv2d(x, w, b, *geometry, activation=activation, variant=how[0], precision=how[1]), x, w)
         ctx.save_for_backward(x, w, None if activation == "identity" else y)
-        ctx.options = geometry, activation, variant
+        ctx.options = geometry, activation, how
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         x, w, y = ctx.saved_tensors
-        geometry, activation, variant = ctx.options
+        geometry, activation, how = ctx.options
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or not possible(dy, x, w):
-            found = gradients(dy, x, w, y, needs, *normalized(w, geometry, activation), variant)
+            found = gradients(dy, x, w, y, needs, *normalized(w, geometry, activation), *how)
         else:
             found = ops.conv2d_backward(
-                dy, x, w, *geometry, output=y, activation=activation, needs=needs, variant=variant
+                dy, x, w, *geometry, output=y, activation=activation, needs=needs, variant=how[0], precision=how[1]
             )
             found = _formatted(found, x, w)
         return (*found, None, None, None)
@@ -62,23 +63,24 @@ class DirectGated(Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, variant: str
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, how: _How
     ) -> tuple[Tensor, Tensor]:
-        s = formatted(ops.conv2d(x, w, b, *geometry, variant=variant), x, w)
+        s = formatted(ops.conv2d(x, w, b, *geometry, variant=how[0], precision=how[1]), x, w)
         ctx.save_for_backward(x, w, s)
-        ctx.options = geometry, activation_name(activation), variant
+        ctx.options = geometry, activation_name(activation), how
         ctx.set_materialize_grads(False)
         return torch_function(ctx.options[1])(s), s
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, ds: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         x, w, s = ctx.saved_tensors
-        geometry, activation, variant = ctx.options
+        geometry, activation, how = ctx.options
         needs, again = ctx.needs_input_grad[:3], torch.is_grad_enabled()
         if ds is None and not again and dy is not None and possible(dy, x, w):
             found = ops.conv2d_backward(
-                dy, x, w, *geometry, pre_activation=s, activation=activation, needs=needs, variant=variant
-            )
+                dy, x, w, *geometry, pre_activation=s, activation=activation, needs=needs, variant=how[0],
+                precision=how[1],
+            )  # fmt: skip
             return (*_formatted(found, x, w), None, None, None)
         g = ds
         if dy is not None:
@@ -88,16 +90,16 @@ class DirectGated(Function):
             g = g if ds is None else g + ds
         if g is None:
             return (None,) * 6
-        parts = gradients(g, x, w, None, needs, *normalized(w, geometry, "identity"), variant)
+        parts = gradients(g, x, w, None, needs, *normalized(w, geometry, "identity"), *how)
         return (*parts, None, None, None)
 
 
-def layer(x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, variant: str) -> Tensor:
+def layer(x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple[Any, ...], activation: str, how: _How) -> Tensor:
     """Return phi(x * w + b), differentiable."""
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b))
     if differentiated and saved_by(activation) == "pre_activation":
-        return DirectGated.apply(x, w, b, geometry, activation, variant)[0]  # type: ignore[no-any-return]
-    return DirectLayer.apply(x, w, b, geometry, activation, variant)  # type: ignore[no-any-return]
+        return DirectGated.apply(x, w, b, geometry, activation, how)[0]  # type: ignore[no-any-return]
+    return DirectLayer.apply(x, w, b, geometry, activation, how)  # type: ignore[no-any-return]
 
 
 def _looked_at() -> bool:

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from convbackprop.activations import saved_by, torch_function
 from convbackprop.errors import InvalidType
 from convbackprop.torch import decompositions, direct, functions, operators
-from convbackprop.torch.options import normalized
+from convbackprop.torch.options import normalized, precision_of
 
 Tensor = torch.Tensor
 
@@ -31,6 +31,7 @@ def conv2d(
     *,
     activation: str = "identity",
     variant: str = "auto",
+    precision: str | None = None,
 ) -> Tensor:
     """Compute a convolutional layer's output, y = phi(x * w + b), differentiably.
 
@@ -58,6 +59,9 @@ def conv2d(
         "hardswish" from the pre-activation, which is then kept beside y.
     variant : str
         A rung of the ladder that all passes have, such as "naive", "auto" or "untuned": see `convbackprop.conv2d`.
+    precision : str, optional
+        "ieee" or "tf32", for all passes: see `convbackprop.conv2d`. By default what torch's own convolution does: on a
+        CUDA device "tf32" where torch.backends.cudnn allows it, as it does from the start.
 
     Returns
     -------
@@ -72,11 +76,12 @@ def conv2d(
     """
     geometry = (stride, padding, dilation, groups)
     if direct.possible(input, weight, bias):
-        return direct.layer(input, weight, bias, geometry, activation, variant)
+        return direct.layer(input, weight, bias, geometry, activation, (variant, precision_of(precision, input)))
     if has_torch_function((input, weight, bias)):  # subclasses with a say of their own, and torch.fx's proxies
         return handle_torch_function(  # type: ignore[no-any-return]
-            conv2d, (input, weight, bias), input, weight, bias, *geometry, activation=activation, variant=variant
-        )
+            conv2d, (input, weight, bias), input, weight, bias, *geometry, activation=activation, variant=variant,
+            precision=precision,
+        )  # fmt: skip
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
             check_tensor(tensor, name)
@@ -84,12 +89,13 @@ def conv2d(
     options = (_untraced if tracing else normalized)(weight, geometry, activation)
     input, weight, bias = in_autocast(input, weight, bias)
     *geometry_only, name = options
+    how = (variant, precision_of(precision, input))
     layer = operators.forward if tracing else functions.layer  # a traced program calls the operator
     if torch.onnx.is_in_onnx_export():
         layer = decompositions.forward
     if saved_by(name) == "pre_activation":  # it is an intermediate result, which PyTorch keeps and differentiates
-        return torch_function(name)(layer(input, weight, bias, *geometry_only, "identity", variant))  # type: ignore[no-any-return]
-    return layer(input, weight, bias, *options, variant)
+        return torch_function(name)(layer(input, weight, bias, *geometry_only, "identity", *how))  # type: ignore[no-any-return]
+    return layer(input, weight, bias, *options, *how)
 
 
 def in_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -27,9 +27,10 @@ class Contraction(Function):
 
     @staticmethod
     def forward(  # noqa: D102 - its parameters are counted by torch.compile
-        x: Any, w: Any, g: Any, size: Any, stride: Any, padding: Any, dilation: Any, groups: int, variant: str
-    ) -> Tensor:
-        return operators.contract(x, w, g, size, stride, padding, dilation, groups, variant)
+        x: Any, w: Any, g: Any, size: Any, stride: Any, padding: Any, dilation: Any, groups: int, variant: str,
+        precision: str,
+    ) -> Tensor:  # fmt: skip
+        return operators.contract(x, w, g, size, stride, padding, dilation, groups, variant, precision)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
@@ -87,9 +88,11 @@ class Layer(Function):
 
     @staticmethod
     def forward(  # noqa: D102 - its parameters are counted by torch.compile
-        x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: int, activation: str, variant: str
-    ) -> Tensor:
-        return operators.forward(x, w, b, stride, padding, dilation, groups, activation, variant)  # type: ignore[no-any-return]
+        x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: int, activation: str, variant: str,
+        precision: str,
+    ) -> Tensor:  # fmt: skip
+        geometry = (stride, padding, dilation, groups)
+        return operators.forward(x, w, b, *geometry, activation, variant, precision)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
@@ -110,13 +113,13 @@ def gradients(
     dy: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: Sequence[bool], *options: Any
 ) -> tuple[Tensor | None, ...]:
     """Return dx, dw and db, those that are needed: in one pass, or so that they can be differentiated again."""
-    *geometry, activation, variant = options
+    *geometry, activation, variant, precision = options
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         found = operators.backward(dy, x, w, y, needs, *options)
         return tuple(gradient if needed else None for gradient, needed in zip(found, needs, strict=True))
-    g = before_activation(dy, y, activation)
-    dx = formatted(contract(None, w, g, tuple(x.shape), *geometry, variant), x, w) if needs[0] else None
-    dw = formatted(contract(x, None, g, tuple(w.shape), *geometry, variant), x, w) if needs[1] else None
+    g, how = before_activation(dy, y, activation), (variant, precision)
+    dx = formatted(contract(None, w, g, tuple(x.shape), *geometry, *how), x, w) if needs[0] else None
+    dw = formatted(contract(x, None, g, tuple(w.shape), *geometry, *how), x, w) if needs[1] else None
     return dx, dw, bias_grad(g) if needs[2] else None
 
 
@@ -130,20 +133,24 @@ class _LayerForwardMode(Layer):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, w, y = ctx.saved_tensors
-        *geometry, activation, variant = ctx.options
+        *geometry, activation, variant, precision = ctx.options
+        how = (variant, precision)
         dx, dw, db = tangents[:3]
         terms = []
         if dx is not None:
-            terms.append(contract(dx, w, None, (), *geometry, variant))
+            terms.append(contract(dx, w, None, (), *geometry, *how))
         if dw is not None:
-            terms.append(contract(x, dw, None, (), *geometry, variant))
+            terms.append(contract(x, dw, None, (), *geometry, *how))
         if db is not None:
             terms.append(db.reshape((-1, 1, 1)[-len(ctx.shape) :]).expand(ctx.shape))
         return before_activation(functools.reduce(torch.add, terms), y, activation)
 
 
 def layer(*arguments: Any) -> Tensor:
-    """Return phi(x * w + b) from (x, w, b, stride, padding, dilation, groups, activation, variant), differentiable."""
+    """Return phi(x * w + b), differentiable.
+
+    From (x, w, b, stride, padding, dilation, groups, activation, variant, precision).
+    """
     function = Layer if torch.compiler.is_compiling() else _LayerForwardMode
     return function.apply(*arguments)  # type: ignore[no-any-return]
 
@@ -166,8 +173,8 @@ def _register(name: str, missing: int) -> None:
         Contraction.setup_context(ctx, (*operands, size, *inputs[3:]), output)
 
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        *gradients, _, variant = Contraction.backward(ctx, cotangent)  # the contraction has a size of its own besides
-        return (*gradients, variant)
+        gradients = Contraction.backward(ctx, cotangent)
+        return gradients[:-1]  # the contraction has a size of its own besides
 
     torch.library.register_autograd(
         f"convbackprop::{name}", backward, setup_context=setup_context, lib=operators.LIBRARY

@@ -15,23 +15,25 @@ from convbackprop.activations import activation_name
 from convbackprop.arguments import known
 from convbackprop.errors import InvalidArgument
 from convbackprop.ladder.registry import AUTO, UNTUNED, of_pass
+from convbackprop.problem import PRECISIONS
 from convbackprop.torch.functional import conv2d, not_scriptable
 
 Tensor = torch.Tensor
 
 
 class Layer(_ConvNd):
-    """What the modules add to a convolution of PyTorch's: an activation, and a variant.
+    """What the modules add to a convolution of PyTorch's: an activation, a variant and a precision.
 
     It is no torch.nn.Conv2d, for tools that ask whether a module is one take it for a convolution and nothing else.
     """
 
-    def __init__(self, *arguments: Any, activation: str, variant: str, **options: Any) -> None:
+    def __init__(self, *arguments: Any, activation: str, variant: str, precision: str | None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.activation = activation_name(activation)
         rungs = [{rung.name for rung in of_pass(name)} for name in ("forward", "input_grad", "kernel_grad")]
         shared = [rung.name for rung in of_pass("forward") if all(rung.name in ladder for ladder in rungs)]
         self.variant = known(variant, (AUTO, UNTUNED, *shared), "variant")
+        self.precision = None if precision is None else known(precision, PRECISIONS, "precision")
 
     __prepare_scriptable__ = not_scriptable
 
@@ -47,14 +49,15 @@ class Layer(_ConvNd):
         super().register_parameter(name, param)
 
     def extra_repr(self) -> str:  # noqa: D102
-        more = f", activation={self.activation!r}" if self.activation != "identity" else ""
-        return super().extra_repr() + more + (f", variant={self.variant!r}" if self.variant != AUTO else "")
+        usual = {"activation": "identity", "variant": AUTO, "precision": None}
+        unusual = ((name, getattr(self, name)) for name, value in usual.items() if getattr(self, name) != value)
+        return super().extra_repr() + "".join(f", {name}={value!r}" for name, value in unusual)
 
 
 class Conv2d(Layer):
     """A convolutional layer by this package's kernels: phi(x * w + b).
 
-    The constructor of torch.nn.Conv2d with two more arguments, its parameters, and its state_dict, both ways. It is no
+    The constructor of torch.nn.Conv2d with three more arguments, its parameters, and its state_dict, both ways. No
     subclass of it: what looks for layers by isinstance, such as an initialisation, asks for both.
 
     Parameters
@@ -65,11 +68,13 @@ class Conv2d(Layer):
         As in `convbackprop.conv2d`: "identity", "relu", "gelu", ...
     variant : str
         A rung of the ladder that all passes have, such as "naive", "auto" or "untuned": see `convbackprop.conv2d`.
+    precision : str, optional
+        As in `convbackprop.torch.conv2d`.
 
     Raises
     ------
     InvalidArgument
-        For an unknown activation or variant; else what torch.nn.Conv2d raises.
+        For an unknown activation, variant or precision; else what torch.nn.Conv2d raises.
     """
 
     def __init__(
@@ -88,11 +93,13 @@ class Conv2d(Layer):
         *,
         activation: str = "identity",
         variant: str = "auto",
+        precision: str | None = None,
     ) -> None:
         sides = padding if isinstance(padding, str) else _pair(padding)
         super().__init__(
             in_channels, out_channels, _pair(kernel_size), _pair(stride), sides, _pair(dilation), False, _pair(0),
             groups, bias, padding_mode, device=device, dtype=dtype, activation=activation, variant=variant,
+            precision=precision,
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
@@ -106,5 +113,5 @@ class Conv2d(Layer):
             padding = 0
         return conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
-            activation=self.activation, variant=self.variant,
+            activation=self.activation, variant=self.variant, precision=self.precision,
         )  # fmt: skip

@@ -25,6 +25,7 @@ Tensor = torch.Tensor
 Geometry = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int]
 
 _GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, int groups"
+_HOW = "str variant, str precision"
 LIBRARY = torch.library.Library("convbackprop", "DEF")
 
 
@@ -45,28 +46,32 @@ def _for_kernels(
 
 # -- with data -------------------------------------------------------------------------------------------------------
 def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
-    *geometry, activation, variant = options
-    y = ops.conv2d(x, w, b, *_for_kernels(*geometry), activation=activation, variant=variant)
+    *geometry, activation, variant, precision = options
+    own = {"activation": activation, "variant": variant, "precision": precision}
+    y = ops.conv2d(x, w, b, *_for_kernels(*geometry), **own)
     return formatted(y, x, w)
 
 
 def _input_grad(size: Sequence[int], w: Tensor, g: Tensor, *options: Any) -> Tensor:
-    *geometry, variant = options
-    return formatted(ops.conv2d_input_grad(tuple(size), w, g, *_for_kernels(*geometry), variant=variant), w, g)
+    *geometry, variant, precision = options
+    own = {"variant": variant, "precision": precision}
+    return formatted(ops.conv2d_input_grad(tuple(size), w, g, *_for_kernels(*geometry), **own), w, g)
 
 
 def _kernel_grad(x: Tensor, size: Sequence[int], g: Tensor, *options: Any) -> Tensor:
-    *geometry, variant = options
-    return formatted(ops.conv2d_kernel_grad(x, tuple(size), g, *_for_kernels(*geometry), variant=variant), x, g)
+    *geometry, variant, precision = options
+    own = {"variant": variant, "precision": precision}
+    return formatted(ops.conv2d_kernel_grad(x, tuple(size), g, *_for_kernels(*geometry), **own), x, g)
 
 
 def _backward(
     dy: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: Sequence[bool], *options: Any
 ) -> tuple[Tensor, ...]:
-    *geometry, activation, variant = options
+    *geometry, activation, variant, precision = options
     gradients = ops.conv2d_backward(
-        dy, x, w, *_for_kernels(*geometry), output=y, activation=activation, needs=tuple(needs), variant=variant
-    )
+        dy, x, w, *_for_kernels(*geometry), output=y, activation=activation, needs=tuple(needs), variant=variant,
+        precision=precision,
+    )  # fmt: skip
     return tuple(dy.new_empty(0) if gradient is None else formatted(gradient, x, w) for gradient in gradients)
 
 
@@ -88,16 +93,18 @@ def _check_alike(**tensors: Tensor | None) -> None:
 
 
 def _output_shape(
-    x_shape: Sequence[Any], w_shape: Sequence[Any], like: Tensor, geometry: Sequence[Any], activation: str, variant: str
-) -> tuple[Any, ...]:
+    x_shape: Sequence[Any], w_shape: Sequence[Any], like: Tensor, geometry: Sequence[Any], activation: str,
+    variant: str, precision: str,
+) -> tuple[Any, ...]:  # fmt: skip
     """Return y's shape; sizes that are not known yet are taken to be right, for the kernels look at them later."""
     stride, padding, dilation, _ = geometry
     if all(isinstance(size, int) for size in (*x_shape, *w_shape)):
         dtype = str(like.dtype).removeprefix("torch.")
         strides, sides, dilations, groups = _for_kernels(*geometry)
         problem = problem_of(
-            tuple(x_shape), "input", tuple(w_shape), "weight", strides, sides, dilations, groups, activation, dtype
-        )
+            tuple(x_shape), "input", tuple(w_shape), "weight", strides, sides, dilations, groups, activation, dtype,
+            precision,
+        )  # fmt: skip
         if like.device.type != "meta":
             choose("forward", variant, problem, like.device.type)
     taps = w_shape[-2:]
@@ -115,9 +122,9 @@ def _bias_shape(w: Tensor) -> tuple[int]:
 
 
 def _forward_shapes(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
-    *geometry, activation, variant = options
+    *geometry, activation, variant, precision = options
     _check_alike(input=x, weight=w, bias=b)
-    shape = _output_shape(x.shape, w.shape, x, geometry, activation, variant)
+    shape = _output_shape(x.shape, w.shape, x, geometry, activation, variant, precision)
     if b is not None and tuple(b.shape) != _bias_shape(w):
         raise InvalidArgument(
             f"bias has shape {tuple(b.shape)}; it should be {_bias_shape(w)}, one value an output channel"
@@ -145,14 +152,14 @@ def _backward_shapes(
 
 
 # -- the operators ---------------------------------------------------------------------------------------------------
-_define(f"forward(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, str activation, str variant) -> Tensor",
+_define(f"forward(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, str activation, {_HOW}) -> Tensor",
         _forward, _forward_shapes)  # fmt: skip
-_define(f"input_grad(SymInt[] input_size, Tensor weight, Tensor grad_output, {_GEOMETRY}, str variant) -> Tensor",
+_define(f"input_grad(SymInt[] input_size, Tensor weight, Tensor grad_output, {_GEOMETRY}, {_HOW}) -> Tensor",
         _input_grad, _input_grad_shapes)  # fmt: skip
-_define(f"kernel_grad(Tensor input, SymInt[] weight_size, Tensor grad_output, {_GEOMETRY}, str variant) -> Tensor",
+_define(f"kernel_grad(Tensor input, SymInt[] weight_size, Tensor grad_output, {_GEOMETRY}, {_HOW}) -> Tensor",
         _kernel_grad, _kernel_grad_shapes)  # fmt: skip
 _define(f"backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? output, bool[3] needs, {_GEOMETRY}, "
-        "str activation, str variant) -> (Tensor, Tensor, Tensor)", _backward, _backward_shapes)  # fmt: skip
+        f"str activation, {_HOW}) -> (Tensor, Tensor, Tensor)", _backward, _backward_shapes)  # fmt: skip
 
 forward = torch.ops.convbackprop.forward.default
 input_grad = torch.ops.convbackprop.input_grad.default
@@ -162,18 +169,19 @@ backward = torch.ops.convbackprop.backward.default
 
 def contract(
     x: Tensor | None, w: Tensor | None, g: Tensor | None, size: Sequence[int],
-    stride: Any, padding: Any, dilation: Any, groups: int, variant: str,
+    stride: Any, padding: Any, dilation: Any, groups: int, variant: str, precision: str,
 ) -> Tensor:  # fmt: skip
     """Return the one of x, w and g that is None, from the other two: a gradient, or the forward pass.
 
     All three are what is left of <x * w, g> (a number that is linear in each) when one is taken out. `size` is the
     shape of the one that is missing, if that is x or w.
     """
+    geometry, how = (stride, padding, dilation, groups), (variant, precision)
     if x is None:
-        return input_grad(size, w, g, stride, padding, dilation, groups, variant)  # type: ignore[no-any-return]
+        return input_grad(size, w, g, *geometry, *how)  # type: ignore[no-any-return]
     if w is None:
-        return kernel_grad(x, size, g, stride, padding, dilation, groups, variant)  # type: ignore[no-any-return]
-    return forward(x, w, None, stride, padding, dilation, groups, "identity", variant)  # type: ignore[no-any-return]
+        return kernel_grad(x, size, g, *geometry, *how)  # type: ignore[no-any-return]
+    return forward(x, w, None, *geometry, "identity", *how)  # type: ignore[no-any-return]
 
 
 def _vmap_input_grad(info: Any, dims: Any, size: Any, w: Tensor, g: Tensor, *options: Any) -> Any:

@@ -7,11 +7,24 @@ from typing import Any
 import torch
 
 from convbackprop.activations import activation_name
-from convbackprop.arguments import integer, pair, resolve_padding
+from convbackprop.arguments import integer, known, pair, resolve_padding
 from convbackprop.errors import InvalidArgument
+from convbackprop.problem import PRECISIONS
 
 #: stride, padding as (top, bottom, left, right), dilation, groups and the activation.
 Options = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int, str]
+
+
+def precision_of(given: str | None, tensor: torch.Tensor) -> str:
+    """Return the precision that is given, or that torch's own convolution of such a tensor has."""
+    if given is not None:
+        return known(given, PRECISIONS, "precision")
+    return "tf32" if tensor.is_cuda and _allowed_by_torch() else "ieee"
+
+
+def _allowed_by_torch() -> bool:
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32  # before 2.9
 
 
 def normalized(weight: torch.Tensor, geometry: tuple[Any, Any, Any, Any], activation: Any) -> Options:

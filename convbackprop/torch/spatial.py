@@ -23,6 +23,7 @@ from convbackprop.ladder.registry import choose
 from convbackprop.launch.given import problem_of
 from convbackprop.torch import functional, halo, nn, operators
 from convbackprop.torch.formats import formatted, is_channels_last
+from convbackprop.torch.options import precision_of
 from convbackprop.torch.rows import Piece, RowSplit, check_heights, even_heights, row_split
 
 __all__ = ["RowSplit", "SpatialConv2d", "conv2d", "gather_rows", "split_rows"]
@@ -47,6 +48,7 @@ def conv2d(
     check: str = "always",
     activation: str = "identity",
     variant: str = "auto",
+    precision: str | None = None,
 ) -> Tensor:
     """Compute this rank's rows of a convolutional layer's output, differentiably to any order.
 
@@ -60,7 +62,7 @@ def conv2d(
         The filters, the same on all ranks.
     bias : Tensor, shape (K,), optional
         The same on all ranks.
-    stride, padding, dilation, groups, activation, variant
+    stride, padding, dilation, groups, activation, variant, precision
         As in `convbackprop.torch.conv2d`. Rows of padding are put above and below the whole image only.
     group : torch.distributed.ProcessGroup, optional
         The ranks, from the image's top to its bottom; the default group unless given.
@@ -91,7 +93,7 @@ def conv2d(
     failure: Exception | None = None
     facts, height = {}, 0
     try:
-        facts = _facts(input, weight, bias, stride, padding, dilation, groups, activation, variant)
+        facts = _facts(input, weight, bias, stride, padding, dilation, groups, activation, variant, precision)
         strides, dilations = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
         above_below, left_right = resolve_padding(padding, (weight.shape[-2], weight.shape[-1]), strides, dilations)
         height = input.shape[_ROWS]
@@ -99,7 +101,7 @@ def conv2d(
     except Exception as error:  # the other ranks are told, before it is raised
         failure = error
     heights = halo.agree(group, facts, height, failure, once)
-    options = {"activation": activation, "variant": variant}
+    options = {"activation": activation, "variant": variant, "precision": precision}
     if is_channels_last(input) or is_channels_last(weight):
         input, weight = _ChannelsLastGradient.apply(input), _ChannelsLastGradient.apply(weight)
     weight, bias = halo.shared(group, weight, bias)  # type: ignore[assignment]
@@ -162,7 +164,7 @@ def _rows(image: Tensor, first: int, end: int) -> Tensor:
 
 def _facts(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
-    activation: str, variant: str,
+    activation: str, variant: str, precision: str | None,
 ) -> dict[str, str]:  # fmt: skip
     """Return what should be the same on all ranks, by name, after a look at this rank's arguments."""
     given = {"input": input, "weight": weight, "bias": bias}
@@ -178,7 +180,7 @@ def _facts(
     reach = pair(dilation, "dilation", 1)[0] * (weight.shape[-2] if weight.ndim > 1 else 1)
     dtype = str(input.dtype).removeprefix("torch.")
     shapes = (*outer, max(height, 1) + reach, width), "input", tuple(weight.shape), "weight"
-    problem = problem_of(*shapes, stride, padding, dilation, groups, activation, dtype)
+    problem = problem_of(*shapes, stride, padding, dilation, groups, activation, dtype, precision_of(precision, input))
     choose("forward", variant, problem, input.device.type)
     if bias is not None and tuple(bias.shape) != (problem.K,):
         raise InvalidArgument(f"bias has shape {tuple(bias.shape)}; it should be {(problem.K,)}, one an output channel")
@@ -194,6 +196,7 @@ def _facts(
         "dilation": str(problem.dilation),
         "groups": str(integer(groups, "groups", 1)),
         "activation": activation_name(activation),
+        "precision": problem.precision,
         "what needs a gradient": ", ".join(differentiated if torch.is_grad_enabled() else ()) or "nothing",
     }
 
@@ -207,7 +210,8 @@ class SpatialConv2d(nn.Conv2d):
 
     Parameters
     ----------
-    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype, activation, variant
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype, activation, variant,
+    precision
         As in `convbackprop.torch.nn.Conv2d`; padding_mode can only be "zeros".
     group, check
         As in `conv2d`. A layer is made by all ranks of the group together.
@@ -245,6 +249,7 @@ class SpatialConv2d(nn.Conv2d):
         return conv2d(  # type: ignore[no-any-return]
             input, weight, bias, self.stride, self.padding, self.dilation, self.groups,
             group=self.group, check=self.check, activation=self.activation, variant=self.variant,
+            precision=self.precision,
         )  # fmt: skip
 
 

@@ -71,7 +71,9 @@ class Report:
         return "\n".join(f"{name:{width}}  {told[name]}" for name in self.order) or "no convolution found"
 
 
-def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") -> tuple[Module, Report]:
+def from_torch(
+    module: Module, *, trace: bool = False, variant: str = "auto", precision: str | None = None
+) -> tuple[Module, Report]:
     """Return a model like this one, whose Conv2d and ConvTranspose2d layers are those of `convbackprop.torch.nn`.
 
     An activation that the kernels know (ReLU, LeakyReLU, Sigmoid, GELU, ...) goes into the layer before it where it is
@@ -86,7 +88,7 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
         Read the model's own forward by torch.fx, and return a torch.fx.GraphModule: an activation is found wherever it
         is called, as a module, a function or a method. What the model decides by its mode (training or not) is decided
         now.
-    variant : str
+    variant, precision : str
         For the new layers.
 
     Returns
@@ -127,7 +129,7 @@ def from_torch(module: Module, *, trace: bool = False, variant: str = "auto") ->
             report.fused[title] = activation
         else:
             report.swapped.append(title)
-        ours = made.setdefault(id(layer), _like(layer, activation, variant))
+        ours = made.setdefault(id(layer), _like(layer, activation, variant, precision))
         if not name:
             return ours, report
         model.set_submodule(name, ours)
@@ -149,14 +151,14 @@ def _cannot(layer: _ConvNd) -> str | None:
     return None
 
 
-def _like(layer: _ConvNd, activation: str, variant: str) -> Module:
+def _like(layer: _ConvNd, activation: str, variant: str, precision: str | None) -> Module:
     """Return our layer with the parameters of torch's."""
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
     if layer.transposed:
         names.append("output_padding")
     options: dict[str, Any] = {name: getattr(layer, name) for name in names}
     options |= {"bias": layer.bias is not None, "device": "meta", "dtype": layer.weight.dtype}
-    ours = _OURS[type(layer)](**options, activation=activation, variant=variant)
+    ours = _OURS[type(layer)](**options, activation=activation, variant=variant, precision=precision)
     ours.weight, ours.bias = layer.weight, layer.bias
     return ours.train(layer.training)
 

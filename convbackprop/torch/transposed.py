@@ -28,7 +28,7 @@ from convbackprop.torch.functional import check_tensor, in_autocast, not_scripta
 from convbackprop.torch.functions import contract
 from convbackprop.torch.module import Layer
 from convbackprop.torch.operators import Geometry
-from convbackprop.torch.options import normalized
+from convbackprop.torch.options import normalized, precision_of
 
 Tensor = torch.Tensor
 
@@ -45,6 +45,7 @@ def conv_transpose2d(
     *,
     activation: str = "identity",
     variant: str = "auto",
+    precision: str | None = None,
 ) -> Tensor:
     """Compute a transposed convolution's output, differentiably: phi(what spreads input by the filters, + b).
 
@@ -65,6 +66,8 @@ def conv_transpose2d(
         Further rows and columns of the output, fewer than the stride or the dilation.
     variant : str
         A rung of the ladder that all passes have, such as "naive", "auto" or "untuned": see `convbackprop.conv2d`.
+    precision : str, optional
+        As in `convbackprop.torch.conv2d`.
 
     Returns
     -------
@@ -80,7 +83,7 @@ def conv_transpose2d(
     if has_torch_function(given) and not possible(*given):
         return handle_torch_function(  # type: ignore[no-any-return]
             conv_transpose2d, given, *given, stride, padding, output_padding, groups, dilation,
-            activation=activation, variant=variant,
+            activation=activation, variant=variant, precision=precision,
         )  # fmt: skip
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
@@ -97,14 +100,15 @@ def conv_transpose2d(
     more = pair(output_padding, "output_padding", 0)
     input = _with_zeros(input, more, strides, dilations)
     more = (more[0] % strides[0], more[1] % strides[1])
+    how = (variant, precision_of(precision, input))
     kept = saved_by(name) == "pre_activation"  # an intermediate result, which PyTorch keeps and differentiates
     if possible(*(given := (input, weight, bias))):
         kept &= torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
         fused = "identity" if kept else name
-        y = DirectTransposed.apply(*given, more, (strides, around, dilations, groups), fused, variant)
+        y = DirectTransposed.apply(*given, more, (strides, around, dilations, groups), fused, how)
         return torch_function(name)(y) if kept else y  # type: ignore[no-any-return]
     size = _output_size(input, weight, strides, around, dilations, groups, more)
-    options = strides, around, dilations, groups, variant
+    options = strides, around, dilations, groups, *how
     if torch.onnx.is_in_onnx_export():
         y = decompositions.input_grad(size, weight, input, *options)
     else:
@@ -157,36 +161,37 @@ class DirectTransposed(Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, more: Any, geometry: Geometry, activation: str, variant: str
-    ) -> Tensor:
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, more: Any, geometry: Geometry, activation: str,
+        how: tuple[str, str],
+    ) -> Tensor:  # fmt: skip
         strides, (top, bottom, left, right), dilations, groups = geometry
         y = transposed.conv_transpose2d(
             x, w, b, strides, ((top, bottom), (left, right)), more, groups, dilations,
-            activation=activation, variant=variant,
+            activation=activation, variant=how[0], precision=how[1],
         )  # fmt: skip
         y = formatted(y, x, w)
         ctx.save_for_backward(x, w, None if activation == "identity" else y)
-        ctx.options = geometry, activation, variant
+        ctx.options = geometry, activation, how
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         x, w, y = ctx.saved_tensors
-        geometry, activation, variant = ctx.options
+        geometry, activation, how = ctx.options
         g = before_activation(dy, y, activation)
         dx = dw = None
         if torch.is_grad_enabled() or not possible(g, x, w):
             if ctx.needs_input_grad[0]:
-                dx = contract(g, w, None, (), *geometry, variant)
+                dx = contract(g, w, None, (), *geometry, *how)
             if ctx.needs_input_grad[1]:
-                dw = contract(g, None, x, tuple(w.shape), *geometry, variant)
+                dw = contract(g, None, x, tuple(w.shape), *geometry, *how)
         else:
             strides, (top, bottom, left, right), *others = geometry
             own = (strides, ((top, bottom), (left, right)), *others)
             if ctx.needs_input_grad[0]:
-                dx = ops.conv2d(g, w, None, *own, variant=variant)
+                dx = ops.conv2d(g, w, None, *own, variant=how[0], precision=how[1])
             if ctx.needs_input_grad[1]:
-                dw = ops.conv2d_kernel_grad(g, tuple(w.shape), x, *own, variant=variant)
+                dw = ops.conv2d_kernel_grad(g, tuple(w.shape), x, *own, variant=how[0], precision=how[1])
         dx, dw = (gradient if gradient is None else formatted(gradient, x, w) for gradient in (dx, dw))
         db = bias_grad(g) if ctx.needs_input_grad[2] else None
         return dx, dw, db, None, None, None, None
@@ -195,7 +200,7 @@ class DirectTransposed(Function):
 class ConvTranspose2d(Layer):
     """A transposed convolution by this package's kernels.
 
-    The constructor of torch.nn.ConvTranspose2d with two more arguments, its parameters, and its state_dict, both ways.
+    The constructor of torch.nn.ConvTranspose2d with three more arguments, its parameters, its state_dict, both ways.
 
     Parameters
     ----------
@@ -203,13 +208,13 @@ class ConvTranspose2d(Layer):
         As in torch.nn.ConvTranspose2d.
     device, dtype
         As there.
-    activation, variant : str
+    activation, variant, precision : str
         As in `Conv2d`.
 
     Raises
     ------
     InvalidArgument
-        For an unknown activation or variant, or another padding_mode than "zeros".
+        For an unknown activation, variant or precision, or another padding_mode than "zeros".
     """
 
     def __init__(
@@ -229,12 +234,13 @@ class ConvTranspose2d(Layer):
         *,
         activation: str = "identity",
         variant: str = "auto",
+        precision: str | None = None,
     ) -> None:
         known(padding_mode, ("zeros",), "padding_mode")
         super().__init__(
             in_channels, out_channels, _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), True,
             _pair(output_padding), groups, bias, padding_mode, device=device, dtype=dtype, activation=activation,
-            variant=variant,
+            variant=variant, precision=precision,
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
@@ -243,5 +249,5 @@ class ConvTranspose2d(Layer):
         more = _ConvTransposeNd._output_padding(self, input, output_size, *sizes)  # type: ignore[arg-type]
         return conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding, more, self.groups, self.dilation,
-            activation=self.activation, variant=self.variant,
+            activation=self.activation, variant=self.variant, precision=self.precision,
         )  # fmt: skip

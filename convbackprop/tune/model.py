@@ -117,13 +117,15 @@ def _recorder(found: dict[Job, None]) -> Any:
 
 def _problem(x: Any, w: Any, geometry: Sequence[Any], y: Any, **flags: bool) -> ConvProblem:
     """Return the problem of a convolution of PyTorch's own; of a transposed one, which y is the x of."""
+    from convbackprop.torch.options import precision_of
+
     stride, padding, dilation, transposed, _, groups = geometry
     sides = tuple((extent, extent) for extent in padding)
     image = y if transposed else x
     dtype = str(x.dtype).removeprefix("torch.")
     return problem_of(
         tuple(image.shape), "input", tuple(w.shape), "weight", tuple(stride), sides, tuple(dilation), groups,
-        "identity", dtype, **flags,
+        "identity", dtype, precision_of(None, x), **flags,
     )  # fmt: skip
 
 

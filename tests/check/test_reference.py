@@ -212,6 +212,38 @@ def test_bound_of_storing(dtype, relative, subnormal):
     assert stored[0] == pytest.approx(8 * relative + subnormal, rel=1e-6, abs=0)
 
 
+def tf32(array, added=0x1000):
+    """Return numbers rounded to TF32, or cut to it where nothing is added."""
+    return ((array.view(np.uint32) + np.uint32(added)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@pytest.mark.parametrize("data", ["normal", "worst"])
+def test_bound_of_tf32(data):
+    """It holds for factors that are rounded, whatever they are, and not for factors that are cut."""
+    problem = ConvProblem.parse("1,3,9,9,2,3,3,padding=1,precision=tf32")
+    given = check.inputs("forward", problem)
+    if data == "worst":  # a little below, and above, the middle between two TF32 numbers
+        given = {name: np.full_like(array, 1 + 2.0**-11 - 2.0**-18) for name, array in given.items()}
+    value, magnitude = reference.answer("forward", problem, given)["y"]
+    bound = reference.error_bound("y", problem, value, magnitude)
+    off = abs(reference.correlate(problem, tf32(given["x"]), tf32(given["w"])) - value)
+    assert (off <= bound).all()
+    if data == "worst":
+        assert (off > 0.9 * bound).all()
+        above = np.full_like(given["x"], 1 + 2.0**-10 - 2.0**-18)
+        cut = reference.correlate(problem, tf32(above, 0), tf32(given["w"], 0))
+        off = abs(cut - reference.correlate(problem, above, given["w"]))
+        assert (off > bound).all()
+
+
+def test_tf32_says_nothing_of_other_dtypes_and_sums():
+    ieee, rounded = (ConvProblem.parse(f"2,2,5,5,2,3,3,bias=1,precision={p}") for p in ("ieee", "tf32"))
+    ones = np.ones(2)
+    for name, changes in (("db", {}), ("y", {"dtype": "float16"}), ("dx", {"dtype": "float64"})):
+        bounds = [reference.error_bound(name, p.with_(**changes), ones, ones) for p in (ieee, rounded)]
+        assert (bounds[0] == bounds[1]).all()
+
+
 def test_bound_of_activations():
     p = ConvProblem.parse("1,1,9,9,1,3,3")
     one, u = np.ones(1), 2.0**-24

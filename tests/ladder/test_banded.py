@@ -155,6 +155,32 @@ def test_without_a_scale_small_numbers_have_no_low_bits(quick, variant, tmp_path
     assert faults_of_scaled(wrong, quick, (-130, 10)) != []
 
 
+# -- one TF32 number a factor ------------------------------------------------------------------------------------------
+#: Cut to TF32, it is off by nearly its last place; rounded, by little.
+ABOVE_THE_MIDDLE = 1 + 2.0**-10 - 2.0**-16
+
+
+@each_variant
+@pytest.mark.parametrize("data", ["normal", "constant", "integers", "nonfinite"])
+@pytest.mark.parametrize(
+    "text", ["2,2,21,37,2,7,9,padding=same,groups=2", "1,1,34,37,1,15,15", "1,1,40,33,1,31,31,padding=same"]
+)
+def test_tf32_where_it_is_asked_for(quick, variant, text, data):
+    assert faults(variant, quick, text, data, precision="tf32") == []
+
+
+@each_variant
+def test_tf32_is_one_product_of_rounded_factors(quick, variant, tmp_path):
+    """Its result is within TF32's bound and, as it should be faster for it, not within float32's; nor is it cut."""
+    problem, given = given_low_bits(variant, ABOVE_THE_MIDDLE, ABOVE_THE_MIDDLE)
+    rounded = problem.with_(precision="tf32")
+    blocks = check.launch(variant, rounded, given, quick)
+    assert check.judge(variant, rounded, given, blocks).faults == []
+    assert check.judge(variant, problem, given, blocks).faults != []
+    wrong = replaced(str(variant), "mma.cuh", "(isfinite(f) ? 0x1000 : 0)", "0", tmp_path)
+    assert check.check(wrong, rounded, quick, given=given).faults != []
+
+
 # -- what is no number ------------------------------------------------------------------------------------------------
 @each_variant
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

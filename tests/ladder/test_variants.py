@@ -236,7 +236,10 @@ def test_defaults_are_legal(variant):
     ("variant", "name", "value"),
     [
         pytest.param(
-            variant, name, value, id=f"{variant}-{name}-{value}",
+            variant,
+            name,
+            value,
+            id=f"{variant}-{name}-{value}",
             marks=() if value in (min(tunable.legal), max(tunable.legal)) else pytest.mark.slow,
         )
         for variant in FOLLOW_THE_LEVEL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,9 +14,11 @@ from torch.utils import checkpoint as checkpointing  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import convbackprop.torch as ours  # noqa: E402
+from convbackprop import ops, transposed  # noqa: E402
 from convbackprop.arguments import resolve_padding  # noqa: E402
 from convbackprop.errors import InvalidArgument, InvalidType, UnsupportedProblem  # noqa: E402
 from convbackprop.torch import direct, functions  # noqa: E402
+from convbackprop.torch.options import precision_of  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
 
 #: x's and w's shapes, and the options; sizes at which nothing divides evenly.
@@ -150,11 +153,11 @@ def test_the_operators_under_vmap():
     """What a graph calls has the rules too; the fused operator's is made of the others'."""
     (x, w, _), _ = tensors("stride, groups", grad=False)
     settings = ((2, 3), (1, 1, 2, 2), (1, 1), 2)
-    y = torch.stack([functions.operators.forward(t, w, None, *settings, "tanh", "naive") for t in (x, 2 * x)])
+    y = torch.stack([functions.operators.forward(t, w, None, *settings, "tanh", "naive", "ieee") for t in (x, 2 * x)])
     dy = torch.randn_like(y)
 
     def gradients(x, dy, y):
-        return functions.operators.backward(dy, x, w, y, [True, True, True], *settings, "tanh", "naive")
+        return functions.operators.backward(dy, x, w, y, [True, True, True], *settings, "tanh", "naive", "ieee")
 
     xs = torch.stack([x, 2 * x])
     assert close(
@@ -180,13 +183,13 @@ SETTINGS = ((2, 1), (1, 0, 1, 2), (1, 1), 2)
 @pytest.mark.parametrize("name", ["forward", "input_grad", "kernel_grad", "backward"])
 def test_opcheck(name):
     x, w, b = torch.randn(2, 4, 5, 6), torch.randn(2, 2, 3, 2), torch.randn(2)
-    y = functions.operators.forward(x, w, b, *SETTINGS, "relu", "naive")
+    y = functions.operators.forward(x, w, b, *SETTINGS, "relu", "naive", "ieee")
     dy = torch.randn_like(y)
     arguments = {
-        "forward": (x, w, b, *SETTINGS, "relu", "naive"),
-        "input_grad": (x.shape, w, dy, *SETTINGS, "naive"),
-        "kernel_grad": (x, w.shape, dy, *SETTINGS, "naive"),
-        "backward": (dy, x, w, y, [True, False, True], *SETTINGS, "relu", "naive"),
+        "forward": (x, w, b, *SETTINGS, "relu", "naive", "ieee"),
+        "input_grad": (x.shape, w, dy, *SETTINGS, "naive", "ieee"),
+        "kernel_grad": (x, w.shape, dy, *SETTINGS, "naive", "ieee"),
+        "backward": (dy, x, w, y, [True, False, True], *SETTINGS, "relu", "naive", "ieee"),
     }[name]
     if name != "backward":
         arguments = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
@@ -277,6 +280,63 @@ def test_without_data():
         ours.conv2d(x[:, :2], w)
     with pytest.raises(InvalidArgument, match=r"bias has shape \(3,\); it should be \(4,\)"):
         ours.conv2d(x, w, torch.empty(3, device="meta", dtype=torch.float64))
+
+
+# -- precision -------------------------------------------------------------------------------------------------------
+def test_precision_reaches_every_pass(monkeypatch):
+    """By the direct way and by the operators, batched, in both modes and of any order."""
+    asked = []
+
+    def recording(function):
+        def call(*arguments, **options):
+            asked.append((function.__name__, options["precision"]))
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("conv2d", "conv2d_input_grad", "conv2d_kernel_grad", "conv2d_backward"):
+        monkeypatch.setattr(ops, name, recording(getattr(ops, name)))
+    monkeypatch.setattr(transposed, "conv_transpose2d", recording(transposed.conv_transpose2d))
+
+    (x, w, b), options = tensors("plain", torch.float32)
+    for activation in ("tanh", "silu"):
+
+        def layer(x, w, b, activation=activation):
+            return ours.conv2d(x, w, b, **options, activation=activation, variant="naive", precision="tf32")
+
+        layer(x, w, b).sum().backward()
+        (dx,) = torch.autograd.grad(layer(x, w, b).sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        torch.func.vmap(lambda x: torch.func.grad(lambda w: layer(x, w, b).sum())(w))(x.detach()[:, None])
+        torch.func.jvp(layer, (x, w, b), (x, w, b))
+    torch.export.export(_Precise(), (x.detach(), w.detach())).module()(x.detach(), w.detach())
+    y = ours.conv_transpose2d(x, w.transpose(0, 1).contiguous(), activation="relu", precision="tf32")
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    dx.square().sum().backward()
+    ours.nn.Conv2d(3, 2, 3, precision="tf32")(x)
+    ours.nn.ConvTranspose2d(3, 2, 3, precision="tf32")(x)
+    assert {name for name, _ in asked} == {
+        "conv2d", "conv2d_input_grad", "conv2d_kernel_grad", "conv2d_backward", "conv_transpose2d",
+    }  # fmt: skip
+    assert {precision for _, precision in asked} == {"tf32"}
+
+
+class _Precise(torch.nn.Module):
+    def forward(self, x, w):
+        return ours.conv2d(x, w, activation="tanh", precision="tf32")
+
+
+def test_precision_is_torchs_unless_it_is_given():
+    on_gpu, on_cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = allowed
+            assert precision_of(None, on_gpu) == ("tf32" if allowed else "ieee")
+            assert precision_of(None, on_cpu) == "ieee"
+            assert [precision_of(given, on_gpu) for given in ("ieee", "tf32")] == ["ieee", "tf32"]
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 # -- the rest of PyTorch ---------------------------------------------------------------------------------------------

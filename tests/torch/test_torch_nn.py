@@ -39,11 +39,14 @@ def test_like_torchs(padding, padding_mode):
 def test_what_it_says():
     layer = nn.Conv2d(3, 4, 3, padding=1, activation="sigmoid", variant="naive", device="meta")
     assert repr(layer).endswith("padding=(1, 1), activation='logistic', variant='naive')")
+    assert repr(nn.Conv2d(3, 4, 3, precision="tf32", device="meta")).endswith("stride=(1, 1), precision='tf32')")
     assert layer(torch.empty(2, 3, 5, 5, device="meta")).shape == (2, 4, 5, 5)
     with pytest.raises(InvalidArgument, match="activation is 'mish'; it should be one of identity"):
         nn.Conv2d(1, 1, 3, activation="mish")
     with pytest.raises(InvalidArgument, match="variant is 'fast'; it should be one of auto, untuned, naive"):
         nn.Conv2d(1, 1, 3, variant="fast")
+    with pytest.raises(InvalidArgument, match="precision is 'half'; it should be one of ieee, tf32"):
+        nn.Conv2d(1, 1, 3, precision="half")
 
 
 # -- from_torch ------------------------------------------------------------------------------------------------------
