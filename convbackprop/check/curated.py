@@ -43,6 +43,7 @@ CURATED = (
     Curated("2,6,9,8,4,3,3,groups=2,padding=1", "two groups of three input and two output channels"),
     Curated("2,5,9,8,5,3,3,groups=5,padding=1", "depthwise: each channel by itself"),
     Curated("2,3,9,8,6,3,3,groups=3,padding=1", "depthwise with two filters a channel"),
+    Curated("2,3,12,15,3,3,3,groups=3,padding=1,stride=2", "depthwise with a stride"),
     Curated("0,3,6,5,4,3,3,padding=1", "an empty batch: no output, and gradients of zero"),
     Curated("2,17,6,5,9,1,1", "1 x 1: a matrix product of the channels"),
     Curated("2,3,6,5,4,3,3,padding=1,bias=0", "no bias"),

@@ -17,7 +17,7 @@ from convbackprop.ladder.coalesced import (
     vectors,
 )
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
-from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
+from convbackprop.ladder.requirements import countable, unit_dilation
 from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import WIDEST, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
 from convbackprop.problem import DTYPES, ConvProblem
@@ -74,10 +74,26 @@ def grad_bytes(p: ConvProblem, width: int, formed_size: int, t: Constants) -> in
     return dy + saved + ceil_div(width * formed_size, 16) * 16
 
 
-def _tile_width(taps_across: int, t: Constants) -> int:
-    """Return TILE_WIDTH: the columns that the strips of a tile see."""
-    window = t["LEAD"] + t["COLS"] + taps_across - 1
-    return (t["TILE_LANES"] - 1) * t["COLS"] + ceil_div(window, t["COLS"]) * t["COLS"]
+def _tile_width(window: int, step: int, t: Constants) -> int:
+    """Return TILE_WIDTH: the columns that the strips of a tile see, each so many, `step` beyond those beside it."""
+    return (t["TILE_LANES"] - 1) * step + ceil_div(window, t["COLS"]) * t["COLS"]
+
+
+def _x_tile_width(p: ConvProblem, taps_across: int, t: Constants) -> int:
+    """Return that of rows of x under strips of COLS columns of y."""
+    window = t["LEAD"] + (t["COLS"] - 1) * p.stride_w + taps_across
+    return _tile_width(window, t["COLS"] * p.stride_w, t)
+
+
+def _back(p: ConvProblem) -> int:
+    """Return BACK: how many columns of g before a strip's own its first taps meet."""
+    return max(0, p.S - 1 - p.pad_left % p.stride_w) // p.stride_w
+
+
+def _g_tile_width(p: ConvProblem, t: Constants) -> int:
+    """Return that of rows of g under strips of dx."""
+    window = t["LEAD"] + _back(p) + t["COLS"] + (p.stride_w - 1 + p.pad_left % p.stride_w) // p.stride_w
+    return _tile_width(window, t["COLS"], t)
 
 
 def _shared_bytes(of_tile: Callable[[ConvProblem, Constants], int]) -> Callable[[ConvProblem, Constants], int]:
@@ -89,13 +105,49 @@ def _tiles(planes: int, rows: int, cols: int, t: Constants) -> int:
     return planes * ceil_div(cols, t["TILE_LANES"] * t["COLS"]) * ceil_div(rows, t["ROWS"])
 
 
+# -- strides ---------------------------------------------------------------------------------------------------------
+#: Rows of a filter that input_grad takes with a stride: its strips of dx are so many times as wide.
+_ROWS_WITH_STRIDE = 7
+
+
+def _stride_fits(p: ConvProblem) -> str | None:
+    """It takes strides of 1 and 2."""
+    if max(p.stride) > 2:
+        return f"stride is {p.stride[0]}x{p.stride[1]}; it works with stride 1 and 2 only"
+    return None
+
+
+def _strided_filter_fits(p: ConvProblem) -> str | None:
+    """With a stride it takes filters of few rows."""
+    if p.stride_w > 1 and p.R > _ROWS_WITH_STRIDE:
+        return f"the filter is {p.R}x{p.S}; with stride 2 at most {_ROWS_WITH_STRIDE} rows fit the registers"
+    return None
+
+
+def _strided(
+    specialise: Callable[[ConvProblem, Alignment, Constants], Constants],
+) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
+    """Return the rule for the constants of a march, with the stride."""
+
+    def constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
+        return {**specialise(p, alignment, t), "STRIDE_H": p.stride_h, "STRIDE_W": p.stride_w}
+
+    return constants
+
+
+def _input_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
+    constants = march_constants(False)(p, alignment, t)
+    lead = (p.pad_left // p.stride_w - _back(p)) % constants["Y_VECTOR"]
+    return {**constants, "LEAD": lead, "PHASE": p.pad_left % p.stride_w}
+
+
 # -- forward and input_grad ------------------------------------------------------------------------------------------
 def _march_grid(is_forward: bool) -> Geometry:
     """Return a thread for each strip of each tile; with taps in shared memory, planes of whole blocks."""
 
     def grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
         n, planes, rows, cols = p.y_shape if is_forward else p.x_shape
-        threads = _tiles(1, rows, cols, t) * t["TILE_LANES"]
+        threads = _tiles(1, rows, cols if is_forward else ceil_div(cols, p.stride_w), t) * t["TILE_LANES"]
         if t["TAPS_SHARED"]:
             return (n * planes * ceil_div(threads, t["THREADS"]),)
         return (ceil_div(n * planes * threads, t["THREADS"]),)
@@ -104,16 +156,16 @@ def _march_grid(is_forward: bool) -> Geometry:
 
 
 def _forward_tile(p: ConvProblem, t: Constants) -> int:
-    return rows_bytes(_tile_width(p.S, t), DTYPES[p.dtype], t)
+    return rows_bytes(_x_tile_width(p, p.S, t), DTYPES[p.dtype], t)
 
 
 def _input_grad_tile(p: ConvProblem, t: Constants) -> int:
-    return grad_bytes(p, _tile_width(p.S, t), p.accumulator_bytes, t)
+    return grad_bytes(p, _g_tile_width(p, t), p.accumulator_bytes, t)
 
 
 # -- kernel_grad and backward ----------------------------------------------------------------------------------------
 def _kernel_grad_tile(p: ConvProblem, t: Constants) -> int:
-    x = rows_bytes(_tile_width(t["TAP_COLS"], t), DTYPES[p.dtype], t)
+    x = rows_bytes(_x_tile_width(p, t["TAP_COLS"], t), DTYPES[p.dtype], t)
     return x + grad_bytes(p, t["TILE_LANES"] * t["COLS"], 0, t)
 
 
@@ -135,7 +187,7 @@ def _backward_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> C
 
 def _backward_tile(p: ConvProblem, t: Constants) -> int:
     x = rows_bytes(t["TILE_LANES"] * t["COLS"], DTYPES[p.dtype], t) if p.dw else 0
-    return x + grad_bytes(p, _tile_width(p.S, t), p.accumulator_bytes, t)
+    return x + grad_bytes(p, _g_tile_width(p, t), p.accumulator_bytes, t)
 
 
 def _backward_blocks(p: ConvProblem, t: Constants) -> int:
@@ -150,7 +202,7 @@ def unseen(p: ConvProblem, device_kind: str) -> str:
 
 
 _COMMON: dict[str, Any] = {"auto_on": ("cuda",), "unproven": True, "auto_not": unseen}
-_MARCH = (unit_stride, unit_dilation)
+_MARCH = (_stride_fits, unit_dilation)
 _COUNTABLE = (countable, _threads_countable)
 
 ENTRIES = (
@@ -163,7 +215,7 @@ ENTRIES = (
             replace(PACK_MASK, when=lambda p, t: p.mask and t["COLS"] % 8 != 0),  # a byte belongs to two threads
         ),
         tunables=TUNABLES,
-        specialise=march_constants(True),
+        specialise=_strided(march_constants(True)),
         requires=(*_MARCH, one_source(True), filter_fits, *_COUNTABLE),
         **_COMMON,
     ),
@@ -175,8 +227,8 @@ ENTRIES = (
                    shared_bytes=_shared_bytes(_input_grad_tile)),
         ),
         tunables=TUNABLES,
-        specialise=march_constants(False),
-        requires=(*_MARCH, one_source(False), filter_fits, *_COUNTABLE),
+        specialise=_strided(_input_grad_constants),
+        requires=(*_MARCH, one_source(False), filter_fits, _strided_filter_fits, *_COUNTABLE),
         **_COMMON,
     ),
     Variant(
@@ -188,7 +240,7 @@ ENTRIES = (
             total(_kernel_grad_blocks),
         ),
         tunables={**TUNABLES, **TOTAL},
-        specialise=kernel_grad_constants,
+        specialise=_strided(kernel_grad_constants),
         scratch=lambda p, t: _kernel_grad_blocks(p, t) * taps(p),
         requires=(*_MARCH, *_COUNTABLE),
         **_COMMON,

@@ -1,5 +1,5 @@
-// y[n,k,p,q] = phi(b[k] + sum_{r,s} x[n, c, p - pad + r, q - pad + s] * w[k,r,s])
-//              one channel c a filter, stride and dilation 1
+// y[n,k,p,q] = phi(b[k] + sum_{r,s} x[n, c, p*stride - pad + r, q*stride - pad + s] * w[k,r,s])
+//              one channel c a filter, stride 1 or 2, dilation 1
 //
 // One thread computes a strip of COLS columns down a band of ROWS rows, in registers, from rows of x that its warp has
 // brought to shared memory STAGES - 1 rows ahead (row_ring.cuh). The rung below asks for one row ahead, in registers: what
@@ -14,7 +14,10 @@
 
 constexpr int TAPS = FILTER_R * FILTER_S;
 // Columns of x that a strip reads, from a column on where a vector may begin, LEAD before the first tap's; and a tile.
-constexpr int WINDOW = LEAD + COLS + FILTER_S - 1, TILE_WIDTH = (TILE_LANES - 1) * COLS + round_up(WINDOW, COLS);
+constexpr int WINDOW = LEAD + (COLS - 1) * STRIDE_W + FILTER_S;
+constexpr int TILE_WIDTH = (TILE_LANES - 1) * COLS * STRIDE_W + round_up(WINDOW, COLS);
+// Rows of y that a row of x is part of.
+constexpr int Y_ROWS = (FILTER_R + STRIDE_H - 1) / STRIDE_H;
 using Ring = RowRing<Scalar, TILE_WIDTH, X_VECTOR>;
 static_assert(COLS % Y_VECTOR == 0, "a strip is stored as whole vectors");
 
@@ -47,16 +50,17 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
         for (int t = 0; t < TAPS; ++t) own_taps[t] = to_acc(filter[t]);
     }
     const Acc start = b ? to_acc(b[k]) : Acc(0);
-    Acc sums[FILTER_R][COLS];  // of the rows of y that row h of x is part of, the oldest first
+    Acc sums[Y_ROWS][COLS];  // of the rows of y that row h of x is part of, the oldest first
 #pragma unroll
-    for (int r = 0; r < FILTER_R; ++r)
+    for (int i = 0; i < Y_ROWS; ++i)
 #pragma unroll
-        for (int j = 0; j < COLS; ++j) sums[r][j] = start;
+        for (int j = 0; j < COLS; ++j) sums[i][j] = start;
 
     // The lanes of a warp go through as many rows, whether their band has them or not.
     const Scalar* const x_plane = x + shape.x_at(n, c, 0, 0);
     const int first_h = shape.input_row(first_p, 0), tile_w = shape.input_col(tile_q, 0) - LEAD;
-    const int end_h = first_h + min(ROWS, shape.P) + FILTER_R - 1, end_of_band = first_h + end_p - first_p + FILTER_R - 1;
+    const int end_h = first_h + (min(ROWS, shape.P) - 1) * STRIDE_H + FILTER_R;
+    const int end_of_band = first_h + (end_p - first_p - 1) * STRIDE_H + FILTER_R;
     Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES);
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         const int h = first_h + stage;
@@ -65,49 +69,55 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     }
     bool is_nan = false;
     int stage = 0;  // where row h is
-    for (int h = first_h; h < end_h; ++h) {
-        __pipeline_wait_prior(STAGES - 2);
-        __syncwarp();  // row h is there, and nobody reads the row before it any more: its place is free
-        const int ahead = h + STAGES - 1;
-        ring.ask(x_plane + Index(ahead) * shape.W, exists && ahead < end_of_band && shape.row_inside(ahead), tile_w,
-                 shape.W, stage ? stage - 1 : STAGES - 1);
-        __pipeline_commit();
-
-        Acc x_row[WINDOW];
-        read_row(x_row, ring.row(stage), tile_lane() * COLS);
-        stage = next_stage(stage);
-        // Read again for each row: kept from row to row, taps in shared memory would fill the registers.
-        if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");
+    for (int h = first_h; h < end_h;)
 #pragma unroll
-        for (int r = 0; r < FILTER_R; ++r)
+        for (int f = 0; f < STRIDE_H; ++f, ++h) {  // unrolled: which taps row h meets is known
+            if (STRIDE_H > 1 && h >= end_h) break;
+            __pipeline_wait_prior(STAGES - 2);
+            __syncwarp();  // row h is there, and nobody reads the row before it any more: its place is free
+            const int ahead = h + STAGES - 1;
+            ring.ask(x_plane + Index(ahead) * shape.W, exists && ahead < end_of_band && shape.row_inside(ahead), tile_w,
+                     shape.W, stage ? stage - 1 : STAGES - 1);
+            __pipeline_commit();
+
+            Acc x_row[WINDOW];
+            read_row(x_row, ring.row(stage), tile_lane() * COLS * STRIDE_W);
+            stage = next_stage(stage);
+            // Read again for each row: kept from row to row, taps in shared memory would fill the registers.
+            if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");
+#pragma unroll
+            for (int i = 0; i < Y_ROWS; ++i)
+#pragma unroll
+                for (int j = 0; j < COLS; ++j) {
+                    // With the first row of a stride a row of y begins, and each of the others is older now.
+                    Acc sum = f > 0 ? sums[i][j] : i + 1 < Y_ROWS ? sums[i + 1][j] : start;
+                    const int r = f + (Y_ROWS - 1 - i) * STRIDE_H;
+#pragma unroll
+                    for (int s = 0; s < FILTER_S; ++s)
+                        if (r < FILTER_R) sum += taps[r * FILTER_S + s] * x_row[LEAD + j * STRIDE_W + s];
+                    sums[i][j] = sum;
+                }
+
+            if (f != (FILTER_R - 1) % STRIDE_H) continue;
+            const int p = (h - first_h - (FILTER_R - 1)) / STRIDE_H + first_p;  // whose sum is complete now
+            if (h - first_h < FILTER_R - 1 || p >= end_p) continue;
+            Acc y_row[COLS];
+            unsigned bits = 0;
 #pragma unroll
             for (int j = 0; j < COLS; ++j) {
-                Acc sum = r + 1 < FILTER_R ? sums[r + 1][j] : start;
-#pragma unroll
-                for (int s = 0; s < FILTER_S; ++s)
-                    sum += taps[(FILTER_R - 1 - r) * FILTER_S + s] * x_row[LEAD + j + s];
-                sums[r][j] = sum;
+                y_row[j] = activate(sums[0][j]);
+                is_nan |= isnan(y_row[j]);
+                bits |= unsigned(first_q + j < shape.Q && !(to_acc(from_acc(y_row[j])) <= 0)) << j;  // as it is stored
             }
-
-        const int p = h - first_h + first_p - (FILTER_R - 1);  // whose sum is complete now
-        if (p < first_p || p >= end_p) continue;
-        Acc y_row[COLS];
-        unsigned bits = 0;
+            const Index row = Index(plane) * shape.P + p;
 #pragma unroll
-        for (int j = 0; j < COLS; ++j) {
-            y_row[j] = activate(sums[0][j]);
-            is_nan |= isnan(y_row[j]);
-            bits |= unsigned(first_q + j < shape.Q && !(to_acc(from_acc(y_row[j])) <= 0)) << j;  // as it is stored
+            for (int j = 0; j < COLS; j += Y_VECTOR)
+                if (first_q + j < shape.Q) store_vector<Y_VECTOR>(y + row * shape.Q + first_q + j, y_row + j);
+            if (COLS % 8 == 0 && mask)  // else pack_mask packs it: its bytes belong to two threads
+#pragma unroll
+                for (int j = 0; j < COLS; j += 8)
+                    if (first_q + j < shape.Q) mask[row * mask_row_bytes(shape) + (first_q + j) / 8] = bits >> j & 0xff;
         }
-        const Index row = Index(plane) * shape.P + p;
-#pragma unroll
-        for (int j = 0; j < COLS; j += Y_VECTOR)
-            if (first_q + j < shape.Q) store_vector<Y_VECTOR>(y + row * shape.Q + first_q + j, y_row + j);
-        if (COLS % 8 == 0 && mask)  // else pack_mask packs it: its bytes belong to two threads
-#pragma unroll
-            for (int j = 0; j < COLS; j += 8)
-                if (first_q + j < shape.Q) mask[row * mask_row_bytes(shape) + (first_q + j) / 8] = bits >> j & 0xff;
-    }
     __pipeline_wait_prior(0);  // nothing is under way to shared memory that may soon be another block's
     if (is_nan)
         form_y_anew(y, COLS % 8 == 0 ? mask : nullptr, x, w, b, shape, plane, first_p, end_p, first_q,

@@ -1,8 +1,9 @@
-// dx[n,c,h,w_] = sum_{r,s} g[n, k, h + pad - r, w_ + pad - s] * w[k,c,r,s]     with g = dy * phi'(s)
-//                one filter k a channel, stride and dilation 1
+// dx[n,c,h,w_] = sum_{r,s} g[n, k, (h + pad - r)/stride, (w_ + pad - s)/stride] * w[k,c,r,s]     over whole numbers alone
+//                with g = dy * phi'(s), one filter k a channel, stride 1 or 2, dilation 1
 //
 // The march of forward/pipelined.cu with the filter turned. The rows of dy and of what the forward pass saved are brought
-// STAGES - 1 rows ahead, and g is formed once from them, in shared memory, for all strips of a tile that see it.
+// STAGES - 1 rows ahead, and g is formed once from them, in shared memory, for all strips of a tile that see it. A strip
+// is COLS columns of g and as many times the stride of dx: so a thread has all of its phases, and no sum is over gaps.
 //
 // What limits it: no GPU has run it. Expected is memory's bandwidth up to 5x5, and the multiply-adds from 7x7 on.
 #include "activation.cuh"
@@ -11,7 +12,12 @@
 
 constexpr int TAPS = FILTER_R * FILTER_S;
 // Columns of g that a strip reads, from a column on where a vector may begin, LEAD before the first tap's; and a tile.
-constexpr int WINDOW = LEAD + COLS + FILTER_S - 1, TILE_WIDTH = (TILE_LANES - 1) * COLS + round_up(WINDOW, COLS);
+// BACK: columns of g before that of the strip's own, which its first taps meet. PHASE: pad_left modulo the stride.
+constexpr int BACK = FILTER_S > PHASE ? (FILTER_S - 1 - PHASE) / STRIDE_W : 0;
+constexpr int WINDOW = LEAD + BACK + COLS + (STRIDE_W - 1 + PHASE) / STRIDE_W;
+constexpr int TILE_WIDTH = (TILE_LANES - 1) * COLS + round_up(WINDOW, COLS);
+// A strip's columns of dx, and the rows of dx that a row of g is part of.
+constexpr int DX_COLS = COLS * STRIDE_W, DX_ROWS = FILTER_R > STRIDE_H ? FILTER_R : STRIDE_H;
 using Ring = GradRing<TILE_WIDTH, true>;
 static_assert(COLS % X_VECTOR == 0, "a strip is stored as whole vectors");
 
@@ -21,7 +27,8 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
            const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
     // Where am I: a strip of a tile of a band of plane (n,c); strips are consecutive in threadIdx.x. With taps in shared
     // memory a block stays within one plane. Threads beyond the last tile have no row.
-    const unsigned tiles = (shape.W + TILE_LANES * COLS - 1) / (TILE_LANES * COLS), bands = (shape.H + ROWS - 1) / ROWS;
+    constexpr int TILE_COLS = TILE_LANES * DX_COLS;
+    const unsigned tiles = (shape.W + TILE_COLS - 1) / TILE_COLS, bands = (shape.H + ROWS - 1) / ROWS;
     const unsigned lanes = tiles * bands * TILE_LANES;
     const unsigned plane_threads = TAPS_SHARED ? (lanes + THREADS - 1) / THREADS * THREADS : lanes;
     const unsigned thread = blockIdx.x * THREADS + threadIdx.x, unit = thread % plane_threads / TILE_LANES;
@@ -29,7 +36,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const bool exists = plane < unsigned(shape.N) * shape.C && unit < tiles * bands;
     const int c = plane % shape.C, n = plane / shape.C, k = c / shape.group_channels();
     const int first_h = unit / tiles * ROWS, end_h = exists ? min(first_h + ROWS, shape.H) : first_h;
-    const int tile_w = unit % tiles * TILE_LANES * COLS, first_w = tile_w + tile_lane() * COLS;
+    const int tile_w = unit % tiles * TILE_COLS, first_w = tile_w + tile_lane() * DX_COLS;
 
     // The filter, turned: in registers, or, if it is large, in shared memory, where all threads read the same tap at
     // once.
@@ -44,15 +51,18 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
 #pragma unroll
         for (int t = 0; t < TAPS; ++t) own_taps[t] = to_acc(filter[TAPS - 1 - t]);
     }
-    Acc sums[FILTER_R][COLS] = {};  // of the rows of dx that row p of g is part of, the oldest first
+    Acc sums[DX_ROWS][DX_COLS] = {};  // of the rows of dx that row p of g is part of, the oldest first
 
-    // Rows of g: tap (0,0) of the turned filter meets dx[h,w_] in g[h - top, w_ - left]. The lanes of a warp go through
-    // as many rows, whether their band has them or not.
-    const int top = FILTER_R - 1 - shape.pad_top, left = FILTER_S - 1 - shape.pad_left;
+    // Rows of g: row p is part of the rows of dx from p * stride - pad_top on. The lanes of a warp go through as many
+    // rows, whether their band has them or not; ROWS is a multiple of the stride.
+    const auto last_seen_by = [&](int h) { return (h + shape.pad_top) / STRIDE_H; };
+    const auto first_seen_by = [&](int h) {  // rounded down
+        return last_seen_by(h + STRIDE_H - DX_ROWS + DX_ROWS * STRIDE_H) - DX_ROWS;
+    };
     const Index g_plane = Index(n) * shape.K + k;
-    const int first_p = first_h - top, end_of_band = end_h - top + FILTER_R - 1;
-    const int end_p = first_p + min(ROWS, shape.H) + FILTER_R - 1;
-    Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES, tile_w - left - LEAD);
+    const int first_p = first_seen_by(first_h), end_of_band = last_seen_by(end_h - 1) + 1;
+    const int end_p = first_p + last_seen_by(min(ROWS, shape.H) - 1) + 1 - first_seen_by(0);
+    Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES, (tile_w + shape.pad_left) / STRIDE_W - BACK - LEAD);
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         const int p = first_p + stage;
         ring.ask(dy, saved, shape, g_plane, p, exists && p < end_of_band, stage);
@@ -74,30 +84,36 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
         // Read again for each row: kept from row to row, taps in shared memory would fill the registers.
         if constexpr (TAPS_SHARED) asm volatile("" ::: "memory");
 #pragma unroll
-        for (int r = 0; r < FILTER_R; ++r)
+        for (int i = 0; i < DX_ROWS; ++i)
 #pragma unroll
-            for (int j = 0; j < COLS; ++j) {
-                Acc sum = r + 1 < FILTER_R ? sums[r + 1][j] : Acc(0);
+            for (int j = 0; j < DX_COLS; ++j) {
+                Acc sum = i + STRIDE_H < DX_ROWS ? sums[i + STRIDE_H][j] : Acc(0);
 #pragma unroll
-                for (int s = 0; s < FILTER_S; ++s)
-                    sum += taps[(FILTER_R - 1 - r) * FILTER_S + s] * g_row[LEAD + j + s];
-                sums[r][j] = sum;
+                for (int t = 0; t < FILTER_S; ++t) {  // tap (i, s) of the filter, which is turned
+                    const int s = FILTER_S - 1 - t, steps = j + PHASE - s;
+                    if (i < FILTER_R && steps % STRIDE_W == 0)
+                        sum += taps[(FILTER_R - 1 - i) * FILTER_S + t] * g_row[LEAD + BACK + steps / STRIDE_W];
+                }
+                sums[i][j] = sum;
             }
 
-        const int h = p - first_p + first_h - (FILTER_R - 1);  // whose sum is complete now
-        if (h < first_h || h >= end_h) continue;
-        Acc dx_row[COLS];
 #pragma unroll
-        for (int j = 0; j < COLS; ++j) {
-            dx_row[j] = dx_result(sums[0][j], b, c);
-            is_nan |= isnan(dx_row[j]);
+        for (int i = 0; i < STRIDE_H; ++i) {
+            const int h = p * STRIDE_H - shape.pad_top + i;  // whose sum is complete now
+            if (h < first_h || h >= end_h) continue;
+            Acc dx_row[DX_COLS];
+#pragma unroll
+            for (int j = 0; j < DX_COLS; ++j) {
+                dx_row[j] = dx_result(sums[i][j], b, c);
+                is_nan |= isnan(dx_row[j]);
+            }
+            const Index row = Index(plane) * shape.H + h;
+#pragma unroll
+            for (int j = 0; j < DX_COLS; j += X_VECTOR)
+                if (first_w + j < shape.W) store_vector<X_VECTOR>(dx + row * shape.W + first_w + j, dx_row + j);
         }
-        const Index row = Index(plane) * shape.H + h;
-#pragma unroll
-        for (int j = 0; j < COLS; j += X_VECTOR)
-            if (first_w + j < shape.W) store_vector<X_VECTOR>(dx + row * shape.W + first_w + j, dx_row + j);
     }
     __pipeline_wait_prior(0);  // nothing is under way to shared memory that may soon be another block's
     if (is_nan)
-        form_dx_anew(dx, dy, saved, w, b, shape, plane, first_h, end_h, first_w, min(first_w + COLS, shape.W));
+        form_dx_anew(dx, dy, saved, w, b, shape, plane, first_h, end_h, first_w, min(first_w + DX_COLS, shape.W));
 }

@@ -1,5 +1,5 @@
-// dw[k,c,r,s] = sum_{n,p,q} g[n,k,p,q] * x[n, c, p - pad + r, q - pad + s]
-// db[k]       = sum_{n,p,q} g[n,k,p,q]                       with g = dy * phi'(s), stride and dilation 1
+// dw[k,c,r,s] = sum_{n,p,q} g[n,k,p,q] * x[n, c, p*stride - pad + r, q*stride - pad + s]
+// db[k]       = sum_{n,p,q} g[n,k,p,q]                       with g = dy * phi'(s), stride 1 or 2, dilation 1
 //
 // One thread takes a strip of COLS columns of g down a band of ROWS rows, and adds up TAP_ROWS x TAP_COLS taps of one
 // filter (k,c) in registers, as in the rung below. But the rows of dy, of what the forward pass saved and of x are brought
@@ -14,7 +14,8 @@
 
 constexpr int TAPS = TAP_ROWS * TAP_COLS;
 // Columns of x that a strip meets, from a column on where a vector may begin, LEAD before the first tap's; and a tile.
-constexpr int WINDOW = LEAD + COLS + TAP_COLS - 1, TILE_WIDTH = (TILE_LANES - 1) * COLS + round_up(WINDOW, COLS);
+constexpr int WINDOW = LEAD + (COLS - 1) * STRIDE_W + TAP_COLS;
+constexpr int TILE_WIDTH = (TILE_LANES - 1) * COLS * STRIDE_W + round_up(WINDOW, COLS);
 using XRing = RowRing<Scalar, TILE_WIDTH, X_VECTOR>;
 using GRing = GradRing<TILE_LANES * COLS, false>;
 
@@ -40,21 +41,22 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     const int first_p = unit / tiles % bands * ROWS, end_p = n < shape.N ? min(first_p + ROWS, shape.P) : first_p;
 
     // The row and the column of x that the part's first tap meets at (first_p, first_q). Row i of x, counted from there,
-    // and row i - (TAP_ROWS - 1) of g are used together, and share a stage. The lanes of a warp go through as many rows,
-    // whether their band has them or not.
-    const int first_h = first_p - shape.pad_top + first_r, first_w = first_q - shape.pad_left + first_s;
-    const int tile_w = tile_q - shape.pad_left + first_s - LEAD;
-    const int rows = end_p - first_p + TAP_ROWS - 1, all_rows = min(ROWS, shape.P) + TAP_ROWS - 1;
+    // and the row of g whose last tap meets it are used together, and share a stage. The lanes of a warp go through as
+    // many rows, whether their band has them or not.
+    const int first_h = shape.input_row(first_p, first_r), first_w = shape.input_col(first_q, first_s);
+    const int tile_w = shape.input_col(tile_q, first_s) - LEAD;
+    const int rows = (end_p - first_p - 1) * STRIDE_H + TAP_ROWS, all_rows = (min(ROWS, shape.P) - 1) * STRIDE_H + TAP_ROWS;
+    const auto meets_g = [](int i) { return i >= TAP_ROWS - 1 && (i - (TAP_ROWS - 1)) % STRIDE_H == 0; };
     const Scalar* const x_plane = x + shape.x_at(n, x_c, 0, 0);
     const Index g_plane = Index(n) * shape.K + k;
     unsigned char* const mine = shared + threadIdx.x / TILE_LANES * (XRing::BYTES + GRing::BYTES);
     XRing x_ring(mine);
     GRing g_ring(mine + XRing::BYTES, tile_q);
     for (int i = 0; i < STAGES - 1; ++i) {
-        const int h = first_h + i, p = first_p + i - (TAP_ROWS - 1);
+        const int h = first_h + i, p = first_p + (i - (TAP_ROWS - 1)) / STRIDE_H;
         const bool exists = first_p < end_p && i < rows;
         x_ring.ask(x_plane + Index(h) * shape.W, exists && shape.row_inside(h), tile_w, shape.W, i);
-        g_ring.ask(dy, saved, shape, g_plane, p, exists && p >= first_p, i);
+        g_ring.ask(dy, saved, shape, g_plane, p, exists && meets_g(i), i);
         __pipeline_commit();
     }
 
@@ -68,25 +70,26 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
             if (i >= all_rows) continue;  // and no break, for whose sake all sums would be kept twice
             __pipeline_wait_prior(STAGES - 2);
             __syncwarp();  // the rows are there, and nobody reads those before them any more: their place is free
-            const int ahead = i + STAGES - 1, h = first_h + ahead, p = first_p + ahead - (TAP_ROWS - 1);
+            const int ahead = i + STAGES - 1, h = first_h + ahead;
+            const int p = first_p + (ahead - (TAP_ROWS - 1)) / STRIDE_H;
             const bool exists = first_p < end_p && ahead < rows;
             const int free_stage = stage ? stage - 1 : STAGES - 1;
             x_ring.ask(x_plane + Index(h) * shape.W, exists && shape.row_inside(h), tile_w, shape.W, free_stage);
-            g_ring.ask(dy, saved, shape, g_plane, p, exists && p >= first_p, free_stage);
+            g_ring.ask(dy, saved, shape, g_plane, p, exists && meets_g(ahead), free_stage);
             __pipeline_commit();
 
             Acc g[COLS];
             g_ring.read(g, stage, tile_lane() * COLS);
-            read_row(window[turn], x_ring.row(stage), tile_lane() * COLS);
+            read_row(window[turn], x_ring.row(stage), tile_lane() * COLS * STRIDE_W);
             stage = next_stage(stage);
-            if (i < TAP_ROWS - 1 || i >= rows) continue;  // there is no row of g yet, or any more
+            if (!meets_g(i) || i >= rows) continue;  // there is no row of g here, yet, or any more
 #pragma unroll
             for (int r = 0; r < TAP_ROWS; ++r)
 #pragma unroll
                 for (int s = 0; s < TAP_COLS; ++s)
 #pragma unroll
                     for (int j = 0; j < COLS; ++j)
-                        sums[r * TAP_COLS + s] += g[j] * window[(turn + 1 + r) % TAP_ROWS][LEAD + j + s];
+                        sums[r * TAP_COLS + s] += g[j] * window[(turn + 1 + r) % TAP_ROWS][LEAD + j * STRIDE_W + s];
 #pragma unroll
             for (int j = 0; j < COLS; ++j) sums[TAPS] += g[j];
         }
@@ -94,9 +97,8 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
 
     // The padding is no pixel, but here it was multiplied as zeros; where a factor was infinite or NaN, that gave NaN.
     // Then the strip's sums are formed anew, of pixels alone.
-    const bool meets_padding = first_h < 0 || first_w < 0 || first_q + COLS > shape.Q ||
-                               end_p - first_p + first_h + TAP_ROWS - 1 > shape.H ||
-                               first_w + COLS + TAP_COLS - 1 > shape.W;
+    const bool meets_padding = first_h < 0 || first_w < 0 || first_q + COLS > shape.Q || first_h + rows > shape.H ||
+                               first_w + (COLS - 1) * STRIDE_W + TAP_COLS > shape.W;
     bool is_finite = true;
 #pragma unroll
     for (int t = 0; t < TAPS; ++t) is_finite &= sums[t] - sums[t] == 0;

@@ -80,6 +80,7 @@ _LARGE_FILTER, _WIDE_FILTER = ("1,1,20,40,1,15,15,padding=same",), ("1,1,1,300,1
 _SEVERAL_BLOCKS, _SPLIT = ("1,1,256,257,1,3,3,padding=same",), ("2,2,5,6,3,3,3,padding=4x5",)
 _WHOLE_TILES, _POINTWISE = ("1,64,5,6,128,3,3,padding=1",), ("2,64,4,6,64,1,1",)
 _EQUAL_TERMS = ("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2",)
+_STRIDED_DEPTHWISE = ("2,3,12,15,3,3,3,groups=3,padding=1,stride=2",)
 _STRIDED = ("1,33,13,13,66,3,3,stride=2,padding=1",)
 
 _TABLE = {
@@ -255,7 +256,8 @@ _TABLE = {
     "forward/pipelined": (
         Mutation("the halo's left columns are read from the row above", "exists && 0 <= column", "exists",
                  file="row_ring.cuh"),
-        Mutation("a vector of a row begins where the strip does", "x_row[LEAD + j + s]", "x_row[j + s]"),
+        Mutation("a vector of a row begins where the strip does", "x_row[LEAD + j * STRIDE_W + s]",
+                 "x_row[j * STRIDE_W + s]"),
         Mutation("the last vector of a row is not written", "if (first_q + j < shape.Q) store_vector",
                  "if (first_q + j + Y_VECTOR < shape.Q) store_vector"),
         Mutation("the ring is a stage too short", "stage + 1 < STAGES ? stage + 1 : 0",
@@ -265,10 +267,13 @@ _TABLE = {
                  "ahead < end_of_band && shape.row_inside(ahead)", "ahead < end_of_band"),
         Mutation("the last rows of a band are not asked for", "exists && ahead < end_of_band",
                  "exists && ahead < end_of_band - 1", shown_by=_SEVERAL_BLOCKS),
-        Mutation("all strips read the window of the tile's first", "ring.row(stage), tile_lane() * COLS",
-                 "ring.row(stage), 0"),
-        Mutation("the filter's rows are upside down", "taps[(FILTER_R - 1 - r) * FILTER_S + s]",
-                 "taps[r * FILTER_S + s]"),
+        Mutation("all strips read the window of the tile's first", "tile_lane() * COLS * STRIDE_W);", "0);"),
+        Mutation("the filter's rows are upside down", "taps[r * FILTER_S + s]",
+                 "taps[(FILTER_R - 1 - r) * FILTER_S + s]"),
+        Mutation("columns are one apart, whatever the stride", "x_row[LEAD + j * STRIDE_W + s]", "x_row[LEAD + j + s]",
+                 shown_by=_STRIDED_DEPTHWISE),
+        Mutation("rows are complete a row late", "f != (FILTER_R - 1) % STRIDE_H", "f != FILTER_R % STRIDE_H",
+                 shown_by=_STRIDED_DEPTHWISE),
         Mutation("what waits in registers is dropped", "if (waiting_stage >= 0 && element < VECTORS)",
                  "if (waiting_stage > 0 && element < VECTORS)", file="row_ring.cuh"),
         Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
@@ -276,8 +281,8 @@ _TABLE = {
     "input_grad/pipelined": (
         Mutation("the filter is not turned", "own_taps[t] = to_acc(filter[TAPS - 1 - t])",
                  "own_taps[t] = to_acc(filter[t])"),
-        Mutation("left and right padding are exchanged", "left = FILTER_S - 1 - shape.pad_left",
-                 "left = shape.pad_left", shown_by=("1,1,9,9,1,4,4,padding=1:2x0:3",)),
+        Mutation("left and right padding are exchanged", "(tile_w + shape.pad_left) / STRIDE_W",
+                 "(tile_w + FILTER_S - 1 - shape.pad_left) / STRIDE_W", shown_by=("1,1,9,9,1,4,4,padding=1:2x0:3",)),
         Mutation("phi' is applied twice", "times_derivative(g[j], outputs[j])",
                  "times_derivative(times_derivative(g[j], outputs[j]), outputs[j])", file="grad_ring.cuh"),
         Mutation("the last columns of a row of g are not formed", "i < WIDTH; i += TILE_LANES * N",
@@ -288,13 +293,20 @@ _TABLE = {
                  "exists, first / 8, mask_row_bytes", file="grad_ring.cuh", shown_in="mask"),
         Mutation("the last row of a band is not written", "if (h < first_h || h >= end_h) continue;",
                  "if (h < first_h || h >= end_h - 1) continue;"),
+        Mutation("the columns' phases are exchanged", "steps = j + PHASE - s", "steps = j + 1 - PHASE - s",
+                 shown_by=_STRIDED_DEPTHWISE),
+        Mutation("rows of the second phase are not written", "i < STRIDE_H; ++i) {", "i < 1; ++i) {",
+                 shown_by=_STRIDED_DEPTHWISE),
         Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
     ),
     "kernel_grad/pipelined": (
         Mutation("the ring's index is off by one", "window[(turn + 1 + r) % TAP_ROWS]",
                  "window[(turn + r) % TAP_ROWS]"),
         Mutation("the taps are mirrored", "sums[r * TAP_COLS + s] +=", "sums[r * TAP_COLS + TAP_COLS - 1 - s] +="),
-        Mutation("g is brought a row late", "p = first_p + ahead - (TAP_ROWS - 1);", "p = first_p + ahead - TAP_ROWS;"),
+        Mutation("g is brought a row late", "p = first_p + (ahead - (TAP_ROWS - 1)) / STRIDE_H;",
+                 "p = first_p + (ahead - TAP_ROWS) / STRIDE_H;"),
+        Mutation("g meets the rows of x between, too", "&& (i - (TAP_ROWS - 1)) % STRIDE_H == 0", "",
+                 shown_by=_STRIDED_DEPTHWISE),
         Mutation("the last row is left out", "min(first_p + ROWS, shape.P) : first_p",
                  "min(first_p + ROWS, shape.P - 1) : first_p"),
         Mutation("the last block's partial sums are dropped", "slice < slices;", "slice < max(1, slices - 1);",
