@@ -116,7 +116,7 @@ class _Array(ctypes.Structure):
     )  # fmt: skip
 
 
-class _RecordingDevice(CheckedDevice):
+class RecordingDevice(CheckedDevice):
     """A checked device whose kernels also tell which basic blocks they run, and which records in place of checking."""
 
     name = "cpu (recording)"
@@ -183,8 +183,13 @@ def _middle(total: int, most: int) -> list[tuple[int, int]]:
 
 
 @functools.cache
-def _device() -> _RecordingDevice:
-    return _RecordingDevice()
+def _device() -> RecordingDevice:
+    return RecordingDevice()
+
+
+def place_in_source(chain: Sequence[tuple[Path, int]], path: Path) -> tuple[Path, int]:
+    """Return the file and line that an access counts for, of all that were inlined into each other (see `places`)."""
+    return next((place for place in chain if place[0].name not in _WORDS), chain[-1] if chain else (path, 0))
 
 
 def _lines(path: Path, sites: Sequence[Any], source: Path) -> tuple[LineTraffic, ...]:
@@ -192,8 +197,7 @@ def _lines(path: Path, sites: Sequence[Any], source: Path) -> tuple[LineTraffic,
     where = places(path, [site.site for site in sites], source)
     lines: dict[tuple[Path, int, bool, int], list[int]] = {}
     for site in sites:
-        chain = where.get(site.site, ())
-        file, line = next((place for place in chain if place[0].name not in _WORDS), chain[-1] if chain else (path, 0))
+        file, line = place_in_source(where.get(site.site, ()), path)
         counts = lines.setdefault((file, line, bool(site.shared), site.kind), [0] * 7)
         counts[0] = max(counts[0], site.bytes)
         for i, name in enumerate(("requests", "lanes", "sectors", "least_sectors", "passes", "least_passes"), 1):
@@ -226,6 +230,12 @@ def traffic(
         One for each launch.
     """
     device = _device()
+    replay(device, variant, problem, blocks, target)
+    return tuple(device.recorded)
+
+
+def replay(device: RecordingDevice, variant: Variant, problem: ConvProblem, blocks: int, target: Target | str) -> None:
+    """Run a variant on a recording device, on arrays of zeros."""
     entries = [launch.entry for launch in variant.launches]
     device.most_blocks = blocks
     device.main = variant.pass_name if variant.pass_name in entries else entries[0]
@@ -244,7 +254,6 @@ def traffic(
     ]
     with device.checking(arrays):
         ready.run({name: array.ctypes.data for name, array in staged.items()})
-    return tuple(device.recorded)
 
 
 def _zeros(size: int, dtype: np.dtype[Any]) -> Any:

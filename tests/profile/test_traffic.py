@@ -13,7 +13,7 @@ from convbackprop.devices.checked import GlobalArray, checked_device
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
-from convbackprop.profile.traffic import _RecordingDevice, traffic
+from convbackprop.profile.traffic import RecordingDevice, traffic
 
 #: One warp. At the end of a line: what a request of it takes, "sectors 5" or "passes 32".
 PATTERNS = """\
@@ -104,14 +104,14 @@ def test_a_replay_takes_no_memory_but_what_blocks_touch(monkeypatch):
     """Not for the notes of the checks, 19 bytes for each byte of an array, nor for the rest of the arrays."""
     (variant,), problem = select("forward/naive"), ConvProblem.parse("64,1,1024,1024,1,3,3")
     notes, resident = [], []
-    end = _RecordingDevice.end
+    end = RecordingDevice.end
 
     def look(device, kernel):
         notes.append(device.notes_bytes())
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         end(device, kernel)
 
-    monkeypatch.setattr(_RecordingDevice, "end", look)
+    monkeypatch.setattr(RecordingDevice, "end", look)
     traffic(variant, ConvProblem.parse("1,1,64,64,1,3,3"), blocks=1)
     traffic(variant, problem, blocks=1)
     assert notes == [0, 0]

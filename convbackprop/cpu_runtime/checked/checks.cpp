@@ -313,7 +313,7 @@ void begin_block(uint64_t number, int threads) {
 
 void end_block() {
     thread = -1;
-    traffic::end_part(thread_count, true);
+    traffic::end_part(block, thread_count, true);
 }
 
 void run_as(int number) { thread = number; }
@@ -330,7 +330,7 @@ void release_barrier(int arrived) {
         report_waiting(BARRIER_WITHOUT_THREADS, barrier_site, last_at_barrier, thread_count - arrived);
     barrier_site = 0;
     order.barrier();
-    traffic::end_part(thread_count, false);
+    traffic::end_part(block, thread_count, false);
 }
 
 void complete_warp_operation(int warp, unsigned mask, unsigned lanes, bool orders_memory, const void* site) {

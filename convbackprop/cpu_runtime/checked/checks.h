@@ -105,5 +105,17 @@ struct ConvbackpropArrayTraffic {  // bytes that lanes ask for; distinct sectors
     long long loaded_bytes, stored_bytes, loaded_sectors, stored_sectors;
 };
 int convbackprop_checks_array_traffic(ConvbackpropArrayTraffic* to, int most);
+
+// Besides counting, so many accesses are kept as they are, warp by warp in the order in which a warp makes them.
+struct ConvbackpropLaneAccess {
+    long long request;  // the lanes of one instruction of a warp have the same number, from 1 on
+    long long block;
+    long long address;  // of shared memory: from the beginning of the object's thread-local memory
+    unsigned site;
+    int thread, array, shared, kind;  // kind as above
+    unsigned bytes;
+};
+void convbackprop_checks_keep_accesses(int most);
+int convbackprop_checks_kept_accesses(ConvbackpropLaneAccess* to, int most);
 }
 #pragma GCC visibility pop

@@ -40,7 +40,9 @@ struct Lane {
 
 bool is_recording;
 std::vector<Event> events[MAX_THREADS];
-long long accesses;
+long long accesses, requests, current_block;
+int most_kept;
+std::vector<ConvbackpropLaneAccess> kept;
 std::map<std::tuple<uint32_t, bool, int>, ConvbackpropSiteTraffic> sites;
 std::map<int, ConvbackpropArrayTraffic> arrays;
 std::map<int, std::vector<uintptr_t>> loaded, stored;  // sectors of this block, by array
@@ -86,7 +88,15 @@ void count_request(const Event& event, const std::vector<Lane>& lanes) {
     }
 }
 
-void play_back(std::vector<Event>* warp) {
+void keep_request(const Event& event, const std::vector<Lane>& lanes, int first_thread) {
+    ++requests;
+    for (const Lane& lane : lanes)
+        if (int(kept.size()) < most_kept)
+            kept.push_back({requests, current_block, (long long)lane.address, event.site, first_thread + lane.number,
+                            event.array, event.shared, event.kind, event.bytes});
+}
+
+void play_back(std::vector<Event>* warp, int first_thread) {
     size_t next[LANES] = {};
     std::vector<Lane> lanes;
     for (;;) {
@@ -99,7 +109,9 @@ void play_back(std::vector<Event>* warp) {
         for (int i = 0; i < LANES; ++i)
             if (next[i] < warp[i].size() && warp[i][next[i]].site == event.site)
                 lanes.push_back({i, warp[i][next[i]++].address});
-        if (event.array != BASIC_BLOCK) count_request(event, lanes);
+        if (event.array == BASIC_BLOCK) continue;
+        count_request(event, lanes);
+        keep_request(event, lanes, first_thread);
     }
 }
 
@@ -128,9 +140,10 @@ void note_basic_block(int thread, uint32_t site) {
     if (is_recording) events[thread].push_back({site, BASIC_BLOCK, false, 0, 0, 0});
 }
 
-void end_part(int threads, bool is_end_of_block) {
+void end_part(long long block, int threads, bool is_end_of_block) {
     if (!is_recording) return;
-    for (int first = 0; first < threads; first += LANES) play_back(events + first);
+    current_block = block;
+    for (int first = 0; first < threads; first += LANES) play_back(events + first, first);
     for (int i = 0; i < threads; ++i) events[i].clear();
     if (!is_end_of_block) return;
     for (auto& [array, sectors] : loaded) arrays[array].loaded_sectors += count_distinct(sectors);
@@ -146,7 +159,8 @@ extern "C" {
 void convbackprop_checks_record_traffic(int on) {
     using namespace checks::traffic;
     is_recording = on;
-    accesses = 0;
+    accesses = requests = 0;
+    kept.clear();
     for (auto& thread : events) thread.clear();
     sites.clear();
     arrays.clear();
@@ -155,6 +169,14 @@ void convbackprop_checks_record_traffic(int on) {
 }
 
 long long convbackprop_checks_recorded_accesses(void) { return checks::traffic::accesses; }
+
+void convbackprop_checks_keep_accesses(int most) { checks::traffic::most_kept = most; }
+
+int convbackprop_checks_kept_accesses(ConvbackpropLaneAccess* to, int most) {
+    const auto& kept = checks::traffic::kept;
+    std::copy_n(kept.begin(), std::min<size_t>(kept.size(), most), to);
+    return int(kept.size());
+}
 
 int convbackprop_checks_site_traffic(ConvbackpropSiteTraffic* to, int most) {
     int count = 0;
