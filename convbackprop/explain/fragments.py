@@ -111,8 +111,8 @@ def _contents(recording: Recording, table: Layout, image: str, result: str) -> d
     _, _, _, width = recording.shape(image)
     sources, stores = staged(recording, warp, image)
     columns = dict(zip(stores["address"].tolist(), (sources % width).tolist(), strict=True))
-    taps = _taps(recording, a)
     counts = {name: len(places) // WARP for name, places in table.places.items()}
+    taps = _taps(recording, a, counts["right"] // MATRICES["right"])
     size = recording.item_bytes(image)
 
     def product(turn: int) -> dict[str, list[str]]:
@@ -127,7 +127,9 @@ def _contents(recording: Recording, table: Layout, image: str, result: str) -> d
             left = [int(r["address"]) + at for r in reads[start:end] for at in range(0, int(r["bytes"]), size)]
             right = reads["address"][end : end + MATRICES["right"]].tolist()
             found["left"] += [str(columns.get(address, "")) for address in left[: counts["left"]]]
-            found["right"] += [word for address in right for word in taps.get(address, ["0"] * (counts["right"] // 2))]
+            found["right"] += [
+                word for address in right for word in taps.get(address, ["0"] * (counts["right"] // MATRICES["right"]))
+            ]
             found["sums"] += _stored(recording, mine, result, counts["sums"])
         return found
 
@@ -135,8 +137,8 @@ def _contents(recording: Recording, table: Layout, image: str, result: str) -> d
     return max((product(turn) for turn in range(4)), key=lambda found: -found["right"].count("0"))
 
 
-def _taps(recording: Recording, accesses: Any) -> dict[int, list[str]]:
-    """Return the taps that a word of the banded filter holds, by the word's address."""
+def _taps(recording: Recording, accesses: Any, each: int) -> dict[int, list[str]]:
+    """Return the taps that a word of the banded filter holds, so many each, by the word's address."""
     p = recording.problem
     a = in_order(accesses)
     a = a[(a["shared"] == 1) | (a["array"] == recording.arrays.index("w"))]
@@ -147,7 +149,10 @@ def _taps(recording: Recording, accesses: Any) -> dict[int, list[str]]:
             pending.append(int(access["address"]) // recording.item_bytes("w") % (p.R * p.S))
         elif access["kind"] == STORE:
             if pending:
-                found[int(access["address"])] = [f"{tap // p.S},{tap % p.S}" for tap in pending]
+                words = [f"{tap // p.S},{tap % p.S}" for tap in sorted(pending)]  # g++ may load the second first
+                if len(words) < each:  # beside the filter's first tap in a row, or its last
+                    words.insert(0 if pending[0] % p.S == 0 else 1, "0")
+                found[int(access["address"])] = words
             pending = []
     return found
 

@@ -112,6 +112,10 @@ class _KeepingDevice(RecordingDevice):
         self.kept: dict[str, tuple[Any, tuple[str, ...], Mapping[int, tuple[Path, int]]]] = {}
         self.runtime.convbackprop_checks_kept_accesses.argtypes = (ctypes.c_void_p, ctypes.c_int)
 
+    def enough(self) -> int:
+        """Return after how many accesses too many are made for a picture."""
+        return MOST
+
     def end(self, kernel: CheckedKernel) -> None:
         """Keep what this launch touched."""
         count = self.runtime.convbackprop_checks_kept_accesses(None, 0)
@@ -156,6 +160,10 @@ def record(variant: Variant, problem: ConvProblem, target: Target | str = "cuda"
         replay(device, variant, problem, 2**31, target)
     finally:
         device.runtime.convbackprop_checks_keep_accesses(0)
+    if device.main not in device.kept:
+        raise InvalidArgument(
+            f"problem is {problem}, of which no thread has anything to do; a picture needs a larger one"
+        )
     kept, arrays, lines = device.kept[device.main]
     if len(kept) >= MOST:
         raise InvalidArgument(

@@ -21,6 +21,9 @@ ASKED, HELD, STORED = 0, 1, 2
 def ring(recording: Recording) -> Picture:
     """Draw when a thread asks for each row, how long what is in it is held, and when rows of the result are stored."""
     name, result = image_of(recording), result_of(recording)
+    refusal = f"{recording.variant.title} stores no rows one after the other; it has no ring of rows"
+    if result == "scratch":
+        raise InvalidArgument(refusal)
     events = _events(recording, name, result)
     turns = _turns(events)
     stored = {row: turn for turn, (what, row) in turns if what == "store"}
@@ -29,7 +32,7 @@ def ring(recording: Recording) -> Picture:
         if what == "ask":
             asked.setdefault(row, turn)
     if len(stored) < 2 or len(asked) < 2:
-        raise InvalidArgument(f"{recording.variant.title} stores no rows one after the other; it has no ring of rows")
+        raise InvalidArgument(refusal)
     count = min(_MOST_TURNS, max(turn for turn, _ in turns) + 1)
     first = min(asked)
     classes, words = blank(max(asked) - first + 1, count)

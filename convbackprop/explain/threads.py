@@ -14,6 +14,9 @@ WARP, SECTOR, LINE = 32, 32, 128
 #: What is drawn of a plane, and how many loads.
 _MOST_ROWS, _MOST_COLS, _MOST_LOADS = 32, 48, 2
 
+#: Arrays of which a request is told, but not drawn.
+_SMALL = ("w", "b", "scratch")
+
 
 def result_of(recording: Recording) -> str:
     """Return the name of the array into which the main kernel stores most."""
@@ -96,8 +99,8 @@ def _boxes(rows: Any, cols: Any) -> list[Frame]:
 # -- what a warp loads in one request --------------------------------------------------------------------------------
 def loads(recording: Recording) -> Picture:
     """Draw the addresses of a request of a warp, and the sectors that it takes."""
-    found = sorted(_requests(recording), key=lambda each: -each[0])
-    drawn = [name for _, name, *_ in found if name not in ("scratch", "w", "b")][:_MOST_LOADS]
+    found = sorted(_requests(recording), key=lambda each: (each[1] in _SMALL, -each[0]))
+    drawn = [name for _, name, *_ in found if name not in _SMALL][:_MOST_LOADS]
     panels: list[Cells | tuple[Cells, ...]] = []
     sentences = []
     for _, name, request, requests in found:
