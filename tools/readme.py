@@ -7,6 +7,7 @@ README.md, docs/gpu.md, gpu.svg,    what a GPU measured: benchmarks/results, and
 convbackprop/tune/measured          the tables that the package ships: what those runs tuned
 README.md, docs/ladder.md           the ladder: the registry; errors.json, which --errors measures on the cpu device
 docs/command_line.md                what commands print; those that are recorded run again with --commands only
+docs/guide.md, docs/pictures        what `explain` draws, and what a GPU measured of each rung (tools/guide.py)
 docs/command_line.md, bench.svg     a run of `make bench`: bench.json, which --bench times anew
 
 errors.json, bench.json and the two runs that are compared, before.json and after.json (--compare times them anew, the
@@ -33,7 +34,7 @@ from convbackprop.cli.plot import only
 from convbackprop.files import write_whole
 from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import PASSES
-from tools import console, gpu_page, gpu_parts
+from tools import console, gpu_page, gpu_parts, guide
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -94,7 +95,11 @@ def pages(recorded: bool = False) -> dict[Path, bytes]:
     """Return what each generated file should hold; commands that are recorded run again only if asked."""
     readme = replace(README.read_text(), "gpu", gpu_part())
     commands = replace(COMMANDS.read_text(), "bench", bench_part())
+    chapter = guide.GUIDE.read_text()
+    for name, part in guide.parts().items():
+        chapter = replace(chapter, name, part)
     texts = {
+        guide.GUIDE: chapter,
         README: replace(readme, "ladder", ladder_part()),
         GPU: replace(GPU.read_text(), "runs", runs_part()),
         LADDER: replace(LADDER.read_text(), "variants", variants_part()),
@@ -106,7 +111,7 @@ def pages(recorded: bool = False) -> dict[Path, bytes]:
         BENCH_PICTURE: plots.rendered(plots.ladder(only(runs.read(str(BENCH)), re.escape(SHOWN))), "svg"),
     }
     tuned = {path: text for run in gpu_page.newest() for path, text in gpu_parts.shipped_table(run).items()}
-    return {path: text.encode() for path, text in (texts | tuned).items()} | pictures
+    return {path: text.encode() for path, text in (texts | tuned).items()} | pictures | guide.stale(chapter)
 
 
 def replace(text: str, name: str, part: str) -> str:

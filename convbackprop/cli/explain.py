@@ -70,6 +70,20 @@ def _wanted(arguments: argparse.Namespace) -> tuple[tuple[str, ...], Variant | N
     return tuple(topics) or topics_of(variants[0]), variants[0]
 
 
+def drawn(arguments: argparse.Namespace) -> list[Picture]:
+    """Return the pictures that the arguments ask for."""
+    topics, variant = _wanted(arguments)
+    problem = ConvProblem.parse(arguments.problem) if arguments.problem else None
+    pictures = []
+    with progress() as bar:
+        task = bar.add_task("drawing", total=len(topics))
+        for topic in topics:
+            bar.update(task, description=topic, refresh=True)
+            pictures.append(explain(topic, variant, problem))
+            bar.update(task, advance=1, refresh=True)
+    return pictures
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Draw, in the terminal or to a file; return 0."""
     ending = Path(arguments.output or ".png").suffix[1:] if arguments.output else ""
@@ -82,18 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
                     "WHAT is missing; it should be a topic or a rung ('convbackprop explain' lists them)"
                 )
         return _list(arguments.json)
-    topics, variant = _wanted(arguments)
-    problem = ConvProblem.parse(arguments.problem) if arguments.problem else None
-    with progress() as bar:
-        task = bar.add_task("drawing", total=len(topics))
-        pictures: list[Picture] = []
-        for topic in topics:
-            bar.update(task, description=topic, refresh=True)
-            pictures.append(explain(topic, variant, problem))
-            bar.update(task, advance=1, refresh=True)
-        drawn = rendered(pictures, ending) if arguments.output else b""
+    pictures = drawn(arguments)
     if arguments.output:
-        write_whole(Path(arguments.output), drawn)
+        write_whole(Path(arguments.output), rendered(pictures, ending))
     if arguments.json:
         print_json({"pictures": [picture.as_json() for picture in pictures]})
     elif arguments.output:

@@ -49,13 +49,13 @@ def rendered(pictures: Sequence[Picture], kind: str) -> bytes:
 
 def digest_of(file: Path) -> str:
     """Return what a file says it shows: the digests of its pictures, "" if nothing."""
-    found = re.search(rb"shows ([0-9a-f+]{16,})", file.read_bytes())
+    found = re.search(rb"shows ([0-9a-f+]{16,})\.", file.read_bytes())
     return found[1].decode() if found else ""
 
 
 def _file(drawing: Any, kind: str, digest: str) -> bytes:
     stream = io.BytesIO()
-    said = {"Description": f"{_KEYWORD} explain; shows {digest}"}
+    said = {"Description": f"{_KEYWORD} explain; shows {digest}."}
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none"}):

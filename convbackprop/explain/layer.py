@@ -121,11 +121,11 @@ def chain_rule(problem: ConvProblem) -> Picture:
     phi = p.activation
     forward = (cells("x", "x", 0), cells("w", "w", 1), cells("s", f"s = x * w + {arrays['b'].item():g}", 2),
                cells("y", f"y = phi(s), {phi}", 3))  # fmt: skip
-    back = (cells("dy", "dy = dR/dy, given", 3), cells("g", "g = dy phi'(s)", 2), cells("dx", "dx = dR/dx", 0),
-            cells("dw", "dw = dR/dw", 1))  # fmt: skip
+    back = (cells("dy", "dy = dL/dy, given", 3), cells("g", "g = dy phi'(s)", 2), cells("dx", "dx = dL/dx", 0),
+            cells("dw", "dw = dL/dw", 1))  # fmt: skip
     sentences = (
         "Forward: s[p,q] = b + sum of x[p - pad + r, q - pad + s] w[r,s], y = phi(s).",
-        "Back: g = dR/ds = dy phi'(s). By the chain rule dx[h,w] = sum of g[h + pad - r, w + pad - s] w[r,s], over the "
+        "Back: g = dL/ds = dy phi'(s). By the chain rule dx[h,w] = sum of g[h + pad - r, w + pad - s] w[r,s], over the "
         "outputs that read x[h,w]; dw[r,s] = sum of g[p,q] x[p - pad + r, q - pad + s].",
         f"The bias is in every s with the factor 1: db = the sum of g = {arrays['db'].item():g}. Grey: zeros.",
     )

@@ -14,6 +14,9 @@ WARP, SECTOR, LINE = 32, 32, 128
 #: What is drawn of a plane, and how many loads.
 _MOST_ROWS, _MOST_COLS, _MOST_LOADS = 32, 48, 2
 
+#: Warps that are told by their colours.
+_MOST_NAMED = 8
+
 #: Arrays of which a request is told, but not drawn.
 _SMALL = ("w", "b", "scratch")
 
@@ -50,6 +53,9 @@ def threads(recording: Recording) -> Picture:
     """Draw which thread of which warp and block stores each result."""
     name = result_of(recording)
     elements, accesses = recording.elements(recording.of(name, STORE), name)
+    keys = np.stack([elements, accesses["block"], accesses["thread"]])
+    first = np.unique(keys, axis=1, return_index=True)[1]  # a thread may store an element again
+    elements, accesses = elements[first], accesses[first]
     extents, rows, cols, down, across = plane(recording, name, elements)
     classes, words = blank(*extents)
     threads_of = accesses["block"] * recording.threads + accesses["thread"]
@@ -66,8 +72,10 @@ def threads(recording: Recording) -> Picture:
     if all(strips) and strips:  # a thread's elements lie together: each thread is coloured
         classes[rows, cols], legend = threads_of, {}
     else:
-        classes[rows, cols] = warps
-        legend = {int(each): f"block {each // warps_a_block}, warp {each % warps_a_block}" for each in np.unique(warps)}
+        names = np.unique(warps).tolist()
+        classes[rows, cols] = np.searchsorted(names, warps)
+        legend = {i: f"block {each // warps_a_block}, warp {each % warps_a_block}" for i, each in enumerate(names)}
+        legend = legend if len(legend) <= _MOST_NAMED else {}
     panel = Cells(f"{name}: the lane of a warp that stores each element", classes, words, legend, down, across,
                   frames=tuple(frames) if 1 < len(frames) <= 12 else (),
                   framed="a block's elements" if 1 < len(frames) <= 12 else "")  # fmt: skip

@@ -221,7 +221,7 @@ def test_the_input_gradient_turns_the_filter(tmp_path, monkeypatch):
 
 
 def test_the_chain_rule_in_numbers():
-    """The gradients of R = sum of y * dy are its differences, which small whole numbers have exactly."""
+    """The gradients of L = sum of y * dy are its differences, which small whole numbers have exactly."""
     problem = ConvProblem.parse(TOPICS["chain-rule"].problem)
     v = layer.values(problem)
 
