@@ -31,11 +31,11 @@ LAYERS = {
 }
 
 _CEILINGS = """\
-The figures below are of one recorded run: an {device}, {date}, float32, medians in microseconds with a cold cache, bias and
-ReLU included. There a copy of 1 GiB moves {memory:.2f} TB/s, and multiply-adds reach {arithmetic:.1f} TFLOP/s: {ridge:.1f}
-operations in the time of a byte. torch: {torch}, the better of its memory formats, in full float32 as ours; its
-gradients are given g ready-made, which ours form. {since} So
-these are times of the ideas, not of every line that you read today."""
+The figures below are of one recorded run, in microseconds: an {device}, {date}, float32, medians with a cold cache, bias
+and ReLU included. There a copy of 1 GiB moves {memory:.2f} TB/s, and multiply-adds reach {arithmetic:.1f} TFLOP/s:
+{ridge:.1f} operations in the time of a byte. torch: {torch}, the better of its memory formats, in full float32 as
+ours; its gradients are given g ready-made, which ours form. {since} So these are times
+of the ideas, not of every line that you read today."""
 
 _COMMAND = re.compile(r"(?:^    |`)convbackprop explain ?([^`\n]*)", re.MULTILINE)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convbackprop.arguments import known
 from convbackprop.cli.common import console, grid, is_file, print_json, progress, say, variants_of
+from convbackprop.cli.shield import Shielded
 from convbackprop.errors import InvalidArgument
 from convbackprop.explain.drawing import FORMATS, rendered
 from convbackprop.explain.picture import Picture
@@ -96,6 +97,16 @@ def run(arguments: argparse.Namespace) -> int:
                     "WHAT is missing; it should be a topic or a rung ('convbackprop explain' lists them)"
                 )
         return _list(arguments.json)
+    shield = Shielded()
+
+    def command() -> int:
+        shield.doing(" ".join(arguments.what))
+        return _draw(arguments, ending)
+
+    return shield.run(command) if any(map(is_file, arguments.what)) else command()
+
+
+def _draw(arguments: argparse.Namespace, ending: str) -> int:
     pictures = drawn(arguments)
     if arguments.output:
         write_whole(Path(arguments.output), rendered(pictures, ending))

@@ -81,7 +81,7 @@ def _with_few_colours(stream: io.BytesIO, said: dict[str, str]) -> bytes:
 
 
 def _wrapped(picture: Picture) -> list[str]:
-    return [line for sentence in picture.sentences for line in textwrap.wrap(sentence, 145)]
+    return [line for sentence in picture.sentences for line in textwrap.wrap(sentence, 138)]
 
 
 def _write_head(drawing: Any, picture: Picture, top: float) -> None:
@@ -114,7 +114,7 @@ def _legend(cells: Cells) -> list[tuple[int | None, str]]:
 def _columns(cells: Cells, cell: float) -> int:
     """Return the columns of a panel's legend."""
     longest = max((len(words) for _, words in _legend(cells)), default=1)
-    return max(1, int(max(cells.shape[1] * cell, 3) / (0.085 * longest + 0.45)))
+    return max(1, int(max(cells.shape[1] * cell, 2.5) / (0.07 * longest + 0.4)))
 
 
 def _height(cell: float) -> float:

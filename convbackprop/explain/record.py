@@ -25,7 +25,7 @@ from convbackprop.profile.traffic import RecordingDevice, place_in_source, repla
 LOAD, STORE, ATOMIC = range(3)
 
 #: Accesses of lanes that are kept: of a picture that shows more, nobody sees anything.
-MOST = 2_000_000
+MOST = 1_000_000
 
 #: ConvbackpropLaneAccess of cpu_runtime/checked/checks.h.
 _ACCESS = np.dtype(
@@ -140,7 +140,7 @@ def _device() -> _KeepingDevice:
     return _KeepingDevice()
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def record(variant: Variant, problem: ConvProblem, target: Target | str = "cuda") -> Recording:
     """Run a variant, and return what its main kernel touched.
 

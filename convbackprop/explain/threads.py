@@ -12,7 +12,7 @@ from convbackprop.explain.record import LOAD, STORE, Recording
 WARP, SECTOR, LINE = 32, 32, 128
 
 #: What is drawn of a plane, and how many loads.
-_MOST_ROWS, _MOST_COLS, _MOST_LOADS = 32, 48, 2
+_MOST_ROWS, _MOST_COLS, _MOST_LOADS = 24, 48, 2
 
 #: Warps that are told by their colours.
 _MOST_NAMED = 8
@@ -62,14 +62,9 @@ def threads(recording: Recording) -> Picture:
     warps_a_block = -(-recording.threads // WARP)
     warps = accesses["block"] * warps_a_block + accesses["thread"] // WARP
     words[rows, cols] = [str(lane) for lane in accesses["thread"] % WARP]
-    frames: list[Frame] = []
-    for block in np.unique(accesses["block"]):
-        mine = accesses["block"] == block
-        frames += _boxes(rows[mine], cols[mine])
-    strips = [
-        _boxes(rows[mine], cols[mine]) for each in np.unique(threads_of) if (mine := threads_of == each).sum() > 1
-    ]
-    if all(strips) and strips:  # a thread's elements lie together: each thread is coloured
+    frames = [Frame(*box) for box in _boxes(accesses["block"], rows, cols) or ()]
+    counts = np.unique(threads_of, return_counts=True)[1]
+    if counts.max() > 1 and _boxes(threads_of, rows, cols):  # a thread's elements lie together: each is coloured
         classes[rows, cols], legend = threads_of, {}
     else:
         names = np.unique(warps).tolist()
@@ -79,13 +74,12 @@ def threads(recording: Recording) -> Picture:
     panel = Cells(f"{name}: the lane of a warp that stores each element", classes, words, legend, down, across,
                   frames=tuple(frames) if 1 < len(frames) <= 12 else (),
                   framed="a block's elements" if 1 < len(frames) <= 12 else "")  # fmt: skip
-    owners = np.unique(threads_of, return_counts=True)[1]
     (gx, gy, gz), (bx, by, bz) = recording.grid, recording.block
-    idle = gx * gy * gz * recording.threads - len(owners)
-    most = f"{owners.max():,} element{'s' * bool(owners.max() > 1)}"
+    idle = gx * gy * gz * recording.threads - len(counts)
+    most = f"{counts.max():,} element{'s' * bool(counts.max() > 1)}"
     sentences = (
         f"A grid of {gx} x {gy} x {gz} blocks of {bx} x {by} x {bz} threads. A thread stores "
-        + (f"{most}" if owners.min() == owners.max() else f"at most {most} and at least {owners.min():,}")
+        + (f"{most}" if counts.min() == counts.max() else f"at most {most} and at least {counts.min():,}")
         + (f"; {idle:,} threads store none" if idle else "")
         + f". {_vectors(recording.of(name, STORE), name)}",
     )
@@ -98,10 +92,17 @@ def _vectors(stores: Any, name: str) -> str:
     return f"A store of a thread to {name} is of {widest} bytes."
 
 
-def _boxes(rows: Any, cols: Any) -> list[Frame]:
-    """Return one frame round elements, if they fill it."""
-    top, left, high, wide = rows.min(), cols.min(), np.ptp(rows) + 1, np.ptp(cols) + 1
-    return [Frame(int(top), int(left), int(high), int(wide))] if len(rows) == high * wide else []
+def _boxes(keys: Any, rows: Any, cols: Any) -> list[tuple[int, int, int, int]] | None:
+    """Return a rectangle round the elements of each key, or None unless each is filled by them."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][0] - 1))
+    (top, bottom), (left, right) = (
+        (np.minimum.reduceat(each[order], starts), np.maximum.reduceat(each[order], starts)) for each in (rows, cols)
+    )
+    high, wide = bottom - top + 1, right - left + 1
+    if (high * wide != np.diff(starts, append=len(keys))).any():
+        return None
+    return list(zip(*(each.tolist() for each in (top, left, high, wide)), strict=True))
 
 
 # -- what a warp loads in one request --------------------------------------------------------------------------------

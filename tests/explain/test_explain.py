@@ -65,7 +65,7 @@ def test_of_many_channels_the_sums_of_a_thread_are_found():
     lanes = numbers(panel)
     assert (lanes[:4, :4] == 0).all() and (lanes[4:8, :4] == 8).all() and (lanes[:4, 4:8] == 1).all()
     assert constants["REG_M"] * constants["REG_N"] == 64
-    assert "(the first 32 x 48 of 64 x 196)" in panel.title
+    assert "(the first 24 x 48 of 64 x 196)" in panel.title
 
 
 # -- loads -----------------------------------------------------------------------------------------------------------
