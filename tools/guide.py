@@ -31,7 +31,7 @@ LAYERS = {
 }
 
 _CEILINGS = """\
-The figures below are of one recorded run, in microseconds: an {device}, {date}, float32, medians with a cold cache, bias
+The figures below are of a recorded run, in microseconds: an {device}, {date}, float32, medians with a cold cache, bias
 and ReLU included. There a copy of 1 GiB moves {memory:.2f} TB/s, and multiply-adds reach {arithmetic:.1f} TFLOP/s:
 {ridge:.1f} operations in the time of a byte. torch: {torch}, the better of its memory formats, in full float32 as
 ours; its gradients are given g ready-made, which ours form. {since} So these are times

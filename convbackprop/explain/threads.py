@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from convbackprop.errors import InvalidArgument
 from convbackprop.explain.picture import NOBODY, Cells, Frame, Picture, blank
 from convbackprop.explain.record import LOAD, STORE, Recording
 
@@ -24,6 +25,8 @@ _SMALL = ("w", "b", "scratch")
 def result_of(recording: Recording) -> str:
     """Return the name of the array into which the main kernel stores most."""
     names = [name for name in ("y", "dx", "dw", "scratch") if len(recording.of(name, STORE))]
+    if not names:
+        raise InvalidArgument(f"{recording.variant.title} stores nothing; there is no owner of a result to draw")
     return names[0]
 
 
@@ -109,6 +112,8 @@ def _boxes(keys: Any, rows: Any, cols: Any) -> list[tuple[int, int, int, int]] |
 def loads(recording: Recording) -> Picture:
     """Draw the addresses of a request of a warp, and the sectors that it takes."""
     found = sorted(_requests(recording), key=lambda each: (each[1] in _SMALL, -each[0]))
+    if not found:
+        raise InvalidArgument(f"{recording.variant.title} loads nothing from global memory")
     drawn = [name for _, name, *_ in found if name not in _SMALL][:_MOST_LOADS]
     panels: list[Cells | tuple[Cells, ...]] = []
     sentences = []

@@ -11,7 +11,7 @@ import pytest
 
 from convbackprop.explain import TOPICS, explain
 from convbackprop.explain.drawing import digest_of
-from convbackprop.ladder.registry import VARIANTS, select
+from convbackprop.ladder.registry import VARIANTS
 
 
 def test_it_lists_topics_and_rungs(run):
@@ -44,16 +44,15 @@ def test_json_has_what_is_drawn(run):
 @pytest.mark.parametrize(("ending", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_a_file_says_what_it_shows(run, tmp_path, ending, begins):
     pytest.importorskip("matplotlib", reason="matplotlib, of the extra plot, is not installed: `explain -o`")
-    for _ in range(2):
-        code, out, err = run("explain", "ring", "backward/fused", "-o", f"pictures/ring.{ending}")
+    written = []
+    for name in ("one", "two"):
+        code, out, err = run("explain", "padding", "-o", f"{name}/padding.{ending}")
         assert (code, err) == (0, "")
-        assert "marches down 24 rows of dx" in out
-        file = tmp_path / "pictures" / f"ring.{ending}"
-        written = file.read_bytes()
-        assert written.startswith(begins)
-    assert file.read_bytes() == written
-    (fused,) = select("backward/fused")
-    assert digest_of(file) == explain("ring", fused).digest
+        assert out.startswith(f"wrote {name}/padding.{ending}\ny is 6 x 8")
+        file = tmp_path / name / f"padding.{ending}"
+        written.append(file.read_bytes())
+        assert written[0].startswith(begins) and digest_of(file) == explain("padding").digest
+    assert written[0] == written[1]
 
 
 def test_a_file_of_ones_own(run):
@@ -61,6 +60,26 @@ def test_a_file_of_ones_own(run):
     code, out, err = run("explain", "mine.cu")
     assert (code, err) == (0, "")
     assert "forward/mine: which thread owns which elements of y" in out
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "sentence"),
+    [
+        ("", 2, "forward/idle.cu stores nothing"),
+        ("y[threadIdx.x] = 1;", 2, "forward/idle.cu loads nothing from global memory"),
+        ("y[0] = x[1000000000ll];", 1, "it touches memory far from every array"),
+        ("y[0] = x[0]", 1, "idle.cu"),
+    ],
+)
+def test_a_file_that_does_not_do_its_part(run, tmp_path, body, code, sentence):
+    head = "const Scalar* x, const Scalar* w, const Scalar* b, Scalar* y, Conv2dShape shape"
+    (tmp_path / "idle.cu").write_text(
+        '//@ pass forward\n//@ launch forward(x, w, b, y) grid=[1] block=[32]\n#include "conv2d.cuh"\n'
+        f'extern "C" __global__ void forward({head}) {{ {body} }}\n'
+    )
+    found, _, err = run("explain", "idle.cu")
+    assert found == code
+    assert sentence in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
