@@ -14,23 +14,26 @@ from convbackprop.explain.picture import NOBODY, NOTHING, Cells, Picture
 COLOURS = ("#f8d48a", "#a9d8f5", "#8fd8bd", "#f3b08a", "#e6bcd3", "#8fbde0", "#f6efa0", "#c9c9c9")
 _NOBODY = "#eeeeee"
 
+#: Entries of a legend in a line.
+_A_LINE = 4
+
 
 def colour(number: int) -> str | None:
     """Return the background of a class, None of nothing."""
     return None if number == NOTHING else _NOBODY if number == NOBODY else COLOURS[number % len(COLOURS)]
 
 
-def lines(cells: Cells) -> Iterable[Text]:
-    """Return a panel line by line."""
+def lines(cells: Cells, room: int) -> Iterable[Text]:
+    """Return a panel line by line; its words stand apart where there is room."""
     rows, cols = cells.shape
     width = max(2, *(len(word) for word in cells.words.flat)) if cells.words.size else 2
-    spaced = width + (width > 2 or any("-" in word for word in cells.words.flat))
     left = max(len(cells.down), *(len(name) for name in cells.row_names)) + 1
+    spaced = width + (width > 2 or left + cols * (width + 1) <= room)
     yield Text(cells.title, style="bold")
     head = Text(f"{cells.down:>{left - 1}} ", style="dim")
     for j in range(cols):
         number = str(cells.first[1] + j)
-        head.append((number if len(number) <= width and j % (1 if width > 2 else 2) == 0 else "").rjust(spaced))
+        head.append((number if len(number) <= width and j % (1 if spaced > 2 else 2) == 0 else "").rjust(spaced))
     yield head.append(f"  {cells.across}")
     framed = np.zeros((rows, cols), bool)
     for frame in cells.frames:
@@ -43,14 +46,11 @@ def lines(cells: Cells) -> Iterable[Text]:
             style = f"{'bold underline ' * bool(framed[i, j])}black on {background}" if background else ""
             line.append(word.rjust(spaced), style)
         yield line
-    key = Text(" " * left)
-    for kind, words in list(cells.legend.items())[: len(COLOURS)]:
-        key.append("  ", f"on {colour(kind)}").append(f" {words}   ")
-    key.append("..." if len(cells.legend) > len(COLOURS) else "")
+    entries = [Text.assemble(("  ", f"on {colour(kind)}"), f" {words}") for kind, words in cells.legend.items()]
     if cells.framed:
-        key.append("00", "bold underline").append(f" {cells.framed}")
-    if key.plain.strip():
-        yield key
+        entries.append(Text.assemble(("00", "bold underline"), f" {cells.framed}"))
+    for first in range(0, len(entries), _A_LINE):
+        yield Text(" " * left) + Text("   ").join(entries[first : first + _A_LINE])
 
 
 def show(picture: Picture, out: Console) -> None:
@@ -60,5 +60,5 @@ def show(picture: Picture, out: Console) -> None:
         out.print(sentence, soft_wrap=not out.is_terminal)
     for cells in picture.cells:
         out.print()
-        out.print(Group(*lines(cells)), no_wrap=True, crop=False, overflow="ignore", soft_wrap=True)
+        out.print(Group(*lines(cells, out.width)), no_wrap=True, crop=False, overflow="ignore", soft_wrap=True)
     out.print()
