@@ -10,6 +10,7 @@ import argparse
 import itertools
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 from convbackprop.bench.columns import digits
@@ -36,6 +37,8 @@ and ReLU included. There a copy of 1 GiB moves {memory:.2f} TB/s, and multiply-a
 {ridge:.1f} operations in the time of a byte. torch: {torch}, the better of its memory formats, in full float32 as
 ours; its gradients are given g ready-made, which ours form. {since} So these are times
 of the ideas, not of every line that you read today."""
+
+_WIDTH = 126
 
 _COMMAND = re.compile(r"(?:^    |`)convbackprop explain ?([^`\n]*)", re.MULTILINE)
 
@@ -77,10 +80,11 @@ def ceilings(run: Recorded) -> str:
     """Return what the GPU can do, and of which code the times are."""
     most = run.found["ceilings"]
     memory, arithmetic = most["copy_bytes_per_s"], most["ffma_flops_per_s"]
-    return _CEILINGS.format(
+    text = _CEILINGS.format(
         device=run.device, date=run.date, memory=memory / 1e12, arithmetic=arithmetic / 1e12, ridge=arithmetic / memory,
         torch=run.environment["torch"], since=since(run),
     )  # fmt: skip
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def measured(run: Recorded, rung: str) -> str:
