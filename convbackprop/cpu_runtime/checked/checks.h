@@ -106,7 +106,7 @@ struct ConvbackpropArrayTraffic {  // bytes that lanes ask for; distinct sectors
 };
 int convbackprop_checks_array_traffic(ConvbackpropArrayTraffic* to, int most);
 
-// Besides counting, so many accesses are kept as they are, warp by warp in the order in which a warp makes them.
+// Besides counting, about so many accesses are kept as they are, warp by warp in the order in which a warp makes them.
 struct ConvbackpropLaneAccess {
     long long request;  // the lanes of one instruction of a warp have the same number, from 1 on
     long long block;

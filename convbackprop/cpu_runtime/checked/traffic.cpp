@@ -89,11 +89,11 @@ void count_request(const Event& event, const std::vector<Lane>& lanes) {
 }
 
 void keep_request(const Event& event, const std::vector<Lane>& lanes, int first_thread) {
+    if (int(kept.size()) >= most_kept) return;
     ++requests;
     for (const Lane& lane : lanes)
-        if (int(kept.size()) < most_kept)
-            kept.push_back({requests, current_block, (long long)lane.address, event.site, first_thread + lane.number,
-                            event.array, event.shared, event.kind, event.bytes});
+        kept.push_back({requests, current_block, (long long)lane.address, event.site, first_thread + lane.number,
+                        event.array, event.shared, event.kind, event.bytes});
 }
 
 void play_back(std::vector<Event>* warp, int first_thread) {
