@@ -26,6 +26,15 @@ def _planar(problem: ConvProblem, what: str) -> None:
         )
 
 
+def _input_at(problem: ConvProblem) -> str:
+    """Return where output (p,q) reads x by tap (r,s)."""
+    terms = []
+    for axis, (out, tap) in enumerate(("pr", "qs")):
+        stride, dilation = problem.stride[axis], problem.dilation[axis]
+        terms.append(f"{f'{stride} ' * (stride > 1)}{out} - pad + {f'{dilation} ' * (dilation > 1)}{tap}")
+    return ", ".join(terms)
+
+
 def naive(pass_name: str) -> Variant:
     """Return the rung that is the definition, written down."""
     (variant,) = select(f"{pass_name}/naive")
@@ -93,11 +102,17 @@ def turned_filter(problem: ConvProblem) -> Picture:
         row, col = divmod(element, of[1])
         axes = ("h", "w") if image == "x" else ("p", "q")
         panels.append(Cells(f"{image}: the tap r,s that {result}[{row},{col}] takes it by", classes, words, {}, *axes))
+    at = _input_at(p)
+    if p.stride == p.dilation == (1, 1):
+        tap = "So x[h,w] is in y[p,q] for every tap with p = h + pad - r: the larger r, the further up the output."
+        sum_ = "dx[h,w] = sum of dy[h + pad - r, w + pad - s] w[r,s]"
+    else:
+        tap = f"So x[h,w] is in y[p,q] for the taps with {at.partition(',')[0]} = h, if there is such a p."
+        sum_ = "dx[h,w] = sum of dy[p,q] w[r,s] over these"
     sentences = (
-        "Forward, y[p,q] takes x[p - pad + r, q - pad + s] by w[r,s]. So x[h,w] is in y[p,q] for every tap with "
-        "p = h + pad - r: the larger r, the further up the output.",
-        "Backward, dx[h,w] collects from just these: dx[h,w] = sum of dy[h + pad - r, w + pad - s] w[r,s]. The same "
-        "taps in the opposite order of rows and of columns: the filter turned by 180 degrees.",
+        f"Forward, y[p,q] takes x[{at}] by w[r,s]. {tap}",
+        f"Backward, dx[h,w] collects from just these: {sum_}. Taps come in the opposite order of rows and of columns: "
+        "the filter is turned by 180 degrees.",
     )
     return Picture("turned-filter", "Why the input gradient turns the filter", (tuple(panels),), sentences)
 
@@ -118,15 +133,15 @@ def chain_rule(problem: ConvProblem) -> Picture:
                           for line in plane], dtype=object)  # fmt: skip
         return Cells(title, classes, words, {}, *axes.get(name, "pq"))
 
-    phi = p.activation
+    phi, at = p.activation, _input_at(p)
     forward = (cells("x", "x", 0), cells("w", "w", 1), cells("s", f"s = x * w + {arrays['b'].item():g}", 2),
                cells("y", f"y = phi(s), {phi}", 3))  # fmt: skip
     back = (cells("dy", "dy = dL/dy, given", 3), cells("g", "g = dy phi'(s)", 2), cells("dx", "dx = dL/dx", 0),
             cells("dw", "dw = dL/dw", 1))  # fmt: skip
     sentences = (
-        "Forward: s[p,q] = b + sum of x[p - pad + r, q - pad + s] w[r,s], y = phi(s).",
-        "Back: g = dL/ds = dy phi'(s). By the chain rule dx[h,w] = sum of g[h + pad - r, w + pad - s] w[r,s], over the "
-        "outputs that read x[h,w]; dw[r,s] = sum of g[p,q] x[p - pad + r, q - pad + s].",
+        f"Forward: s[p,q] = b + sum of x[{at}] w[r,s], y = phi(s).",
+        f"Back: g = dL/ds = dy phi'(s). By the chain rule dx[h,w] = sum of g[p,q] w[r,s] over the outputs that read "
+        f"x[h,w] by tap r,s; dw[r,s] = sum of g[p,q] x[{at}].",
         f"The bias is in every s with the factor 1: db = the sum of g = {arrays['db'].item():g}. Grey: zeros.",
     )
     return Picture("chain-rule", "A layer in numbers, forward and back", (forward, back), sentences)

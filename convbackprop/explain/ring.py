@@ -64,14 +64,15 @@ Event = tuple[str, int]
 
 
 def _events(recording: Recording, name: str, result: str) -> list[Event]:
-    """Return what happens to rows, in the order in which the thread that stores most meets it.
+    """Return what happens to rows, in the order in which a thread that stores as many as any meets it.
 
     What other lanes of its warp bring to places in shared memory from which it reads is asked for, too.
     """
     stores = recording.of(result, STORE)
     keys = stores["block"] * recording.threads + stores["thread"]
     owners, counts = np.unique(keys, return_counts=True)
-    block, thread = divmod(int(owners[np.argmax(counts)]), recording.threads)
+    most = owners[counts == counts.max()]
+    block, thread = divmod(int(most[len(most) // 2]), recording.threads)
     a = recording.accesses
     warp = a[(a["block"] == block) & (a["thread"] // WARP == thread // WARP)]
     _, _, height, width = recording.shape(name)

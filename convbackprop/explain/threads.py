@@ -123,11 +123,11 @@ def loads(recording: Recording) -> Picture:
             panels += [_in_memory(recording, name, request), _in_plane(recording, name, request)]
         file, line = recording.place(request["site"][0])
         sectors, fewest = _sectors(request)
+        lanes = "1 lane asks" if len(request) == 1 else f"{len(request)} lanes ask"
         sentences.append(
-            f"{file.name}:{line} loads {name}: {len(request)} lane{'s' * (len(request) > 1)} ask for "
-            f"{int(request['bytes'].max())} bytes each, {_distinct(request):,} different ones, which lie in {sectors} "
-            f"sector{'s' * (sectors > 1)} of {SECTOR} bytes; {fewest} would hold them. "
-            f"The kernel makes {requests:,} such requests."
+            f"{file.name}:{line} loads {name}: {lanes} for {int(request['bytes'].max())} bytes each, "
+            f"{_distinct(request):,} different ones, which lie in {sectors} sector{'s' * (sectors > 1)} of {SECTOR} "
+            f"bytes; {fewest} would hold them. The kernel makes {requests:,} such requests."
         )
     return Picture("loads", f"{recording.variant}: what a warp loads in one request", tuple(panels), tuple(sentences))
 

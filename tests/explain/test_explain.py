@@ -158,6 +158,13 @@ def test_a_ring_in_shared_memory_runs_ahead(stages):
     assert turns["reads"][lag:20] == turns["asks"][: 20 - lag]
 
 
+def test_a_ring_of_what_neighbours_have_formed():
+    """g is formed by the lanes that brought dy and y; the lane at the image's left edge brings neither."""
+    problem = ConvProblem.parse("1,1,24,40,1,3,3,padding=same,activation=relu")
+    turns = march(explain("ring", variant("backward/pipelined"), problem))
+    assert turns["asks"] == [*range(22)]
+
+
 # -- fragments -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", FACTORS)
 def test_the_layout_is_that_of_the_instruction(dtype, quick):
