@@ -29,7 +29,7 @@ def _planar(problem: ConvProblem, what: str) -> None:
 def _input_at(problem: ConvProblem) -> str:
     """Return where output (p,q) reads x by tap (r,s)."""
     terms = []
-    for axis, (out, tap) in enumerate(("pr", "qs")):
+    for axis, (out, tap) in enumerate((("p", "r"), ("q", "s"))):
         stride, dilation = problem.stride[axis], problem.dilation[axis]
         terms.append(f"{f'{stride} ' * (stride > 1)}{out} - pad + {f'{dilation} ' * (dilation > 1)}{tap}")
     return ", ".join(terms)
@@ -104,13 +104,13 @@ def turned_filter(problem: ConvProblem) -> Picture:
         panels.append(Cells(f"{image}: the tap r,s that {result}[{row},{col}] takes it by", classes, words, {}, *axes))
     at = _input_at(p)
     if p.stride == p.dilation == (1, 1):
-        tap = "So x[h,w] is in y[p,q] for every tap with p = h + pad - r: the larger r, the further up the output."
+        how = "So x[h,w] is in y[p,q] for every tap with p = h + pad - r: the larger r, the further up the output."
         sum_ = "dx[h,w] = sum of dy[h + pad - r, w + pad - s] w[r,s]"
     else:
-        tap = f"So x[h,w] is in y[p,q] for the taps with {at.partition(',')[0]} = h, if there is such a p."
+        how = f"So x[h,w] is in y[p,q] for the taps with {at.partition(',')[0]} = h, if there is such a p."
         sum_ = "dx[h,w] = sum of dy[p,q] w[r,s] over these"
     sentences = (
-        f"Forward, y[p,q] takes x[{at}] by w[r,s]. {tap}",
+        f"Forward, y[p,q] takes x[{at}] by w[r,s]. {how}",
         f"Backward, dx[h,w] collects from just these: {sum_}. Taps come in the opposite order of rows and of columns: "
         "the filter is turned by 180 degrees.",
     )
