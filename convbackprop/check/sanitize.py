@@ -86,6 +86,10 @@ class Finding:
         Who: x, y, z. None: not one thread, but a launch that was stopped.
     count : int
         How often.
+    memory : str
+        Where: "x", "scratch" and so on for an array in global memory, "shared", or "" where it belongs to neither.
+    is_write, other_is_write : bool
+        Whether the access writes; of a race, also the other thread's.
     """
 
     kind: str
@@ -96,6 +100,9 @@ class Finding:
     thread: tuple[int, int, int] | None = None
     block: tuple[int, int, int] | None = None
     count: int = 1
+    memory: str = ""
+    is_write: bool = False
+    other_is_write: bool = False
 
 
 @dataclass
@@ -214,7 +221,11 @@ def _findings(
         sentence = str(failed) if kind is FindingKind.STOPPED else _sentence(kind, raw, array, shapes, kernel.geometry)
         thread = None if kind is FindingKind.STOPPED else _xyz(raw.thread, kernel.geometry[1])
         who = thread, _xyz(raw.block, kernel.geometry[0])
-        found[key] = Finding(KINDS[kind][0], sentence, kernel.entry, lines, other_lines, *who, raw.count)
+        memory = array.name if isinstance(array, GlobalArray) else "shared" if array else ""
+        found[key] = Finding(
+            KINDS[kind][0], sentence, kernel.entry, lines, other_lines, *who, raw.count,
+            memory, bool(raw.is_write), bool(raw.other_is_write),
+        )  # fmt: skip
     return list(found.values())
 
 

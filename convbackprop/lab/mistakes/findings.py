@@ -1,0 +1,53 @@
+"""From what sanitize has found to the mistake that it comes of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from convbackprop.check.sanitize import Finding
+from convbackprop.lab.mistakes.catalogue import KINDS, Mistake
+
+#: By a finding's kind, where nothing else matters.
+_ALWAYS = {
+    "divergent barrier": "barrier_not_for_all",
+    "barrier without all threads": "barrier_not_for_all",
+    "stopped": "threads_stuck",
+    "array index": "index_beyond_extent",
+    "misaligned": "vector_not_aligned",
+    "write to an input": "input_written",
+    "mask of missing lanes": "lanes_missing",
+}
+
+
+def recognise_finding(finding: Finding) -> Mistake | None:
+    """Return the mistake that a finding comes of, or None where it may be one of several."""
+    kind = _kind(finding)
+    return KINDS[kind] if kind else None
+
+
+def recognise_findings(findings: Iterable[Finding]) -> Mistake | None:
+    """Return the mistake that explains most: without a barrier, say, a tile is also read before it is written."""
+    kinds = {_kind(finding) for finding in findings}
+    return next((mistake for kind, mistake in KINDS.items() if kind in kinds), None)
+
+
+def _kind(finding: Finding) -> str | None:
+    is_shared, races = finding.memory == "shared", finding.kind.startswith("race")
+    if races and not is_shared:
+        both_write = finding.is_write and finding.other_is_write
+        return "written_twice" if both_write else "not_atomic"
+    if races:
+        return "barrier_missing"
+    if finding.kind == "out of bounds":
+        if not finding.memory:
+            return "no_array_there"
+        return "shared_memory_too_small" if is_shared else f"{'written' if finding.is_write else 'read'}_out_of_bounds"
+    if finding.kind == "uninitialised read":
+        if is_shared:
+            return "not_written_before"
+        return (
+            "partial_sums_missing" if finding.memory == "scratch" else "result_not_zeroed" if finding.memory else None
+        )
+    if finding.kind == "wrong result":
+        return "order_of_threads" if "where a block's threads start" in finding.sentence else None
+    return _ALWAYS.get(finding.kind)
