@@ -301,6 +301,20 @@ _WRONG_RESULTS = (
         "The forward pass saves y = phi(s), so that phi' is y (1 - y), not phi(y) (1 - phi(y)).",
         "whether the activation is applied to what was saved",
     ),
+    # -- rounding
+    Mistake(
+        "sum_rounded_to_stored_type",
+        "The sum is rounded to the arrays' type at each step.",
+        "float16 has 11 bits: from 2048 on, adding 1 changes nothing. Sums are formed in Acc and rounded once.",
+        "the type of the sum: Acc, not Scalar",
+    ),
+    Mistake(
+        "long_running_sum",
+        "A sum over all pixels is one running sum.",
+        "When it has become large, each term loses its last digits, and equal ones all in the same way: of a million "
+        "of them the third digit of the sum is wrong.",
+        "the sum over images and pixels: add up rows first, then the rows' sums, or use LongSum",
+    ),
     # -- how the result is written
     Mistake(
         "nothing_written",

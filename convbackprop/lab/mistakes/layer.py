@@ -33,14 +33,19 @@ class Looks:
         Shapes (rows of the result, R) and (its columns, S): positions in the image, which may lie outside.
     counts : numpy.ndarray of bool
         Shape (rows of the result, R, its columns, S): which taps are added up.
-    pitch : int
-        How many elements further the next row of the image is.
+    pitch, plane : int
+        How many elements further the next row of the image is, and the next channel.
     """
 
     rows: Array
     cols: Array
     counts: Array
     pitch: int
+    plane: int
+
+    def with_(self, **changes: Any) -> Looks:
+        """Return a copy with something changed."""
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ class Layer:
                 places.append(site * self.stride[axis] - self.pad[axis] + tap * self.dilation[axis])
                 whole.append(np.ones((sites, taps), bool))
         inside = [w & (x >= 0) & (x < n) for w, x, n in zip(whole, places, self.image.shape[2:], strict=True)]
-        return self.bend(self, Looks(places[0], places[1], outer(*inside), self.image.shape[3]))
+        height, width = self.image.shape[2:]
+        return self.bend(self, Looks(places[0], places[1], outer(*inside), width, height * width))
 
     def compute(self) -> Array:
         """Return the result, in float64."""
@@ -144,8 +150,8 @@ class Layer:
 
     def _seen(self) -> Array:
         """Return what each tap sees, (N, channels, rows, R, columns, S)."""
-        looks, (images, channels, height, width) = self.looks(), self.image.shape
-        start = np.arange(images * channels).reshape(images, channels, 1, 1, 1, 1) * (height * width)
+        looks, (images, channels) = self.looks(), self.image.shape[:2]
+        start = np.arange(images * channels).reshape(images, channels, 1, 1, 1, 1) * looks.plane
         at = start + looks.rows[:, :, None, None] * looks.pitch + looks.cols
         with_beyond = np.concatenate([[self.beyond], self.image.ravel(), [self.beyond]])
         return np.where(looks.counts, with_beyond[np.clip(at, -1, self.image.size) + 1], 0)

@@ -191,6 +191,28 @@ def _phi_grad_of_pre_activation(layer: Layer) -> Iterator[Layer]:
         yield _with_g(layer, _grad_of(layer, phi.value(np, layer.given["saved"])))
 
 
+# -- rounding --------------------------------------------------------------------------------------------------------
+@of("y", "dx", "dw", "db")
+def _sum_rounded_to_stored_type(layer: Layer) -> Iterator[Layer]:
+    """Count in half precision: 2048 + 1 is 2048 again."""
+    if layer.problem.dtype == "float16":
+        yield layer.with_(after=lambda sums: np.minimum(sums, 2048))
+
+
+@of("dw", "db")
+def _long_running_sum(layer: Layer) -> Iterator[Layer]:
+    """Add up equal terms one by one in float32."""
+    term = np.float32(layer.g.flat[0])
+    if layer.problem.dtype != "float32" or not (layer.g == term).all() or not (layer.image == 1).all():
+        return
+
+    def one_by_one(sums: Array) -> Array:
+        counts = np.rint(sums / float(term)).astype(int)
+        return np.append(np.float32(0), np.cumsum(np.full(counts.max(), term)))[counts].astype(np.float64)
+
+    yield layer.with_(after=one_by_one)
+
+
 # -- how the result is written ---------------------------------------------------------------------------------------
 @of("y", "dx", "dw", "db")
 def _nothing_written(layer: Layer) -> Iterator[Layer]:
@@ -225,19 +247,14 @@ def _result_transposed(layer: Layer) -> Iterator[Layer]:
 
 @of("y")
 def _row_pitch_of_image(layer: Layer) -> Iterator[Layer]:
-    """An element is written to where it would lie if the result's rows were as long as the image's."""
     p = layer.problem
     if p.W <= p.Q:
         return
-    P, Q = layer.sites
-    at = np.arange(P)[:, None] * p.W + np.arange(Q)
+    at = (np.arange(p.N * p.K * p.P)[:, None] * p.W + np.arange(p.Q)).ravel()
 
     def spread(result: Array) -> Array:
-        planes = result.reshape(-1, P * Q)
-        if len(planes) > 1:
-            return result
-        there = np.full(planes.shape, BEFORE)
-        there[:, at[at < P * Q]] = planes[:, (at < P * Q).ravel()]
+        there = np.full(result.size, BEFORE)
+        there[at[at < result.size]] = result.ravel()[at < result.size]
         return there.reshape(result.shape)
 
     yield layer.with_(after=spread)

@@ -35,7 +35,7 @@ def _filter_not_turned(layer: Layer) -> Iterator[Layer]:
             np.arange(sites)[:, None] - pad + np.arange(taps) * dilation
             for sites, pad, taps, dilation in zip(layer.sites, layer.pad, (p.R, p.S), layer.dilation, strict=True)
         )
-        return _looking(layer, rows, cols)
+        return _looking(layer, looks, rows, cols)
 
     yield layer.bent(as_forward)
 
@@ -76,10 +76,10 @@ def _filter_channels_swapped(layer: Layer) -> Iterator[Layer]:
 
 
 # -- where a tap looks -----------------------------------------------------------------------------------------------
-def _looking(layer: Layer, rows: Array, cols: Array) -> Looks:
+def _looking(layer: Layer, looks: Looks, rows: Array, cols: Array) -> Looks:
     """Return looks at these rows and columns, of which those inside count."""
     height, width = layer.image.shape[2:]
-    return Looks(rows, cols, outer((rows >= 0) & (rows < height), (cols >= 0) & (cols < width)), width)
+    return looks.with_(rows=rows, cols=cols, counts=outer((rows >= 0) & (rows < height), (cols >= 0) & (cols < width)))
 
 
 def _shifted(layer: Layer, down: int, across: int) -> Layer:
@@ -103,6 +103,9 @@ def _padding_sides_swapped(layer: Layer) -> Iterator[Layer]:
     (_, bottom), (_, right) = layer.problem.padding
     for down, across in AXES:
         yield layer.with_(pad=(bottom if down else layer.pad[0], right if across else layer.pad[1]))
+    for down, across in AXES:  # what the input gradient wants as a correlation, or does not want otherwise
+        turned = layer.problem.R - 1 - layer.pad[0], layer.problem.S - 1 - layer.pad[1]
+        yield layer.with_(pad=(turned[0] if down else layer.pad[0], turned[1] if across else layer.pad[1]))
 
 
 @of(*SUMS_OVER_TAPS)
@@ -137,20 +140,18 @@ def _stride_remainder_ignored(layer: Layer) -> Iterator[Layer]:
     for down, across in AXES:
 
         def keep(layer: Layer, looks: Looks, down: bool = down, across: bool = across) -> Looks:
-            all_of = _looking(layer, looks.rows, looks.cols)
+            all_of = _looking(layer, looks, looks.rows, looks.cols)
             whole = outer(looks.counts.any(axis=(2, 3)) | down, looks.counts.any(axis=(0, 1)) | across)
-            return Looks(looks.rows, looks.cols, all_of.counts & whole, looks.pitch)
+            return looks.with_(counts=all_of.counts & whole)
 
         yield layer.bent(keep)
 
 
 @of(*SUMS_OVER_TAPS)
 def _row_pitch_of_result(layer: Layer) -> Iterator[Layer]:
-    yield layer.bent(lambda layer, looks: Looks(looks.rows, looks.cols, looks.counts, _result_width(layer)))
-
-
-def _result_width(layer: Layer) -> int:
-    return layer.problem.W if layer.result == "dx" else layer.problem.Q
+    width = layer.problem.W if layer.result == "dx" else layer.problem.Q
+    yield layer.bent(lambda layer, looks: looks.with_(pitch=width))
+    yield layer.bent(lambda layer, looks: looks.with_(pitch=width, plane=layer.image.shape[2] * width))
 
 
 # -- the border of the image -----------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def _result_width(layer: Layer) -> int:
 def _border_clamped(layer: Layer) -> Iterator[Layer]:
     def clamp(layer: Layer, looks: Looks) -> Looks:
         height, width = layer.image.shape[2:]
-        return _looking(layer, np.clip(looks.rows, 0, height - 1), np.clip(looks.cols, 0, width - 1))
+        return _looking(layer, looks, np.clip(looks.rows, 0, height - 1), np.clip(looks.cols, 0, width - 1))
 
     yield layer.bent(clamp)
 
@@ -167,7 +168,7 @@ def _border_clamped(layer: Layer) -> Iterator[Layer]:
 def _border_wrapped(layer: Layer) -> Iterator[Layer]:
     def wrap(layer: Layer, looks: Looks) -> Looks:
         height, width = layer.image.shape[2:]
-        return _looking(layer, looks.rows % height, looks.cols % width)
+        return _looking(layer, looks, looks.rows % height, looks.cols % width)
 
     yield layer.bent(wrap)
 
@@ -177,12 +178,12 @@ def _border_reads_neighbour_row(layer: Layer) -> Iterator[Layer]:
     def columns_unchecked(layer: Layer, looks: Looks) -> Looks:
         rows, height = looks.rows, layer.image.shape[2]
         counts = outer((rows >= 0) & (rows < height), np.ones(looks.cols.shape, bool))
-        return Looks(rows, looks.cols, counts, looks.pitch)
+        return looks.with_(counts=counts)
 
     def inside_the_plane(layer: Layer, looks: Looks) -> Looks:
         flat = looks.rows[:, :, None, None] * looks.pitch + looks.cols
         height, width = layer.image.shape[2:]
-        return Looks(looks.rows, looks.cols, (flat >= 0) & (flat < height * width), looks.pitch)
+        return looks.with_(counts=(flat >= 0) & (flat < height * width))
 
     if layer.problem.stride == (1, 1):
         yield layer.bent(columns_unchecked)
@@ -192,9 +193,7 @@ def _border_reads_neighbour_row(layer: Layer) -> Iterator[Layer]:
 
 def _where(layer: Layer, keep: Callable[[Layer, Looks], Array]) -> Layer:
     """Count those taps only that are kept: sites x taps, down x across."""
-    return layer.bent(
-        lambda layer, looks: Looks(looks.rows, looks.cols, looks.counts & keep(layer, looks), looks.pitch)
-    )
+    return layer.bent(lambda layer, looks: looks.with_(counts=looks.counts & keep(layer, looks)))
 
 
 def _edge(layer: Layer, down: bool, across: bool, last: bool) -> Layer:
@@ -246,7 +245,7 @@ def _last_tap_missing(layer: Layer) -> Iterator[Layer]:
 TILES = ((8, 8), (16, 16), (32, 32), (8, 16), (4, 32), (8, 32), (16, 32), (4, 64), (1, 32), (1, 64), (1, 128))
 
 
-def _beyond(layer: Layer, tile: int, axis: int, side: str) -> Array:
+def _in_halo(layer: Layer, tile: int, axis: int, side: str) -> Array:
     """Return which taps, (sites, taps), lie in the halo of the tile that a site is in: before, after, or around it."""
     taps = (layer.problem.R, layer.problem.S)[axis]
     pad = layer.pad[axis] if layer.result != "dx" else taps - 1 - layer.pad[axis]
@@ -265,7 +264,7 @@ def _tiled(layer: Layer, missing: Callable[[Array, Array], Array], side: str) ->
     if layer.stride != (1, 1) or layer.dilation != (1, 1):
         return
     for tile_rows, tile_cols in TILES:
-        rows, cols = _beyond(layer, tile_rows, 0, side), _beyond(layer, tile_cols, 1, side)
+        rows, cols = _in_halo(layer, tile_rows, 0, side), _in_halo(layer, tile_cols, 1, side)
         yield _where(layer, lambda _layer, _looks, rows=rows, cols=cols: ~missing(rows, cols))  # type: ignore[misc]
 
 
