@@ -83,14 +83,14 @@ def _without_comments(text: str) -> str:
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
-def _code(path: Path) -> str:
+def code_of(path: Path) -> str:
     """Return a .cu file and what it includes as one text without comments."""
     return _without_comments("\n".join(_texts(path).values()))
 
 
 def code_digest(path: Path) -> str:
     """Return a digest of the code of a .cu file and of what it includes: comments and layout do not count."""
-    return hashlib.sha256(" ".join(_code(path).split()).encode()).hexdigest()[:16]
+    return hashlib.sha256(" ".join(code_of(path).split()).encode()).hexdigest()[:16]
 
 
 #: What every .cu file gets on the CPU, from the root of the package on; on a GPU CUDA has headers of these names.
@@ -118,7 +118,7 @@ def entry_points(path: Path, expected: str = "") -> tuple[str, ...]:
     InvalidArgument
         The file cannot be read, or has none; then the message says what is `expected`.
     """
-    names = [match[1] for match in _ENTRY.finditer(_code(path))]
+    names = [match[1] for match in _ENTRY.finditer(code_of(path))]
     if not names:
         such_as = f", such as {expected}" if expected else ""
         raise InvalidArgument(
@@ -141,7 +141,7 @@ class Parameter(NamedTuple):
 def parameters(path: Path) -> dict[str, tuple[Parameter, ...]]:
     """Return the parameters of each entry point of a .cu file, as they are written."""
     found = {}
-    for match in _ENTRY.finditer(_code(path)):
+    for match in _ENTRY.finditer(code_of(path)):
         found[match[1]] = tuple(_parameter(text) for text in match[2].split(",") if text.strip())
     return found
 

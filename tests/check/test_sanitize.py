@@ -16,11 +16,33 @@ from convbackprop import check
 from convbackprop.check import sanitize as sanitizer
 from convbackprop.check.sanitize import sanitize
 from convbackprop.cli import main
+from convbackprop.lab.mistakes import recognise_findings
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
 from tests.support.levels import FOLLOW_THE_LEVEL, checked_at
 from tests.support.mutations import replaced
+
+#: Of what mistake each seeded file's findings come.
+RECOGNISED = {
+    "array_index": "index_beyond_extent",
+    "barrier_after_return": "barrier_not_for_all",
+    "copy_not_waited_for": "not_written_before",
+    "deadlock": "threads_stuck",
+    "divergent_barrier": "barrier_not_for_all",
+    "dynamic_memory_too_short": "shared_memory_too_small",
+    "mask_of_returned_lanes": "lanes_missing",
+    "misaligned_float4": "vector_not_aligned",
+    "no_barrier": "barrier_missing",
+    "no_row_bound": "read_out_of_bounds",
+    "no_syncwarp": "barrier_missing",
+    "null_pointer": "no_array_there",
+    "plus_instead_of_atomic": "not_atomic",
+    "static_array_too_small": "shared_memory_too_small",
+    "syncwarp_of_one_half": "barrier_missing",
+    "tile_not_filled": "not_written_before",
+    "write_to_input": "input_written",
+}
 
 SEEDED = sorted((Path(__file__).parents[1] / "seeded").glob("*.cu"))
 
@@ -56,6 +78,8 @@ def check_seeded(path):
         print(each.kind, each.lines, each.other_lines, each.sentence)
     assert all(any(kind == k and line in lines for k, lines in got) for kind, line in wanted)
     assert all(any(k == kind and line in lines for kind, line in wanted) for k, lines in got)
+    mistake = recognise_findings(outcome.findings)
+    assert (mistake and mistake.kind) == RECOGNISED.get(path.stem)
 
 
 @pytest.mark.parametrize("path", SEEDED, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from convbackprop.lab.mistakes.catalogue import KINDS as KINDS, Mistake as Mistake
 from convbackprop.lab.mistakes.findings import (
+    recognise_code as recognise_code,
     recognise_finding as recognise_finding,
     recognise_findings as recognise_findings,
 )

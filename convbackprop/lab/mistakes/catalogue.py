@@ -474,6 +474,12 @@ _FINDINGS = (
         "A GPU runs them in any order: what one thread reads has to be ordered behind what another one writes.",
         "what threads tell each other, by atomics or flags too, without a barrier between",
     ),
+    Mistake(
+        "atomics_in_any_order",
+        "Floats are added up by atomics: the last bits change from run to run.",
+        "Atomics lose nothing, but they come in any order, and (a + b) + c is rounded otherwise than a + (b + c).",
+        "atomicAdd on a float: let each block write a sum of its own, and add these up in a fixed order",
+    ),
 )
 
 #: All kinds, in the order of the catalogue.

@@ -1,11 +1,14 @@
-"""From what sanitize has found to the mistake that it comes of."""
+"""From what sanitize has found, or the code says, to the mistake."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from convbackprop.check.sanitize import Finding
 from convbackprop.lab.mistakes.catalogue import KINDS, Mistake
+from convbackprop.ladder.variant import Variant
+from convbackprop.sources import code_of, parameters
 
 #: By a finding's kind, where nothing else matters.
 _ALWAYS = {
@@ -29,6 +32,22 @@ def recognise_findings(findings: Iterable[Finding]) -> Mistake | None:
     """Return the mistake that explains most: without a barrier, say, a tile is also read before it is written."""
     kinds = {_kind(finding) for finding in findings}
     return next((mistake for kind, mistake in KINDS.items() if kind in kinds), None)
+
+
+#: Whose sums may come in any order: integers come out the same in each.
+_FLOATS = ("Scalar", "Acc", "float", "double", "__half", "half", "__nv_bfloat16", "nv_bfloat16")
+
+
+def recognise_code(variant: Variant) -> Mistake | None:
+    """Return what a right result does not show: atomics that add up floats, whose last bits change from run to run."""
+    arrays = {
+        parameter.name
+        for entry in parameters(variant.path).values()
+        for parameter in entry
+        if parameter.is_pointer and parameter.type in _FLOATS
+    }
+    targets = re.findall(r"\batomicAdd\s*\(\s*&?\s*(\w+)", code_of(variant.path))
+    return KINDS["atomics_in_any_order"] if arrays.intersection(targets) else None
 
 
 def _kind(finding: Finding) -> str | None:

@@ -23,11 +23,12 @@ def _filter_turned(layer: Layer) -> Iterator[Layer]:
     yield _with_filter(layer, lambda w: w[..., ::-1, ::-1])
 
 
-@of("dx")
+@of("dx", "dw")
 def _filter_not_turned(layer: Layer) -> Iterator[Layer]:
-    yield _with_filter(layer, lambda w: w[..., ::-1, ::-1])
     p = layer.problem
-    if p.stride != (1, 1):
+    if layer.result == "dx" or "w" in layer.given:  # in one kernel with dx, one index of a tap may serve both
+        yield _with_filter(layer, lambda w: w[..., ::-1, ::-1])
+    if layer.result != "dx" or p.stride != (1, 1):
         return
 
     def as_forward(layer: Layer, looks: Looks) -> Looks:

@@ -34,6 +34,7 @@ extern "C" __global__ void forward(const Scalar* x, const Scalar* w, const Scala
     if (mistake == 14) bias = 0;                                     //! bias_missing
     if (mistake == 15) bias *= 2;                                    //! bias_twice
     if (mistake == 16) bias *= shape.R * shape.S * shape.group_channels();  //! bias_for_each_term
+    if (mistake == 46) bias *= 2, ++pad_top;                         //! -
     if (mistake == 17) bias = b ? to_acc(b[0]) : Acc(0);             //! bias_of_another_channel
 
     Acc sum = 0;

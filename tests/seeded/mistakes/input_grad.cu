@@ -63,6 +63,8 @@ extern "C" __global__ void input_grad(const Scalar* dy, const Saved* saved, cons
                 if (mistake == 24) tap = shape.w_at(j, group_c, r, s);  //! groups_ignored
                 if (mistake == 25 && s == shape.S - 1) continue;     //! last_tap_missing
                 const int row = h % TILE_H + shape.R - 1 - r, col = w_ % TILE_W + shape.S - 1 - s;
+                if (mistake == 28 && s == 0) continue;
+                if (mistake == 28) tap = shape.w_at(k, group_c, shape.R - 1 - r, shape.S - 1 - s);  //! -
                 if (mistake == 26 && (row >= TILE_H || col >= TILE_W)) continue;  //! halo_side_missing
                 const Index at = shape.y_at(n, k, p, q);
                 const Acc y = ACTIVATION == IDENTITY ? Acc(1) : to_acc(Scalar(saved[at]));
