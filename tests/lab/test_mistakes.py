@@ -175,6 +175,21 @@ def test_atomics_are_seen_in_the_code(quick):
 
 
 # -- the catalogue ---------------------------------------------------------------------------------------------------
+def table(mistakes):
+    """Return a table of mistakes as docs/mistakes.md has it."""
+    rows = (f"| `{each.kind}` | {each.title} {each.why} | {each.look_at} |" for each in mistakes)
+    return "\n".join(["| kind | what is wrong | what to look at |", "|---|---|---|", *rows])
+
+
+def test_the_catalogue_is_documented():
+    document = Path(__file__).parents[2] / "docs" / "mistakes.md"
+    if not document.exists():
+        pytest.skip("the tests run outside a checkout")
+    text = document.read_text()
+    assert table(KINDS[kind] for kind in KINDS if kind in HYPOTHESES) in text
+    assert table(KINDS[kind] for kind in KINDS if kind not in HYPOTHESES) in text
+
+
 def test_every_kind_is_shown():
     made = {kind for _, _, kind in MADE} | set(MUTATED.values()) | set(FOUND) | {"atomics_in_any_order"}
     assert made - {"-"} == set(KINDS)

@@ -33,7 +33,7 @@ extern "C" __global__ void kernel_grad(const Scalar* dy, const Saved* saved, con
                 int h = shape.input_row(p, r), w_ = shape.input_col(q, s);
                 if (mistake == 9) h = p - shape.pad_top + r * shape.dilation_h;  //! stride_ignored
                 if (mistake == 10) w_ = q * shape.dilation_w - shape.pad_left + s * shape.stride_w;  //! stride_and_dilation_swapped
-                if (mistake == 21) h = p - shape.pad_top + r, w_ = shape.input_col(q, shape.S - 1 - s);  //! -
+                if (mistake == 21) ++h, w_ = shape.input_col(q, shape.S - 1 - s);  //! -
                 if (mistake == 11) ++h;                              //! padding_off_by_one
                 const bool inside = shape.row_inside(h) && shape.col_inside(w_);
                 const Acc y = ACTIVATION == IDENTITY ? Acc(1) : to_acc(Scalar(saved[at]));
