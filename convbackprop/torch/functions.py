@@ -151,7 +151,10 @@ def layer(*arguments: Any) -> Tensor:
 
     From (x, w, b, stride, padding, dilation, groups, activation, variant, precision).
     """
-    function = Layer if torch.compiler.is_compiling() else _LayerForwardMode
+    # What is saved for forward mode holds y, which holds what it was saved in. Torch breaks that circle, but not where
+    # a checkpoint stops computing anew: y would then stay in memory until Python looks for circles.
+    in_forward_mode = getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+    function = _LayerForwardMode if in_forward_mode and not torch.compiler.is_compiling() else Layer
     return function.apply(*arguments)  # type: ignore[no-any-return]
 
 
