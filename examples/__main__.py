@@ -27,7 +27,8 @@ from convbackprop.cli import guarded
 from convbackprop.cli.common import console, print_json, progress, say
 from convbackprop.errors import InvalidArgument
 
-EXAMPLES = ("edge_filter", "numeric_gradient", "basic_cnn", "unet_level", "resnet_block", "whole_layer")
+EXAMPLES = ("edge_filter", "numeric_gradient", "basic_cnn", "linear_scaling", "unet_level", "resnet_block",
+            "checkpointing", "whole_layer")  # fmt: skip
 
 
 def carried_out(name: str, picture: Path, seed: int) -> dict[str, Any]:

@@ -5,8 +5,12 @@
 
 The model is written with torch.nn, and `convbackprop.torch.nn.from_torch` puts our layers in the places of torch's,
 with the ReLU that follows fused in. It is fully convolutional: no layer knows how large an image is. Where a side is
-odd, what comes up is brought to the size of what it is concatenated with. The level learns the noise, which is then
-taken off (K. Zhang et al., "Beyond a Gaussian Denoiser", 2017, arXiv:1608.03981).
+odd, what comes up is brought to the size of what it is concatenated with. The way up is a transposed convolution: each
+pixel below spreads over 2 x 2 pixels above, with weights that are learned. It is called so since as a matrix it is the
+transpose of a convolution that goes down with stride 2, so that it is computed as that one's input gradient
+(V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning", 2016, arXiv:1603.07285, section 4).
+The level learns the noise, which is then taken off (K. Zhang et al., "Beyond a Gaussian Denoiser", 2017,
+arXiv:1608.03981).
 """
 
 from __future__ import annotations
@@ -119,6 +123,17 @@ def attempt(model: nn.Module, name: str, clean: Tensor, seed: int) -> Tried:
     return Tried(name, clean, given, found, blurs[best], best)
 
 
+def transpose_apart(up: Any, seed: int) -> float:
+    """Return how far <up(o), a> is from <o, down(a)>, relatively, in float64: down has up's weights and stride 2."""
+    generator = torch.Generator().manual_seed(seed)
+    weight: Tensor = up.weight.detach().double()
+    o = torch.randn(2, weight.shape[0], 5, 7, generator=generator, dtype=torch.float64)
+    a = torch.randn(2, weight.shape[1], 10, 14, generator=generator, dtype=torch.float64)
+    above = float((cbt.conv_transpose2d(o, weight, stride=2) * a).sum())
+    below = float((o * cbt.conv2d(a, weight, stride=2)).sum())
+    return abs(above - below) / abs(below)
+
+
 def draw(tried: Sequence[Tried], losses: list[float]) -> Any:
     """Return the figure: the first photograph in four states, a part of it large, and the losses."""
     first = tried[0]
@@ -163,6 +178,7 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
     tried = [attempt(model, name, clean, arguments.seed + i) for i, (name, clean) in enumerate(images.items())]
     with torch.no_grad():  # from_torch shares the parameters: torch's own layers have learned, too
         apart = max(float((plain(one.noisy[None, None])[0, 0] - one.found).abs().max()) for one in tried)
+    transpose = transpose_apart(model.up, arguments.seed)
     shown = common.table("never seen", "size", "noisy", "best blur", "U-Net level", "gain")
     for one in tried:
         before, blurred, after = one.decibels()
@@ -188,6 +204,7 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
                 for one in tried
             ],
             "apart_from_torch": apart,
+            "transpose_apart": transpose,
             "fused": swapped.fused,
             "left": swapped.left,
             "train_seconds": seconds,
@@ -202,6 +219,8 @@ def run(arguments: argparse.Namespace, bar: Progress) -> common.Outcome:
                          tried), right_sizes),
             common.Claim("torch's own layers with these parameters give the same image to 1e-5",
                          f"{apart:.1e} apart at most", apart <= 1e-5),
+            common.Claim("the way up is the transpose of a convolution that goes down, to 1e-12",
+                         f"<up(o), a> is <o, down(a)>, {transpose:.1e} apart", transpose <= 1e-12),
         ],
         drawing=draw(tried, losses),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import re
@@ -20,7 +21,8 @@ import convbackprop  # noqa: E402
 from convbackprop import ops  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NAMES = ("edge_filter", "numeric_gradient", "basic_cnn", "unet_level", "resnet_block", "whole_layer")
+NAMES = ("edge_filter", "numeric_gradient", "basic_cnn", "linear_scaling", "unet_level", "resnet_block",
+         "checkpointing", "whole_layer")  # fmt: skip
 PROBLEM = "2,3,10,9,4,3,3,padding=1,activation=relu,bias=1"
 
 if not FOLDER.exists():
@@ -141,6 +143,7 @@ def test_the_unet_level_takes_any_size(silent):
             found = model(o)
             assert found.shape == o.shape
             assert torch.allclose(found, plain(o), atol=1e-5)
+    assert module.transpose_apart(model.up, 1) < 1e-12
     clean = torch.full((4, 4), 0.5)
     assert module.psnr(clean + 0.1, clean) == pytest.approx(20, abs=1e-3)
 
@@ -162,6 +165,35 @@ def test_statistics_counted_twice_would_be_told(monkeypatch):
     module = load("resnet_block")
     monkeypatch.setattr(module, "_contexts", lambda block: (nullcontext(), nullcontext()))
     assert not module.same_training(0)
+
+
+def test_memory_is_least_with_as_many_checkpoints_as_layers_in_a_segment():
+    module = load("checkpointing")
+    model, o = module.stack(16), torch.randn(1, module.CHANNELS, 9, 11)
+    one = o.untyped_storage().nbytes()
+    gc.collect()
+    gc.disable()  # nothing waits for it
+    try:
+        peaks = {segments: module.peak_of(model, segments, o) / one for segments in (0, 1, 4, 16)}
+    finally:
+        gc.enable()
+    assert peaks[4] <= 12 < 16 <= min(peaks[0], peaks[1], peaks[16])
+    kept = module.gradients(model, 0, o)
+    assert all(map(torch.equal, kept, module.gradients(model, 4, o)))
+
+
+def test_a_warm_up_begins_at_the_small_rate(silent):
+    module = load("linear_scaling")
+    small, same, scaled, warm = module.plans(16)
+    images = 64 * warm.batch
+    assert [plan.rate_at(0, images) for plan in (small, same, scaled, warm)] == [0.004, 0.004, 0.064, 0.004]
+    assert warm.rate_at(images // 8, images) == pytest.approx((0.004 + 0.064) / 2)
+    assert warm.rate_at(images // 4, images) == warm.rate_at(images, images) == 0.064
+    _, way = module.gratings(500, 0)
+    assert set(way.tolist()) == set(range(module.DIRECTIONS))
+    model, losses = module.train(small, 100 * small.batch, 0, silent)
+    assert len(losses) == 100 and sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert module.accuracy(model, 0) > 25
 
 
 def test_the_whole_layer_is_held_against_its_bound():
