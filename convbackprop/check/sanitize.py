@@ -88,8 +88,12 @@ class Finding:
         How often.
     memory : str
         Where: "x", "scratch" and so on for an array in global memory, "shared", or "" where it belongs to neither.
-    is_write, other_is_write : bool
-        Whether the access writes; of a race, also the other thread's.
+    is_write : bool
+        Whether the access writes.
+    both_write : bool
+        Of a race: whether both threads write, there or in another access of the same lines.
+    reads : bool
+        Of a race: whether one of them reads, likewise.
     """
 
     kind: str
@@ -102,7 +106,8 @@ class Finding:
     count: int = 1
     memory: str = ""
     is_write: bool = False
-    other_is_write: bool = False
+    both_write: bool = False
+    reads: bool = False
 
 
 @dataclass
@@ -213,10 +218,13 @@ def _findings(
         if kind is FindingKind.STOPPED and len(launched.found) > 1:
             continue  # what it was stopped for is told
         array = launched.arrays[raw.array] if raw.array >= 0 else None
+        both_write = bool(raw.is_write and raw.other_is_write)
         key = (kind, frozenset((lines, other_lines)), array)  # of two threads in a race, either may come first
         if key in found:
             before = found[key]
-            found[key] = Finding(**{**vars(before), "count": before.count + raw.count})
+            more = {"count": before.count + raw.count, "both_write": before.both_write or both_write,
+                    "reads": before.reads or not both_write}  # fmt: skip
+            found[key] = Finding(**{**vars(before), **more})
             continue
         sentence = str(failed) if kind is FindingKind.STOPPED else _sentence(kind, raw, array, shapes, kernel.geometry)
         thread = None if kind is FindingKind.STOPPED else _xyz(raw.thread, kernel.geometry[1])
@@ -224,7 +232,7 @@ def _findings(
         memory = array.name if isinstance(array, GlobalArray) else "shared" if array else ""
         found[key] = Finding(
             KINDS[kind][0], sentence, kernel.entry, lines, other_lines, *who, raw.count,
-            memory, bool(raw.is_write), bool(raw.other_is_write),
+            memory, bool(raw.is_write), both_write, not both_write,
         )  # fmt: skip
     return list(found.values())
 

@@ -37,6 +37,7 @@ RECOGNISED = {
     "no_row_bound": "read_out_of_bounds",
     "no_syncwarp": "barrier_missing",
     "null_pointer": "no_array_there",
+    "plus_in_shared_memory": "not_atomic",
     "plus_instead_of_atomic": "not_atomic",
     "static_array_too_small": "shared_memory_too_small",
     "syncwarp_of_one_half": "barrier_missing",

@@ -52,10 +52,10 @@ FOUND = {
     "threads_stuck": [Finding("stopped", "", "forward")],
     "barrier_missing": [
         Finding("uninitialised read", "", "forward", memory="shared"),
-        Finding("race", "", "forward", memory="shared", is_write=True),
+        Finding("race", "", "forward", memory="shared", is_write=True, reads=True),
     ],
-    "not_atomic": [Finding("race between blocks", "", "kernel_grad", memory="dw", other_is_write=True)],
-    "written_twice": [Finding("race", "", "forward", memory="y", is_write=True, other_is_write=True)],
+    "not_atomic": [Finding("race between blocks", "", "kernel_grad", memory="dw", both_write=True, reads=True)],
+    "written_twice": [Finding("race", "", "forward", memory="y", is_write=True, both_write=True)],
     "written_out_of_bounds": [Finding("out of bounds", "", "forward", memory="y", is_write=True)],
     "shared_memory_too_small": [Finding("out of bounds", "", "forward", memory="shared", is_write=True)],
     "index_beyond_extent": [Finding("array index", "", "forward")],

@@ -139,6 +139,12 @@ _WRONG_RESULTS = (
         "% around the pixel's index: leave the tap out instead",
     ),
     Mistake(
+        "border_not_checked",
+        "Taps beyond the border are added up as well.",
+        "There is no padding in memory: what lies there is the row above or below, or no image at all.",
+        "the condition before the load: row and column both inside; a tap in the padding adds nothing",
+    ),
+    Mistake(
         "border_reads_neighbour_row",
         "Beyond the left and right border the row above or below is read.",
         "Rows lie one behind the other in memory: element -1 of a row is the last one of the row before.",

@@ -51,12 +51,11 @@ def recognise_code(variant: Variant) -> Mistake | None:
 
 
 def _kind(finding: Finding) -> str | None:
-    is_shared, races = finding.memory == "shared", finding.kind.startswith("race")
-    if races and not is_shared:
-        both_write = finding.is_write and finding.other_is_write
-        return "written_twice" if both_write else "not_atomic"
-    if races:
-        return "barrier_missing"
+    is_shared, on_one_line = finding.memory == "shared", finding.lines[:1] == finding.other_lines[:1]
+    if finding.kind.startswith("race"):
+        if is_shared and not (on_one_line and finding.both_write):
+            return "barrier_missing"
+        return "not_atomic" if finding.reads else "written_twice"  # += reads and writes
     if finding.kind == "out of bounds":
         if not finding.memory:
             return "no_array_there"

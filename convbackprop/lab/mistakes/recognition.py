@@ -68,7 +68,7 @@ STAGES = (
     Stage("groups", ("2,6,9,8,4,3,3,groups=2,padding=1", "1,4,8,9,6,3,3,groups=2,padding=1")),
     Stage(
         "phi' of a smooth activation",
-        ("1,1,12,13,1,3,3,padding=1", "2,2,9,11,3,3,3,padding=1"),
+        ("1,1,12,13,1,3,3,padding=1", "1,1,9,11,1,3,3,padding=1", "2,2,9,11,3,3,3,padding=1"),
         {"activation": "logistic"},
     ),
     Stage("a long sum", ("1,1,1,30000,1,3,3,padding=1", "1,1,1,20000,1,3,3,padding=1"), term=0.1),

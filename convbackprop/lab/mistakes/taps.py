@@ -192,6 +192,12 @@ def _border_reads_neighbour_row(layer: Layer) -> Iterator[Layer]:
         yield layer.bent(inside_the_plane)
 
 
+@of(*SUMS_OVER_TAPS)
+def _border_not_checked(layer: Layer) -> Iterator[Layer]:
+    if layer.problem.stride == (1, 1):
+        yield layer.bent(lambda layer, looks: looks.with_(counts=np.ones_like(looks.counts)))
+
+
 def _where(layer: Layer, keep: Callable[[Layer, Looks], Array]) -> Layer:
     """Count those taps only that are kept: sites x taps, down x across."""
     return layer.bent(lambda layer, looks: looks.with_(counts=looks.counts & keep(layer, looks)))
