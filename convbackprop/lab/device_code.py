@@ -1,7 +1,8 @@
-"""Whether a hand-in is device code and nothing else: what runs by itself on the host is refused before it is compiled."""
+"""Whether a hand-in is device code and nothing else: what runs on the host is refused before it is compiled."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,8 +16,8 @@ _SYSTEM_HEADERS = ("<cfloat>", "<climits>", "<cmath>", "<cstdint>", "<cuda_bf16.
 _DIRECTIVES = ("include", "define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "error", "pragma", "#")
 
 #: Attributes that say how code is made, not when it runs.
-_ATTRIBUTES = ("aligned", "always_inline", "noinline", "unused", "packed", "may_alias", "vector_size", "maybe_unused", "fallthrough",
-               "nodiscard", "likely", "unlikely")  # fmt: skip
+_ATTRIBUTES = ("aligned", "always_inline", "noinline", "unused", "packed", "may_alias", "vector_size", "maybe_unused",
+               "fallthrough", "nodiscard", "likely", "unlikely")  # fmt: skip
 
 _SCOPES = ("namespace", "struct", "class", "union", "extern")
 _STORAGE = ("const", "static", "inline", "volatile", "__constant__", "__device__", "__shared__", "extern")
@@ -25,12 +26,14 @@ _NUMBERS = ("int", "unsigned", "signed", "char", "short", "long", "float", "doub
 _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 #: Functions of the C library and of the system that a kernel has no business with: g++ knows some of them unasked.
-_HOST_CALLS = frozenset(
-    "system popen fork vfork clone execl execlp execle execv execvp execve execvpe posix_spawn syscall openat fopen "
-    "freopen fdopen tmpfile tmpnam remove rename fread fwrite fputs fputc fprintf vfprintf dprintf puts putchar scanf "
-    "getchar setvbuf setbuf unlink mkdir rmdir chmod socket dlopen dlsym mmap munmap mprotect ptrace sigaction exit "
-    "_exit _Exit quick_exit atexit abort longjmp setjmp getenv setenv putenv usleep setrlimit prctl pthread_create".split()
-)
+_HOST_CALLS = frozenset((
+    "system", "popen", "fork", "vfork", "clone", "execl", "execlp", "execle", "execv", "execvp", "execve", "execvpe",
+    "posix_spawn", "syscall", "openat", "fopen", "freopen", "fdopen", "tmpfile", "tmpnam", "remove", "rename", "fread",
+    "fwrite", "fputs", "fputc", "fprintf", "vfprintf", "dprintf", "puts", "putchar", "scanf", "getchar", "setvbuf",
+    "setbuf", "unlink", "mkdir", "rmdir", "chmod", "socket", "dlopen", "dlsym", "mmap", "munmap", "mprotect", "ptrace",
+    "sigaction", "exit", "_exit", "_Exit", "quick_exit", "atexit", "abort", "longjmp", "setjmp", "getenv", "setenv",
+    "putenv", "usleep", "setrlimit", "prctl", "pthread_create",
+))  # fmt: skip
 
 _TOKEN = re.compile(
     r"""
@@ -233,7 +236,7 @@ def _plain(head: Sequence[_Token]) -> Sequence[_Token]:
 def _function(head: Sequence[_Token]) -> _Token | None:
     """Return the name of the function that a declaration is of, if it is of one."""
     words = [token.text for token in head]
-    if "(" not in words or "=" in words[: words.index("(")] and "operator" not in words:
+    if "(" not in words or ("=" in words[: words.index("(")] and "operator" not in words):
         return None
     return head[max(0, words.index("(") - 1)]
 
