@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convbackprop.check.reference import numpy_dtype
-from convbackprop.problem import PASSES
 from convbackprop.profile.report import Report
 from convbackprop.profile.traffic import LineTraffic
+
+_IMAGES = ("x", "dy", "saved")
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,10 @@ class Counts:
         Sectors of global memory that are asked for, over those that the bytes would fill.
     bank_conflicts : float or None
         Wavefronts of shared memory, over the fewest; None: no shared memory is used.
-    global_loads, loads : float
-        Numbers that are loaded for each multiply-add: from global memory, and from shared memory, too.
+    pixels : float
+        Numbers of images (x, dy, the saved output) that are loaded from global memory for each multiply-add.
+    loads : float
+        Numbers that are loaded for each multiply-add, of all arrays, from global and shared memory.
     moved : float
         Bytes of the distinct sectors of each block, over those that any implementation moves.
     atomics : int
@@ -31,7 +34,7 @@ class Counts:
 
     coalescing: float
     bank_conflicts: float | None
-    global_loads: float
+    pixels: float
     loads: float
     moved: float
     atomics: int
@@ -43,26 +46,31 @@ class Counts:
         if not replayed or report.own_bytes is None:
             return None
 
-        def total(space: str, figure: Callable[[LineTraffic], float], kinds: tuple[str, ...] = ()) -> float:
+        def total(figure: Callable[[LineTraffic], float], *spaces: str) -> float:
             return sum(
                 launch.scale * figure(line)
                 for launch, traffic in replayed
                 for line in traffic.lines
-                if line.space in space and (not kinds or line.kind in kinds)
+                if line.space in spaces
             )
+
+        def numbers(line: LineTraffic) -> float:
+            return line.lanes * line.bytes / size if line.kind == "load" else 0
 
         products = report.flops / 2
         size = numpy_dtype(report.problem.dtype).itemsize
-
-        def loads(space: str) -> float:
-            return total(space, lambda line: line.lanes * line.bytes / size, ("load",)) / products
-
-        fewest = total("shared", lambda line: line.least_wavefronts)
+        fewest = total(lambda line: line.least_wavefronts, "shared")
+        images = sum(
+            launch.scale * array.loaded_bytes / size
+            for launch, traffic in replayed
+            for array in traffic.arrays
+            if array.name in _IMAGES
+        )
         return cls(
-            coalescing=total("global", lambda line: line.sectors) / total("global", lambda line: line.least_sectors),
-            bank_conflicts=total("shared", lambda line: line.wavefronts) / fewest if fewest else None,
-            global_loads=loads("global"),
-            loads=loads("global, shared"),
+            coalescing=total(lambda line: line.sectors, "global") / total(lambda line: line.least_sectors, "global"),
+            bank_conflicts=total(lambda line: line.wavefronts, "shared") / fewest if fewest else None,
+            pixels=images / products,
+            loads=total(numbers, "global", "shared") / products,
             moved=report.own_bytes / report.least_bytes,
             atomics=sum(line.lanes for _, traffic in replayed for line in traffic.lines if line.kind == "atomic"),
         )

@@ -283,9 +283,7 @@ def _refuse_variable(head: Sequence[_Token], body: Sequence[_Token]) -> None:
     words = [token.text for token in head]
     kind = next((word for word in words if word not in _STORAGE), "")
     value = [*head[words.index("=") if "=" in words else len(head) :], *body]
-    calls = any(
-        token.kind == "word" and after.text in ("(", "{") for token, after in zip(value, value[1:], strict=False)
-    )
+    calls = any(token.kind == "word" and after.text in ("(", "{") for token, after in itertools.pairwise(value))
     if "__shared__" in words or (kind in _NUMBERS and not calls):
         return
     name = next((token for token in head if token.kind == "word" and token.text not in (*_STORAGE, kind)), head[0])

@@ -58,6 +58,7 @@ class Exercise:
 
 # -- on which problems -----------------------------------------------------------------------------------------------
 _ONE_CHANNEL, _ONE_CHANNEL_TIMED = "1,1,4096,4096,1,5,5,padding=same", "1,1,512,512,1,5,5,padding=same"
+_SUM = "1,1,512,512,1,5,5,padding=same"  # a block that adds up all pixels is replayed whole
 _MANY, _MANY_TIMED = "8,64,56,56,64,3,3,padding=1", "1,32,28,28,32,3,3,padding=1"
 
 
@@ -92,8 +93,8 @@ def _at_most(text: str, most: float, figure: Callable[[Grade], float | None]) ->
 
 _NO_ATOMICS = _at_most("nothing is added by atomics", 0, lambda grade: grade.counts and grade.counts.atomics)
 _SHARED = _at_most(
-    "at most a quarter of a number is asked of global memory for each multiply-add", 0.25,
-    lambda grade: grade.counts and grade.counts.global_loads,
+    "at most a quarter of a pixel is asked of global memory for each multiply-add", 0.25,
+    lambda grade: grade.counts and grade.counts.pixels,
 )  # fmt: skip
 _COALESCED = _at_most(
     "at most 1.25 times the sectors are asked for that the numbers would fill", 1.25, lambda grade: grade.coalescing
@@ -110,7 +111,7 @@ EXERCISES = (
              _ONE_CHANNEL_TIMED, (RIGHT, CLEAN), "forward/naive"),
     Exercise(2, "2_input_grad.cu", "the input gradient: which way is the filter turned?", "input_grad", _all,
              _ONE_CHANNEL, _ONE_CHANNEL_TIMED, (RIGHT, CLEAN), "input_grad/naive"),
-    Exercise(3, "3_kernel_grad.cu", "the kernel gradient: who adds, and where?", "kernel_grad", _all, _ONE_CHANNEL,
+    Exercise(3, "3_kernel_grad.cu", "the kernel gradient: who adds, and where?", "kernel_grad", _all, _SUM,
              _ONE_CHANNEL_TIMED, (RIGHT, CLEAN, _NO_ATOMICS), "kernel_grad/tiled"),
     Exercise(4, "4_activation.cu", "phi', and what the forward pass has saved", "input_grad", _all, _ONE_CHANNEL,
              _ONE_CHANNEL_TIMED, (RIGHT, CLEAN), "input_grad/naive"),
@@ -145,4 +146,5 @@ def of_file(name: str) -> Exercise | None:
 
 def without_exercise(pass_name: str) -> Exercise:
     """Return what a file is judged by that belongs to no exercise: all curated problems, right and clean."""
-    return Exercise(0, "", "", pass_name, _all, _ONE_CHANNEL, _ONE_CHANNEL_TIMED, (RIGHT, CLEAN), "")
+    profiled = _SUM if pass_name == "kernel_grad" else _ONE_CHANNEL
+    return Exercise(0, "", "", pass_name, _all, profiled, _ONE_CHANNEL_TIMED, (RIGHT, CLEAN), "")

@@ -12,7 +12,7 @@
 //
 // Done: convbackprop grade 5_shared_memory.cu
 // says that all is right, that nothing is read before it was written, and that global memory is asked for at most a
-// quarter of a number for each multiply-add (one thread a pixel asks for two).
+// quarter of a pixel for each multiply-add (one thread a pixel asks for a whole one).
 //@ pass forward
 //@ constant TILE_P = 8
 //@ constant TILE_Q = 32

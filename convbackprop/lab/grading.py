@@ -1,0 +1,412 @@
+"""Grade one .cu file: is it right, is it clean, what does it ask of memory, how long does it take beside the ladder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convbackprop.bench.timing import alternate, stage
+from convbackprop.check import Outcome, check, inputs
+from convbackprop.check.curated import CURATED
+from convbackprop.check.sanitize import WRONG, Finding, sanitize
+from convbackprop.devices import Device, get_device
+from convbackprop.devices.gpus import GPUS, gpu_titled
+from convbackprop.errors import CompileError, InvalidArgument
+from convbackprop.lab import exercises
+from convbackprop.lab.counts import Counts
+from convbackprop.lab.device_code import refuse_host_code
+from convbackprop.lab.exercises import Exercise
+from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import of_pass
+from convbackprop.ladder.variant import Variant
+from convbackprop.problem import ConvProblem
+from convbackprop.profile.report import Report, report
+
+if TYPE_CHECKING:
+    from convbackprop.lab.mistakes import Mistake
+
+#: Bytes of a hand-in, at most: a kernel is a page or two.
+MOST_BYTES = 1 << 20
+
+#: What a file is checked with: every problem of the first kind, and of the others one in so many.
+_KINDS = (("float32", "relu"), ("float32", "tanh"), ("float32", "logistic"), ("float16", "relu"))
+_ONE_IN = 3
+
+#: Problems of the sanitizer: so many, of at most so many multiply-adds each, which it looks at one by one.
+_SANITIZED, _MULTIPLY_ADDS = 8, 400_000
+
+#: The rungs that a file is timed beside: those that the exercises lead to.
+_RUNGS = ("naive", "tiled", "coalesced", "fused", "implicit_gemm")
+
+#: Seconds in which a file and the rungs are timed, and blocks of each launch that are replayed.
+_SECONDS, _BLOCKS = 1.0, 16
+
+#: Tells what is done next: for a progress bar, and for the message where it crashes.
+Doing = Callable[[str], None]
+
+
+@dataclass
+class Times:
+    """How long a variant takes, in microseconds; None: not known."""
+
+    name: str
+    cpu: float | None = None
+    expected: float | None = None
+    measured: float | None = None
+
+
+@dataclass
+class Grade:
+    """What is known of a file; what was not looked at, since something before it is wrong, is None or empty.
+
+    Attributes
+    ----------
+    error : str or None
+        The compiler's first error, or that of a ``//@`` line.
+    wrong : list of Outcome
+        Checks whose results are wrong.
+    mistake : Mistake or None
+        What the wrong results come of, where it is recognised with certainty.
+    counts : Counts or None
+        What it asks of memory.
+    times : list of Times
+        Of the ladder's rungs, then of the file.
+    limit : str or None
+        What limits it, in a sentence.
+    """
+
+    file: str
+    exercise: Exercise
+    device: str
+    pass_name: str | None = None
+    variant: str | None = None
+    compiled: bool = False
+    error: str | None = None
+    checks: int = 0
+    wrong: list[Outcome] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    sanitized: int = 0
+    mistake: Mistake | None = None
+    crashed: str | None = None
+    counts: Counts | None = None
+    times: list[Times] = field(default_factory=list)
+    limit: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether every result that was looked at is right."""
+        return bool(self.checks) and not self.wrong and not self.crashed
+
+    @property
+    def clean(self) -> bool:
+        """Whether the sanitizer has run and found nothing."""
+        return bool(self.sanitized) and not self.findings and not self.crashed
+
+    @property
+    def coalescing(self) -> float | None:
+        """Sectors asked for over those needed."""
+        return self.counts.coalescing if self.counts else None
+
+    @property
+    def done(self) -> bool:
+        """Whether all that the exercise asks is done."""
+        return all(task.done(self) for task in self.exercise.tasks)
+
+    @property
+    def rank(self) -> dict[str, Any] | None:
+        """Where the file stands in the ladder: by a GPU's time, else by the expected one, else by the CPU's."""
+        for by, key in (("gpu", "measured"), ("expected", "expected"), ("cpu", "cpu")):
+            own = getattr(self.times[-1], key) if self.times else None
+            if own is None:
+                continue
+            others = [(each.name, getattr(each, key)) for each in self.times[:-1] if getattr(each, key) is not None]
+            return {
+                "by": by,
+                "faster_than": [name for name, time in others if own < time],
+                "slower_than": [name for name, time in others if own >= time],
+            }
+        return None
+
+    @property
+    def said(self) -> str:
+        """The first thing that is wrong, in plain words, or that nothing is."""
+        return " ".join(first_wrong(self))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `grade --json` prints."""
+        own = self.times[-1] if self.times else Times("")
+        return {
+            "file": self.file,
+            "exercise": self.exercise.number or None,
+            "pass": self.pass_name,
+            "variant": self.variant,
+            "device": self.device,
+            "compiled": self.compiled,
+            "error": self.error,
+            "right": self.right,
+            "checks": self.checks,
+            "wrong_checks": len(self.wrong),
+            "clean": self.clean,
+            "findings": [{"kind": each.kind, "line": _line(each), "sentence": each.sentence} for each in self.findings],
+            "mistake": self.mistake and asdict(self.mistake),
+            "said": self.said,
+            "coalescing": self.coalescing,
+            "bank_conflicts": self.counts.bank_conflicts if self.counts else None,
+            "cpu_us": own.cpu,
+            "expected_us": own.expected,
+            "measured_us": own.measured,
+            "rank": self.rank,
+            "limit": self.limit,
+            "tasks": [{"task": task.text, "done": task.done(self)} for task in self.exercise.tasks],
+        }
+
+
+# -- in words --------------------------------------------------------------------------------------------------------
+def first_wrong(grade: Grade) -> tuple[str, ...]:
+    """Return the first thing that is wrong as sentences: what, where, why, what to look at; or that nothing is."""
+    if grade.error:
+        return (f"It does not compile: {grade.error}" if grade.pass_name else f"It is no kernel: {grade.error}",)
+    if grade.crashed:
+        return (f"It {grade.crashed}.",)
+    if not grade.checks:
+        return ("It computes none of the problems that it is judged by.",)
+    if grade.mistake:
+        return (f"{grade.mistake.title}", grade.mistake.why, f"Look at {grade.mistake.look_at}")
+    if grade.findings:
+        return _finding_in_words(grade.findings[0])
+    if grade.wrong:
+        return _wrong_in_words(grade)
+    if lacking := next((task for task in grade.exercise.tasks if not task.done(grade)), None):
+        return (f"It is right, and not yet what the exercise asks: {lacking.text}.", *_figures(grade))
+    return ("All is done: right, clean, and what the exercise asks." if grade.exercise.number else
+            "Nothing is wrong: every result is right, and the sanitizer finds nothing.",)  # fmt: skip
+
+
+_WHY = {
+    "out of bounds": "On a GPU that ends in an error, or in whatever lies there.",
+    "uninitialised read": "What it finds there is left over from before: right by luck at best.",
+    "race": "Which of the two comes first is not said: on a GPU the result changes from run to run.",
+    "race between blocks": "Blocks run in any order and side by side: the result changes from run to run.",
+    "divergent barrier": "All threads of a block must come to the same barrier, or a GPU waits for ever.",
+    "barrier without all threads": "A thread that has returned never comes to the barrier.",
+}
+
+
+def _finding_in_words(finding: Finding) -> tuple[str, ...]:
+    line = _line(finding)
+    where = f"Line {line}: " if line else ""
+    who = f"thread {finding.thread} of block {finding.block} " if finding.thread and finding.kind != WRONG else ""
+    return (f"{where}{finding.kind}: {who}{finding.sentence}.", *filter(None, [_WHY.get(finding.kind)]))
+
+
+def _wrong_in_words(grade: Grade) -> tuple[str, ...]:
+    first = grade.wrong[0]  # the curated problems begin with the simple ones
+    reasons = (curated.reason for curated in CURATED if _shape(curated.problem()) == _shape(first.problem))
+    reason = next(reasons, "")
+    share = f"{len(grade.wrong)} of {grade.checks} checks are wrong"
+    return (f"{share}; the first one is of {first.problem}{f' ({reason})' if reason else ''}:",
+            f"{first.faults[0]}.")  # fmt: skip
+
+
+def _figures(grade: Grade) -> tuple[str, ...]:
+    counts = grade.counts
+    if counts is None:
+        return ()
+    return (
+        f"It asks for {counts.coalescing:.2f} times the sectors that the numbers would fill and for {counts.pixels:.2f} "
+        f"pixels for each multiply-add, loads {counts.loads:.2f} numbers for each, and moves {counts.moved:.2f} times the "
+        "bytes that must be moved.",
+    )
+
+
+def _line(finding: Finding) -> int | None:
+    return finding.lines[0][1] if finding.lines else None
+
+
+def _shape(problem: ConvProblem) -> ConvProblem:
+    return problem.with_(activation="identity", dtype="float32", mask=False, bias=True)
+
+
+def _size(p: ConvProblem) -> int:
+    return p.N * p.K * p.P * p.Q * p.C // p.groups * p.R * p.S
+
+
+# -- the work --------------------------------------------------------------------------------------------------------
+def read_hand_in(path: Path) -> None:
+    """Refuse what is no text of device code.
+
+    Raises
+    ------
+    InvalidArgument
+        It is no regular file, too long, no UTF-8, has a name that cannot be printed, or holds host code.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        name = str(path).encode(errors="replace").decode()
+        raise InvalidArgument(f"{name}: the file's name is not UTF-8; rename it") from None
+    if path.suffix != ".cu":
+        raise InvalidArgument(f"{path} is no CUDA source; its name should end in .cu")
+    if not path.is_file():
+        what = "does not exist" if not path.exists() else "is no regular file"
+        raise InvalidArgument(f"{path} {what}; it should be a .cu file ('convbackprop lab' writes some)")
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise InvalidArgument(f"{path} has {size:,} bytes; a hand-in has at most {MOST_BYTES:,}")
+        refuse_host_code(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path} cannot be read: {error}") from None
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path}, {error}" if str(error).startswith("line") else str(error)) from None
+
+
+def problems(asked: Exercise) -> list[tuple[ConvProblem, str]]:
+    """Return what a file is checked with: curated problems of an exercise, each with its data."""
+    taken = [curated for curated in CURATED if asked.takes(curated.problem())]
+    return [
+        (curated.problem(dtype=dtype, activation=activation), curated.data)
+        for kind, (dtype, activation) in enumerate(_KINDS)
+        for i, curated in enumerate(taken)
+        if kind == 0 or (i + kind) % _ONE_IN == 0
+    ]
+
+
+def sanitized(asked: Exercise) -> list[tuple[ConvProblem, str]]:
+    """Return what the sanitizer runs a file on: the largest of the small problems."""
+    small = [(p, data) for p, data in problems(asked) if (p.dtype, p.activation) == _KINDS[0] and p.N]
+    small = [each for each in small if _size(each[0]) <= _MULTIPLY_ADDS]
+    return sorted(small, key=lambda each: -_size(each[0]))[:_SANITIZED]
+
+
+def grade(
+    file: Path | str,
+    exercise: int | None = None,
+    device: Device | None = None,
+    doing: Doing = lambda what: None,
+    ahead: Callable[[Sequence[tuple[Variant, ConvProblem]], Device], None] = lambda pairs, device: None,
+) -> Grade:
+    """Look at a file until something is wrong with it, and then beyond it as far as that makes sense.
+
+    Parameters
+    ----------
+    file : Path or str
+        A .cu file of one's own.
+    exercise : int, optional
+        By which exercise it is judged; None: by the one whose file is named so, or by none.
+    device : Device, optional
+        Where it is checked and timed; None: as `get_device` chooses.
+    doing : callable, optional
+        Told what is done next.
+    ahead : callable, optional
+        Given what is about to be compiled for a device.
+
+    Raises
+    ------
+    InvalidArgument
+        The file is no kernel; the message says why.
+    """
+    path = Path(file).absolute()
+    asked = exercises.exercise(exercise) if exercise is not None else exercises.of_file(path.name)
+    read_hand_in(path)
+    variant = variant_from_file(path)
+    if asked and asked.pass_name != variant.pass_name:
+        raise InvalidArgument(
+            f"{path.name} computes {variant.pass_name}; exercise {asked.number} is about {asked.pass_name}"
+        )
+    device = device or get_device()
+    found = Grade(str(file), asked or exercises.without_exercise(variant.pass_name), device.name)
+    found.pass_name, found.variant = variant.pass_name, variant.title
+    try:
+        _check(found, variant, device, doing, ahead)
+        _sanitize(found, variant, doing, ahead)
+        if found.wrong:
+            _recognise(found, variant, device, doing)
+        if found.right:
+            _measure(found, variant, device, doing)
+    except CompileError as error:
+        found.error = _first_error(str(error))
+    return found
+
+
+def _first_error(text: str) -> str:
+    """Return the first error among a compiler's messages, without the folders."""
+    line = next((line for line in text.splitlines() if re.search(r"\berror\b", line)), text.splitlines()[0])
+    return re.sub(r"(?<![\w.])/\S*/", "", line).strip()
+
+
+def _check(found: Grade, variant: Variant, device: Device, doing: Doing, ahead: Any) -> None:
+    work = [(p, data) for p, data in problems(found.exercise) if variant.refusal(p, device.kind) is None]
+    ahead([(variant, problem) for problem, _ in work], device)
+    for problem, data in work:
+        doing(f"{variant.title} on {problem}")
+        outcome = check(variant, problem, device, data)
+        found.compiled = True
+        found.checks += 1
+        if not outcome.ok:
+            found.wrong.append(outcome)
+
+
+def _sanitize(found: Grade, variant: Variant, doing: Doing, ahead: Any) -> None:
+    from convbackprop.devices.checked import checked_device
+
+    work = [(p, data) for p, data in sanitized(found.exercise) if variant.refusal(p, "cpu") is None]
+    ahead([(variant, problem) for problem, _ in work[:1]], checked_device())
+    seen = set()
+    for problem, data in work:
+        doing(f"{variant.title} on {problem}")
+        outcome = sanitize(variant, problem, data)
+        found.sanitized += 1
+        for finding in outcome.findings:
+            key = (finding.kind, finding.lines, finding.other_lines)
+            if key not in seen and not (finding.kind == WRONG and found.wrong):
+                seen.add(key)
+                found.findings.append(finding)
+
+
+def _recognise(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:
+    from convbackprop.lab.mistakes import recognise
+
+    doing(f"{variant.title}: what the wrong results come of")
+    found.mistake = recognise(variant, device)
+
+
+def _measure(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:
+    """Count what a right file asks of memory, and time it beside the ladder."""
+    # Not ReLU, whose closed pixels need no dy: the replayed arrays are zeros, all closed.
+    texts = (found.exercise.profiled, found.exercise.timed)
+    profiled, timed = (ConvProblem.parse(text, bias=True, activation="tanh") for text in texts)
+    if variant.refusal(profiled) or variant.refusal(timed):
+        return
+    gpu = (gpu_titled(device.title) if device.kind == "cuda" else None) or GPUS[0]
+    rungs = [rung for rung in of_pass(variant.pass_name)
+             if rung.name in _RUNGS and "cuda" in rung.runs_on and not rung.refusal(profiled)]  # fmt: skip
+    variants = [*rungs, variant]
+    times = {each: Times(each.name if each.file is None else each.title) for each in variants}
+    for each in variants:
+        doing(f"{each.title} on {profiled}")
+        told: Report = report(each, profiled, gpu, _BLOCKS)
+        times[each].expected = told.expected.seconds * 1e6 if told.expected else None
+        if each is variant:
+            found.counts = Counts.of(told)
+            found.limit = told.verdict.sentence(variant.title, gpu)
+    cpu = get_device("cpu")
+    for each, us in _timed(variants, timed, cpu, doing).items():
+        times[each].cpu = us
+    if device.kind == "cuda":
+        for each, us in _timed(variants, profiled, device, doing).items():
+            times[each].measured = us
+    found.times = list(times.values())
+
+
+def _timed(variants: Iterable[Variant], problem: ConvProblem, device: Device, doing: Doing) -> Mapping[Variant, float]:
+    """Return the medians of variants that take turns, in microseconds."""
+    own = list(variants)
+    given = inputs(own[0].pass_name, problem)
+    doing(f"{own[-1].title} on {problem}")
+    with stage(device, own[0].pass_name, problem, given) as place:
+        calls = {str(i): place.ours(each) for i, each in enumerate(own)}
+        timings = alternate(calls, place.clock, _SECONDS)
+    return {each: timings[str(i)].median * 1e6 for i, each in enumerate(own)}
