@@ -12,6 +12,7 @@ setup(
             "cpu_runtime/**/*.h",
             "cpu_runtime/**/*.cpp",
             "templates/*.cu",
+            "lab/exercises/*.cu",
             "bench/*.cu",
             "tune/measured/*.json",
         ],

@@ -16,7 +16,7 @@ from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType
 #: Each is a module of this package with `add_arguments(parser)`, `run(arguments)`, HELP and EPILOG.
 COMMANDS = (
     "doctor", "list", "check", "fuzz", "sanitize", "bench", "tune", "compare", "plot", "report", "demo", "profile",
-    "run", "new", "explain",
+    "run", "new", "lab", "grade", "explain",
 )  # fmt: skip
 
 _EXAMPLES = """\
@@ -33,6 +33,8 @@ examples:
   convbackprop run forward/coalesced           launch it and nothing else, for ncu and nsys
   convbackprop new forward/mine                a CUDA kernel of your own: writes mine.cu
   convbackprop bench mine.cu                   ... checked and timed beside the others
+  convbackprop lab                             eight exercises in a folder, from one thread a pixel to the ladder's top
+  convbackprop grade 1_forward.cu              what is wrong first, and its rank in the ladder
   convbackprop explain forward/tiled           what a rung does, drawn: threads, loads, tiles, rings
 
 exit code: 0 all is well; 1 something is wrong or missing; 2 the command was not understood

@@ -39,15 +39,18 @@ class Shielded:
     """Runs a command in a child process where that is possible.
 
     On the cpu device a kernel that reads far outside its arrays ends the process, and nothing in the process can stop
-    one that runs for ever without a barrier.
+    one that runs for ever without a barrier. A launch that takes more than `longest` seconds ends the child; None: that
+    it takes long is only told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float | None = None) -> None:
         self._note = mmap.mmap(-1, 4096)  # shared with the child
+        self._longest = longest
+        self._is_child = False
 
     def doing(self, what: str) -> None:
         """Note what is being done, for the messages."""
-        text = what.encode()[:4095]
+        text = what.encode(errors="replace")[:4095]
         self._note[: len(text) + 1] = text + b"\0"
 
     @property
@@ -68,6 +71,8 @@ class Shielded:
             child = os.fork()
         if child == 0:
             _end_with(parent)
+            self._is_child = True
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             os._exit(_in_child(command, self._watched("Ctrl-C stops it within 3 s, a second one at once")))
         status, was_ended = _wait(child)
         if os.WIFSIGNALED(status) and sys.stderr.isatty():  # its progress bar has hidden the cursor, at a line's end
@@ -80,6 +85,8 @@ class Shielded:
         number, what = os.WTERMSIG(status), self._what
         hint = "; it reads or writes outside its arrays" if number in (signal.SIGSEGV, signal.SIGBUS) else ""
         sentence = f"ended in a crash ({signal.strsignal(number) or f'signal {number}'}){hint}"
+        if number == signal.SIGALRM:  # of its own watch
+            sentence = f"has a launch that did not end within {self._longest:g} s"
         print(f"convbackprop: error: {what or 'the kernel'} {sentence}", file=sys.stderr)
         if crashed is not None and what:
             crashed(what, sentence)
@@ -110,6 +117,8 @@ class Shielded:
                 told = True
                 what = f"{self._what or 'the kernel'}: a launch{_of_kernel(frame)}"
                 print(f"convbackprop: {what} has been running for {LONG:g} s; {stop}", file=sys.stderr, flush=True)
+            elif self._is_child and self._longest and time.monotonic() - since >= self._longest:
+                os.kill(os.getpid(), signal.SIGALRM)
 
 
 def _of_kernel(frame: FrameType | None) -> str:

@@ -12,6 +12,7 @@ from convbackprop.problem import ConvProblem
 from convbackprop.sources import source_root
 
 if TYPE_CHECKING:
+    from convbackprop.lab.counts import Counts
     from convbackprop.lab.grading import Grade
 
 
@@ -83,28 +84,20 @@ RIGHT = Task("every result is right", lambda grade: grade.right)
 CLEAN = Task("the sanitizer finds nothing", lambda grade: grade.clean)
 
 
-def _at_most(text: str, most: float, figure: Callable[[Grade], float | None]) -> Task:
+def _at_most(text: str, most: float, figure: Callable[[Counts], float]) -> Task:
     def done(grade: Grade) -> bool:
-        found = figure(grade)
-        return grade.right and found is not None and found <= most
+        return grade.right and grade.counts is not None and figure(grade.counts) <= most
 
     return Task(text, done)
 
 
-_NO_ATOMICS = _at_most("nothing is added by atomics", 0, lambda grade: grade.counts and grade.counts.atomics)
-_SHARED = _at_most(
-    "at most a quarter of a pixel is asked of global memory for each multiply-add", 0.25,
-    lambda grade: grade.counts and grade.counts.pixels,
-)  # fmt: skip
-_COALESCED = _at_most(
-    "at most 1.25 times the sectors are asked for that the numbers would fill", 1.25, lambda grade: grade.coalescing
-)
-_FUSED = _at_most(
-    "at most 1.45 times the bytes are moved that must be", 1.45, lambda grade: grade.counts and grade.counts.moved
-)
-_PRODUCT = _at_most(
-    "at most half a number is loaded for each multiply-add", 0.5, lambda grade: grade.counts and grade.counts.loads
-)
+_NO_ATOMICS = _at_most("nothing is added by atomics", 0, lambda counts: counts.atomics)
+_SHARED = _at_most("at most a quarter of a pixel is asked of global memory for each multiply-add", 0.25,
+                   lambda counts: counts.pixels)  # fmt: skip
+_COALESCED = _at_most("at most 1.25 times the sectors are asked for that the numbers would fill", 1.25,
+                      lambda counts: counts.coalescing)  # fmt: skip
+_FUSED = _at_most("at most 1.45 times the bytes are moved that must be", 1.45, lambda counts: counts.moved)
+_PRODUCT = _at_most("at most half a number is loaded for each multiply-add", 0.5, lambda counts: counts.loads)
 
 EXERCISES = (
     Exercise(1, "1_forward.cu", "the forward pass, one thread a pixel", "forward", _all, _ONE_CHANNEL,

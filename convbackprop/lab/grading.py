@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convbackprop.bench.timing import alternate, stage
 from convbackprop.check import Outcome, check, inputs
 from convbackprop.check.curated import CURATED
 from convbackprop.check.sanitize import WRONG, Finding, sanitize
 from convbackprop.devices import Device, get_device
+from convbackprop.devices.checked import checked_device
 from convbackprop.devices.gpus import GPUS, gpu_titled
 from convbackprop.errors import CompileError, InvalidArgument
 from convbackprop.lab import exercises
 from convbackprop.lab.counts import Counts
 from convbackprop.lab.device_code import refuse_host_code
 from convbackprop.lab.exercises import Exercise
+from convbackprop.lab.mistakes import Mistake, recognise, recognise_findings
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import of_pass
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import ConvProblem
 from convbackprop.profile.report import Report, report
-
-if TYPE_CHECKING:
-    from convbackprop.lab.mistakes import Mistake
 
 #: Bytes of a hand-in, at most: a kernel is a page or two.
 MOST_BYTES = 1 << 20
@@ -150,7 +150,9 @@ class Grade:
             "checks": self.checks,
             "wrong_checks": len(self.wrong),
             "clean": self.clean,
-            "findings": [{"kind": each.kind, "line": _line(each), "sentence": each.sentence} for each in self.findings],
+            "findings": [
+                {"kind": each.kind, "line": line_of(each), "sentence": each.sentence} for each in self.findings
+            ],
             "mistake": self.mistake and asdict(self.mistake),
             "said": self.said,
             "coalescing": self.coalescing,
@@ -174,7 +176,8 @@ def first_wrong(grade: Grade) -> tuple[str, ...]:
     if not grade.checks:
         return ("It computes none of the problems that it is judged by.",)
     if grade.mistake:
-        return (f"{grade.mistake.title}", grade.mistake.why, f"Look at {grade.mistake.look_at}")
+        shown = _finding_in_words(grade.findings[0])[0] if grade.findings else " ".join(_wrong_in_words(grade))
+        return (grade.mistake.title, shown, grade.mistake.why, f"Look at {grade.mistake.look_at}.")
     if grade.findings:
         return _finding_in_words(grade.findings[0])
     if grade.wrong:
@@ -196,10 +199,17 @@ _WHY = {
 
 
 def _finding_in_words(finding: Finding) -> tuple[str, ...]:
-    line = _line(finding)
-    where = f"Line {line}: " if line else ""
     who = f"thread {finding.thread} of block {finding.block} " if finding.thread and finding.kind != WRONG else ""
-    return (f"{where}{finding.kind}: {who}{finding.sentence}.", *filter(None, [_WHY.get(finding.kind)]))
+    where = f"Line {line_of(finding)}" if finding.lines else finding.kind.capitalize()
+    if finding.lines and (text := _text_of(*finding.lines[0])):
+        where += f", {text}"
+    return (f"{where}: {who}{finding.sentence}.", *filter(None, [_WHY.get(finding.kind)]))
+
+
+def _text_of(path: Path, line: int) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
+        return path.read_text(encoding="utf-8").splitlines()[line - 1].strip()
+    return ""
 
 
 def _wrong_in_words(grade: Grade) -> tuple[str, ...]:
@@ -216,13 +226,14 @@ def _figures(grade: Grade) -> tuple[str, ...]:
     if counts is None:
         return ()
     return (
-        f"It asks for {counts.coalescing:.2f} times the sectors that the numbers would fill and for {counts.pixels:.2f} "
-        f"pixels for each multiply-add, loads {counts.loads:.2f} numbers for each, and moves {counts.moved:.2f} times the "
+        f"It asks for {counts.coalescing:.2f} times the sectors that the numbers would fill, for {counts.pixels:.2f} "
+        f"pixels and {counts.loads:.2f} numbers in all for each multiply-add, and moves {counts.moved:.2f} times the "
         "bytes that must be moved.",
     )
 
 
-def _line(finding: Finding) -> int | None:
+def line_of(finding: Finding) -> int | None:
+    """Return the line of the file where a finding was seen first."""
     return finding.lines[0][1] if finding.lines else None
 
 
@@ -322,8 +333,7 @@ def grade(
     try:
         _check(found, variant, device, doing, ahead)
         _sanitize(found, variant, doing, ahead)
-        if found.wrong:
-            _recognise(found, variant, device, doing)
+        _recognise(found, variant, device, doing)
         if found.right:
             _measure(found, variant, device, doing)
     except CompileError as error:
@@ -350,8 +360,6 @@ def _check(found: Grade, variant: Variant, device: Device, doing: Doing, ahead: 
 
 
 def _sanitize(found: Grade, variant: Variant, doing: Doing, ahead: Any) -> None:
-    from convbackprop.devices.checked import checked_device
-
     work = [(p, data) for p, data in sanitized(found.exercise) if variant.refusal(p, "cpu") is None]
     ahead([(variant, problem) for problem, _ in work[:1]], checked_device())
     seen = set()
@@ -367,17 +375,18 @@ def _sanitize(found: Grade, variant: Variant, doing: Doing, ahead: Any) -> None:
 
 
 def _recognise(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:
-    from convbackprop.lab.mistakes import recognise
-
-    doing(f"{variant.title}: what the wrong results come of")
-    found.mistake = recognise(variant, device)
+    if found.wrong:
+        doing(f"{variant.title}: what the wrong results come of")
+        found.mistake = recognise(variant, device, found.exercise.takes)
+    found.mistake = found.mistake or recognise_findings(found.findings)
 
 
 def _measure(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:
     """Count what a right file asks of memory, and time it beside the ladder."""
-    # Not ReLU, whose closed pixels need no dy: the replayed arrays are zeros, all closed.
+    # Gradients not of ReLU, whose closed pixels need no dy: the replayed arrays are zeros, all closed.
+    phi = "relu" if variant.pass_name == "forward" else "tanh"
     texts = (found.exercise.profiled, found.exercise.timed)
-    profiled, timed = (ConvProblem.parse(text, bias=True, activation="tanh") for text in texts)
+    profiled, timed = (ConvProblem.parse(text, bias=True, activation=phi) for text in texts)
     if variant.refusal(profiled) or variant.refusal(timed):
         return
     gpu = (gpu_titled(device.title) if device.kind == "cuda" else None) or GPUS[0]

@@ -1,0 +1,137 @@
+"""Grade a .cu file of your own: what is wrong first, what it asks of memory, and its rank in the ladder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from convbackprop.cli.common import add_device, compile_ahead, console, grid, print_json, progress, say
+from convbackprop.cli.shield import Shielded
+from convbackprop.devices import Device, choice_of_device
+from convbackprop.errors import InvalidArgument
+from convbackprop.files import check_writable, write_whole
+from convbackprop.lab import exercises, grade_report
+from convbackprop.lab.grading import Grade, first_wrong, grade
+from convbackprop.ladder.variant import Variant
+from convbackprop.problem import ConvProblem
+
+HELP = "grade a .cu file of your own: what is wrong first, and its rank in the ladder"
+EPILOG = """\
+The file is compiled, checked on curated problems (those of the exercise: every
+one in float32 with ReLU, a third of them also with tanh, with the logistic
+function and in float16; 'convbackprop check FILE' checks all, also with NaN and
+infinities), and looked at by the sanitizer on eight small ones. If it is right
+its addresses are replayed and it is timed beside rungs of the ladder. Then the
+first thing that is wrong is told: what, where, why, what to look at.
+
+Whether a task is done follows from what was counted, never from a clock. The
+rank is by times: a GPU's where there is one, else those that are expected of a
+GPU where there are nvcc and cuobjdump, else the CPU's.
+
+Which exercise it is says the file's name ('convbackprop lab' writes them), or
+--exercise; a file of no exercise is asked to be right and clean. A file holds
+device code and nothing else: host code is refused. A launch that does not end
+within a minute is ended.
+
+examples:
+  convbackprop grade 1_forward.cu
+  convbackprop grade mine.cu --exercise 5
+  convbackprop grade mine.cu --html report.html
+
+exit code: 0 all is done; 1 something is wrong, or to do; 2 it is no kernel
+
+JSON keys: file, exercise, pass, variant, device, compiled, error, right,
+checks, wrong_checks, clean, findings [kind, line, sentence], mistake {kind,
+title, why, look_at}, said, coalescing (sectors asked for over those needed),
+bank_conflicts (wavefronts over the fewest), cpu_us, expected_us, measured_us,
+rank {by, faster_than [name], slower_than [name]}, limit, tasks [task, done].
+What is not known is null.
+"""
+
+#: Seconds after which a launch is taken for endless.
+LONGEST = 60.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("target", metavar="FILE.cu", help="the file")
+    parser.add_argument("--exercise", type=int, metavar="N", help="which exercise it is judged by: 1 to "
+                        f"{len(exercises.EXERCISES)}; default: the one whose file is named so")  # fmt: skip
+    add_device(parser)
+    parser.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Grade the file in a child process, tell the verdict, and return 0 if all is done."""
+    path = Path(arguments.target)
+    if path.is_dir():
+        raise InvalidArgument(f"{path} is a directory; name a .cu file in it")
+    device, _ = choice_of_device(arguments.device)
+    if arguments.html is not None:
+        check_writable(Path(arguments.html))
+    shield = Shielded(LONGEST)
+
+    def command() -> int:
+        with progress() as bar:
+            task = bar.add_task("grading", total=None)
+
+            def doing(what: str) -> None:
+                shield.doing(what)
+                bar.update(task, description=what, advance=1, refresh=True)
+
+            def ahead(pairs: Sequence[tuple[Variant, ConvProblem]], on: Device) -> None:
+                compile_ahead(pairs, on, "cuda" if on is not device else device.target, bar)
+
+            try:
+                found = grade(path, arguments.exercise, device, doing, ahead)
+            except InvalidArgument as error:
+                if arguments.json:
+                    print_json(_unfinished(arguments, device.name, error=str(error)).as_json())
+                raise
+        return _tell(found, arguments)
+
+    def crashed(what: str, sentence: str) -> None:
+        _tell(_unfinished(arguments, device.name, crashed=sentence), arguments)
+
+    return shield.run(command, crashed)
+
+
+def _unfinished(arguments: argparse.Namespace, device: str, **what: Any) -> Grade:
+    """Return the grade of a file that came to no end."""
+    asked = arguments.exercise and exercises.exercise(arguments.exercise)
+    asked = asked or exercises.of_file(Path(arguments.target).name) or exercises.without_exercise("forward")
+    return Grade(arguments.target, asked, device, **what)
+
+
+def _tell(found: Grade, arguments: argparse.Namespace) -> int:
+    if arguments.html is not None:
+        write_whole(Path(arguments.html), grade_report.html(found))
+    if arguments.json:
+        print_json(found.as_json())
+    else:
+        _print(found)
+        if arguments.html is not None:
+            say(console(), "", f"wrote {arguments.html}")
+    return int(not found.done)
+
+
+def _print(found: Grade) -> None:
+    out = console()
+    out.print(Text(grade_report.verdict(found), "bold green" if found.done else "bold red"))
+    say(out, *first_wrong(found), "")
+    cells: list[list[str | Text]] = []
+    for row in grade_report.rows(found):
+        style = "" if row.good is None else "green" if row.good else "red"
+        cells.append([row.what, Text(row.text, style)])
+    out.print(grid(("looked at", "what"), cells, ("what",)))
+    if found.times:
+        out.print()
+        out.print(grid(grade_report.LADDER_HEADS, grade_report.ladder(found)))
+        say(out, grade_report.rank(found), grade_report.about(found))
+    if found.limit:
+        say(out, found.limit)
