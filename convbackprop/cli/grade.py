@@ -15,7 +15,8 @@ from convbackprop.devices import Device, choice_of_device
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import check_writable, write_whole
 from convbackprop.lab import exercises, grade_report
-from convbackprop.lab.grading import Grade, first_wrong, grade
+from convbackprop.lab.grading import Grade, grade
+from convbackprop.lab.verdict import first_wrong
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import ConvProblem
 
@@ -131,7 +132,7 @@ def _print(found: Grade) -> None:
     out.print(grid(("looked at", "what"), cells, ("what",)))
     if found.times:
         out.print()
-        out.print(grid(grade_report.LADDER_HEADS, grade_report.ladder(found)))
+        out.print(grid(*grade_report.ladder(found)))
         say(out, grade_report.rank(found), grade_report.about(found))
     if found.limit:
         say(out, found.limit)

@@ -7,14 +7,20 @@ from html import escape
 from typing import NamedTuple
 
 from convbackprop._version import __version__
-from convbackprop.lab.grading import Grade, first_wrong, line_of
-from convbackprop.lab.page import page
+from convbackprop.check.sanitize import Finding
+from convbackprop.lab.grading import Grade
+from convbackprop.lab.page import page, table
+from convbackprop.lab.verdict import first_wrong, line_of
 from convbackprop.profile.roofline import duration
 
 _BY = {"gpu": "measured on the GPU", "expected": "by the time expected on a GPU, which no GPU has measured",
        "cpu": "by the time on this CPU, which says little of a GPU"}  # fmt: skip
 
-LADDER_HEADS = ("variant", "expected", "on a GPU", "on this CPU")
+#: Findings and wrong results on the page.
+_SHOWN = 10
+
+#: Columns of times: the name of what `Times` has, and the column's.
+_TIMES = (("expected", "expected"), ("measured", "on the GPU"), ("cpu", "on this CPU"))
 
 
 class Row(NamedTuple):
@@ -39,7 +45,7 @@ def rows(grade: Grade) -> list[Row]:
     found = [Row(task.text, task.done(grade), "done" if task.done(grade) else "to do") for task in grade.exercise.tasks]
     checks = f"{grade.checks} checks" + (f", {len(grade.wrong)} wrong" if grade.wrong else ", all right")
     found.append(Row("results", grade.right if grade.checks else None, checks if grade.checks else "not looked at"))
-    kinds = ", ".join(f"{each.kind} in line {line_of(each)}" for each in grade.findings[:3])
+    kinds = "; ".join(f"{_where(each)}{each.kind}" for each in grade.findings[:3])
     text = kinds or f"nothing, on {grade.sanitized} problems"
     found.append(Row("sanitizer", grade.clean if grade.sanitized else None, text if grade.sanitized else "not run"))
     if counts := grade.counts:
@@ -54,13 +60,15 @@ def rows(grade: Grade) -> list[Row]:
     return found
 
 
-def ladder(grade: Grade) -> list[tuple[str, ...]]:
-    """Return the times of the ladder's rungs and, last, of the file."""
+def ladder(grade: Grade) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of a table: the times of the ladder's rungs and, last, of the file."""
+    known = [(key, head) for key, head in _TIMES if any(getattr(each, key) is not None for each in grade.times)]
 
     def cell(us: float | None) -> str:
         return "-" if us is None else duration(us * 1e-6)
 
-    return [(each.name, cell(each.expected), cell(each.measured), cell(each.cpu)) for each in grade.times]
+    rows = [[each.name, *(cell(getattr(each, key)) for key, _ in known)] for each in grade.times]
+    return ["variant", *(head for _, head in known)], rows
 
 
 def rank(grade: Grade) -> str:
@@ -82,48 +90,38 @@ def about(grade: Grade) -> str:
 
 def html(grade: Grade) -> str:
     """Return all of it as one page."""
-    good = "good" if grade.done else "bad"
+    sentences = "".join(f"<p>{escape(each)}</p>" for each in first_wrong(grade))
+    looked_at = [(escape(row.what), _coloured(row)) for row in rows(grade)]
     parts = [
         f'<p class="soft">{escape(grade.file)}, on {escape(grade.device)}. convbackprop {__version__}.</p>',
-        f'<div class="verdict {good}">' + "".join(f"<p>{escape(each)}</p>" for each in first_wrong(grade)) + "</div>",
+        f'<div class="verdict {"good" if grade.done else "bad"}">{sentences}</div>',
         "<h2>What was looked at</h2>",
-        _table(("", "", ""), [(row.what, _mark(row.good), row.text) for row in rows(grade)], rows(grade)),
+        table((), looked_at),
     ]
     if grade.times:
-        body = ladder(grade)
-        cells = "".join(
-            f"<tr{' class=own' if i == len(body) - 1 else ''}><td>{escape(row[0])}</td>"
-            + "".join(f'<td class="number">{escape(cell)}</td>' for cell in row[1:])
-            + "</tr>\n"
-            for i, row in enumerate(body)
-        )
-        head = f"<th>{LADDER_HEADS[0]}</th>" + "".join(f'<th class="number">{name}</th>' for name in LADDER_HEADS[1:])
-        parts += ["<h2>Beside the ladder</h2>", f"<table>\n<thead><tr>{head}</tr></thead>\n{cells}</table>",
+        heads, cells = ladder(grade)
+        parts += ["<h2>Beside the ladder</h2>", table(heads, [[escape(cell) for cell in row] for row in cells], own=-1),
                   f"<p>{escape(rank(grade))}</p>", f'<p class="soft">{escape(about(grade))}</p>']  # fmt: skip
     if grade.limit:
         parts += ["<h2>What limits it</h2>", f"<p>{escape(grade.limit)}</p>"]
     if grade.findings:
-        items = "".join(
-            f"<li>{escape(f'line {line_of(each)}: {each.kind}: {each.sentence}')}</li>" for each in grade.findings
-        )
-        parts += ["<h2>What the sanitizer found</h2>", f"<ul>{items}</ul>"]
+        found = [f"{_where(each)}{each.kind}: {each.sentence}" for each in grade.findings]
+        parts += ["<h2>What the sanitizer found</h2>", _list(found)]
     if grade.wrong:
-        items = "".join(
-            f"<li><code>{escape(str(each.problem))}</code>: {escape(each.faults[0])}</li>" for each in grade.wrong[:10]
-        )
-        more = f"<p>... and {len(grade.wrong) - 10} more.</p>" if len(grade.wrong) > 10 else ""
-        parts += ["<h2>Wrong results</h2>", f"<ul>{items}</ul>{more}"]
+        parts += ["<h2>Wrong results</h2>", _list([f"{each.problem}: {each.faults[0]}" for each in grade.wrong])]
     return page(verdict(grade), "\n".join(parts))
 
 
-def _mark(good: bool | None) -> str:
-    return "" if good is None else "yes" if good else "no"
+def _coloured(row: Row) -> str:
+    name = {True: "good", False: "bad", None: ""}[row.good]
+    return f'<span class="{name}">{escape(row.text)}</span>'
 
 
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]], judged: Sequence[Row]) -> str:
-    body = "".join(
-        f'<tr><td>{escape(what)}</td><td class="{"good" if row.good else "bad" if row.good is False else ""}">'
-        f"{mark}</td><td>{escape(text)}</td></tr>\n"
-        for (what, mark, text), row in zip(cells, judged, strict=True)
-    )
-    return f"<table>\n{body}</table>"
+def _where(finding: Finding) -> str:
+    return f"line {line_of(finding)}: " if finding.lines else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines[:_SHOWN])
+    more = f"<p>... and {len(lines) - _SHOWN} more.</p>" if len(lines) > _SHOWN else ""
+    return f"<ul>\n{items}\n</ul>{more}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from convbackprop.lab.counts import Counts
 from convbackprop.lab.device_code import refuse_host_code
 from convbackprop.lab.exercises import Exercise
 from convbackprop.lab.mistakes import Mistake, recognise, recognise_findings
+from convbackprop.lab.verdict import first_wrong, line_of
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import of_pass
 from convbackprop.ladder.variant import Variant
@@ -166,86 +166,10 @@ class Grade:
         }
 
 
-# -- in words --------------------------------------------------------------------------------------------------------
-def first_wrong(grade: Grade) -> tuple[str, ...]:
-    """Return the first thing that is wrong as sentences: what, where, why, what to look at; or that nothing is."""
-    if grade.error:
-        return (f"It does not compile: {grade.error}" if grade.pass_name else f"It is no kernel: {grade.error}",)
-    if grade.crashed:
-        return (f"It {grade.crashed}.",)
-    if not grade.checks:
-        return ("It computes none of the problems that it is judged by.",)
-    if grade.mistake:
-        shown = _finding_in_words(grade.findings[0])[0] if grade.findings else " ".join(_wrong_in_words(grade))
-        return (grade.mistake.title, shown, grade.mistake.why, f"Look at {grade.mistake.look_at}.")
-    if grade.findings:
-        return _finding_in_words(grade.findings[0])
-    if grade.wrong:
-        return _wrong_in_words(grade)
-    if lacking := next((task for task in grade.exercise.tasks if not task.done(grade)), None):
-        return (f"It is right, and not yet what the exercise asks: {lacking.text}.", *_figures(grade))
-    return ("All is done: right, clean, and what the exercise asks." if grade.exercise.number else
-            "Nothing is wrong: every result is right, and the sanitizer finds nothing.",)  # fmt: skip
-
-
-_WHY = {
-    "out of bounds": "On a GPU that ends in an error, or in whatever lies there.",
-    "uninitialised read": "What it finds there is left over from before: right by luck at best.",
-    "race": "Which of the two comes first is not said: on a GPU the result changes from run to run.",
-    "race between blocks": "Blocks run in any order and side by side: the result changes from run to run.",
-    "divergent barrier": "All threads of a block must come to the same barrier, or a GPU waits for ever.",
-    "barrier without all threads": "A thread that has returned never comes to the barrier.",
-}
-
-
-def _finding_in_words(finding: Finding) -> tuple[str, ...]:
-    who = f"thread {finding.thread} of block {finding.block} " if finding.thread and finding.kind != WRONG else ""
-    where = f"Line {line_of(finding)}" if finding.lines else finding.kind.capitalize()
-    if finding.lines and (text := _text_of(*finding.lines[0])):
-        where += f", {text}"
-    return (f"{where}: {who}{finding.sentence}.", *filter(None, [_WHY.get(finding.kind)]))
-
-
-def _text_of(path: Path, line: int) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
-        return path.read_text(encoding="utf-8").splitlines()[line - 1].strip()
-    return ""
-
-
-def _wrong_in_words(grade: Grade) -> tuple[str, ...]:
-    first = grade.wrong[0]  # the curated problems begin with the simple ones
-    reasons = (curated.reason for curated in CURATED if _shape(curated.problem()) == _shape(first.problem))
-    reason = next(reasons, "")
-    share = f"{len(grade.wrong)} of {grade.checks} checks are wrong"
-    return (f"{share}; the first one is of {first.problem}{f' ({reason})' if reason else ''}:",
-            f"{first.faults[0]}.")  # fmt: skip
-
-
-def _figures(grade: Grade) -> tuple[str, ...]:
-    counts = grade.counts
-    if counts is None:
-        return ()
-    return (
-        f"It asks for {counts.coalescing:.2f} times the sectors that the numbers would fill, for {counts.pixels:.2f} "
-        f"pixels and {counts.loads:.2f} numbers in all for each multiply-add, and moves {counts.moved:.2f} times the "
-        "bytes that must be moved.",
-    )
-
-
-def line_of(finding: Finding) -> int | None:
-    """Return the line of the file where a finding was seen first."""
-    return finding.lines[0][1] if finding.lines else None
-
-
-def _shape(problem: ConvProblem) -> ConvProblem:
-    return problem.with_(activation="identity", dtype="float32", mask=False, bias=True)
-
-
 def _size(p: ConvProblem) -> int:
     return p.N * p.K * p.P * p.Q * p.C // p.groups * p.R * p.S
 
 
-# -- the work --------------------------------------------------------------------------------------------------------
 def read_hand_in(path: Path) -> None:
     """Refuse what is no text of device code.
 
@@ -378,7 +302,9 @@ def _recognise(found: Grade, variant: Variant, device: Device, doing: Doing) -> 
     if found.wrong:
         doing(f"{variant.title}: what the wrong results come of")
         found.mistake = recognise(variant, device, found.exercise.takes)
-    found.mistake = found.mistake or recognise_findings(found.findings)
+    # A line that races with itself misses a barrier, or has many threads at one place: that is not certain.
+    certain = [each for each in found.findings if not (each.kind.startswith("race") and each.lines == each.other_lines)]
+    found.mistake = found.mistake or recognise_findings(certain)
 
 
 def _measure(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 _STYLE = """
@@ -36,3 +37,16 @@ def page(title: str, body: str) -> str:
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n<body>\n'
         f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], own: int | None = None) -> str:
+    """Return a table of HTML: with heads all columns but the first are figures; the row numbered `own` stands out."""
+    kind = ' class="number"' if heads else ""
+    own = None if own is None else own % len(rows)
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "".join(f"<{tag}{kind if i else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
+
+    head = f"<thead><tr>{line('th', [escape(name) for name in heads])}</tr></thead>\n" if heads else ""
+    body = "".join(f"<tr{' class=own' if i == own else ''}>{line('td', row)}</tr>\n" for i, row in enumerate(rows))
+    return f"<table>\n{head}{body}</table>"
