@@ -24,6 +24,9 @@ GRACE = 1.5
 #: A launch that runs so many seconds is told, once.
 LONG = 10.0
 
+#: Of a launch that was ended since it took longer than it may.
+ENDLESS = "has a launch that did not end within"
+
 #: The functions in which a thread waits for a launch to end: by module and name.
 _WAITS = frozenset((
     ("convbackprop.devices.cpu", "run"),
@@ -86,7 +89,7 @@ class Shielded:
         hint = "; it reads or writes outside its arrays" if number in (signal.SIGSEGV, signal.SIGBUS) else ""
         sentence = f"ended in a crash ({signal.strsignal(number) or f'signal {number}'}){hint}"
         if number == signal.SIGALRM:  # of its own watch
-            sentence = f"has a launch that did not end within {self._longest:g} s"
+            sentence = f"{ENDLESS} {self._longest:g} s"
         print(f"convbackprop: error: {what or 'the kernel'} {sentence}", file=sys.stderr)
         if crashed is not None and what:
             crashed(what, sentence)

@@ -111,7 +111,7 @@ EXERCISES = (
     Exercise(5, "5_shared_memory.cu", "shared memory, and the halo", "forward", _one_channel, _ONE_CHANNEL,
              _ONE_CHANNEL_TIMED, (RIGHT, CLEAN, _SHARED), "forward/tiled"),
     Exercise(6, "6_coalesced.cu", "coalesced loads", "forward", _one_channel, _ONE_CHANNEL, _ONE_CHANNEL_TIMED,
-             (RIGHT, CLEAN, _COALESCED), "forward/coalesced"),
+             (RIGHT, CLEAN, _COALESCED), "forward/naive"),
     Exercise(7, "7_fused.cu", "fuse it", "backward", _same, _ONE_CHANNEL, _ONE_CHANNEL_TIMED, (RIGHT, CLEAN, _FUSED),
              "backward/fused"),
     Exercise(8, "8_matrix_product.cu", "many channels, as a matrix product", "forward", _no_groups, _MANY, _MANY_TIMED,

@@ -222,6 +222,7 @@ def grade(
     device: Device | None = None,
     doing: Doing = lambda what: None,
     ahead: Callable[[Sequence[tuple[Variant, ConvProblem]], Device], None] = lambda pairs, device: None,
+    crashed: str | None = None,
 ) -> Grade:
     """Look at a file until something is wrong with it, and then beyond it as far as that makes sense.
 
@@ -237,6 +238,8 @@ def grade(
         Told what is done next.
     ahead : callable, optional
         Given what is about to be compiled for a device.
+    crashed : str, optional
+        How it has ended the process before: then it is looked at by the sanitizer alone.
 
     Raises
     ------
@@ -245,7 +248,7 @@ def grade(
     """
     path = Path(file).absolute()
     asked = exercises.exercise(exercise) if exercise is not None else exercises.of_file(path.name)
-    read_hand_in(path)
+    read_hand_in(Path(file))
     variant = variant_from_file(path)
     if asked and asked.pass_name != variant.pass_name:
         raise InvalidArgument(
@@ -253,9 +256,10 @@ def grade(
         )
     device = device or get_device()
     found = Grade(str(file), asked or exercises.without_exercise(variant.pass_name), device.name)
-    found.pass_name, found.variant = variant.pass_name, variant.title
+    found.pass_name, found.variant, found.crashed = variant.pass_name, variant.title, crashed
     try:
-        _check(found, variant, device, doing, ahead)
+        if not crashed:
+            _check(found, variant, device, doing, ahead)
         _sanitize(found, variant, doing, ahead)
         _recognise(found, variant, device, doing)
         if found.right:
@@ -290,6 +294,7 @@ def _sanitize(found: Grade, variant: Variant, doing: Doing, ahead: Any) -> None:
     for problem, data in work:
         doing(f"{variant.title} on {problem}")
         outcome = sanitize(variant, problem, data)
+        found.compiled = True
         found.sanitized += 1
         for finding in outcome.findings:
             key = (finding.kind, finding.lines, finding.other_lines)

@@ -98,7 +98,7 @@ def states(folder: Path, grade: Callable[[Exercise, Path], tuple[bool, str]]) ->
 
 
 def _remembered(folder: Path) -> dict[str, State]:
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         kept = json.loads((folder / REMEMBERED).read_text(encoding="utf-8"))
         return {name: State(str(of["digest"]), of["done"] is True, str(of["said"])) for name, of in kept.items()}
     return {}

@@ -19,7 +19,7 @@ def first_wrong(grade: Grade) -> tuple[str, ...]:
     if grade.error:
         return (f"It does not compile: {grade.error}" if grade.pass_name else f"It is no kernel: {grade.error}",)
     if grade.crashed:
-        return (f"It {grade.crashed}.",)
+        return (f"It {grade.crashed}.", *(_finding_in_words(grade.findings[0]) if grade.findings else ()))
     if not grade.checks:
         return ("It computes none of the problems that it is judged by.",)
     if grade.mistake:

@@ -35,14 +35,16 @@ REPLACEMENTS = {
          "            Acc*", "backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* "
          "__restrict__ x,\n         const Scalar* __restrict__ w, Scalar* __restrict__ dx, Acc*"),
         ("    // A lane keeps", "    input_grad(w, dx, shape, tile);\n\n    // A lane keeps")],
-    8: [("//@ constant THREADS = 128\n", "//@ constant THREADS = 128\n//@ constant FILTERS = 8\n//@ constant COLS = 4\n"),
+    8: [("//@ constant THREADS = 128\n", "//@ constant THREADS = 128\n//@ constant FILTERS = 8\n"
+         "//@ constant COLS = 4\n"),
         ("ceil_div(N * K * P * Q, THREADS)", "ceil_div(N * ceil_div(K, FILTERS) * P * ceil_div(Q, COLS), THREADS)"),
-        ("    if (i >= shape.y_size()) return;\n    const int q = i % shape.Q;\n    const int p = i / shape.Q % shape.P;\n"
-         "    const int k = i / shape.Q / shape.P % shape.K;\n    const int n = i / shape.Q / shape.P / shape.K;\n",
+        ("    if (i >= shape.y_size()) return;\n    const int q = i % shape.Q;\n"
+         "    const int p = i / shape.Q % shape.P;\n    const int k = i / shape.Q / shape.P % shape.K;\n    const int n = i / shape.Q / shape.P / shape.K;\n",
          "    const int strips = (shape.Q + COLS - 1) / COLS, parts = (shape.K + FILTERS - 1) / FILTERS;\n"
          "    if (i >= Index(shape.N) * parts * shape.P * strips) return;\n"
          "    const int q = i % strips * COLS;\n    const int p = i / strips % shape.P;\n"
-         "    const int k = i / strips / shape.P % parts * FILTERS;\n    const int n = i / strips / shape.P / parts;\n"),
+         "    const int k = i / strips / shape.P % parts * FILTERS;\n"
+         "    const int n = i / strips / shape.P / parts;\n"),
         ("    Acc sum = b ? to_acc(b[k]) : Acc(0);\n", """\
     Acc sums[FILTERS][COLS];
 #pragma unroll

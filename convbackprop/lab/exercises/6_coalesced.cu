@@ -39,5 +39,6 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     y[shape.y_at(n, 0, p, q)] = from_acc(activate(sum));
 }
 
-// The ladder's rung that goes on from here, with 16 bytes a thread and each row read once: forward/coalesced, in
-// CUDA_SRC/forward/coalesced.cu
+// The ladder's rung that does it: forward/naive, in CUDA_SRC/forward/naive.cu
+// (forward/coalesced goes on from there, with 16 bytes a thread: it asks for many sectors twice, and for a tenth of the
+// numbers.)
