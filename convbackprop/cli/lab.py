@@ -112,7 +112,7 @@ def _next(arguments: argparse.Namespace) -> int:
     first = left[0]
     state = found[first]
     path = folder / first.file
-    say(out, "", f"Next is exercise {first.number}, {first.title}: {path}")
+    say(out, "", f"Next is exercise {first.number} ({first.title}): {path}")
     if state:
         say(out, state.said, f"  convbackprop grade {shlex.quote(str(path))}")
     else:

@@ -36,7 +36,7 @@ def verdict(grade: Grade) -> str:
     if grade.exercise.number:
         done = sum(task.done(grade) for task in grade.exercise.tasks)
         state = "done" if grade.done else f"{done} of {len(grade.exercise.tasks)} tasks done"
-        return f"Exercise {grade.exercise.number}, {grade.exercise.title}: {state}."
+        return f"Exercise {grade.exercise.number} ({grade.exercise.title}): {state}."
     return f"{grade.variant or grade.file}: {'right and clean' if grade.done else 'something is wrong'}."
 
 

@@ -41,6 +41,9 @@ _SANITIZED, _MULTIPLY_ADDS = 8, 400_000
 #: The rungs that a file is timed beside: those that the exercises lead to.
 _RUNGS = ("naive", "tiled", "coalesced", "fused", "implicit_gemm")
 
+#: Findings after which a result depends on what was in memory before, or on who came first.
+_BY_CHANCE = ("uninitialised read", "race", "race between blocks")
+
 #: Seconds in which a file and the rungs are timed, and blocks of each launch that are replayed.
 _SECONDS, _BLOCKS = 1.0, 16
 
@@ -304,12 +307,15 @@ def _sanitize(found: Grade, variant: Variant, doing: Doing, ahead: Any) -> None:
 
 
 def _recognise(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:
-    if found.wrong:
-        doing(f"{variant.title}: what the wrong results come of")
-        found.mistake = recognise(variant, device, found.exercise.takes)
+    """Name the mistake: by the findings where results come of chance, else first by the results."""
     # A line that races with itself misses a barrier, or has many threads at one place: that is not certain.
     certain = [each for each in found.findings if not (each.kind.startswith("race") and each.lines == each.other_lines)]
-    found.mistake = found.mistake or recognise_findings(certain)
+    by_chance = any(each.kind in _BY_CHANCE for each in found.findings)
+    if by_chance or not found.wrong:
+        found.mistake = recognise_findings(certain)
+        return
+    doing(f"{variant.title}: what the wrong results come of")
+    found.mistake = recognise(variant, device, found.exercise.takes) or recognise_findings(certain)
 
 
 def _measure(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:

@@ -49,7 +49,7 @@ def _finding_in_words(finding: Finding) -> tuple[str, ...]:
     who = f"thread {finding.thread} of block {finding.block} " if finding.thread and finding.kind != WRONG else ""
     where = f"Line {line_of(finding)}" if finding.lines else finding.kind.capitalize()
     if finding.lines and (text := _text_of(*finding.lines[0])):
-        where += f", {text}"
+        where += f', "{text}"'
     why = _WHY.get(finding.kind, "")
     if finding.kind == "race" and finding.lines == finding.other_lines:
         why += " Both are at the same line: is a barrier missing, or should each thread have a place of its own?"

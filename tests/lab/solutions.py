@@ -39,7 +39,8 @@ REPLACEMENTS = {
          "//@ constant COLS = 4\n"),
         ("ceil_div(N * K * P * Q, THREADS)", "ceil_div(N * ceil_div(K, FILTERS) * P * ceil_div(Q, COLS), THREADS)"),
         ("    if (i >= shape.y_size()) return;\n    const int q = i % shape.Q;\n"
-         "    const int p = i / shape.Q % shape.P;\n    const int k = i / shape.Q / shape.P % shape.K;\n    const int n = i / shape.Q / shape.P / shape.K;\n",
+         "    const int p = i / shape.Q % shape.P;\n    const int k = i / shape.Q / shape.P % shape.K;\n"
+         "    const int n = i / shape.Q / shape.P / shape.K;\n",
          "    const int strips = (shape.Q + COLS - 1) / COLS, parts = (shape.K + FILTERS - 1) / FILTERS;\n"
          "    if (i >= Index(shape.N) * parts * shape.P * strips) return;\n"
          "    const int q = i % strips * COLS;\n    const int p = i / strips % shape.P;\n"

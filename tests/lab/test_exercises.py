@@ -22,13 +22,13 @@ NUMBERS = [each.number for each in EXERCISES]
 
 #: What is not done of each exercise as it is handed out, and what is said of it first.
 HANDED_OUT = {
-    1: ([True, True], "Threads read beyond an array. Line 40, sum += to_acc(x[shape.x_at("),
+    1: ([True, True], 'Threads read beyond an array. Line 40, "sum += to_acc(x[shape.x_at('),
     2: ([True, False], "The filter is not turned for the input gradient."),
-    3: ([False, True, False], "Line 54, total += sum.value();: thread (0, 0, 0) of block (0, 0, 0) reads total"),
+    3: ([False, True, False], 'Line 54, "total += sum.value();": thread (0, 0, 0) of block (0, 0, 0) reads total'),
     4: ([True, False], "phi'"),
     5: (
         [True, True, True],
-        "Shared memory is read that nobody has written. Line 56, sum += x_tile[",
+        'Shared memory is read that nobody has written. Line 56, "sum += x_tile[',
     ),
     6: ([False, False, True], "It is right, and not yet what the exercise asks: at most 1.25 times the sectors are"),
     7: ([False, False, True], "It is right, and not yet what the exercise asks: at most 1.45 times the bytes are"),

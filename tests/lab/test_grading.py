@@ -27,8 +27,8 @@ from tests.support.quick import QUICK_ENVIRONMENT
 
 TEMPLATE = (Path(convbackprop.__file__).parent / "templates" / "forward.cu").read_text()
 KEYS = ["file", "exercise", "pass", "variant", "device", "compiled", "error", "right", "checks", "wrong_checks",
-        "clean", "findings", "mistake", "said", "coalescing", "bank_conflicts", "cpu_us", "expected_us", "measured_us", "rank",
-        "limit", "tasks"]  # fmt: skip
+        "clean", "findings", "mistake", "said", "coalescing", "bank_conflicts", "cpu_us", "expected_us", "measured_us",
+        "rank", "limit", "tasks"]  # fmt: skip
 COUNTS = Counts(coalescing=1.5, bank_conflicts=None, pixels=1.0, loads=2.0, moved=3.0, atomics=0)
 
 
@@ -206,7 +206,7 @@ def test_a_report_is_printed_and_written(run, graded, monkeypatch):
     code, out, err = run("grade", "6_coalesced.cu", "--device", "cpu", "--html", "report.html")
     assert code == 1 and not err
     lines = out.splitlines()
-    assert lines[0] == "Exercise 6, coalesced loads: 2 of 3 tasks done."
+    assert lines[0] == "Exercise 6 (coalesced loads): 2 of 3 tasks done."
     assert lines[1].startswith("It is right, and not yet what the exercise asks: at most 1.25 times")
     assert "Rank, by the time on this CPU, which says little of a GPU: " in out and lines[-1] == "wrote report.html"
     html = Path("report.html").read_text()

@@ -88,7 +88,7 @@ def test_what_is_done_and_what_comes(run, monkeypatch, with_folder):
     documented("lab", found)
     assert code == 1 and [each["done"] for each in found["exercises"]] == [True, *[False] * 7]
     code, out, err = run("lab", "--next")
-    assert code == 1 and not err and f"Next is exercise 2, {EXERCISES[1].title}: {folder / NAMES[1]}" in out
+    assert code == 1 and not err and f"Next is exercise 2 ({EXERCISES[1].title}): {folder / NAMES[1]}" in out
     assert "The filter is not turned." in out
     grades |= {each.file: (True, "") for each in EXERCISES}
     for each in EXERCISES:
