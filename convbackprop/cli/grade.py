@@ -14,7 +14,7 @@ from convbackprop.cli.shield import ENDLESS, Shielded
 from convbackprop.devices import Device, choice_of_device
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import check_writable, write_whole
-from convbackprop.lab import exercises, grade_report
+from convbackprop.lab import exercises, grade_report, progress as progress_of_lab
 from convbackprop.lab.grading import Grade, grade
 from convbackprop.lab.verdict import first_wrong
 from convbackprop.ladder.variant import Variant
@@ -89,11 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
                 compile_ahead(pairs, on, "cuda" if on is not device else device.target, bar)
 
             try:
+                digest = progress_of_lab.digest_of(path) if exercises.of_file(path.name) and path.is_file() else ""
                 found = grade(path, arguments.exercise, device, doing, ahead, crash)
             except InvalidArgument as error:
                 if arguments.json:
                     print_json(_unfinished(arguments, device.name, error=str(error)).as_json())
                 raise
+        if found.exercise.file == path.name:
+            progress_of_lab.remember(path, digest, found.done, found.said)
         return _tell(found, arguments)
 
     def crashed(_: str, sentence: str) -> None:

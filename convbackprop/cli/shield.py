@@ -151,6 +151,8 @@ def _in_child(command: Callable[[], int], watched: AbstractContextManager[None])
         sys.stdout.flush()
         sys.stderr.flush()
         return code
+    except SystemExit as stop:  # rich's, where the reader of standard output, such as `head`, has seen enough
+        return int(stop.code or 0)
     except BaseException:  # a defect of the package
         traceback.print_exc()
         return 1

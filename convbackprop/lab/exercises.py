@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What an exercise asks for, and whether a grade says that it is done: by what was counted, never by a clock."""
+    """What an exercise asks for, and whether a grade says that it is done: by what was counted, never by a clock.
+
+    `figure` is that which decides, if it is one.
+    """
 
     text: str
     done: Callable[[Grade], bool]
+    figure: Callable[[Counts], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,10 @@ def _at_most(text: str, most: float, figure: Callable[[Counts], float]) -> Task:
     def done(grade: Grade) -> bool:
         return grade.right and grade.counts is not None and figure(grade.counts) <= most
 
-    return Task(text, done)
+    return Task(text, done, figure)
 
 
-_NO_ATOMICS = _at_most("nothing is added by atomics", 0, lambda counts: counts.atomics)
+_NO_ATOMICS = Task("nothing is added by atomics", lambda grade: grade.counts is not None and not grade.counts.atomics)
 _SHARED = _at_most("at most a quarter of a pixel is asked of global memory for each multiply-add", 0.25,
                    lambda counts: counts.pixels)  # fmt: skip
 _COALESCED = _at_most("at most 1.25 times the sectors are asked for that the numbers would fill", 1.25,

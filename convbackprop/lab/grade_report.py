@@ -82,9 +82,15 @@ def rank(grade: Grade) -> str:
 
 def about(grade: Grade) -> str:
     """Return on which problems the times are."""
+    gpu = any(each.expected or each.measured for each in grade.times)
+    times = (
+        f"on {grade.exercise.profiled}, those of the CPU "
+        if gpu and grade.exercise.profiled != grade.exercise.timed
+        else ""
+    )
     return (
-        f"Expected and measured times are on {grade.exercise.profiled}, those of the CPU on {grade.exercise.timed}, "
-        "in float32; the addresses were replayed on a CPU."
+        f"Times are {times}on {grade.exercise.timed}, in float32. What is counted was replayed on a CPU, on "
+        f"{grade.exercise.profiled}."
     )
 
 

@@ -15,7 +15,8 @@ p { margin: .4rem 0; } .soft, caption { color: var(--soft); }
 code, pre { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .9em; }
 pre { background: var(--shade); padding: .6rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .verdict { border-left: 4px solid var(--soft); background: var(--shade); padding: .7rem 1rem; margin: .8rem 0; }
-.verdict p:first-child { font-weight: 600; } .verdict.good { border-color: var(--good); } .verdict.bad { border-color: var(--bad); }
+.verdict p:first-child { font-weight: 600; }
+.verdict.good { border-color: var(--good); } .verdict.bad { border-color: var(--bad); }
 .good { color: var(--good); } .bad { color: var(--bad); } .verdict { color: var(--ink); }
 table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }

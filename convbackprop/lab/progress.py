@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def write_exercises(folder: Path) -> tuple[list[str], list[str]]:
                 written.append(each.file)
             except FileExistsError:
                 kept.append(each.file)
+        _remember(folder, {})
     except OSError as error:
         raise InvalidArgument(f"{folder} cannot be written: {error.strerror or error}") from None
     return written, kept
@@ -85,7 +86,7 @@ def states(folder: Path, grade: Callable[[Exercise, Path], tuple[bool, str]]) ->
         if not path.is_file():
             found[each] = None
             continue
-        digest = hashlib.sha256(__version__.encode() + path.read_bytes()).hexdigest()
+        digest = digest_of(path)
         known = before.get(each.file)
         if known and known.digest == digest:
             found[each] = known
@@ -93,8 +94,20 @@ def states(folder: Path, grade: Callable[[Exercise, Path], tuple[bool, str]]) ->
             found[each] = State(digest, False, "It is as it was handed out: its first lines say what to change.")
         else:
             found[each] = State(digest, *grade(each, path))
-        _remember(folder, found)
+        _remember(folder, {each.file: state for each, state in found.items() if state})
     return found
+
+
+def digest_of(path: Path) -> str:
+    """Return what a file's grade depends on, besides the machine."""
+    return hashlib.sha256(__version__.encode() + path.read_bytes()).hexdigest()
+
+
+def remember(path: Path, digest: str, done: bool, said: str) -> None:
+    """Remember the grade of an exercise's file, if it lies in a folder of the lab that can be written."""
+    if (path.parent / REMEMBERED).is_file():
+        with contextlib.suppress(InvalidArgument):
+            _remember(path.parent, {path.name: State(digest, done, said)})
 
 
 def _remembered(folder: Path) -> dict[str, State]:
@@ -104,10 +117,6 @@ def _remembered(folder: Path) -> dict[str, State]:
     return {}
 
 
-def _remember(folder: Path, found: dict[Exercise, State | None]) -> None:
-    kept = {each.file: asdict(state) for each, state in found.items() if state}
-    write_whole(folder / REMEMBERED, json.dumps({**_as_json(_remembered(folder)), **kept}, indent=1) + "\n")
-
-
-def _as_json(states_by_file: dict[str, State]) -> dict[str, dict[str, object]]:
-    return {name: asdict(state) for name, state in states_by_file.items()}
+def _remember(folder: Path, found: Mapping[str, State]) -> None:
+    kept = {name: asdict(state) for name, state in {**_remembered(folder), **found}.items()}
+    write_whole(folder / REMEMBERED, json.dumps(kept, indent=1) + "\n")

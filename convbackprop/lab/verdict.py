@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from convbackprop.check.curated import CURATED
 from convbackprop.check.sanitize import WRONG, Finding
+from convbackprop.lab.mistakes import recognise_finding
 from convbackprop.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -23,14 +24,17 @@ def first_wrong(grade: Grade) -> tuple[str, ...]:
     if not grade.checks:
         return ("It computes none of the problems that it is judged by.",)
     if grade.mistake:
-        shown = _finding_in_words(grade.findings[0])[0] if grade.findings else " ".join(_wrong_in_words(grade))
-        return (grade.mistake.title, shown, grade.mistake.why, f"Look at {grade.mistake.look_at}.")
+        of_it = [each for each in grade.findings if recognise_finding(each) is grade.mistake]
+        shown = [_finding_in_words(each)[0] for each in (of_it or grade.findings)[:1]] or _wrong_in_words(grade)
+        return (grade.mistake.title, *shown, grade.mistake.why, f"Look at {grade.mistake.look_at}.")
     if grade.findings:
         return _finding_in_words(grade.findings[0])
     if grade.wrong:
         return _wrong_in_words(grade)
     if lacking := next((task for task in grade.exercise.tasks if not task.done(grade)), None):
-        return (f"It is right, and not yet what the exercise asks: {lacking.text}.", *_figures(grade))
+        figure = lacking.figure(grade.counts) if lacking.figure and grade.counts else None
+        now = () if figure is None else (f"It is {figure:.2f} now.",)
+        return (f"It is right, and not yet what the exercise asks: {lacking.text}.", *now)
     return ("All is done: right, clean, and what the exercise asks." if grade.exercise.number else
             "Nothing is wrong: every result is right, and the sanitizer finds nothing.",)  # fmt: skip
 
@@ -69,17 +73,6 @@ def _wrong_in_words(grade: Grade) -> tuple[str, ...]:
     share = f"{len(grade.wrong)} of {grade.checks} checks are wrong"
     return (f"{share}; the first one is of {first.problem}{f' ({reason})' if reason else ''}:",
             f"{first.faults[0]}.")  # fmt: skip
-
-
-def _figures(grade: Grade) -> tuple[str, ...]:
-    counts = grade.counts
-    if counts is None:
-        return ()
-    return (
-        f"It asks for {counts.coalescing:.2f} times the sectors that the numbers would fill, for {counts.pixels:.2f} "
-        f"pixels and {counts.loads:.2f} numbers in all for each multiply-add, and moves {counts.moved:.2f} times the "
-        "bytes that must be moved.",
-    )
 
 
 def line_of(finding: Finding) -> int | None:

@@ -16,7 +16,7 @@ from convbackprop.check import Outcome
 from convbackprop.check.sanitize import Finding
 from convbackprop.cli import grade as command
 from convbackprop.errors import InvalidArgument
-from convbackprop.lab import exercises, grade_report, grading
+from convbackprop.lab import exercises, grade_report, grading, progress
 from convbackprop.lab.counts import Counts
 from convbackprop.lab.grading import Grade, Times
 from convbackprop.lab.mistakes import KINDS
@@ -153,7 +153,7 @@ SAID = [
      "The filter is not turned for the input gradient. 1 of 4 checks are wrong; the first one"),
     ({"checks": 4, "sanitized": 1, "counts": COUNTS},
      "It is right, and not yet what the exercise asks: at most 1.25 times the sectors are asked for that the numbers "
-     "would fill. It asks for 1.50 times the sectors"),
+     "would fill. It is 1.50 now."),
 ]  # fmt: skip
 
 
@@ -166,6 +166,17 @@ def test_the_first_thing_that_is_wrong_is_said(what, said):
     html = grade_report.html(found)
     assert "<script" not in html and "http" not in html and "src=" not in html
     assert grade_report.verdict(found) in html
+
+
+def test_the_line_is_that_of_the_mistake():
+    read, written = (
+        Finding(
+            "out of bounds", "beyond", "forward", ((Path("mine.cu"), 3 + 6 * is_write),), memory="y", is_write=is_write
+        )
+        for is_write in (False, True)
+    )
+    found = a_grade(checks=4, findings=[read, written], mistake=KINDS["written_out_of_bounds"])
+    assert found.said.startswith(f"{KINDS['written_out_of_bounds'].title} Line 9: beyond. ")
 
 
 @pytest.mark.parametrize(("key", "by"), [("measured", "gpu"), ("expected", "expected"), ("cpu", "cpu")])
@@ -202,13 +213,17 @@ def test_a_page_escapes_what_it_shows():
 
 def test_a_report_is_printed_and_written(run, graded, monkeypatch):
     monkeypatch.setattr(command, "grade", lambda path, exercise, device, *_: graded(path, exercise))
-    Path("6_coalesced.cu").write_text(exercises.exercise(6).text())
+    assert run("lab", ".")[0] == 0
     code, out, err = run("grade", "6_coalesced.cu", "--device", "cpu", "--html", "report.html")
     assert code == 1 and not err
     lines = out.splitlines()
     assert lines[0] == "Exercise 6 (coalesced loads): 2 of 3 tasks done."
     assert lines[1].startswith("It is right, and not yet what the exercise asks: at most 1.25 times")
     assert "Rank, by the time on this CPU, which says little of a GPU: " in out and lines[-1] == "wrote report.html"
+    kept = json.loads(progress.REMEMBERED.read_text())["6_coalesced.cu"]
+    assert (
+        not kept["done"] and kept["said"] == lines[1] and kept["digest"] == progress.digest_of(Path("6_coalesced.cu"))
+    )
     html = Path("report.html").read_text()
     assert lines[0] in html and "Beside the ladder" in html and "http" not in html
     code, out, err = run("grade", "6_coalesced.cu", "--device", "cpu", "--exercise", "9")

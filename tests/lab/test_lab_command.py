@@ -19,7 +19,7 @@ NAMES = [each.file for each in EXERCISES]
 def test_a_folder_is_filled_and_nothing_in_it_is_lost(run):
     code, out, err = run("lab")
     assert code == 0 and not err and "convbackprop grade lab/1_forward.cu" in out
-    assert sorted(path.name for path in Path("lab").iterdir()) == NAMES
+    assert sorted(path.name for path in Path("lab").iterdir() if path.name != ".convbackprop") == NAMES
     Path("lab/2_input_grad.cu").write_text("mine")
     Path("lab/3_kernel_grad.cu").unlink()
     Path("lab/notes.txt").write_text("notes")
