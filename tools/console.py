@@ -24,10 +24,14 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+from convbackprop.lab.exercises import EXERCISES
+from tests.lab.solutions import solved
+
 ROOT = Path(__file__).parent.parent
 WIDTH = 112
 
-#: What the commands find in their folder: runs that `bench --save` has kept, and kernels that are wrong on purpose.
+#: What the commands find in their folder: runs that `bench --save` has kept, kernels that are wrong on purpose, and in
+#: `mended` the exercises of the lab as a student has mended them.
 RUNS = ("before", "after")
 KERNELS = ("no_syncwarp.cu", "forward_border_off_by_one.cu")
 
@@ -52,6 +56,9 @@ def furnish(folder: Path) -> None:
     for name in KERNELS:
         (found,) = (ROOT / "tests").rglob(name)
         shutil.copy(found, folder)
+    (folder / "mended").mkdir()
+    for exercise in EXERCISES:
+        (folder / "mended" / exercise.file).write_text(solved(exercise.number))
 
 
 def _play(block: str, folder: Path) -> str:

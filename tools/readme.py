@@ -6,7 +6,7 @@ README.md, docs/gpu.md, gpu.svg,    what a GPU measured: benchmarks/results, and
   expected.svg                      (tools/predict.py)
 convbackprop/tune/measured          the tables that the package ships: what those runs tuned
 README.md, docs/ladder.md           the ladder: the registry; errors.json, which --errors measures on the cpu device
-docs/command_line.md                what commands print; those that are recorded run again with --commands only
+docs/command_line.md, lab.md        what commands print; those that are recorded run again with --commands only
 docs/guide.md, docs/pictures        what `explain` draws, and what a GPU measured of each rung (tools/guide.py)
 docs/command_line.md, bench.svg     a run of `make bench`: bench.json, which --bench times anew
 
@@ -39,6 +39,7 @@ from tools import console, gpu_page, gpu_parts, guide
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README, GPU, LADDER, COMMANDS = ROOT / "README.md", DOCS / "gpu.md", DOCS / "ladder.md", DOCS / "command_line.md"
+LAB = DOCS / "lab.md"
 GPU_PICTURE, BENCH_PICTURE = DOCS / "gpu.svg", DOCS / "bench.svg"
 BENCH, ERRORS = DOCS / "data" / "bench.json", DOCS / "data" / "errors.json"
 SHOWN = "1024x1024 5x5"  # of the run of the benchmark, what the picture shows
@@ -104,6 +105,7 @@ def pages(recorded: bool = False) -> dict[Path, bytes]:
         GPU: replace(GPU.read_text(), "runs", runs_part()),
         LADDER: replace(LADDER.read_text(), "variants", variants_part()),
         COMMANDS: console.played(commands, recorded),
+        LAB: console.played(LAB.read_text(), recorded),
     }
     pictures = {
         GPU_PICTURE: plots.rendered(gpu_page.picture(gpu_page.newest()[-1]), "svg"),

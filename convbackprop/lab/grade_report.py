@@ -13,7 +13,7 @@ from convbackprop.lab.page import page, table
 from convbackprop.lab.verdict import first_wrong, line_of
 from convbackprop.profile.roofline import duration
 
-_BY = {"gpu": "measured on the GPU", "expected": "by the time expected on a GPU, which no GPU has measured",
+_BY = {"gpu": "measured on the GPU", "expected": "by the time expected on a GPU, which was not measured",
        "cpu": "by the time on this CPU, which says little of a GPU"}  # fmt: skip
 
 #: Findings and wrong results on the page.

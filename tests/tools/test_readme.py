@@ -11,8 +11,10 @@ import pytest
 
 from convbackprop import cli
 from convbackprop.bench import runs
+from convbackprop.lab import exercises
 from convbackprop.ladder.registry import VARIANTS
 from convbackprop.tune import table
+from tests.lab.solutions import solved
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -89,6 +91,20 @@ def test_the_commands_print_what_the_page_says(tool):
     assert re.search(r"after is faster in \d of \d rows and slower in \d", text)  # the commands print something
     played = console.played(text, recorded=False)
     assert console.without_seconds(played) == console.without_seconds(text), "run 'make readme'"
+
+
+def test_the_lab_prints_what_its_page_says(tool):
+    console, text = tool["console"], page("lab.md")
+    assert text.count("<!-- output: checked -->") >= 3
+    assert console.without_seconds(console.played(text, recorded=False)) == console.without_seconds(text), (
+        "run 'make readme'"
+    )
+    for number, old in re.findall(
+        r"```diff\n// (\d)_.*\n((?:[-+ ].*\n)+)```", text
+    ):  # what the page changes is a solution
+        given, mended = exercises.exercise(int(number)).text(), solved(int(number))
+        for sign, whole in (("-", given), ("+", mended)):
+            assert all(line[1:].strip() in whole for line in old.splitlines() if line[0] in f" {sign}"), number
 
 
 def test_a_changed_output_is_seen(tool, monkeypatch):
@@ -226,7 +242,8 @@ def test_commands_exist(readme):
     """Of the command line and of make; every command has a line in the tour, and is shown."""
     tour = page("command_line.md")
     assert set(re.findall(r"^    convbackprop (\w+)", tour, re.MULTILINE)) == set(cli.COMMANDS)
-    assert set(re.findall(r"^\$ convbackprop (\w+)", tour, re.MULTILINE)) == set(cli.COMMANDS)
+    shown = tour + page("lab.md")
+    assert set(re.findall(r"^\$ convbackprop (\w+)", shown, re.MULTILINE)) == set(cli.COMMANDS)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for text in (readme, tour, page("gpu.md"), page("ladder.md")):
         assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE)) <= targets
