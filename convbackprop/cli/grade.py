@@ -79,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     def command(crash: str | None = None) -> int:
         with progress() as bar:
-            task = bar.add_task("grading", total=None)
+            task = bar.add_task(f"grading {path.name}", total=None)
 
             def doing(what: str) -> None:
                 shield.doing(what)
-                bar.update(task, description=what, advance=1, refresh=True)
+                bar.update(task, advance=1, refresh=True)
 
             def ahead(pairs: Sequence[tuple[Variant, ConvProblem]], on: Device) -> None:
                 compile_ahead(pairs, on, "cuda" if on is not device else device.target, bar)
@@ -140,7 +140,7 @@ def _print(found: Grade) -> None:
     for row in grade_report.rows(found):
         style = "" if row.good is None else "green" if row.good else "red"
         cells.append([row.what, Text(row.text, style)])
-    out.print(grid(("looked at", "what"), cells, ("what",)))
+    out.print(grid(("what", "found"), cells, ("found",)))
     if found.times:
         out.print()
         out.print(grid(*grade_report.ladder(found)))

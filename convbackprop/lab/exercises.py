@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 class Task:
     """What an exercise asks for, and whether a grade says that it is done: by what was counted, never by a clock.
 
-    `figure` is that which decides, if it is one.
+    `figure` is that which decides, if it is one; `mistake` the kind of mistake that it is not to have done it, if it is
+    one of the catalogue.
     """
 
     text: str
     done: Callable[[Grade], bool]
     figure: Callable[[Counts], float] | None = None
+    mistake: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ def _at_most(text: str, most: float, figure: Callable[[Counts], float]) -> Task:
     return Task(text, done, figure)
 
 
-_NO_ATOMICS = Task("nothing is added by atomics", lambda grade: grade.counts is not None and not grade.counts.atomics)
+_NO_ATOMICS = Task(
+    "nothing is added by atomics",
+    lambda grade: grade.right and grade.counts is not None and not grade.counts.atomics,
+    mistake="atomics_in_any_order",
+)
 _SHARED = _at_most("at most a quarter of a pixel is asked of global memory for each multiply-add", 0.25,
                    lambda counts: counts.pixels)  # fmt: skip
 _COALESCED = _at_most("at most 1.25 times the sectors are asked for that the numbers would fill", 1.25,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from convbackprop.check.curated import CURATED
 from convbackprop.check.sanitize import WRONG, Finding
-from convbackprop.lab.mistakes import recognise_finding
+from convbackprop.lab.mistakes import KINDS, recognise_finding
 from convbackprop.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ def first_wrong(grade: Grade) -> tuple[str, ...]:
         return _wrong_in_words(grade)
     if lacking := next((task for task in grade.exercise.tasks if not task.done(grade)), None):
         figure = lacking.figure(grade.counts) if lacking.figure and grade.counts else None
-        now = () if figure is None else (f"It is {figure:.2f} now.",)
-        return (f"It is right, and not yet what the exercise asks: {lacking.text}.", *now)
+        more = [] if figure is None else [f"It is {figure:.2f} now."]
+        if lacking.mistake:
+            more += [KINDS[lacking.mistake].why, f"Look at {KINDS[lacking.mistake].look_at}."]
+        return (f"It is right, and not yet what the exercise asks: {lacking.text}.", *more)
     return ("All is done: right, clean, and what the exercise asks." if grade.exercise.number else
             "Nothing is wrong: every result is right, and the sanitizer finds nothing.",)  # fmt: skip
 

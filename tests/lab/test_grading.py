@@ -168,6 +168,14 @@ def test_the_first_thing_that_is_wrong_is_said(what, said):
     assert grade_report.verdict(found) in html
 
 
+def test_atomics_are_told_why_they_are_not_asked_for():
+    found = a_grade(3, checks=4, sanitized=1, counts=Counts(1, 1, 1, 1, 1, atomics=7))
+    kind = KINDS["atomics_in_any_order"]
+    asked = "It is right, and not yet what the exercise asks: nothing is added by atomics."
+    assert found.said == f"{asked} {kind.why} Look at {kind.look_at}."
+    assert found.mistake is None  # the kernel is right
+
+
 def test_the_line_is_that_of_the_mistake():
     read, written = (
         Finding(
