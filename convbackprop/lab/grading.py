@@ -308,14 +308,12 @@ def _sanitize(found: Grade, variant: Variant, doing: Doing, ahead: Any) -> None:
 
 def _recognise(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:
     """Name the mistake: by the findings where results come of chance, else first by the results."""
-    # A line that races with itself misses a barrier, or has many threads at one place: that is not certain.
-    certain = [each for each in found.findings if not (each.kind.startswith("race") and each.lines == each.other_lines)]
     by_chance = any(each.kind in _BY_CHANCE for each in found.findings)
     if by_chance or not found.wrong:
-        found.mistake = recognise_findings(certain)
+        found.mistake = recognise_findings(found.findings)
         return
     doing(f"{variant.title}: what the wrong results come of")
-    found.mistake = recognise(variant, device, found.exercise.takes) or recognise_findings(certain)
+    found.mistake = recognise(variant, device, found.exercise.takes) or recognise_findings(found.findings)
 
 
 def _measure(found: Grade, variant: Variant, device: Device, doing: Doing) -> None:

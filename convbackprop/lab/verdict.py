@@ -57,8 +57,6 @@ def _finding_in_words(finding: Finding) -> tuple[str, ...]:
     if finding.lines and (text := _text_of(*finding.lines[0])):
         where += f', "{text}"'
     why = _WHY.get(finding.kind, "")
-    if finding.kind == "race" and finding.lines == finding.other_lines:
-        why += " Both are at the same line: is a barrier missing, or should each thread have a place of its own?"
     return (f"{where}: {who}{finding.sentence}.", why) if why else (f"{where}: {who}{finding.sentence}.",)
 
 
