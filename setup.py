@@ -14,6 +14,7 @@ setup(
             "templates/*.cu",
             "lab/exercises/*.cu",
             "bench/*.cu",
+            "lab/rubric.toml",
             "tune/measured/*.json",
         ],
         "convbackprop.cuda_src": ["**/*.cu", "**/*.cuh"],
