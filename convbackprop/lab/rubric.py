@@ -106,9 +106,9 @@ def read_rubric(path: Path | None = None) -> Rubric:
     InvalidArgument
         The file cannot be read, or says something that is not understood; the message names the line and the key.
     """
-    name, text = "rubric.toml", ""
+    name = str(path or "rubric.toml")
     try:
-        name, text = (str(path), path.read_text(encoding="utf-8")) if path else (name, example())
+        text = path.read_text(encoding="utf-8") if path else example()
         table = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"{name} cannot be read: {error}") from None

@@ -17,7 +17,8 @@ from convbackprop.lab.confinement import Limits
 from convbackprop.lab.hand_ins import grade_folder, results_file
 from tests.support.children import PATIENCE, with_ctrl_c
 
-pytestmark = pytest.mark.skipif(restrictions.why_not() is not None, reason=f"{restrictions.why_not()}")
+confinable = pytest.mark.skipif(restrictions.why_not() is not None, reason=f"{restrictions.why_not()}")
+pytestmark = confinable
 
 LIMITS = Limits(cpu_seconds=3, seconds=PATIENCE, memory=1 << 30, files=64 << 20)
 
