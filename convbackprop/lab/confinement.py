@@ -4,7 +4,8 @@ What is enforced, by Linux itself and for any user, root included, without a con
 
 - Files. It can write, and make or remove files, in one folder only, and read there and in what it is given to read:
   neither the files of other hand-ins nor one's own. Modes, owners, times and attributes of files it can set nowhere;
-  that is left undone without an error. (Landlock and seccomp. It can learn the names and sizes of other files.)
+  that is left undone without an error. It can learn the names and sizes of other files, and which processes run.
+  (Landlock and seccomp.)
 - Network. It has no sockets at all, Unix sockets included. (seccomp)
 - Other processes. It can neither signal them, nor read or trace them, nor change their priority; it is given no keys
   and no System V memory, and sudo and its like give it no powers. (Landlock; before Linux 6.12 it cannot send any
@@ -108,6 +109,11 @@ def readable() -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(place).resolve() for place in places))
 
 
+def _home() -> Path:
+    """Return the folder in which this package is found; Python lists it, and reads nothing else there."""
+    return Path(convbackprop.__file__).parent.parent
+
+
 #: What a confined command keeps of its owner's environment.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "CPATH", "CONVBACKPROP_CXX", "CONVBACKPROP_CXXFLAGS", "CONVBACKPROP_CPU_LEVEL",
          "CONVBACKPROP_NUM_THREADS", "CONVBACKPROP_NVCC", "CUDA_HOME", "CUDA_PATH")  # fmt: skip
@@ -120,7 +126,7 @@ def bare_environment(folder: Path) -> dict[str, str]:
         "HOME": str(folder),
         "TMPDIR": str(folder),
         "LANG": "C.UTF-8",
-        "PYTHONPATH": str(Path(convbackprop.__file__).parent.parent),
+        "PYTHONPATH": str(_home()),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
@@ -168,6 +174,7 @@ def run_confined(
         "command": [str(word) for word in command], "folder": str(folder), "limits": asdict(limits or Limits()),
         "environment": dict(environment if environment is not None else bare_environment(folder)),
         "readable": [str(path) for path in (*readable(), *also_readable)], "confined": confined, "landlock": landlock,
+        "listable": [str(_home())],
     }  # fmt: skip
     watched, held = os.pipe()
     process = subprocess.Popen(
@@ -176,7 +183,7 @@ def run_confined(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd="/",
-        env={**os.environ, "PYTHONPATH": str(Path(convbackprop.__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(_home())},
         start_new_session=True,  # Ctrl-C is for its owner, who then lets go of the pipe
     )
     os.close(watched)

@@ -71,7 +71,7 @@ def become(user: int) -> None:
 
 # -- Landlock: which files -------------------------------------------------------------------------------------------
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_ANY_WRITE, _READ = 0x1FF2, 0x000D  # of the first version; READ is to execute, to read, and to list
+_ANY_WRITE, _READ, _LIST = 0x1FF2, 0x000D, 0x0008  # of the first version; READ is to execute, to read, and to list
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 _OF_FILES = 0x0007 | _TRUNCATE | _IOCTL_DEV  # what can be allowed of a file that is no directory
 _SCOPED = 0b11  # abstract sockets, and signals
@@ -87,13 +87,16 @@ def landlock_version() -> int:
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))))
 
 
-def restrict_files(writable: Path, readable: Iterable[str | Path], version: int) -> None:
-    """Let this process write below one folder only, and read there and below those named only."""
+def restrict_files(
+    writable: Path, readable: Iterable[str | Path], listable: Iterable[str | Path], version: int
+) -> None:
+    """Let this process write below one folder only, read there and below those named only, and list some more."""
     rights = _ANY_WRITE | _READ | _REFER | _TRUNCATE | (_IOCTL_DEV if version >= 5 else 0)
     attributes = struct.pack("=QQQ", rights, 0, _SCOPED if version >= _SIGNALS_SCOPED else 0)
     ruleset = _call("Landlock", "syscall", _CREATE_RULESET, attributes, ctypes.c_size_t(24), ctypes.c_uint(0))
     rules: list[tuple[str | Path, int]] = [(writable, rights), ("/dev/null", rights)]
-    for path, allowed in [*rules, *((path, _READ) for path in readable)]:
+    rules += [(path, _READ) for path in readable] + [(path, _LIST) for path in listable]
+    for path, allowed in rules:
         try:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:

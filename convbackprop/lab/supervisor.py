@@ -132,7 +132,7 @@ def _confine(spec: dict[str, Any], user: int) -> None:
     if os.geteuid() == 0:
         restrictions.become(user)
     restrictions.give_up_new_powers()
-    restrictions.restrict_files(Path(spec["folder"]), spec["readable"], version)
+    restrictions.restrict_files(Path(spec["folder"]), spec["readable"], spec["listable"], version)
     restrictions.restrict_calls(version)
 
 
