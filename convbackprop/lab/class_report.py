@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -17,6 +18,9 @@ from convbackprop.lab.rubric import Rubric
 
 #: Figures of a grade that a CSV file has as they are.
 _FIGURES = ("coalescing", "bank_conflicts", "expected_us", "cpu_us", "measured_us")
+
+#: Letters of the first thing that is wrong, in a table that people read.
+_BRIEF = 160
 
 #: What the times are that a rank is by.
 _BY = {"gpu": "measured on a GPU", "expected": "expected on a GPU, which none has measured", "cpu": "on this CPU"}
@@ -49,8 +53,15 @@ class Scored(NamedTuple):
 
     @property
     def said(self) -> str:
-        """The first thing that is wrong."""
+        """The first thing that is wrong, in full."""
         return " ".join(str(self.row.facts["said"]).split())
+
+    @property
+    def brief(self) -> str:
+        """The first thing that is wrong: the mistake, if it was recognised."""
+        if mistake := self.row.facts["mistake"]:
+            return str(mistake["title"])
+        return shorten(self.said, _BRIEF, placeholder=" ...") or self.said[:_BRIEF]
 
 
 def scored(rows: Iterable[Row], rubric: Rubric) -> list[Scored]:
@@ -78,7 +89,7 @@ def table(those: Sequence[Scored], rubric: Rubric) -> Table:
     made.add_column("first thing wrong", overflow="fold", ratio=1)
     for each in those:
         points = map(_number, each.points)
-        made.add_row(*map(Text, (each.name, *points, _number(each.total), _rank(each), each.said)))
+        made.add_row(*map(Text, (each.name, *points, _number(each.total), _rank(each), each.brief)))
     return made
 
 
@@ -177,5 +188,5 @@ def _html_row(each: Scored, rubric: Rubric) -> str:
     return (
         f"<tr><td>{escape(each.name)}</td>{points}"
         f'<td class="number"><b>{_number(each.total)}</b></td><td class="number">{_rank(each)}</td>'
-        f"<td>{escape(each.said)}</td></tr>"
+        f"<td>{escape(each.brief)}</td></tr>"
     )

@@ -16,8 +16,8 @@ What is enforced, by Linux itself and for any user, root included, without a con
 - Processes. All together so many (looked at 10 times a second), and whatever happens between two looks, Linux refuses
   the thread that is the eighth of that many times too many.
 - Output. What is printed beyond a limit ends the command and is not kept. A file has half of the folder's limit at
-  most, and all files together so much (looked at 10 times a second; a file that has been removed and is still open does
-  not count).
+  most, and all files together so much (looked at 10 times a second; one that is hidden does not count: removed and
+  still open, or in a folder that cannot be listed).
 
 Not enforced: how much of the CPU's cores, caches and disk it keeps busy meanwhile; and a defect of the Linux kernel
 would let it out. Nothing of this holds on a GPU's memory: a confined command has no GPU.
@@ -204,11 +204,18 @@ def run_confined(
 
 
 @contextlib.contextmanager
-def workshop() -> Iterator[Path]:
-    """Make a place for the folders of confined commands, which other users may pass but not look into."""
-    with tempfile.TemporaryDirectory(prefix="convbackprop-", ignore_cleanup_errors=True) as name:
+def workshop(inside: Path | None = None) -> Iterator[Path]:
+    """Make a place for the folders of confined commands, which other users may pass but not look into.
+
+    It is removed with all that is in it: folders that nobody may enter, and such as lie deeper than Python can follow.
+    """
+    name = tempfile.mkdtemp(prefix="convbackprop-", dir=inside)
+    try:
         os.chmod(name, 0o711)
         yield Path(name)
+    finally:
+        for remove in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*remove, "--", name], stdin=subprocess.DEVNULL, capture_output=True)
 
 
 # -- tried before it is relied on ------------------------------------------------------------------------------------

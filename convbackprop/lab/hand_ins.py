@@ -11,7 +11,6 @@ import re
 import signal
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.resources import files
@@ -141,8 +140,7 @@ def _grade_one(
     """Grade a file in a folder of its own, which is removed again."""
     if hand_in.trouble:
         return Row(hand_in.name, None, hand_in.trouble)
-    with tempfile.TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as own:
-        folder = Path(own)
+    with workshop(work) as folder:
         place = folder / "hand_in"
         place.mkdir()
         base = hand_in.name.rpartition("/")[2]

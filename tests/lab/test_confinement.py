@@ -164,6 +164,17 @@ def test_a_daemon_is_ended_too(folder):
     assert not left_in(folder)
 
 
+def test_nothing_is_left(folder):
+    """Of folders that nobody may enter, or that are too deep for a path."""
+    with confinement.workshop() as work:
+        made = work / "made"
+        made.mkdir()
+        code = "import os\nos.makedirs('shut/in')\nos.mkdir('shut/out', 0)\nos.umask(0o777)\nos.mkdir('x')\n"
+        code += "os.umask(0)\nfor _ in range(2000): os.mkdir('deeper'); os.chdir('deeper')"
+        assert python(code, made).code == 0
+    assert not work.exists()
+
+
 def test_endless_compilation(folder):
     """Each template asks for two more."""
     text = "template <int N> struct T { static int f() { return T<2 * N>::f() + T<2 * N + 1>::f(); } };"
