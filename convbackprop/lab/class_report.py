@@ -83,7 +83,8 @@ def table(those: Sequence[Scored], rubric: Rubric) -> Table:
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column("hand-in", overflow="fold")
     for criterion in rubric.criteria:
-        made.add_column(f"{criterion.title}\n{_number(criterion.points)}", justify="right")
+        title = criterion.title.replace(" ", "\n")  # narrow
+        made.add_column(f"{title}\n{_number(criterion.points)}", justify="right", vertical="bottom")
     made.add_column(f"points\n{_number(rubric.points)}", justify="right")
     made.add_column("rank", no_wrap=True)
     made.add_column("first thing wrong", overflow="fold", ratio=1)

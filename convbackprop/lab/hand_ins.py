@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -291,12 +292,10 @@ def grade_folder(
     lifeline, held = os.pipe()
     try:
         with workshop() as work:
-
-            def run(words: Sequence[str], place: Path, environment: dict[str, str], **options: Any) -> Outcome:
-                return run_confined(words, place, environment, limits, confined=confined, lifeline=lifeline, **options)
-
+            run = functools.partial(run_confined, confined=confined, lifeline=lifeline)
             passes = _passes(left)
             shared = _warmed(work, passes, run, command) if passes else None
+            run = functools.partial(run, limits=limits)
             pool = ThreadPoolExecutor(jobs)
             try:
                 waiting = [pool.submit(_grade_one, each, work, shared, run, command) for each in left]
