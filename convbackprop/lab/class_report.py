@@ -84,7 +84,7 @@ def table(those: Sequence[Scored], rubric: Rubric) -> Table:
     made.add_column("hand-in", overflow="fold")
     for criterion in rubric.criteria:
         title = criterion.title.replace(" ", "\n")  # narrow
-        made.add_column(f"{title}\n{_number(criterion.points)}", justify="right", vertical="bottom")
+        made.add_column(f"{title}\n{_number(criterion.points)}", justify="right")
     made.add_column(f"points\n{_number(rubric.points)}", justify="right")
     made.add_column("rank", no_wrap=True)
     made.add_column("first thing wrong", overflow="fold", ratio=1)
@@ -154,14 +154,14 @@ def _harmless(text: str) -> str:
 _STYLE = """<style>
 body { max-width: 80rem; } .class td, .class th { padding-right: .7rem; }
 .class th { vertical-align: bottom; } .class .none { color: var(--bad); }
-.class td:first-child { overflow-wrap: anywhere; }
+.class td:first-child { overflow-wrap: anywhere; min-width: 10rem; } .class td:last-child { min-width: 18rem; }
 @media print { @page { size: A4 landscape; } .class { font-size: 8.5pt; } }
 </style>"""
 
 
 def as_html(those: Sequence[Scored], rubric: Rubric, title: str) -> str:
     """Return the table as a page, with what was wrong most often."""
-    heads = [f"{escape(c.title)}<br>{_number(c.points)}" for c in rubric.criteria]
+    heads = [f"{escape(c.title).replace(' ', '<br>')}<br>{_number(c.points)}" for c in rubric.criteria]
     heads.append(f"points<br>{_number(rubric.points)}")
     numbers = "".join(f'<th class="number">{head}</th>' for head in heads)
     lines = [f"<tr><th>hand-in</th>{numbers}<th>rank</th><th>first thing wrong</th></tr>"]

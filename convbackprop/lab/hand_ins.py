@@ -75,7 +75,7 @@ class Row:
     def facts(self) -> dict[str, Any]:
         """The grade, or that nothing is right."""
         nothing = {key: None for key in _KEYS} | {"compiled": False, "right": False, "clean": False, "tasks": []}
-        return self.grade or nothing | {"said": self.trouble}
+        return self.grade or nothing | {"said": f"It {self.trouble}."}
 
 
 # -- which files -----------------------------------------------------------------------------------------------------

@@ -43,9 +43,9 @@ def hand_ins(folder):
     texts, facts = {}, {}
     for pass_name in LAUNCHES:
         texts[f"{pass_name}.cu"], facts[f"{pass_name}.cu"] = naive(pass_name), (True, True)
-    for name in WRONG:
+    for number, name in enumerate(WRONG, 1):
         mutation, pass_name = MUTATIONS[name], name.partition("/")[0]
-        file = "".join(letter if letter.isalnum() else "_" for letter in name) + ".cu"
+        file = f"wrong_{number:02}.cu"
         assert mutation.old in naive(pass_name)
         texts[file], facts[file] = naive(pass_name).replace(mutation.old, mutation.new), (True, False)
     for pass_name in PASSES:

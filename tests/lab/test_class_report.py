@@ -50,7 +50,7 @@ def test_rows(those):
     assert [(each.name, each.total, each.rank) for each in those] == [
         ("<b>.cu", 1, None), ("=cmd().cu", 1, None), ("andr\\xe9.cu", 0, None), ("zoe.cu", 8, (3, 4)),
     ]  # fmt: skip
-    assert those[2].said == "did not end within 300 s of CPU time"
+    assert those[2].said == "It did not end within 300 s of CPU time."
     assert class_report.mistakes(those) == [(NOT_TURNED["title"], ["<b>.cu", "=cmd().cu"])]
 
 

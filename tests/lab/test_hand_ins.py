@@ -78,7 +78,7 @@ def test_what_is_no_file(folder, tmp_path):
         "pipe.cu": "is no file",
         "student/link.cu": "is a symbolic link; the file itself should be handed in",
     }
-    assert all(row.grade is None and row.facts["said"] == row.trouble for row in rows.values())
+    assert all(row.grade is None and row.facts["said"] == f"It {row.trouble}." for row in rows.values())
 
 
 def test_names_that_are_no_utf8(folder):
