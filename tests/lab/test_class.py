@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 
 import pytest
 
 from convbackprop.lab.class_report import scored
+from convbackprop.lab.confinement import Limits
 from convbackprop.lab.hand_ins import grade_folder
 from convbackprop.lab.rubric import read_rubric
 from convbackprop.ladder.registry import select
 from convbackprop.problem import PASSES
 from tests.check.test_wrong import LAUNCHES
 from tests.lab.test_hand_ins import confinable
+from tests.support.children import PATIENCE
 from tests.support.mutations import MUTATIONS, NAIVE
 
 #: Those that are in the kernel's own file: a hand-in has no headers of its own.
@@ -89,7 +92,10 @@ def test_hostile_kernels(tmp_path):
     (folder / "other.cu").write_text('#include "../honest/hand_in/honest.cu"\n' + naive("forward"))
     (folder / "none.cu").write_text("//@ pass forward\n")
     (folder / "honest.cu").write_text(naive("forward"))
-    rows = {row.name: row for row in grade_folder(folder)}
+    rows = {row.name: row for row in grade_folder(folder, limits=Limits(cpu_seconds=30, seconds=PATIENCE))}
+    assert set(rows) == {path.name for path in folder.iterdir()}
     assert [name for name, row in rows.items() if row.facts["right"]] == ["honest.cu"]
-    for row in rows.values():
-        print(row.name, row.trouble, row.facts["said"])
+    for name in ("endless.cu", "deep.cu", "prints.cu"):
+        assert re.search("did not end|more than", rows[name].facts["said"])
+    assert "#include" in rows["other.cu"].facts["said"]
+    assert "fork is a function of the host" in rows["host.cu"].facts["said"]
