@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
+from convbackprop.cli import grade_class
 from convbackprop.cli.common import add_device, compile_ahead, console, grid, print_json, progress, say
 from convbackprop.cli.shield import ENDLESS, Shielded
 from convbackprop.devices import Device, choice_of_device
@@ -20,7 +21,7 @@ from convbackprop.lab.verdict import first_wrong
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import ConvProblem
 
-HELP = "grade a .cu file of your own: what is wrong first, and its rank in the ladder"
+HELP = "grade a .cu file of your own, or a folder of hand-ins: what is wrong first, and its rank in the ladder"
 EPILOG = """\
 The file is compiled, checked on curated problems (those of the exercise: every
 one in float32 with ReLU, a third of them also with tanh, with the logistic
@@ -53,25 +54,33 @@ rank {by, faster_than [name], slower_than [name]}, limit, tasks [task, done].
 What is not known is null.
 """
 
+EPILOG += f"\n{grade_class.CLASS_EPILOG}"
+
 #: Seconds after which a launch is taken for endless.
 LONGEST = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("target", metavar="FILE.cu", help="the file")
+    parser.add_argument("target", nargs="?", metavar="FILE.cu | FOLDER", help="the file, or the hand-ins of a class")
     parser.add_argument("--exercise", type=int, metavar="N", help="which exercise it is judged by: 1 to "
                         f"{len(exercises.EXERCISES)}; default: the one whose file is named so")  # fmt: skip
     add_device(parser)
     parser.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    grade_class.add_class_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Grade the file in a child process, tell the verdict, and return 0 if all is done."""
+    """Grade the file in a child process, tell the verdict, and return 0 if all is done; or grade a class."""
+    if arguments.rubric_example:
+        return grade_class.print_rubric_example()
+    if arguments.target is None:
+        raise InvalidArgument("nothing is named that could be graded; it should be a .cu file, or a folder of hand-ins")
     path = Path(arguments.target)
     if path.is_dir():
-        raise InvalidArgument(f"{path} is a directory; name a .cu file in it")
+        return grade_class.run_class(path, arguments)
+    grade_class.refuse_for_a_file(arguments)
     device, _ = choice_of_device(arguments.device)
     if arguments.html is not None:
         check_writable(Path(arguments.html))

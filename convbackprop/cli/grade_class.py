@@ -12,6 +12,7 @@ from convbackprop.cli.common import console, counted, print_json, progress, say
 from convbackprop.errors import EnvironmentProblem, InvalidArgument
 from convbackprop.files import check_writable, write_whole
 from convbackprop.lab.confinement import Limits, what_is_missing
+from convbackprop.lab.exercises import exercise
 from convbackprop.lab.rubric import example, read_rubric
 
 _ENFORCED = (
@@ -77,6 +78,15 @@ def print_rubric_example() -> int:
     return 0
 
 
+def refuse_for_a_file(arguments: argparse.Namespace) -> None:
+    """Refuse what means nothing for a single file."""
+    default = argparse.ArgumentParser()
+    add_class_arguments(default)
+    for name, value in vars(default.parse_args([])).items():
+        if getattr(arguments, name) != value:
+            raise InvalidArgument(f"--{name.replace('_', '-')} is for a folder of hand-ins; {arguments.target} is none")
+
+
 def run_class(folder: Path, arguments: argparse.Namespace) -> int:
     """Grade the hand-ins of a folder and print their table; return 0 when there is one, whatever is wrong in it."""
     from convbackprop.lab import class_report
@@ -87,8 +97,10 @@ def run_class(folder: Path, arguments: argparse.Namespace) -> int:
         raise InvalidArgument(f"--minutes is {shown(arguments.minutes)}; it should be more than 0")
     if arguments.jobs < 1:
         raise InvalidArgument(f"--jobs is {arguments.jobs}; it should be at least 1")
-    if getattr(arguments, "device", None) not in (None, "cpu"):
+    if arguments.device not in (None, "cpu"):
         raise InvalidArgument(f"--device is {arguments.device}; a folder is graded on cpu, where it can be confined")
+    if arguments.exercise is not None:
+        exercise(arguments.exercise)  # there is one of that number
     hand_ins(folder)  # there are some
     reports = [Path(name) for name in (arguments.csv, arguments.html) if name]
     for path in reports:

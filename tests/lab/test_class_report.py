@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -10,10 +9,10 @@ import xml.etree.ElementTree
 
 import pytest
 
-from convbackprop.cli import grade_class, guarded
+from convbackprop.cli import grade_class
 from convbackprop.lab import class_report, hand_ins
 from convbackprop.lab.hand_ins import Row
-from convbackprop.lab.rubric import read_rubric
+from convbackprop.lab.rubric import example, read_rubric
 from tests.lab.test_hand_ins import COMMAND, confinable
 
 GRADE = {
@@ -83,21 +82,14 @@ def test_html(those, rubric):
 
 # -- the command -----------------------------------------------------------------------------------------------------
 @pytest.fixture
-def grade(run, tmp_path, monkeypatch, capfd):
+def grade(run, tmp_path, monkeypatch):
     """Return what a command prints for the folder `class`, with a stand-in that grades."""
     monkeypatch.setattr(hand_ins.grade_folder, "__kwdefaults__",
                         {**hand_ins.grade_folder.__kwdefaults__, "command": COMMAND})  # fmt: skip
     (tmp_path / "class").mkdir()
 
     def command(*words):
-        parser = argparse.ArgumentParser()
-        grade_class.add_class_arguments(parser)
-        for name in ("--html", "--exercise"):
-            parser.add_argument(name)
-        parser.add_argument("--json", action="store_true")
-        arguments = parser.parse_args(words)
-        code = guarded(lambda: grade_class.run_class(tmp_path / "class", arguments))
-        return code, *capfd.readouterr()
+        return run("grade", "class", *words)
 
     return command
 
@@ -127,6 +119,8 @@ def test_command(grade, tmp_path):
         (("--minutes", "nan"), "--minutes is nan; it should be more than 0"),
         (("--jobs", "0"), "--jobs is 0; it should be at least 1"),
         (("--rubric", "missing.toml"), "missing.toml cannot be read"),
+        (("--device", "cuda"), "--device is cuda; a folder is graded on cpu"),
+        (("--exercise", "9"), "exercise is 9; it should be"),
         (("--csv", "/proc/points.csv"), "/proc/points.csv cannot be written"),
         ((), "class has no hand-in: it should hold files"),
     ],
@@ -148,3 +142,20 @@ def test_it_refuses_without_protection(grade, tmp_path, monkeypatch):
     assert not (tmp_path / "class.grades.json").exists()
     code, out, _ = grade("--unconfined")
     assert code == 0 and "1 hand-in, 1 right" in out
+
+
+def test_the_rubric_is_printed(run):
+    assert run("grade", "--rubric-example") == (0, example(), "")
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (("mine.cu", "--jobs", "2"), "--jobs is for a folder of hand-ins; mine.cu is none"),
+        (("mine.cu", "--csv", "points.csv"), "--csv is for a folder of hand-ins"),
+        ((), "nothing is named that could be graded"),
+    ],
+)
+def test_a_file_is_no_folder(words, sentence, run):
+    code, _, err = run("grade", *words)
+    assert code == 2 and sentence in err
