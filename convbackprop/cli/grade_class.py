@@ -105,7 +105,7 @@ def run_class(folder: Path, arguments: argparse.Namespace) -> int:
     reports = [Path(name) for name in (arguments.csv, arguments.html) if name]
     for path in reports:
         check_writable(path)
-    if not arguments.unconfined and (missing := what_is_missing()):
+    if not arguments.unconfined and (missing := what_is_missing(folder)):
         raise EnvironmentProblem(
             "hand-ins cannot be confined on this machine, and none was run: " + "; ".join(missing) + ". --unconfined "
             "runs them without protection, as you would run them yourself"

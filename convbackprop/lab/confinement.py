@@ -255,10 +255,15 @@ print(json.dumps(done))
 """
 
 
-def what_is_missing(landlock: int | None = None) -> list[str]:
-    """Try whether a command is confined on this machine; return a sentence for each protection that is missing."""
+def what_is_missing(secret: Path | None = None, landlock: int | None = None) -> list[str]:
+    """Try whether a command is confined on this machine; return a sentence for each protection that is missing.
+
+    `secret` is a folder that it should not be able to read.
+    """
     if reason := restrictions.why_not():
         return [reason]
+    if secret and (places := [str(place) for place in readable() if secret.resolve().is_relative_to(place)]):
+        return [f"a hand-in could read the others: {secret} lies in {places[0]}, which all of them need to read"]
     with workshop() as work:
         inside, outside = work / "inside", work / "outside"
         inside.mkdir()

@@ -135,7 +135,7 @@ def test_bad_input(words, sentence, grade, tmp_path):
 
 def test_it_refuses_without_protection(grade, tmp_path, monkeypatch):
     (tmp_path / "class" / "a.cu").write_text("")
-    monkeypatch.setattr(grade_class, "what_is_missing", lambda: ["a hand-in could open a connection"])
+    monkeypatch.setattr(grade_class, "what_is_missing", lambda folder: ["a hand-in could open a connection"])
     code, out, err = grade()
     assert (code, out) == (1, "")
     assert "cannot be confined on this machine, and none was run: a hand-in could open a connection" in err

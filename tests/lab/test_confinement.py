@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +89,12 @@ def test_a_missing_protection_is_named(monkeypatch):
     monkeypatch.setattr(restrictions, "landlock_version", lambda: 1)
     (sentence,) = confinement.what_is_missing()
     assert "Linux has from 6.2 on" in sentence
+
+
+def test_a_folder_that_all_can_read(folder):
+    (sentence,) = confinement.what_is_missing(Path(sys.prefix, "hand_ins"))
+    assert sentence.startswith("a hand-in could read the others: ")
+    assert confinement.what_is_missing(folder) == []
 
 
 def test_what_cannot_be_started(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from convbackprop.errors import InvalidArgument
@@ -28,6 +30,12 @@ def test_the_example():
     assert rubric.points == 10
     assert sum(points(rubric).values()) == 10
     assert "10 points in all" in example()
+
+
+def test_the_page_shows_it():
+    page = (Path(__file__).parents[2] / "docs" / "lab_class.md").read_text()
+    lines = [line for line in example().splitlines() if line and not line.startswith("#")]
+    assert page.partition("```toml\n")[2].partition("```")[0].splitlines() == lines
 
 
 @pytest.mark.parametrize(
