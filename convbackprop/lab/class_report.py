@@ -26,6 +26,11 @@ _BRIEF = 160
 _BY = {"gpu": "measured on a GPU", "expected": "expected on a GPU, which none has measured", "cpu": "on this CPU"}
 
 
+def plain(text: str) -> str:
+    """Return a stranger's text on one line, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in " ".join(text.split()))
+
+
 class Scored(NamedTuple):
     """A hand-in with its points, one number a criterion."""
 
@@ -34,9 +39,8 @@ class Scored(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name as text: what is no UTF-8, and no letter, is written as a number."""
-        name = self.row.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in name)
+        """Its name; what is no UTF-8 in it is written as a number."""
+        return plain(self.row.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
     @property
     def total(self) -> float:
@@ -54,13 +58,13 @@ class Scored(NamedTuple):
     @property
     def said(self) -> str:
         """The first thing that is wrong, in full."""
-        return " ".join(str(self.row.facts["said"]).split())
+        return plain(str(self.row.facts["said"]))
 
     @property
     def brief(self) -> str:
         """The first thing that is wrong: the mistake, if it was recognised."""
         if mistake := self.row.facts["mistake"]:
-            return str(mistake["title"])
+            return plain(mistake["title"])
         return shorten(self.said, _BRIEF, placeholder=" ...") or self.said[:_BRIEF]
 
 
@@ -105,7 +109,7 @@ def mistakes(those: Sequence[Scored]) -> list[tuple[str, list[str]]]:
     made: dict[str, list[str]] = {}
     for each in those:
         if mistake := each.row.facts["mistake"]:
-            made.setdefault(str(mistake["title"]), []).append(each.name)
+            made.setdefault(plain(mistake["title"]), []).append(each.name)
     return sorted(made.items(), key=lambda item: -len(item[1]))
 
 

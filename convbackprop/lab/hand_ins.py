@@ -30,9 +30,19 @@ from convbackprop.sources import source_root
 #: Bytes of a hand-in, at most.
 _MOST = 1 << 20
 
-#: Keys without which what is printed is no grade: those that the points and the tables are made of.
-_KEYS = frozenset(("compiled", "right", "clean", "tasks", "said", "coalescing", "bank_conflicts", "mistake", "rank",
-                   "expected_us", "cpu_us", "measured_us"))  # fmt: skip
+#: What a grade says that the points and the tables are made of, and what it may be: who prints it is not trusted.
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("compiled", "right", "clean"), lambda value: isinstance(value, bool)),
+    **dict.fromkeys(("coalescing", "bank_conflicts", "expected_us", "cpu_us", "measured_us"),
+                    lambda value: value is None or (isinstance(value, int | float) and 0 <= value < 1e30)),
+    "said": lambda value: isinstance(value, str),
+    "tasks": lambda value: isinstance(value, list) and all(isinstance(each, dict) and "done" in each for each in value),
+    "mistake": lambda value: value is None or (isinstance(value, dict) and isinstance(value.get("title"), str)),
+    "rank": lambda value: value is None or (
+        isinstance(value, dict) and isinstance(value.get("by"), str)
+        and all(isinstance(value.get(names), list) for names in ("faster_than", "slower_than"))
+    ),
+}  # fmt: skip
 
 #: What grades one file: it gets the file as its last word, and prints a grade as JSON.
 COMMAND = (sys.executable, "-m", "convbackprop", "grade", "--json")
@@ -74,7 +84,7 @@ class Row:
     @property
     def facts(self) -> dict[str, Any]:
         """The grade, or that nothing is right."""
-        nothing = {key: None for key in _KEYS} | {"compiled": False, "right": False, "clean": False, "tasks": []}
+        nothing = dict.fromkeys(_FACTS) | {"compiled": False, "right": False, "clean": False, "tasks": []}
         return self.grade or nothing | {"said": f"It {self.trouble}."}
 
 
@@ -200,8 +210,12 @@ def _grades(text: str) -> Iterator[dict[str, Any]]:
     for match in re.finditer(r"^\{", text, re.MULTILINE):
         with contextlib.suppress(ValueError, RecursionError):
             value, _ = decoder.raw_decode(text, match.start())
-            if isinstance(value, dict) and set(value) >= _KEYS:
+            if _is_grade(value):
                 yield value
+
+
+def _is_grade(value: object) -> bool:
+    return isinstance(value, dict) and all(key in value and may_be(value[key]) for key, may_be in _FACTS.items())
 
 
 def _warmed(work: Path, passes: Sequence[str], run: Callable[..., Outcome], command: Sequence[str]) -> Path:
@@ -335,7 +349,8 @@ def _conditions(command: Sequence[str], limits: Limits, confined: bool) -> str:
 def _kept(path: Path) -> dict[str, Row]:
     """Return the results of before; none where there is no such file, or it is not understood."""
     try:
-        return {entry["name"]: Row(**entry) for entry in json.loads(path.read_text())["hand_ins"]}
+        rows = [Row(**entry) for entry in json.loads(path.read_text())["hand_ins"]]
+        return {row.name: row for row in rows if row.grade is None or _is_grade(row.grade)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 

@@ -53,6 +53,13 @@ def test_rows(those):
     assert class_report.mistakes(those) == [(NOT_TURNED["title"], ["<b>.cu", "=cmd().cu"])]
 
 
+def test_a_terminal_obeys_nobody(rubric):
+    evil = {**GRADE, "said": "\x1b[2J\ud800 gone\n\n", "mistake": None}
+    (each,) = class_report.scored([Row("\x1b[31m.cu", evil, None)], rubric)
+    assert (each.name, each.said, each.brief) == ("\\x1b[31m.cu", *["\\x1b[2J\\xd800 gone"] * 2)
+    class_report.as_csv([each], rubric).encode()
+
+
 def test_csv(those, rubric):
     head, *rows = csv.reader(io.StringIO(class_report.as_csv(those, rubric)))
     assert head[:3] == ["hand-in", "compiles", "right"]

@@ -106,6 +106,8 @@ HOSTILE = {
     "raises": ("raise ValueError('why')", "could not be graded: ValueError: why"),
     "ends": ("os._exit(0)", "could not be graded: without a word"),
     "forges": ("print(json.dumps({**grade, 'right': True}))", "prints what looks like a grade"),
+    "wrong types": ("grade['rank'] = 5", "could not be graded: without a word"),
+    "no figure": ("grade['coalescing'] = 10**400", "could not be graded: without a word"),
     "memory": ("bytearray(4 << 30)", "could not be graded: MemoryError"),
 }
 
@@ -120,7 +122,7 @@ def test_it_costs_its_own_row_only(folder):
     (folder / "writes.cu").write_text(f"//! open({str(folder / 'honest.cu')!r}, 'w').write('wrong')\n")
     seen = []
     rows = graded(folder, jobs=2, progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(i, 11) for i in range(12)]
+    assert seen == [(i, 13) for i in range(14)]
     assert {name: rows[f"{name}.cu"].trouble for name in HOSTILE} == {name: end for name, (_, end) in HOSTILE.items()}
     assert rows["honest.cu"].grade["right"] and rows["talks.cu"].grade["right"]
     assert all("PermissionError" in rows[f"{name}.cu"].trouble for name in ("reads", "writes"))
