@@ -264,6 +264,25 @@ def test_is_left_undone(folder):
     assert [os.stat(path)[:9] for path in those] == before
 
 
+@pytest.mark.parametrize("landlock, calls", [(None, "_CALLS"), (restrictions.LEAST_LANDLOCK, "_SIGNALS")])
+def test_every_call_that_is_refused(landlock, calls, folder):
+    """Each is made with arguments that Linux itself would take for other errors, or that ask for what is refused."""
+    code = f"""
+import ctypes, platform
+from convbackprop.lab.restrictions import {calls} as calls
+libc = ctypes.CDLL(None, use_errno=True)
+for name, call in calls.items():
+    number = getattr(call, platform.machine())
+    arguments = [ctypes.c_long(-1), ctypes.c_long(8 if name == "fcntl" else -1), *[ctypes.c_long(-1)] * 4]
+    ctypes.set_errno(0)
+    if number is not None:
+        libc.syscall(ctypes.c_long(number), *arguments)
+        assert ctypes.get_errno() == call.error, (name, ctypes.get_errno())
+"""
+    outcome = python(code, folder, landlock=landlock)
+    assert (outcome.code, outcome.errors.decode()) == (0, "")
+
+
 def test_signals_to_everybody_reach_nobody(folder):
     python("import os; os.kill(-1, 15)", folder)  # Linux tells of no error; else this process would have ended
 
