@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from convbackprop.errors import EnvironmentProblem
-from convbackprop.lab import confinement, restrictions
+from convbackprop.lab import confinement, restrictions, supervisor
 from convbackprop.lab.confinement import Limits, run_confined
 from tests.support.children import PATIENCE
 
@@ -162,6 +162,12 @@ def test_ends_by_itself(code, found, folder):
     assert outcome.stopped is None
     assert outcome.code == (1 if found else -signal.SIGSEGV)
     assert found in outcome.errors
+
+
+def test_threads_are_bounded_between_two_looks(folder):
+    printed = python("import resource; print(*resource.getrlimit(resource.RLIMIT_NPROC))", folder).output.split()
+    others = sum(process.threads for process in supervisor._processes())
+    assert {8 * LIMITS.processes <= int(limit) <= 8 * LIMITS.processes + 2 * others for limit in printed} == {True}
 
 
 def test_a_daemon_is_ended_too(folder):
