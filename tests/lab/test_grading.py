@@ -72,7 +72,7 @@ def test_what_is_no_file_is_refused(run, tmp_path):
     Path("dangling.cu").symlink_to("nowhere")
     Path("zero.cu").symlink_to("/dev/zero")
     os.mkfifo("fifo.cu")
-    for name, sentence in (("folder.cu", "is a directory"), ("dangling.cu", "does not exist"), ("mine.txt", "no CUDA"),
+    for name, sentence in (("folder.cu", "has no hand-in"), ("dangling.cu", "does not exist"), ("mine.txt", "no CUDA"),
                            ("zero.cu", "is no regular file"), ("fifo.cu", "is no regular file")):  # fmt: skip
         code, out, err = run("grade", name, "--device", "cpu")
         assert (code, out) == (2, "") and sentence in err, name
