@@ -306,10 +306,10 @@ def grade_folder(
     lifeline, held = os.pipe()
     try:
         with workshop() as work:
-            run = functools.partial(run_confined, confined=confined, lifeline=lifeline)
             passes = _passes(left)
+            run = functools.partial(run_confined, confined=confined)
             shared = _warmed(work, passes, run, command) if passes else None
-            run = functools.partial(run, limits=limits)
+            run = functools.partial(run, limits=limits, lifeline=lifeline)
             pool = ThreadPoolExecutor(jobs)
             try:
                 waiting = [pool.submit(_grade_one, each, work, shared, run, command) for each in left]

@@ -145,7 +145,7 @@ def _start(spec: dict[str, Any], output: int, errors: int, trouble: int) -> int:
     if child := os.fork():
         return child
     try:
-        os.setsid()  # no terminal
+        os.setsid()  # what it sends to its group does not reach this process
         os.umask(0o077)
         os.chdir(spec["folder"])
         for number, source in enumerate((os.open(os.devnull, os.O_RDONLY), output, errors)):

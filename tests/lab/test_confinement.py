@@ -311,6 +311,10 @@ def test_what_is_shared_can_be_read_only(folder):
     assert python(code, folder, also_readable=[shared]).output == b"kept\nno\n"
 
 
+def test_its_group_is_its_own(folder):
+    assert python("import os; os.kill(0, 15)", folder, confined=False).code == -signal.SIGTERM
+
+
 def test_the_environment_is_bare(folder, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "1")
     seen = json.loads(python("import json, os; print(json.dumps(dict(os.environ)))", folder).output)

@@ -195,11 +195,15 @@ def test_only_what_changed_is_graded_again(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["class", "class.grades.json"]
 
 
-def test_ctrl_c_keeps_what_is_done(folder, tmp_path):
-    (folder / "a.cu").write_text("")
-    (folder / "b.cu").write_text("//! open('up', 'w'); import time; time.sleep(1e6)\n")
+@pytest.mark.parametrize("pass_line, kept", [("", ["a.cu"]), ("//@ pass forward\n", None)], ids=["graded", "prepared"])
+def test_ctrl_c_keeps_what_is_done(pass_line, kept, folder, tmp_path):
+    """Also while what all share is prepared, when there is nothing yet."""
+    endless = "open('up', 'w'); import time; time.sleep(1e6)"
+    (folder / "a.cu").write_text(pass_line)
+    (folder / "b.cu").write_text(f"//! {endless}\n")
+    grader = GRADER + f"\nif '/shared/' in sys.argv[-1]: {endless}\n"
     code = "import sys; from pathlib import Path; from convbackprop.lab.hand_ins import grade_folder\n"
-    code += f"grade_folder(Path({str(folder)!r}), command=(sys.executable, '-c', {GRADER!r}))"
+    code += f"grade_folder(Path({str(folder)!r}), command=(sys.executable, '-c', {grader!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, preexec_fn=with_ctrl_c,
                                env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
     while not list(tmp_path.glob("convbackprop-*/*/up")):
@@ -207,4 +211,7 @@ def test_ctrl_c_keeps_what_is_done(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in process.communicate()[1]
     assert not list(tmp_path.glob("convbackprop-*")), "its folders are left"
-    assert [entry["name"] for entry in json.loads(results_file(folder).read_text())["hand_ins"]] == ["a.cu"]
+    if kept is None:
+        assert not results_file(folder).exists()
+    else:
+        assert [entry["name"] for entry in json.loads(results_file(folder).read_text())["hand_ins"]] == kept
