@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         """Once more, with the sanitizer alone, which looks at each access before it is made."""
 
         def again(*_: str) -> None:
-            _tell(_unfinished(arguments, device.name, crashed=sentence), arguments)
+            _tell(_unfinished(arguments, device.name, compiled=True, crashed=sentence), arguments)
 
         if sentence.startswith(ENDLESS):
             again()

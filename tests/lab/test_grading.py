@@ -124,7 +124,7 @@ def test_a_launch_without_end_is_ended(tmp_path):
     endless = changed(("    Acc sum = ", "    volatile int go = 1;\n    while (go) {}\n    Acc sum = "))
     done = in_a_process(tmp_path, endless, longest=1.0)
     found = json.loads(done.stdout)
-    assert done.returncode == 1 and not found["right"]
+    assert done.returncode == 1 and found["compiled"] and not found["right"]
     assert found["said"] == "It has a launch that did not end within 1 s."
 
 
