@@ -9,23 +9,13 @@
 //
 // A row is loaded once, and multiplied for all GROUPS of output rows that see it, whose sums a warp keeps in registers.
 //
-// float32: each factor is a sum of two TF32 numbers, high + low, to 23 bits. All low * high and high * low of a row are
-// added up, and then all high * high. What is left out, low * low and the last bits of the lows, is at most 8
-// round-offs of a product. A row's product is formed by itself and added to the sums by an addition that rounds to
-// nearest: tensor cores may cut a sum each time, and that adds up. 16-bit elements are multiplied as they are.
-//
-// Both factors are multiplied by SCALE before, and the sums by UNSCALE after: so no part of a number is subnormal, down
-// to float32's smallest one. What overflows thereby, from 2^80 on, comes out infinite or NaN, and is formed anew.
+// factors.cuh says what is multiplied. Of float32, all low * high and high * low of a row are added up, and then all
+// high * high. A row's product is formed by itself and added to the sums by an addition that rounds to nearest: tensor
+// cores may cut a sum each time, and that adds up.
 #pragma once
-#include "mma.cuh"
+#include "factors.cuh"
 #include "row_ring.cuh"
 
-// What is multiplied: elements of 16 bits, or TF32 numbers.
-constexpr bool IS_TF32 = FACTOR_BITS > 16;
-using Element = std::conditional_t<std::is_same_v<Scalar, __half>, Float16, Bfloat16>;
-using Factor = std::conditional_t<IS_TF32, Tf32, Element>;
-static_assert(IS_TF32 || sizeof(Scalar) == 2, "16-bit factors are elements as they are");
-constexpr float SCALE = IS_TF32 ? 16777216.0f : 1.0f, UNSCALE = 1 / SCALE / SCALE;  // 2^24
 // PRODUCTS: 3 of two parts of each factor; 2 where the filter's taps are TF32 numbers as they are; 1 of one part each.
 constexpr int LEFT_PARTS = PRODUCTS > 1 ? 2 : 1, RIGHT_PARTS = PRODUCTS > 2 ? 2 : 1;
 

@@ -1,75 +1,43 @@
-// What the implicit_gemm of forward and of input_grad share: the loaders of both matrices, and the way of a tile of
-// results to memory.
+// What the products of a packed filter share, implicit_gemm and tensor_core in forward and input_grad: how windows are
+// brought, and the way of a tile of results to memory.
 #pragma once
 #include "packed_filter.cuh"
 #include "slices.cuh"
 #include "vector.cuh"
 #include "window_reader.cuh"
 
-// Brings a slice of a tile of the packed filter, 16 bytes at a time.
-struct FilterLoader {
-    static constexpr int VECTORS = DEPTH * TILE_M / VECTOR, OWN = VECTORS / THREADS;
-    static_assert(VECTORS % THREADS == 0, "the threads share a slice of the filter evenly");
-
-    const AccVector* from;  // this thread's part of the next slice
-    AccVector own[OWN];
-
-    __device__ __forceinline__ explicit FilterLoader(const Acc* rows)
-        : from(reinterpret_cast<const AccVector*>(rows) + threadIdx.x) {}
-    __device__ __forceinline__ void fetch() {
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) own[i] = from[i * THREADS];
-        from += VECTORS;
-    }
-    __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_M]) const {
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) reinterpret_cast<AccVector*>(slice)[threadIdx.x + i * THREADS] = own[i];
-    }
-};
-
 // Brings a slice of the windows of TILE_N pixels. A thread has PIXELS neighbouring ones, consecutive in threadIdx.x,
-// and several steps.
-template <class Reader, int PIXELS>
-struct WindowLoader {
+// and several steps, STEPS of them side by side.
+template <class Reader, int PIXELS, int STEPS>
+struct WindowReads {
     static constexpr int ACROSS = TILE_N / PIXELS, AT_ONCE = THREADS / ACROSS, OWN = DEPTH / AT_ONCE;
-    static_assert(THREADS % ACROSS == 0 && DEPTH % AT_ONCE == 0, "the threads share a slice of the windows evenly");
+    static_assert(THREADS % ACROSS == 0 && DEPTH % (AT_ONCE * STEPS) == 0, "the threads share a slice of the windows evenly");
 
-    const int first_step = threadIdx.x / ACROSS, first_pixel = threadIdx.x % ACROSS * PIXELS;
+    const int first_step = threadIdx.x / ACROSS * STEPS, first_pixel = threadIdx.x % ACROSS * PIXELS;
     Reader reader;
     const int4* offsets;  // this thread's first one in the next slice; an Offset is one load
     decltype(reader.template read<PIXELS>()) own[OWN];
 
-    __device__ __forceinline__ WindowLoader(const Offset* offsets, const Reader& reader, const PixelGrid& grid,
-                                            int tile_pixel)
+    __device__ __forceinline__ WindowReads(const Offset* offsets, const Reader& reader, const PixelGrid& grid,
+                                           int tile_pixel)
         : reader(reader), offsets(reinterpret_cast<const int4*>(offsets) + first_step) {
         this->reader.move_to(Pixel(tile_pixel + first_pixel, grid));
     }
+    // Which of the slice's steps own[i] is, counted from first_step.
+    static __device__ __forceinline__ constexpr int step(int i) { return i / STEPS * AT_ONCE * STEPS + i % STEPS; }
+
     __device__ __forceinline__ void fetch() {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             if (ONE_TAP && i > 0)
-                reader.skip_planes(AT_ONCE);
+                reader.skip_planes(step(i) - step(i - 1));
             else {
-                const int4 words = offsets[i * AT_ONCE];
+                const int4 words = offsets[step(i)];
                 reader.go_to({words.x, words.y, words.z, words.w});
             }
             own[i] = reader.template read<PIXELS>();
         }
         offsets += DEPTH;
-    }
-    __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_N]) const {
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            Acc* const to = &slice[first_step + i * AT_ONCE][first_pixel];
-            if constexpr (PIXELS == 1) {
-                *to = own[i].value(0);
-            } else {
-                AccVector values;
-#pragma unroll
-                for (int e = 0; e < VECTOR; ++e) values.elements[e] = own[i].value(e);
-                *reinterpret_cast<AccVector*>(to) = values;
-            }
-        }
     }
 };
 
@@ -98,7 +66,7 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
             Acc values[ASIDE];
 #pragma unroll
             for (int e = 0; e < ASIDE; ++e) {
-                values[e] = results.result(m, product.sums[i][j + e]);
+                values[e] = results.result(m, product.sum(i, j + e));
                 is_nan |= isnan(values[e]);
             }
             if (adjacent && reinterpret_cast<size_t>(row + at[0]) % sizeof(Vector<ASIDE>) == 0)

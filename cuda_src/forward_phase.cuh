@@ -19,8 +19,3 @@ struct Phase {
         return shape.w_at(group * shape.group_filters() + m, tap.plane, tap.i, tap.j);
     }
 };
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_filter<Phase>(w, scratch, shape, slices);
-}

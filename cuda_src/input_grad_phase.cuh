@@ -67,8 +67,3 @@ struct Phase {
         return shape.x_at(n, c, row(i), col(j));
     }
 };
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_filter<Phase>(w, scratch, shape, slices);
-}

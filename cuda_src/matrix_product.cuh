@@ -32,6 +32,11 @@ struct MatrixProduct {
         return (j / VECTOR * THREAD_COLS + thread_col) * VECTOR + j % VECTOR;
     }
 
+    __device__ __forceinline__ Acc sum(int i, int j) const { return sums[i][j]; }
+
+    __device__ __forceinline__ void end_run(AccVector* totals, bool is_first, bool is_last) {
+        ::end_run(sums, totals, is_first, is_last);
+    }
     __device__ __forceinline__ void add(const Slice& slice) {
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {

@@ -116,3 +116,18 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const unsigned (&
 #undef CONVBACKPROP_MMA
 #endif
 }
+
+// What ldmatrix says: four matrices of 8 rows of 16 bytes each, at any aligned places in shared memory. Lanes i * 8 to
+// i * 8 + 7 name the rows of matrix i, of which each lane gets word lane % 4 of row lane / 4.
+__device__ __forceinline__ void load_matrices(unsigned (&words)[4], const void* row) {
+#if defined(CONVBACKPROP_ON_CPU) || __CUDA_ARCH__ < 750
+    const int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i)
+        words[i] = reinterpret_cast<const unsigned*>(
+            __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(row), i * 8 + lane / 4))[lane % 4];
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(unsigned(__cvta_generic_to_shared(row))));
+#endif
+}

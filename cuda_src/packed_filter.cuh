@@ -15,11 +15,20 @@ struct Tile {
     int group, phase, first_m, first_pixel;
 };
 
-template <class Phase>
+// How a slice of a tile lies in scratch memory: the rows of a step side by side.
+struct RowsAside {
+    static constexpr int SIZE = DEPTH * TILE_M;
+
+    static __device__ __forceinline__ void put(Acc* slice, int step, int row, Acc value) {
+        slice[step * TILE_M + row] = value;
+    }
+};
+
+template <class Phase, class Layout = RowsAside>
 struct PackedFilter {
     int phases, groups, tiles, slices;  // tiles of a group, slices of the longest phase
     Offset* offsets;                    // [phase][slices * DEPTH]
-    Acc* rows;                          // [phase][group][tile][slices * DEPTH][TILE_M]
+    Acc* rows;                          // [phase][group][tile][slices][Layout::SIZE]
 
     __device__ __forceinline__ PackedFilter(Acc* scratch, const Conv2dShape& shape, int slices)
         : phases(Phase::count(shape)), groups(shape.groups), tiles((Phase::rows(shape) + TILE_M - 1) / TILE_M),
@@ -36,7 +45,7 @@ struct PackedFilter {
         return offsets + Index(tile.phase) * slices * DEPTH;
     }
     __device__ __forceinline__ const Acc* rows_of(const Tile& tile) const {
-        return rows + ((Index(tile.phase) * groups + tile.group) * tiles + tile.number) * slices * DEPTH * TILE_M;
+        return rows + ((Index(tile.phase) * groups + tile.group) * tiles + tile.number) * slices * Layout::SIZE;
     }
 };
 
@@ -66,9 +75,9 @@ struct Tap {
 };
 
 // A thread packs one row of one slice.
-template <class Phase>
+template <class Phase, class Layout = RowsAside>
 __device__ __forceinline__ void pack_filter(const Scalar* w, Acc* scratch, const Conv2dShape& shape, int slices) {
-    const PackedFilter<Phase> packed(scratch, shape, slices);
+    const PackedFilter<Phase, Layout> packed(scratch, shape, slices);
     // Where am I: row m of a tile, consecutive in threadIdx.x.
     const Index slice_number = (Index(blockIdx.x) * THREADS + threadIdx.x) / TILE_M;
     const int m = (blockIdx.x * THREADS + threadIdx.x) % TILE_M;
@@ -80,12 +89,13 @@ __device__ __forceinline__ void pack_filter(const Scalar* w, Acc* scratch, const
 
     const Phase phase(shape, number);
     const bool exists = tile * TILE_M + m < Phase::rows(shape), tells_offsets = group == 0 && tile == 0 && m == 0;
-    Acc* const row = packed.rows + slice_number * DEPTH * TILE_M + m;
+    Acc* const rows = packed.rows + slice_number * Layout::SIZE;
     Offset* const offsets = packed.offsets + (Index(number) * slices + slice) * DEPTH;
     Tap tap(slice, max(phase.down, 1), max(phase.across, 1));
     for (int d = 0; d < DEPTH; ++d) {
         const bool inside = slice * DEPTH + d < phase.depth;
-        row[d * TILE_M] = exists && inside ? to_acc(w[phase.weight(group, tile * TILE_M + m, tap)]) : Acc(0);
+        Layout::put(rows, d, m,
+                    exists && inside ? to_acc(w[phase.weight(group, tile * TILE_M + m, tap)]) : Acc(0));
         if (tells_offsets) offsets[d] = inside ? phase.offset(tap) : Offset{0, NOWHERE, 0, 0};
         tap.advance(phase.down, phase.across);
     }

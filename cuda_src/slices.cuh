@@ -75,6 +75,6 @@ __device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB
             }
             __syncthreads();  // the next slice is there, and nobody reads this one any more
         }
-        if (count > RUN_SLICES) end_run(product.sums, totals, is_first, run_end == count);
+        if (count > RUN_SLICES) product.end_run(totals, is_first, run_end == count);
     }
 }

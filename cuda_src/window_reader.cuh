@@ -4,7 +4,7 @@
 //     reader.go_to(offset)       once an offset in its window; or skip_planes(count), there in another plane
 //     reader.read<PIXELS>()      there and at the pixels beside it: all of them lie inside, or none
 //
-// What is read becomes numbers late, by value(i): until then nobody waits for it.
+// What is read becomes numbers late, by value(i), or as they are stored, by exact(i): until then nobody waits for it.
 #pragma once
 #include <type_traits>
 
@@ -30,15 +30,17 @@ struct Pixel {
     }
 };
 
-// One element, or the PIXELS that are 16 bytes of accumulators, as they come from memory.
+// One element, or several side by side, as they come from memory.
 template <int PIXELS>
 struct Elements {
-    using Word = std::conditional_t<PIXELS == 1, Scalar, std::conditional_t<sizeof(Scalar) == 8, double2,
-                 std::conditional_t<sizeof(Scalar) == 4, float4, uint2>>>;
-    static_assert(sizeof(Word) == PIXELS * sizeof(Scalar), "a word is one load");
+    static constexpr int BYTES = PIXELS * sizeof(Scalar);
+    using Word = std::conditional_t<PIXELS == 1, Scalar, std::conditional_t<BYTES == 4, unsigned,
+                 std::conditional_t<BYTES == 8, uint2, std::conditional_t<sizeof(Scalar) == 8, double2, float4>>>>;
+    static_assert(sizeof(Word) == BYTES, "a word is one load");
     Word word;
 
-    __device__ __forceinline__ Acc value(int i) const { return to_acc(reinterpret_cast<const Scalar*>(&word)[i]); }
+    __device__ __forceinline__ Scalar exact(int i) const { return reinterpret_cast<const Scalar*>(&word)[i]; }
+    __device__ __forceinline__ Acc value(int i) const { return to_acc(exact(i)); }
 };
 
 // A global address as a number. Of a pointer, nvcc forms each load's address anew from all its parts.
@@ -100,6 +102,12 @@ struct GradElements {
         if constexpr (ACTIVATION == IDENTITY) return g;
         if constexpr (SAVED_MASK) return mask >> (bit + i) & 1 ? g : Acc(0);
         return times_derivative(g, y.value(i));
+    }
+    // The same where phi' is 0 or 1.
+    __device__ __forceinline__ Scalar exact(int i) const {
+        if constexpr (ACTIVATION == IDENTITY) return dy.exact(i);
+        const bool is_open = SAVED_MASK ? mask >> (bit + i) & 1 : times_derivative(1, y.value(i)) != 0;
+        return is_open ? dy.exact(i) : Scalar(0.0f);
     }
 };
 

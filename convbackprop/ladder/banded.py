@@ -20,7 +20,7 @@ _SMALLEST, _LARGEST = 5, 31
 _SUM_REGISTERS, _LEFT_REGISTERS = 80, 64
 
 #: Activations whose g = dy * phi'(s) is dy or 0, and so a 16-bit number as dy is.
-_EXACT_GRADS = ("identity", "relu", "relu6")
+EXACT_GRADS = ("identity", "relu", "relu6")
 
 
 # -- the factors -----------------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ def _products(p: ConvProblem, is_forward: bool) -> int:
     """
     if p.dtype == "float32":
         return 1 if p.is_tf32 else 3
-    return 1 if is_forward or p.saved is None or p.activation in _EXACT_GRADS else 2
+    return 1 if is_forward or p.saved is None or p.activation in EXACT_GRADS else 2
 
 
 def _factor_bits(p: ConvProblem, is_forward: bool) -> int:

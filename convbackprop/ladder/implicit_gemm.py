@@ -41,7 +41,7 @@ def _taps_of_phase(p: ConvProblem) -> int:
     )
 
 
-def _phases(pass_name: str, p: ConvProblem) -> int:
+def phases(pass_name: str, p: ConvProblem) -> int:
     """Return into how many phases the pixels go: by their row and column modulo the stride."""
     return min(p.stride_h, p.H) * min(p.stride_w, p.W) if pass_name == "input_grad" else 1
 
@@ -53,7 +53,7 @@ def product(pass_name: str, p: ConvProblem) -> tuple[int, int, int, int]:
         return filters, p.N * p.P * p.Q, channels * p.R * p.S, p.groups
     if pass_name == "input_grad":
         pixels = p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w)
-        return channels, pixels, filters * _taps_of_phase(p), p.groups * _phases(pass_name, p)
+        return channels, pixels, filters * _taps_of_phase(p), p.groups * phases(pass_name, p)
     return filters, channels * p.R * p.S, p.N * p.P * p.Q, p.groups
 
 
@@ -103,7 +103,7 @@ def _depth(pass_name: str) -> Callable[[ConvProblem, Target], int]:
     return steps
 
 
-def _same(legal: tuple[int, ...], choice: Choice) -> Tunable:
+def same(legal: tuple[int, ...], choice: Choice) -> Tunable:
     """Return a constant that is the same on a CPU, where the result is all that is wanted of a GPU's kernel."""
     return Tunable(legal, cuda=choice, cpu=choice)
 
@@ -115,11 +115,11 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
     sum that are staged at once.
     """
     return {
-        "TILE_M": _same((64, 128), _tile(pass_name)),
-        "TILE_N": _same((64, 128), 64),
-        "REG_M": _same((4, 8), lambda p, target: 32 // p.accumulator_bytes),
-        "REG_N": _same((4, 8), 8),
-        "DEPTH": _same((8, 16), _depth(pass_name)),
+        "TILE_M": same((64, 128), _tile(pass_name)),
+        "TILE_N": same((64, 128), 64),
+        "REG_M": same((4, 8), lambda p, target: 32 // p.accumulator_bytes),
+        "REG_N": same((4, 8), 8),
+        "DEPTH": same((8, 16), _depth(pass_name)),
     }
 
 
@@ -128,9 +128,9 @@ def _pointwise(p: ConvProblem) -> bool:
     return p.R == p.S == 1 and unit_stride(p) is None and not any(map(sum, p.padding))
 
 
-def _pixels_at_once(p: ConvProblem, multiple: int, alignment: int) -> int:
-    """Return how many pixels a thread reads at once: 16 bytes of accumulators, if these divide `multiple`."""
-    most = WIDEST // p.accumulator_bytes
+def _pixels_at_once(p: ConvProblem, multiple: int, alignment: int, most: int = 0) -> int:
+    """Return how many pixels a thread reads at once: `most`, or 16 bytes of accumulators, if these divide `multiple`."""
+    most = most or WIDEST // p.accumulator_bytes
     return most if multiple % most == 0 and alignment >= most * DTYPES[p.dtype] else 1
 
 
@@ -146,55 +146,61 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
         threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
         crowded = pass_name == "kernel_grad" or (pass_name == "input_grad" and p.saved == "pre_activation")
         resident = (256 if crowded else _RESIDENT_THREADS) * 4 // p.accumulator_bytes
-        widths = {}
-        if pass_name != "input_grad":
-            widths["X_PIXELS"] = _pixels_at_once(p, p.H * p.W, alignment.x) if _pointwise(p) else 1
-        if pass_name != "forward":
-            side_by_side = _pointwise(p) or pass_name == "kernel_grad"
-            widths["G_PIXELS"] = _pixels_at_once(p, p.Q if p.mask else p.P * p.Q, alignment.y) if side_by_side else 1
         return {
             "THREADS": threads,
             "RESIDENT": max(1, resident // threads),
             "RUN_STEPS": RUN,
             "ONE_TAP": one_tap(pass_name, p, t),
-            **widths,
+            **widths(pass_name, p, alignment),
         }
 
     return rule
 
 
+def widths(pass_name: str, p: ConvProblem, alignment: Alignment, most: int = 0) -> Constants:
+    """Return X_PIXELS and G_PIXELS of a pass: `most`, or 16 bytes of accumulators, if they are side by side."""
+    found = {}
+    if pass_name != "input_grad":
+        found["X_PIXELS"] = _pixels_at_once(p, p.H * p.W, alignment.x, most) if _pointwise(p) else 1
+    if pass_name != "forward":
+        multiple = p.Q if p.mask else p.P * p.Q
+        side_by_side = _pointwise(p) or pass_name == "kernel_grad"
+        found["G_PIXELS"] = _pixels_at_once(p, multiple, alignment.y, most) if side_by_side else 1
+    return found
+
+
 # -- the launches of forward and input_grad --------------------------------------------------------------------------
-def _slices(pass_name: str, p: ConvProblem, t: Constants) -> int:
+def slices_of(pass_name: str, p: ConvProblem, t: Constants) -> int:
     return ceil_div(product(pass_name, p)[2], t["DEPTH"])
 
 
 def slices(pass_name: str) -> Geometry:
     """Return the rule for the slices of a sum."""
-    return lambda p, t: (_slices(pass_name, p, t),)
+    return lambda p, t: (slices_of(pass_name, p, t),)
 
 
-def _rows_packed(pass_name: str, p: ConvProblem, t: Constants) -> int:
+def rows_packed(pass_name: str, p: ConvProblem, t: Constants) -> int:
     """Return the elements of the packed filter."""
     m, _, _, products = product(pass_name, p)
-    return products * ceil_div(m, t["TILE_M"]) * t["TILE_M"] * _slices(pass_name, p, t) * t["DEPTH"]
+    return products * ceil_div(m, t["TILE_M"]) * t["TILE_M"] * slices_of(pass_name, p, t) * t["DEPTH"]
 
 
-def _packed_elements(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
+def packed_elements(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
     """Return the rule for the accumulators of scratch memory: the table of offsets (16 bytes each), then the filter."""
 
     def rule(p: ConvProblem, t: Constants) -> int:
-        offsets = _phases(pass_name, p) * _slices(pass_name, p, t) * t["DEPTH"]
-        return offsets * 16 // p.accumulator_bytes + _rows_packed(pass_name, p, t)
+        offsets = phases(pass_name, p) * slices_of(pass_name, p, t) * t["DEPTH"]
+        return offsets * 16 // p.accumulator_bytes + rows_packed(pass_name, p, t)
 
     return rule
 
 
-def _pack_grid(pass_name: str) -> Geometry:
+def pack_grid(pass_name: str) -> Geometry:
     """Return a thread for each row of each slice of the packed filter."""
-    return lambda p, t: (ceil_div(_rows_packed(pass_name, p, t) // t["DEPTH"], t["THREADS"]),)
+    return lambda p, t: (ceil_div(rows_packed(pass_name, p, t) // t["DEPTH"], t["THREADS"]),)
 
 
-def _grid(pass_name: str) -> Geometry:
+def grid(pass_name: str) -> Geometry:
     """Return the tiles, those that share their pixels side by side."""
 
     def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
@@ -220,7 +226,7 @@ def kernel_grad_splits(p: ConvProblem, t: Constants) -> int:
     """Return among how many blocks the pixels are split: enough for two rounds of a GPU, none for too little work."""
     m, n, _, products = product("kernel_grad", p)
     tiles = ceil_div(m, t["TILE_M"]) * ceil_div(n, t["TILE_N"]) * products
-    slices = _slices("kernel_grad", p, t)
+    slices = slices_of("kernel_grad", p, t)
     enough = ceil_div(2 * t["multiprocessors"] * _RESIDENT_THREADS // t["THREADS"], tiles)
     run = t["RUN_STEPS"] // t["DEPTH"]
     splits = max(1, min(enough, ceil_div(slices, run), most_slices(p)))
@@ -228,16 +234,16 @@ def kernel_grad_splits(p: ConvProblem, t: Constants) -> int:
 
 
 def _slices_of_split(p: ConvProblem, t: Constants) -> int:
-    return ceil_div(_slices("kernel_grad", p, t), kernel_grad_splits(p, t))
+    return ceil_div(slices_of("kernel_grad", p, t), kernel_grad_splits(p, t))
 
 
-def _kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+def kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
     """Return the tiles, and the splits."""
     m, n, _, products = product("kernel_grad", p)
     return ceil_div(m, t["TILE_M"]) * ceil_div(n, t["TILE_N"]) * products, kernel_grad_splits(p, t)
 
 
-def _kernel_grad_integers(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+def kernel_grad_integers(p: ConvProblem, t: Constants) -> tuple[int, ...]:
     """Return whether a bias is wanted, and the slices of a split."""
     return int(p.bias), _slices_of_split(p, t)
 
@@ -260,7 +266,7 @@ def _several_filters(p: ConvProblem) -> str | None:
     return None
 
 
-def _requires(pass_name: str) -> tuple[Requirement, ...]:
+def requires(pass_name: str) -> tuple[Requirement, ...]:
     """Return the requirements of a pass."""
 
     def countable(p: ConvProblem) -> str | None:
@@ -303,7 +309,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         "implicit_gemm",
         launches=launches,
         specialise=_constants(pass_name),
-        requires=_requires(pass_name),
+        requires=requires(pass_name),
         auto_on=("cuda",),
         unproven=True,
         auto_not=enough_rows(pass_name, _enough),
@@ -314,25 +320,25 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
 ENTRIES = (
     _entry(
         "forward",
-        Launch("pack", ("w", "scratch"), _pack_grid("forward"), block("THREADS"), integers=slices("forward")),
-        Launch("forward", ("x", "w", "scratch", "b", "y"), _grid("forward"), block("THREADS"),
+        Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
+        Launch("forward", ("x", "w", "scratch", "b", "y"), grid("forward"), block("THREADS"),
                integers=slices("forward"), shared_bytes=_shared_bytes("forward")),
         PACK_MASK,
         tunables=_tunables("forward"),
-        scratch=_packed_elements("forward"),
+        scratch=packed_elements("forward"),
     ),
     _entry(
         "input_grad",
-        Launch("pack", ("w", "scratch"), _pack_grid("input_grad"), block("THREADS"), integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
+        Launch("pack", ("w", "scratch"), pack_grid("input_grad"), block("THREADS"), integers=slices("input_grad")),
+        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), grid("input_grad"), block("THREADS"),
                integers=slices("input_grad"), shared_bytes=_shared_bytes("input_grad")),
         tunables=_tunables("input_grad"),
-        scratch=_packed_elements("input_grad"),
+        scratch=packed_elements("input_grad"),
     ),
     _entry(
         "kernel_grad",
-        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
-               integers=_kernel_grad_integers, shared_bytes=_kernel_grad_bytes),
+        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
+               integers=kernel_grad_integers, shared_bytes=_kernel_grad_bytes),
         total(kernel_grad_splits),
         tunables={**_tunables("kernel_grad"), **TOTAL},
         scratch=lambda p, t: kernel_grad_splits(p, t) * taps(p),

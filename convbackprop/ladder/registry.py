@@ -12,6 +12,7 @@ from convbackprop.ladder import (
     naive,
     pipelined,
     register_tiled,
+    tensor_core,
     tiled,
     vectorised,
     vectorised_gemm,
@@ -30,6 +31,7 @@ TECHNIQUES = (
     banded,
     vectorised,
     implicit_gemm,
+    tensor_core,
     vectorised_gemm,
 )
 

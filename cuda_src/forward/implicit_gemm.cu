@@ -9,30 +9,16 @@
 // What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,499 us, 39 of the 65 TFLOP/s
 // that multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
 // memory. Small images have too few tiles for all multiprocessors.
-#include "filter_product.cuh"
-#include "forward_of_pixels.cuh"
+#include "filter_rows.cuh"
 #include "forward_phase.cuh"
 #include "matrix_product.cuh"
+#include "outputs.cuh"
 #include "pack_mask.cuh"
 
-// For write_product.
-struct Outputs {
-    const Conv2dShape& shape;
-    const Scalar *x, *w, *b;
-    int first_k, rows;
-    Index row_pitch;
-
-    __device__ __forceinline__ Index at(const Pixel& pixel) const {
-        return shape.y_at(pixel.n, first_k, pixel.p, pixel.q);
-    }
-    __device__ __forceinline__ Acc result(int m, Acc sum) const {
-        return activate(b ? sum + to_acc(b[first_k + m]) : sum);
-    }
-    __device__ __forceinline__ void form_anew(Scalar& element, int m, const Pixel& pixel) const {
-        if (meets_padding(shape, pixel.p, pixel.p + 1, pixel.q, pixel.q + 1))
-            element = y_of_pixels(x, w, b, shape, pixel.n, first_k + m, pixel.p, pixel.q);
-    }
-};
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
+    pack_filter<Phase>(w, scratch, shape, slices);
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
@@ -49,7 +35,5 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     NoRowSums none;
     add_slices(product, rows, windows, none, slices);
 
-    const int filters = shape.group_filters();
-    write_product(product, tile, grid, y,
-                  Outputs{shape, x, w, b, tile.group * filters, filters, Index(shape.P) * shape.Q});
+    write_product(product, tile, grid, y, Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
 }

@@ -11,6 +11,11 @@
 #include "pack_mask.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
+    pack_filter<Phase>(w, scratch, shape, slices);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
         const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
     const PackedFilter<Phase> filter(scratch, shape, slices);

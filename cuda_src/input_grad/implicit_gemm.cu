@@ -9,31 +9,14 @@
 // that multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
 // memory. Its 64 channels make tiles of 64 rows, for which all of g is staged, dy and y; small images have too few
 // tiles for all multiprocessors, and 1 to 3 channels nearly empty ones.
-#include "filter_product.cuh"
-#include "input_grad_of_pixels.cuh"
-#include "input_grad_phase.cuh"
+#include "filter_rows.cuh"
+#include "input_grads.cuh"
 #include "matrix_product.cuh"
 
-// For write_product.
-struct InputGrads {
-    const Phase& phase;
-    const Scalar* dy;
-    const Saved* saved;
-    const Scalar* w;
-    const Scalar* b;
-    int first_c, rows;
-    Index row_pitch;
-
-    __device__ __forceinline__ Index at(const Pixel& pixel) const {
-        return phase.result_at(pixel.n, first_c, pixel.p, pixel.q);
-    }
-    __device__ __forceinline__ Acc result(int m, Acc sum) const { return dx_result(sum, b, first_c + m); }
-    __device__ __forceinline__ void form_anew(Scalar& element, int m, const Pixel& pixel) const {
-        const int h = phase.row(pixel.p), w_ = phase.col(pixel.q);
-        if (reaches_beyond(phase.shape, h, h + 1, w_, w_ + 1))
-            element = dx_of_pixels(dy, saved, w, b, phase.shape, pixel.n, first_c + m, h, w_);
-    }
-};
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
+    pack_filter<Phase>(w, scratch, shape, slices);
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
@@ -52,7 +35,5 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     NoRowSums none;
     add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
 
-    const int channels = shape.group_channels();
-    write_product(product, tile, phase.grid, dx,
-                  InputGrads{phase, dy, saved, w, b, tile.group * channels, channels, Index(shape.H) * shape.W});
+    write_product(product, tile, phase.grid, dx, InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
 }

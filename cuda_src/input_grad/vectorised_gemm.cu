@@ -10,6 +10,11 @@
 #include "input_grad_phase.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
+    pack_filter<Phase>(w, scratch, shape, slices);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
            const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
            int slices) {

@@ -1,0 +1,58 @@
+// How forward's and input_grad's tensor_core bring both matrices to shared memory: the packed filter in the order in which
+// lanes read it, windows as chunks of 16 bytes of a pixel's steps.
+#pragma once
+#include <cuda_pipeline.h>
+
+#include "filter_product.cuh"
+#include "tensor_product.cuh"
+
+using FilterSlice = LaneOrder<LEFT_PARTS>;
+using WindowSlice = ChunkRows<RIGHT_PARTS, TILE_N, false, false>;
+using Product = TensorProduct<FilterSlice, WindowSlice>;
+
+// Brings a slice of a tile of the packed filter, past the registers.
+struct FilterLoader {
+    static constexpr int OWN = FilterSlice::SIZE / 4 / THREADS;
+    static_assert(FilterSlice::SIZE % (4 * THREADS) == 0, "the threads share a slice of the filter evenly");
+
+    const Chunk* from;  // this thread's part of the next slice
+    int turn = 0;       // which of the two slices in shared memory is the next
+
+    __device__ __forceinline__ explicit FilterLoader(const Acc* packed)
+        : from(reinterpret_cast<const Chunk*>(packed) + threadIdx.x) {}
+    __device__ __forceinline__ void fetch() {
+        Chunk* const to = reinterpret_cast<Chunk*>(&reinterpret_cast<Product::Slice*>(shared)[turn].a) + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(Chunk));
+        __pipeline_commit();
+        from += OWN * THREADS;
+        turn ^= 1;
+    }
+    __device__ __forceinline__ void put(FilterSlice&) const { __pipeline_wait_prior(0); }
+};
+
+// Brings a slice of windows, a chunk at a time.
+template <class Reader, int PIXELS>
+struct WindowLoader : WindowReads<Reader, PIXELS, CHUNK_STEPS> {
+    using WindowReads<Reader, PIXELS, CHUNK_STEPS>::WindowReads;
+
+    __device__ __forceinline__ void put(WindowSlice& slice) const {
+#pragma unroll
+        for (int i = 0; i < this->OWN; i += CHUNK_STEPS)
+#pragma unroll
+            for (int e = 0; e < PIXELS; ++e) {
+                Chunk parts[RIGHT_PARTS];
+#pragma unroll
+                for (int word = 0; word < 4; ++word)
+                    if constexpr (IS_TF32)
+                        set_parts(parts, word, this->own[i + word].value(e));
+                    else
+                        parts[0].words[word] =
+                            pair_word(this->own[i + word * 2].exact(e), this->own[i + word * 2 + 1].exact(e));
+                const int chunk = (this->first_step + this->step(i)) / CHUNK_STEPS;
+#pragma unroll
+                for (int part = 0; part < RIGHT_PARTS; ++part)
+                    slice.chunks[part][WindowSlice::at(this->first_pixel + e, chunk)] = parts[part];
+            }
+    }
+};

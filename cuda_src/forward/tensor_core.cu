@@ -1,0 +1,37 @@
+// y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
+//
+// The matrix product of implicit_gemm on tensor cores: one block computes TILE_M filters at TILE_N output pixels, and a
+// warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh). 16-bit elements are multiplied as they are, float32
+// by three products of TF32 numbers (factors.cuh). The filter, packed in the order in which lanes read it, comes to shared
+// memory past the registers; windows come as in the rung below, looked up tap by tap, and are laid down as chunks of a
+// pixel's steps, which a warp reads by ldmatrix without a bank conflict.
+//
+// What limits it: no GPU has run it. A window's element is loaded once for a tile of filters by an instruction of its own,
+// which for 16-bit elements is more work than its products are.
+#include "filter_chunks.cuh"
+#include "forward_phase.cuh"
+#include "outputs.cuh"
+#include "pack_mask.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
+    pack_filter<Phase, FilterSlice>(w, scratch, shape, slices);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
+        const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
+    // Where am I: a tile of filters and pixels.
+    const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
+    const PixelGrid grid = {shape.N, shape.P, shape.Q};
+    const Tile tile = filter.tile_of_block(grid.count());
+
+    const InputReader reader(x, shape, tile.group);
+    FilterLoader rows(filter.rows_of(tile));
+    WindowLoader<InputReader, X_PIXELS> windows(filter.offsets_of(tile), reader, grid, tile.first_pixel);
+    Product product;
+    NoRowSums none;
+    add_slices(product, rows, windows, none, slices);
+
+    write_product(product, tile, grid, y, Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
+}

@@ -1,0 +1,37 @@
+// dx[n,c,h,w_] = sum_{k,r,s} g[n,k,p,q] * w[k,c,r,s]   over all (p,q) that read x[n,c,h,w_] through tap (r,s),
+//                with g = dy * phi'(s)
+//
+// The matrix product of implicit_gemm on tensor cores, as in forward/tensor_core.cu: one block computes TILE_M channels
+// at TILE_N input pixels of a phase. g is formed as it is staged. In 16 bits it is a factor as it is where phi' is 0 or
+// 1; else it is not rounded to 16 bits, but is a sum of two TF32 numbers, and a tap is one.
+//
+// What limits it: no GPU has run it. As the forward pass, it loads each element of g by an instruction of its own, and of
+// y another one.
+#include "filter_chunks.cuh"
+#include "input_grads.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
+    pack_filter<Phase, FilterSlice>(w, scratch, shape, slices);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
+           const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
+           int slices) {
+    // Where am I: a tile of channels, and of the pixels of a phase.
+    const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
+    const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
+    const Phase phase(shape, tile.phase);
+    if (tile.first_pixel >= phase.grid.count()) return;  // the whole block
+
+    const GradReader reader(dy, saved, shape, tile.group);
+    FilterLoader rows(filter.rows_of(tile));
+    WindowLoader<GradReader, G_PIXELS> windows(filter.offsets_of(tile), reader, phase.grid, tile.first_pixel);
+    Product product;
+    NoRowSums none;
+    add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
+
+    write_product(product, tile, phase.grid, dx,
+                  InputGrads<IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
+}
