@@ -44,11 +44,14 @@ struct WindowLoader : WindowReads<Reader, PIXELS, CHUNK_STEPS> {
                 Chunk parts[RIGHT_PARTS];
 #pragma unroll
                 for (int word = 0; word < 4; ++word)
-                    if constexpr (IS_TF32)
-                        set_parts(parts, word, this->own[i + word].value(e));
-                    else
+                    if constexpr (IS_TF32) {
+                        const Tf32Parts<RIGHT_PARTS> both(this->own[i + word].value(e));
+#pragma unroll
+                        for (int part = 0; part < RIGHT_PARTS; ++part) parts[part].words[word] = both.words[part];
+                    } else {
                         parts[0].words[word] =
                             pair_word(this->own[i + word * 2].exact(e), this->own[i + word * 2 + 1].exact(e));
+                    }
                 const int chunk = (this->first_step + this->step(i)) / CHUNK_STEPS;
 #pragma unroll
                 for (int part = 0; part < RIGHT_PARTS; ++part)

@@ -21,3 +21,12 @@ __device__ __forceinline__ Acc dw_of_pixels(const Scalar* dy, const Saved* saved
         }
     return sum.value();
 }
+
+// Of bias k, what pixels first to end - 1 of g give, numbered in the order n p q.
+__device__ __forceinline__ Acc db_of_pixels(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int k,
+                                            int first, int end) {
+    LongSum sum;
+    for (int i = first; i < end && !isnan(sum.value()); ++i)
+        sum.add(pre_activation_grad(dy, saved, shape, i / shape.Q / shape.P, k, i / shape.Q % shape.P, i % shape.Q));
+    return sum.value();
+}

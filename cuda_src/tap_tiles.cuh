@@ -51,8 +51,8 @@ struct TapTile {
                                               const Scalar* x) const {
         const int first = first_slice * DEPTH, end = min(first + slices * DEPTH, grid.count());
 #pragma unroll 1
-        for (int i = 0; i < REG_M * REG_N; ++i) {
-            const int m = product.row(i / REG_N), column = product.col(i % REG_N), t = tap(column);
+        for (int i = 0; i < Product::ROWS * Product::COLS; ++i) {
+            const int m = product.row(i / Product::COLS), column = product.col(i % Product::COLS), t = tap(column);
             if (!has_result(m, column) || !isnan(split[result_at(m, column)])) continue;
             const int k = group * filters + first_m + m, c = t / shape.S / shape.R, r = t / shape.S % shape.R;
             LongSum sum;

@@ -22,12 +22,16 @@ struct alignas(16) Chunk {
     unsigned words[4];
 };
 
-// A number as words of a factor: itself, cut to PARTS TF32 numbers.
+// A number as PARTS TF32 numbers.
 template <int PARTS>
-__device__ __forceinline__ void set_parts(Chunk (&parts)[PARTS], int i, Acc number) {
-    parts[0].words[i] = tf32_word(number * SCALE);
-    if constexpr (PARTS == 2) parts[1].words[i] = tf32_rest(number * SCALE, parts[0].words[i]);
-}
+struct Tf32Parts {
+    unsigned words[PARTS];
+
+    __device__ __forceinline__ explicit Tf32Parts(Acc number) {
+        words[0] = tf32_word(number * SCALE);
+        if constexpr (PARTS == 2) words[1] = tf32_rest(number * SCALE, words[0]);
+    }
+};
 
 // The left factor in the order in which lanes read it, as pack left it.
 template <int PARTS>
@@ -39,16 +43,15 @@ struct LaneOrder {
     static __device__ __forceinline__ void put(Acc* slice, int step, int row, Acc number) {
         const int word = step / Factor::PER_WORD, in_step = word % 8;
         const int lane = row % 8 * 4 + in_step % 4, i = in_step / 4 * 2 + row / 8 % 2;
-        auto& order = *reinterpret_cast<LaneOrder*>(slice);
-        Chunk parts[PARTS];
-        if constexpr (IS_TF32) set_parts(parts, i, number);
+        const auto to = [&](int part) {
+            return &reinterpret_cast<LaneOrder*>(slice)->chunks[part][word / 8][row / 16][lane].words[i];
+        };
+        if constexpr (IS_TF32) {
+            const Tf32Parts<PARTS> parts(number);
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            unsigned& to = order.chunks[part][word / 8][row / 16][lane].words[i];
-            if constexpr (IS_TF32)
-                to = parts[part].words[i];
-            else
-                reinterpret_cast<Scalar*>(&to)[step % 2] = from_acc(number);
+            for (int part = 0; part < PARTS; ++part) *to(part) = parts.words[part];
+        } else {
+            reinterpret_cast<Scalar*>(to(0))[step % 2] = from_acc(number);
         }
     }
     // A lane's words of 16 rows, the i-th of those from first_row on.

@@ -9,6 +9,9 @@ from convbackprop.devices.gpus import Target
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
 from convbackprop.ladder.implicit_gemm import (
     grid,
+    kernel_grad_grid,
+    kernel_grad_integers,
+    kernel_grad_splits,
     one_tap,
     pack_grid,
     phases,
@@ -20,8 +23,9 @@ from convbackprop.ladder.implicit_gemm import (
     slices_of,
     widths,
 )
-from convbackprop.ladder.launches import PACK_MASK, block
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.pipelined import unseen
+from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import Alignment, Constants, Launch, Requirement, Tunable, Variant, ceil_div
 from convbackprop.problem import RESULTS, ConvProblem
 
@@ -94,7 +98,7 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             "THREADS": threads,
             "RESIDENT": max(1, 32 * _WARPS // threads),
             "ONE_TAP": one_tap(pass_name, p, {**t, **factors}),
-            **widths(pass_name, p, alignment, 2),
+            **widths(pass_name, p, alignment, 4 if pass_name == "kernel_grad" else 2),
         }
 
     return rule
@@ -114,6 +118,11 @@ def _packed_elements(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
 def _shared_bytes(p: ConvProblem, t: Constants) -> int:
     """Return the bytes of two slices."""
     return 2 * 4 * (t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + t["RIGHT_PARTS"] * t["TILE_N"] * _PITCH)
+
+
+def _kernel_grad_bytes(p: ConvProblem, t: Constants) -> int:
+    """Return the bytes of two slices, whose rows are staged alike."""
+    return 2 * 4 * _PITCH * (t["LEFT_PARTS"] * t["TILE_M"] + t["RIGHT_PARTS"] * t["TILE_N"])
 
 
 # -- the entries -----------------------------------------------------------------------------------------------------
@@ -162,5 +171,13 @@ ENTRIES = (
                integers=slices("input_grad"), shared_bytes=_shared_bytes),
         tunables=_tunables("input_grad"),
         scratch=_packed_elements("input_grad"),
+    ),
+    _entry(
+        "kernel_grad",
+        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
+               integers=kernel_grad_integers, shared_bytes=_kernel_grad_bytes),
+        total(kernel_grad_splits),
+        tunables={**_tunables("kernel_grad"), **TOTAL},
+        scratch=lambda p, t: kernel_grad_splits(p, t) * taps(p),
     ),
 )  # fmt: skip

@@ -19,19 +19,19 @@ struct alignas(16) Quad {
     Acc elements[QUAD];
 };
 
-// Rows: what a slice of a is made of, Quads of rows, or Lanes, one a row. COLS and REG_N count Lanes of b. PADDING
+// Rows: what a slice of a is made of, Quads of rows, or Lanes, one a row. WIDTH and REG_N count Lanes of b. PADDING
 // after each step's rows and columns: if they fill whole pages, steps would share few lines of the cache.
-template <class Rows, int STEPS, int COLS, int PADDING>
+template <class Rows, int STEPS, int WIDTH, int PADDING>
 struct LaneProduct {
-    static constexpr int ASIDE = std::is_same_v<Rows, Lane> ? 1 : QUAD;
-    static constexpr int THREAD_COLS = COLS / REG_N, THREAD_ROWS = TILE_M / REG_M;
+    static constexpr int ROWS = REG_M, COLS = REG_N, ASIDE = std::is_same_v<Rows, Lane> ? 1 : QUAD;
+    static constexpr int THREAD_COLS = WIDTH / REG_N, THREAD_ROWS = TILE_M / REG_M;
     static constexpr int RUN_SLICES = RUN_STEPS / DEPTH;
     static_assert(THREADS == THREAD_COLS * THREAD_ROWS, "the threads' sums make up the tile");
     static_assert(REG_M % ASIDE == 0, "a thread reads whole Quads");
 
     struct Slice {
         Rows a[STEPS][TILE_M / ASIDE + PADDING];
-        Lane b[STEPS][COLS + PADDING];
+        Lane b[STEPS][WIDTH + PADDING];
     };
     Slice* const slices = reinterpret_cast<Slice*>(settled(shared));
     Lane* const totals = reinterpret_cast<Lane*>(slices + 2) + threadIdx.x;

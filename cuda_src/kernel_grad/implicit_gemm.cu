@@ -13,56 +13,21 @@
 // long as torch.
 #include "kernel_grad_total.cuh"
 #include "matrix_product.cuh"
-#include "tap_tiles.cuh"
-#include "window_reader.cuh"
-
-// A step of the sum is a pixel. A warp brings 8 of them side by side, a sector of memory, of several rows: writing them
-// meets no bank twice. If a slice has more steps, its warps share them.
-constexpr int WARP_STEPS = 8, STEP_WARPS = DEPTH / WARP_STEPS;
-static_assert(DEPTH % WARP_STEPS == 0 && THREADS % (32 * STEP_WARPS) == 0, "all steps have as many threads");
+#include "tap_product.cuh"
 
 using Product = MatrixProduct<VECTOR>;
 
-// Brings one of the two matrices, ROWS rows of it: what each of them means in the windows of DEPTH pixels. A thread has
-// PIXELS neighbouring ones and several rows. ARE_PLANES: the rows are the same place in neighbouring planes.
+// Writes what a thread has read to its steps.
 template <class Reader, int ROWS, int PIXELS, bool ARE_PLANES>
-struct PixelLoader {
-    static constexpr int STEP_THREADS = WARP_STEPS / PIXELS, ROW_THREADS = 32 / STEP_THREADS;  // of a warp
-    static constexpr int AT_ONCE = THREADS / DEPTH * PIXELS, OWN = ROWS / AT_ONCE;
-    static_assert(ROWS % AT_ONCE == 0, "a thread has several rows");
+struct PixelLoader : PixelReads<Reader, ROWS, PIXELS, ARE_PLANES> {
+    using PixelReads<Reader, ROWS, PIXELS, ARE_PLANES>::PixelReads;
 
-    // Neighbouring steps are neighbours in memory.
-    const int first_step = threadIdx.x % STEP_THREADS * PIXELS + threadIdx.x / 32 % STEP_WARPS * WARP_STEPS;
-    const int first_row = threadIdx.x % 32 / STEP_THREADS + threadIdx.x / 32 / STEP_WARPS * ROW_THREADS;
-    Reader reader;
-    const PixelGrid grid;
-    Pixel pixel;                           // of the next slice
-    Offset offsets[ARE_PLANES ? 1 : OWN];  // of this thread's rows
-    int rows = ROWS;                       // that exist, counted from this thread's first one
-    decltype(reader.template read<PIXELS>()) own[OWN];
-
-    __device__ __forceinline__ PixelLoader(const Reader& reader, const TapTile& tile)
-        : reader(reader), grid(tile.grid), pixel(tile.first_slice * DEPTH + first_step, grid) {}
-    __device__ __forceinline__ int row(int i) const { return first_row + i * AT_ONCE; }
-
-    __device__ __forceinline__ void fetch() {
-        reader.move_to(pixel);
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            if (ARE_PLANES && i > 0)
-                reader.skip_planes(AT_ONCE);
-            else
-                reader.go_to(offsets[i]);
-            own[i] = reader.template read<PIXELS>(!ARE_PLANES || ONE_TAP || i * AT_ONCE < rows);
-        }
-        pixel.advance(DEPTH, grid);
-    }
     template <int LENGTH>
     __device__ __forceinline__ void put(Acc (&slice)[DEPTH][LENGTH]) const {
 #pragma unroll
-        for (int i = 0; i < OWN; ++i)
+        for (int i = 0; i < this->OWN; ++i)
 #pragma unroll
-            for (int e = 0; e < PIXELS; ++e) slice[first_step + e][row(i)] = own[i].value(e);
+            for (int e = 0; e < PIXELS; ++e) slice[this->first_step + e][this->row(i)] = this->own[i].value(e);
     }
 };
 
@@ -96,15 +61,6 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     add_slices(product, grads, windows, bias, tile.slices);
 
     Acc* const split = partial + blockIdx.y * (shape.w_size() + shape.K);
-    bool is_nan = false;
-#pragma unroll
-    for (int i = 0; i < Product::ROWS; ++i)
-#pragma unroll
-        for (int j = 0; j < Product::COLS; ++j) {
-            const int m = product.row(i), column = product.col(j);
-            if (tile.has_result(m, column)) split[tile.result_at(m, column)] = product.sums[i][j];
-            is_nan |= isnan(product.sums[i][j]);
-        }
-    if (is_nan) tile.form_anew(split, product, dy, saved, x);
+    write_partial(split, product, tile, dy, saved, x);
     if (bias.wanted && tile.has_row(threadIdx.x)) split[tile.bias_at(threadIdx.x)] = bias.sum.value();
 }
