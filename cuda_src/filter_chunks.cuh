@@ -8,7 +8,7 @@
 
 using FilterSlice = LaneOrder<LEFT_PARTS>;
 using WindowSlice = ChunkRows<RIGHT_PARTS, TILE_N, false, false>;
-using Product = TensorProduct<FilterSlice, WindowSlice>;
+using TapProduct = TensorProduct<FilterSlice, WindowSlice>;
 
 // Brings a slice of a tile of the packed filter, past the registers.
 struct FilterLoader {
@@ -21,7 +21,7 @@ struct FilterLoader {
     __device__ __forceinline__ explicit FilterLoader(const Acc* packed)
         : from(reinterpret_cast<const Chunk*>(packed) + threadIdx.x) {}
     __device__ __forceinline__ void fetch() {
-        Chunk* const to = reinterpret_cast<Chunk*>(&reinterpret_cast<Product::Slice*>(shared)[turn].a) + threadIdx.x;
+        Chunk* const to = reinterpret_cast<Chunk*>(&reinterpret_cast<TapProduct::Slice*>(shared)[turn].a) + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < OWN; ++i) __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(Chunk));
         __pipeline_commit();
@@ -42,20 +42,30 @@ struct WindowLoader : WindowReads<Reader, PIXELS, CHUNK_STEPS> {
 #pragma unroll
             for (int e = 0; e < PIXELS; ++e) {
                 Chunk parts[RIGHT_PARTS];
-#pragma unroll
-                for (int word = 0; word < 4; ++word)
-                    if constexpr (IS_TF32) {
-                        const Tf32Parts<RIGHT_PARTS> both(this->own[i + word].value(e));
-#pragma unroll
-                        for (int part = 0; part < RIGHT_PARTS; ++part) parts[part].words[word] = both.words[part];
-                    } else {
-                        parts[0].words[word] =
-                            pair_word(this->own[i + word * 2].exact(e), this->own[i + word * 2 + 1].exact(e));
-                    }
+                make_chunk(parts, this->own, i, e);
                 const int chunk = (this->first_step + this->step(i)) / CHUNK_STEPS;
 #pragma unroll
                 for (int part = 0; part < RIGHT_PARTS; ++part)
                     slice.chunks[part][WindowSlice::at(this->first_pixel + e, chunk)] = parts[part];
             }
+    }
+};
+
+// How a tile of forward or input_grad is multiplied whose windows are staged tap by tap, by all strides.
+struct TapWindows {
+    using Product = TapProduct;
+    using Pixels = PixelRun;
+
+    static __device__ __forceinline__ int count(const PixelGrid& grid) { return grid.count(); }
+    static __device__ __forceinline__ Pixels pixels(const Tile& tile, const PixelGrid& grid) {
+        return {grid, tile.first_pixel};
+    }
+    template <int VECTOR_PIXELS, class Reader, class Phase>
+    static __device__ __forceinline__ void add(Product& product, const Acc* filter, const Offset* offsets,
+                                               const Reader& reader, const Phase& phase, const Tile& tile) {
+        FilterLoader rows(filter);
+        WindowLoader<Reader, VECTOR_PIXELS> windows(offsets, reader, phase.grid, tile.first_pixel);
+        NoRowSums none;
+        add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
     }
 };

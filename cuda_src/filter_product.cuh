@@ -41,12 +41,21 @@ struct WindowReads {
     }
 };
 
-// Writes the sums of a tile. Results know where a pixel's result for row 0 lies (at), how many rows there are and how
+// The pixels of a tile: they are numbered one after the other.
+struct PixelRun {
+    const PixelGrid grid;
+    const int first;
+
+    __device__ __forceinline__ Pixel at(int column) const { return {first + column, grid}; }
+};
+
+// Writes the sums of a tile, whose pixels may lie beyond the last image. Results know where a pixel's result for row 0 lies (at), how many rows there are and how
 // far apart (rows, row_pitch), what becomes of a sum (result), and how a result is formed anew of pixels alone: the
 // padding is none, but was multiplied as zeros.
-template <class Product, class Results>
-__device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid,
+template <class Product, class Pixels, class Results>
+__device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const Pixels& pixels,
                                               Scalar* out, const Results& results) {
+    const PixelGrid& grid = pixels.grid;
     constexpr int ASIDE = Product::ASIDE;  // pixels that a thread has side by side
     bool is_nan = false;
 #pragma unroll
@@ -54,7 +63,7 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
         Index at[ASIDE];
 #pragma unroll
         for (int e = 0; e < ASIDE; ++e) {
-            const Pixel pixel(tile.first_pixel + product.col(j + e), grid);
+            const Pixel pixel = pixels.at(product.col(j + e));
             at[e] = pixel.n < grid.N ? results.at(pixel) : -1;
         }
         const bool adjacent = at[ASIDE - 1] - at[0] == ASIDE - 1;
@@ -80,7 +89,7 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
 #pragma unroll 1
     for (int i = 0; is_nan && i < Product::ROWS * Product::COLS; ++i) {
         const int m = tile.first_m + product.row(i / Product::COLS);
-        const Pixel pixel(tile.first_pixel + product.col(i % Product::COLS), grid);
+        const Pixel pixel = pixels.at(product.col(i % Product::COLS));
         if (m >= results.rows || pixel.n >= grid.N) continue;
         Scalar& element = out[results.at(pixel) + m * results.row_pitch];
         if (isnan(to_acc(element))) results.form_anew(element, m, pixel);

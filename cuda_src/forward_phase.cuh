@@ -12,6 +12,9 @@ struct Phase {
           depth(shape.group_channels() * shape.R * shape.S) {}
     static __device__ __forceinline__ int count(const Conv2dShape&) { return 1; }
     static __device__ __forceinline__ int rows(const Conv2dShape& shape) { return shape.group_filters(); }
+    // Of unit stride.
+    __device__ __forceinline__ SeenPixels seen_rows() const { return {-shape.pad_top, shape.dilation_h}; }
+    __device__ __forceinline__ SeenPixels seen_cols() const { return {-shape.pad_left, shape.dilation_w}; }
     __device__ __forceinline__ Offset offset(const Tap& tap) const {
         return tap_offset(shape, tap.plane, tap.i, tap.j);
     }

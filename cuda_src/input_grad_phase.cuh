@@ -30,6 +30,7 @@ struct PhaseTaps {
     }
     __device__ __forceinline__ int tap(int i) const { return first + i * step; }
     __device__ __forceinline__ int output(int r) const { return (position - r * dilation) / stride; }
+    __device__ __forceinline__ SeenPixels seen() const { return {output(first), -(step * dilation / stride)}; }
 };
 
 struct Phase {
@@ -53,6 +54,8 @@ struct Phase {
         return min(shape.stride_h, shape.H) * count_across(shape);
     }
     static __device__ __forceinline__ int rows(const Conv2dShape& shape) { return shape.group_channels(); }
+    __device__ __forceinline__ SeenPixels seen_rows() const { return rows_met.seen(); }
+    __device__ __forceinline__ SeenPixels seen_cols() const { return cols_met.seen(); }
     __device__ __forceinline__ Offset offset(const Tap& tap) const {
         const int row = rows_met.output(rows_met.tap(tap.i)), col = cols_met.output(cols_met.tap(tap.j));
         return {tap.plane, row, col, (tap.plane * shape.P + row) * shape.Q + col};

@@ -49,6 +49,15 @@ struct PackedFilter {
     }
 };
 
+// Along one axis, where the pixel that pixel 0 of a phase sees through tap 0 lies, and how much further on its others.
+struct SeenPixels {
+    int first, step;
+
+    // Of so many taps the lowest, and how far above it the first is.
+    __device__ __forceinline__ int above(int taps) const { return max(0, (taps - 1) * -step); }
+    __device__ __forceinline__ int lowest(int taps) const { return first - above(taps); }
+};
+
 // Where a step of a phase's sum lies in the filter: the plane, and the i-th and j-th of the phase's rows and columns
 // of taps. With ONE_TAP a slice is DEPTH planes at one tap, so that its first offset tells all of them; else the planes
 // come one after the other.

@@ -6,7 +6,7 @@
 // each of its rows. Of float32 each factor has two parts (factors.cuh), and a step three such products.
 //
 // Tensor cores may cut a sum each time. So a run of steps is short, and its sums are added to totals by additions that
-// round to nearest; the totals are in registers, too.
+// round to nearest; the totals are in registers, too. LONG_SUMS: whether there is more than one run.
 #pragma once
 #include "factors.cuh"
 #include "slices.cuh"
@@ -32,6 +32,20 @@ struct Tf32Parts {
         if constexpr (PARTS == 2) words[1] = tf32_rest(number * SCALE, words[0]);
     }
 };
+
+// The chunk of steps first to first + CHUNK_STEPS - 1 of pixel e of what was read, as so many parts.
+template <int PARTS, class Read, int COUNT>
+__device__ __forceinline__ void make_chunk(Chunk (&parts)[PARTS], const Read (&own)[COUNT], int first, int e) {
+#pragma unroll
+    for (int word = 0; word < 4; ++word)
+        if constexpr (IS_TF32) {
+            const Tf32Parts<PARTS> both(own[first + word].value(e));
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) parts[part].words[word] = both.words[part];
+        } else {
+            parts[0].words[word] = pair_word(own[first + word * 2].exact(e), own[first + word * 2 + 1].exact(e));
+        }
+}
 
 // The left factor in the order in which lanes read it, as pack left it.
 template <int PARTS>
@@ -87,8 +101,8 @@ struct ChunkRows {
             : first(IS_LEFT ? at(first_row + threadIdx.x % 16, threadIdx.x / 16 % 2)
                             : at(first_row + threadIdx.x % 8 + threadIdx.x / 16 % 2 * 8, threadIdx.x / 8 % 2)) {}
         // A lane's words of 16 rows, the i-th of those from first_row on. It is at() of 16 rows or 2 chunks further on.
-        __device__ __forceinline__ void read(unsigned (&words)[4], const ChunkRows& from, int part, int step,
-                                             int i) const {
+        __device__ __forceinline__ void read(unsigned (&words)[4], const ChunkRows& from, int part, int step, int i,
+                                             int = 0) const {
             load_matrices(words, &from.chunks[part][first + i * 16 * PITCH + (i + step) % 2 * 2]);
         }
     };
@@ -107,7 +121,7 @@ struct TensorProduct {
     const int first_row = threadIdx.x / 32 % WARPS_M * WARP_M, first_col = threadIdx.x / 32 / WARPS_M * WARP_N;
     const typename Left::Reader left_reader = typename Left::Reader(first_row);
     const typename Right::Reader right_reader = typename Right::Reader(first_col);
-    float sums[ROWS_16][COLS_16 * 2][4] = {}, totals[ROWS_16][COLS_16 * 2][4] = {};
+    float sums[ROWS_16][COLS_16 * 2][4] = {}, totals[LONG_SUMS ? ROWS_16 : 1][COLS_16 * 2][4] = {};
 
     __device__ __forceinline__ int row(int i) const { return first_row + i * 8 + threadIdx.x % 32 / 4; }
     __device__ __forceinline__ int col(int j) const { return first_col + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
@@ -117,18 +131,19 @@ struct TensorProduct {
         return IS_TF32 ? scaled * UNSCALE + (scaled - scaled) : scaled;
     }
 
-    __device__ __forceinline__ void add(const Slice& slice) {
+    __device__ __forceinline__ void add(const Slice& slice) { add(slice.a, slice.b); }
+    __device__ __forceinline__ void add(const Left& a, const Right& b, int shift = 0) {
 #pragma unroll
         for (int step = 0; step < K_STEPS; ++step) {
             unsigned left[LEFT_PARTS][ROWS_16][4], right[RIGHT_PARTS][COLS_16][4];
 #pragma unroll
             for (int part = 0; part < LEFT_PARTS; ++part)
 #pragma unroll
-                for (int i = 0; i < ROWS_16; ++i) left_reader.read(left[part][i], slice.a, part, step, i);
+                for (int i = 0; i < ROWS_16; ++i) left_reader.read(left[part][i], a, part, step, i);
 #pragma unroll
             for (int part = 0; part < RIGHT_PARTS; ++part)
 #pragma unroll
-                for (int j = 0; j < COLS_16; ++j) right_reader.read(right[part][j], slice.b, part, step, j);
+                for (int j = 0; j < COLS_16; ++j) right_reader.read(right[part][j], b, part, step, j, shift);
 
             // The small products first.
             if constexpr (LEFT_PARTS == 2) add_products(left[1], right[0]);
@@ -144,8 +159,9 @@ struct TensorProduct {
                 multiply_add<Factor>(sums[i][j], left[i], {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]});
     }
     __device__ __forceinline__ void end_run(AccVector*, bool, bool is_last) {
+        if constexpr (!LONG_SUMS) return;
 #pragma unroll
-        for (int i = 0; i < ROWS_16; ++i)
+        for (int i = 0; i < (LONG_SUMS ? ROWS_16 : 0); ++i)
 #pragma unroll
             for (int j = 0; j < COLS_16 * 2; ++j)
 #pragma unroll

@@ -14,6 +14,7 @@
 struct Pixel {
     int n, p, q;
 
+    __device__ __forceinline__ Pixel(int n, int p, int q) : n(n), p(p), q(q) {}
     __device__ __forceinline__ Pixel(int number, const PixelGrid& grid)
         : n(number / (grid.P * grid.Q)), p(number / grid.Q % grid.P), q(number % grid.Q) {}
     // To the pixel `count` further on.
@@ -59,6 +60,7 @@ struct PlaneReader {
         : planes(images + Index(first_plane) * rows * cols), N(N), rows(rows), cols(cols),
           image_pitch(all_planes * rows * cols) {}
 
+    __device__ __forceinline__ int plane_size() const { return rows * cols; }
     __device__ __forceinline__ void set_corner(int n, int corner_row, int corner_col) {
         row = n < N ? corner_row : NOWHERE;
         col = corner_col;
@@ -125,10 +127,12 @@ struct GradReader {
           mask(reinterpret_cast<const MaskByte*>(saved) +
                Index(group) * shape.group_filters() * shape.P * mask_bytes) {}
 
-    __device__ __forceinline__ void move_to(const Pixel& pixel) {
-        dy.set_corner(pixel.n, pixel.p, pixel.q);
-        y.set_corner(pixel.n, pixel.p, pixel.q);
-        mask_corner = Address(mask + Index(pixel.n) * mask_pitch + pixel.p * mask_bytes);
+    __device__ __forceinline__ void move_to(const Pixel& pixel) { set_corner(pixel.n, pixel.p, pixel.q); }
+    __device__ __forceinline__ int plane_size() const { return dy.plane_size(); }
+    __device__ __forceinline__ void set_corner(int n, int p, int q) {
+        dy.set_corner(n, p, q);
+        y.set_corner(n, p, q);
+        mask_corner = Address(mask + Index(n) * mask_pitch + p * mask_bytes);
     }
     __device__ __forceinline__ void go_to(const Offset& offset) {
         dy.go_to(offset);

@@ -25,15 +25,27 @@ from convbackprop.ladder.implicit_gemm import (
 )
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.pipelined import unseen
+from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import taps
-from convbackprop.ladder.variant import Alignment, Constants, Launch, Requirement, Tunable, Variant, ceil_div
-from convbackprop.problem import RESULTS, ConvProblem
+from convbackprop.ladder.variant import (
+    ALIGNED,
+    Alignment,
+    Constants,
+    Geometry,
+    Launch,
+    Requirement,
+    Tunable,
+    Variant,
+    ceil_div,
+)
+from convbackprop.problem import DTYPES, RESULTS, ConvProblem
 
 #: Words of a row's part of a slice, and those from one row to the next.
 _WORDS, _PITCH = 16, 20
 
-#: RUN_STEPS of float32's three products and of others: of 64 steps each sum passes 24 of them, and each may be cut.
-_RUN, _RUN_OF_16_BITS = 64, 256
+#: RUN_STEPS: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits; and
+#: may be cut each time, by two round-offs at most. Of 64 steps these are 48, where the bound is 65; of 4,096 it is 512.
+_RUN, _RUN_OF_16_BITS = 64, 4096
 
 #: Products of a float32 sum, of which TF32's parts leave out up to 8 round-offs of its bound, and cut sums the rest.
 _LEAST_PRODUCTS = 32
@@ -55,35 +67,112 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     """Return the constants of the factors, and how many numbers of each row a slice has."""
     left, right = _parts(pass_name, p)
     bits = 16 if (left, right) == (1, 1) else 32
+    run = _RUN_OF_16_BITS if bits == 16 else _RUN
     return {
         "LEFT_PARTS": left,
         "RIGHT_PARTS": right,
         "FACTOR_BITS": bits,
         "DEPTH": _WORDS * 32 // bits,
-        "RUN_STEPS": _RUN_OF_16_BITS if bits == 16 else _RUN,
+        "RUN_STEPS": run,
+        "LONG_SUMS": int(product(pass_name, p)[2] > run),
+        "FILTER_STAGES": 3 if bits == 16 else 2,
     }
 
 
 # -- the tile --------------------------------------------------------------------------------------------------------
+def _rows(pass_name: str) -> Callable[[ConvProblem, Target], int]:
+    """Return the rule for TILE_M: 64 where 128 would leave half of them idle."""
+    return lambda p, target: 64 if product(pass_name, p)[0] <= 64 else 128
+
+
+def _columns_of_warp(pass_name: str) -> Callable[[ConvProblem, Target], int]:
+    """Return the rule for WARP_N: 64 where registers hold so many sums, which are added to no totals."""
+
+    def columns(p: ConvProblem, target: Target) -> int:
+        factors = _factors(pass_name, p)
+        roomy = pass_name != "kernel_grad" and factors["FACTOR_BITS"] == 16 and not factors["LONG_SUMS"]
+        t = {"TILE_M": _rows(pass_name)(p, target), "TILE_N": 128, **factors}
+        return 64 if roomy and t["TILE_M"] == 128 and _halo(pass_name, p, ALIGNED, t) else 32
+
+    return columns
+
+
 def _tunables(pass_name: str) -> dict[str, Tunable]:
     """Return the tunables of a pass.
 
-    TILE_M x TILE_N: what a block computes. WARP_M: rows of a warp, at 32 columns.
+    TILE_M x TILE_N: what a block computes. WARP_M x WARP_N: of that a warp.
     """
-
-    def rows(p: ConvProblem, target: Target) -> int:
-        """Return 64 where 128 would leave half of them idle."""
-        return 64 if product(pass_name, p)[0] <= 64 else 128
-
+    rows = _rows(pass_name)
     return {
         "TILE_M": same((64, 128), rows),
         "TILE_N": same((64, 128), 128),
         "WARP_M": same((32, 64), lambda p, target: rows(p, target) // 2),
+        "WARP_N": same((32, 64), _columns_of_warp(pass_name)),
     }
 
 
-#: Columns of a warp, and warps that a multiprocessor should hold: as many as may have all registers.
-_WARP_N, _WARPS = 32, 8
+#: Warps that a multiprocessor should hold: as many as may have all registers.
+_WARPS = 8
+
+#: Of a block's shared memory, in every GPU that has mma.sync but the first.
+_SHARED_BYTES = 99 << 10
+
+
+def _seen_beyond(pass_name: str, p: ConvProblem) -> tuple[int, int]:
+    """Return how many rows and columns more than a tile has its windows have."""
+    reach = [(taps - 1) * dilation for taps, dilation in zip((p.R, p.S), p.dilation, strict=True)]
+    if pass_name == "input_grad":  # a phase sees g, whose pixels lie a stride apart
+        reach = [rows // stride for rows, stride in zip(reach, p.stride, strict=True)]
+    return reach[0], reach[1]
+
+
+def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, int]:
+    """Return the constants of a tile and its halo; none where windows are staged tap by tap.
+
+    That is where the stride leaves gaps between windows, where there is one tap, where channels do not fill slices, and
+    where shared memory is too small.
+    """
+    taps = p.R * p.S if pass_name == "forward" else product(pass_name, p)[2] // (p.K // p.groups)
+    if (pass_name == "forward" and unit_stride(p)) or taps == 1 or not one_tap(pass_name, p, t):
+        return {}
+    down, across = _seen_beyond(pass_name, p)
+    (rows, columns), width, aligned = ((p.P, p.Q), p.W, alignment.x) if pass_name == "forward" else (
+        (ceil_div(p.H, p.stride_h), ceil_div(p.W, p.stride_w)), p.Q, alignment.y)  # fmt: skip
+
+    def tile(vector: int, tile_p: int, tile_q: int) -> dict[str, int]:
+        return {
+            "TILE_IMAGES": t["TILE_N"] // tile_p // tile_q,
+            "TILE_P": tile_p,
+            "TILE_Q": tile_q,
+            "HALO_P": tile_p + down,
+            "HALO_Q": ceil_div(tile_q + across + vector - 1, vector) * vector,
+            "VECTOR": vector,
+        }
+
+    def cost(found: dict[str, int]) -> float:
+        tiles = ceil_div(p.N, found["TILE_IMAGES"]) * ceil_div(rows, found["TILE_P"]) * ceil_div(columns, found["TILE_Q"])
+        return tiles * (t["TILE_N"] + _pixels(found) / 4)
+
+    sizes = [1 << i for i in range(8)]
+    for vector in (4, 2, 1):
+        if width % vector or aligned < vector * DTYPES[p.dtype]:
+            continue
+        tiles = [tile(vector, tile_p, tile_q) for tile_q in sizes[3:] for tile_p in sizes if tile_p * tile_q <= t["TILE_N"]]
+        fitting = [found for found in tiles if _halo_bytes({**t, **found}) <= _SHARED_BYTES]
+        if fitting:
+            return min(fitting, key=cost)
+    return {}
+
+
+def _pixels(t: Constants) -> int:
+    """Return the pixels of a halo."""
+    return t["TILE_IMAGES"] * t["HALO_P"] * t["HALO_Q"]
+
+
+def _halo_bytes(t: Constants) -> int:
+    """Return the bytes of the ring of slices of the filter, and of two halos."""
+    stages, pixels = t["FILTER_STAGES"], _pixels(t)
+    return 4 * (stages * t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + 2 * t["RIGHT_PARTS"] * pixels * _PITCH)
 
 
 def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
@@ -91,15 +180,21 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         factors = _factors(pass_name, p)
-        threads = 32 * (t["TILE_M"] // t["WARP_M"]) * (t["TILE_N"] // _WARP_N)
-        return {
+        threads = 32 * (t["TILE_M"] // t["WARP_M"]) * (t["TILE_N"] // t["WARP_N"])
+        found = {
             **factors,
-            "WARP_N": _WARP_N,
             "THREADS": threads,
             "RESIDENT": max(1, 32 * _WARPS // threads),
             "ONE_TAP": one_tap(pass_name, p, {**t, **factors}),
-            **widths(pass_name, p, alignment, 4 if pass_name == "kernel_grad" else 2),
         }
+        if pass_name == "kernel_grad":
+            return {**found, **widths(pass_name, p, alignment, 4)}
+        pixels = "X_PIXELS" if pass_name == "forward" else "G_PIXELS"
+        halo = _halo(pass_name, p, alignment, {**t, **factors})
+        if halo:
+            return {**found, "HALO": 1, pixels: halo.pop("VECTOR"), **halo}
+        nothing = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"]}
+        return {**found, **nothing, **widths(pass_name, p, alignment, 2)}
 
     return rule
 
@@ -115,8 +210,29 @@ def _packed_elements(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
     return rule
 
 
+def _grid(pass_name: str) -> Geometry:
+    """Return the tiles, those that share their pixels side by side."""
+
+    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+        if not t["HALO"]:
+            return grid(pass_name)(p, t)
+        m, _, _, products = product(pass_name, p)
+        strides = p.stride if pass_name == "input_grad" else (1, 1)
+        height, width = (p.H, p.W) if pass_name == "input_grad" else (p.P, p.Q)
+        tiles = (
+            ceil_div(p.N, t["TILE_IMAGES"])
+            * ceil_div(ceil_div(height, strides[0]), t["TILE_P"])
+            * ceil_div(ceil_div(width, strides[1]), t["TILE_Q"])
+        )
+        return (ceil_div(m, t["TILE_M"]) * tiles * products,)
+
+    return rule
+
+
 def _shared_bytes(p: ConvProblem, t: Constants) -> int:
-    """Return the bytes of two slices."""
+    """Return the bytes of two slices, or of what a halo takes."""
+    if t["HALO"]:
+        return _halo_bytes(t)
     return 2 * 4 * (t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + t["RIGHT_PARTS"] * t["TILE_N"] * _PITCH)
 
 
@@ -158,7 +274,7 @@ ENTRIES = (
     _entry(
         "forward",
         Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
-        Launch("forward", ("x", "w", "scratch", "b", "y"), grid("forward"), block("THREADS"),
+        Launch("forward", ("x", "w", "scratch", "b", "y"), _grid("forward"), block("THREADS"),
                integers=slices("forward"), shared_bytes=_shared_bytes),
         PACK_MASK,
         tunables=_tunables("forward"),
@@ -167,7 +283,7 @@ ENTRIES = (
     _entry(
         "input_grad",
         Launch("pack", ("w", "scratch"), pack_grid("input_grad"), block("THREADS"), integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), grid("input_grad"), block("THREADS"),
+        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
                integers=slices("input_grad"), shared_bytes=_shared_bytes),
         tunables=_tunables("input_grad"),
         scratch=_packed_elements("input_grad"),

@@ -8,8 +8,8 @@
 //
 // What limits it: no GPU has run it. A window's element is loaded once for a tile of filters by an instruction of its own,
 // which for 16-bit elements is more work than its products are.
-#include "filter_chunks.cuh"
 #include "forward_phase.cuh"
+#include "halo.cuh"
 #include "outputs.cuh"
 #include "pack_mask.cuh"
 
@@ -23,15 +23,12 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
         const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
     // Where am I: a tile of filters and pixels.
     const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
-    const PixelGrid grid = {shape.N, shape.P, shape.Q};
-    const Tile tile = filter.tile_of_block(grid.count());
+    const Phase phase(shape);
+    const Tile tile = filter.tile_of_block(Windows::count(phase.grid));
 
-    const InputReader reader(x, shape, tile.group);
-    FilterLoader rows(filter.rows_of(tile));
-    WindowLoader<InputReader, X_PIXELS> windows(filter.offsets_of(tile), reader, grid, tile.first_pixel);
-    Product product;
-    NoRowSums none;
-    add_slices(product, rows, windows, none, slices);
-
-    write_product(product, tile, grid, y, Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
+    Windows::Product product;
+    Windows::add<X_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile), InputReader(x, shape, tile.group), phase,
+                           tile);
+    write_product(product, tile, Windows::pixels(tile, phase.grid), y,
+                  Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
 }

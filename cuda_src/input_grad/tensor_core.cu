@@ -7,7 +7,7 @@
 //
 // What limits it: no GPU has run it. As the forward pass, it loads each element of g by an instruction of its own, and of
 // y another one.
-#include "filter_chunks.cuh"
+#include "halo.cuh"
 #include "input_grads.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -21,17 +21,13 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
            int slices) {
     // Where am I: a tile of channels, and of the pixels of a phase.
     const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
-    const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
+    const Tile tile = filter.tile_of_block(Windows::count(Phase(shape, 0).grid));  // no phase has more pixels
     const Phase phase(shape, tile.phase);
-    if (tile.first_pixel >= phase.grid.count()) return;  // the whole block
+    if (tile.first_pixel >= Windows::count(phase.grid)) return;  // the whole block
 
-    const GradReader reader(dy, saved, shape, tile.group);
-    FilterLoader rows(filter.rows_of(tile));
-    WindowLoader<GradReader, G_PIXELS> windows(filter.offsets_of(tile), reader, phase.grid, tile.first_pixel);
-    Product product;
-    NoRowSums none;
-    add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
-
-    write_product(product, tile, phase.grid, dx,
+    Windows::Product product;
+    Windows::add<G_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile),
+                           GradReader(dy, saved, shape, tile.group), phase, tile);
+    write_product(product, tile, Windows::pixels(tile, phase.grid), dx,
                   InputGrads<IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
 }
