@@ -39,106 +39,107 @@ struct HaloRows {
     static __device__ __forceinline__ int pixel_of(int column) {
         return (column / TILE_Q / TILE_P * HALO_P + column / TILE_Q % TILE_P) * HALO_Q + column % TILE_Q;
     }
+    // Bytes from one pixel to the next.
+    static constexpr int PIXEL_BYTES = PITCH * sizeof(Chunk);
+
     struct Reader {
-        int first[WARP_N / 16];
+        int first[WARP_N / 16];  // bytes
         __device__ __forceinline__ explicit Reader(int first_col) {
             const int lane = threadIdx.x % 32;
 #pragma unroll
             for (int i = 0; i < WARP_N / 16; ++i)
-                first[i] = pixel_of(first_col + i * 16 + lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2;
+                first[i] = pixel_of(first_col + i * 16 + lane / 16 * 8 + lane % 8) * PIXEL_BYTES +
+                           lane / 8 % 2 * int(sizeof(Chunk));
         }
-        // A lane's words of 16 columns. shift: of the tap, in pixels.
+        // A lane's words of 16 columns. shift: of the tap, in bytes.
         __device__ __forceinline__ void read(unsigned (&words)[4], const HaloRows& from, int part, int step, int i,
                                              int shift) const {
-            load_matrices(words, &from.chunks[part][first[i] + shift * PITCH + step * 2]);
+            const Chunk* const at =
+                reinterpret_cast<const Chunk*>(reinterpret_cast<const char*>(&from) + (first[i] + shift));
+            load_matrices(words, at + part * PIXELS * PITCH + step * 2);
         }
     };
 };
 
-// A ring of slices of the packed filter, FILTER_STAGES - 1 of them under way, and then two halos.
+// Two groups of taps of the packed filter, one of them under way, and two halos.
 struct HaloMemory {
-    FilterSlice filter[FILTER_STAGES];
+    FilterSlice filter[2][TAPS_AT_ONCE];
     HaloRows halos[2];
 };
 
-// Brings slices of a tile of the packed filter, past the registers.
-struct FilterRing {
-    static constexpr int OWN = FilterSlice::SIZE / 4 / THREADS;
-    static_assert(FilterSlice::SIZE % (4 * THREADS) == 0, "the threads share a slice of the filter evenly");
-
-    const Chunk* from;  // this thread's part of the next slice to be asked for
-    int slices, stage = 0, next_stage = 0;
-
-    __device__ __forceinline__ FilterRing(const Acc* packed, int slices)
-        : from(reinterpret_cast<const Chunk*>(packed) + threadIdx.x), slices(slices) {}
-    static __device__ __forceinline__ int after(int stage) { return stage + 1 < FILTER_STAGES ? stage + 1 : 0; }
-
-    __device__ __forceinline__ void ask(HaloMemory& memory) {
-        if (slices-- > 0) {
-            Chunk* const to = reinterpret_cast<Chunk*>(&memory.filter[next_stage]) + threadIdx.x;
-#pragma unroll
-            for (int i = 0; i < OWN; ++i) __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(Chunk));
-        }
-        __pipeline_commit();
-        from += OWN * THREADS;
-        next_stage = after(next_stage);
-    }
-};
-
 // Brings the halo of a tile, the channels of a slice at a time, in units: a chunk's channels at VECTOR_PIXELS
-// neighbouring pixels, which a thread turns as it writes them. One of its units is under way at a time.
+// neighbouring pixels, which a thread turns as it writes them. One of its units is under way at a time. Each chunk has
+// threads of its own, whose units are consecutive in threadIdx.x.
 template <class Reader, int VECTOR_PIXELS>
 struct HaloLoader {
-    static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, UNITS = TILE_IMAGES * HALO_P * ACROSS * CHUNKS;
-    static constexpr int OWN = (UNITS + THREADS - 1) / THREADS;  // units of a thread
-    static_assert(HALO_Q % VECTOR_PIXELS == 0, "units do not overlap");
+    static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, UNITS = TILE_IMAGES * HALO_P * ACROSS;
+    static constexpr int AT_ONCE = THREADS / CHUNKS;
+    static_assert(HALO_Q % VECTOR_PIXELS == 0 && THREADS % CHUNKS == 0, "units do not overlap");
 
     Reader reader;
-    const HaloTile& tile;
-    const int first_row, first_col;  // of the halo, in the image
-    int first_plane = 0;             // of the slice that is being brought
-    int unit = THREADS * OWN;        // the one under way, if there is one
+    const int n, first_row, first_col;  // of the halo, in the images
+    const int chunk = threadIdx.x / AT_ONCE;
+    int unit = 0, to = 0;  // the next one, and where the one that is under way belongs: a pixel
     decltype(reader.template read<VECTOR_PIXELS>()) own[CHUNK_STEPS];
 
-    __device__ __forceinline__ HaloLoader(const Reader& reader, const HaloTile& tile, int first_row, int first_col)
-        : reader(reader), tile(tile), first_row(first_row), first_col(first_col) {}
+    __device__ __forceinline__ HaloLoader(const Reader& reader, int n, int first_row, int first_col)
+        : reader(reader), n(n), first_row(first_row), first_col(first_col) {
+        this->reader.set_corner(n, first_row, first_col);
+    }
+    __device__ __forceinline__ void begin() { unit = threadIdx.x % AT_ONCE; }
+    __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
 
-    // Consecutive threads have neighbouring pixels.
-    __device__ __forceinline__ void ask(int number) {
-        unit = number;
-        if (unit >= UNITS) return;
-        const int col = unit % ACROSS * VECTOR_PIXELS, row = unit / ACROSS % HALO_P;
-        const int chunk = unit / ACROSS / HALO_P % CHUNKS, image = unit / ACROSS / HALO_P / CHUNKS;
-        const int plane = first_plane + chunk * CHUNK_STEPS;
-        reader.set_corner(tile.n + image, first_row + row, first_col + col);
-        reader.go_to({plane, 0, 0, plane * reader.plane_size()});
+    __device__ __forceinline__ void ask(int first_plane) {
+        const int col = unit % ACROSS * VECTOR_PIXELS, row = unit / ACROSS % HALO_P, image = unit / ACROSS / HALO_P;
+        if constexpr (TILE_IMAGES > 1) reader.set_corner(n + image, first_row, first_col);
+        reader.go_to(reader.offset(first_plane + chunk * CHUNK_STEPS, row, col));
+        to = (image * HALO_P + row) * HALO_Q + col;
 #pragma unroll
         for (int i = 0; i < CHUNK_STEPS; ++i) {
             if (i > 0) reader.skip_planes(1);
             own[i] = reader.template read<VECTOR_PIXELS>();
         }
     }
-    __device__ __forceinline__ void put(HaloRows& halo) const {
-        if (unit >= UNITS) return;
-        const int col = unit % ACROSS * VECTOR_PIXELS, row = unit / ACROSS % HALO_P;
-        const int chunk = unit / ACROSS / HALO_P % CHUNKS, image = unit / ACROSS / HALO_P / CHUNKS;
-        const int pixel = (image * HALO_P + row) * HALO_Q + col;
+    __device__ __forceinline__ void put(HaloRows& halo) {
 #pragma unroll
         for (int e = 0; e < VECTOR_PIXELS; ++e) {
             Chunk parts[RIGHT_PARTS];
             make_chunk(parts, own, 0, e);
 #pragma unroll
             for (int part = 0; part < RIGHT_PARTS; ++part)
-                halo.chunks[part][(pixel + e) * HaloRows::PITCH + chunk] = parts[part];
+                halo.chunks[part][(to + e) * HaloRows::PITCH + chunk] = parts[part];
         }
+        unit += AT_ONCE;
     }
-    // All of a slice's, one after the other.
-    __device__ __forceinline__ void bring(HaloRows& halo, int first_unit) {
+    // All that are left.
+    __device__ __forceinline__ void bring(HaloRows& halo, int first_plane) {
 #pragma unroll 1
-        for (int number = first_unit; number < UNITS; number += THREADS) {
-            ask(number);
+        while (has_units()) {
+            ask(first_plane);
             put(halo);
         }
+    }
+};
+
+// Brings groups of taps of a tile's packed filter, past the registers.
+struct FilterGroups {
+    static constexpr int OWN = FilterSlice::SIZE / 4 / THREADS;
+    static_assert(FilterSlice::SIZE % (4 * THREADS) == 0, "the threads share a slice of the filter evenly");
+
+    const Chunk* from;  // this thread's part of the next group
+
+    __device__ __forceinline__ explicit FilterGroups(const Acc* packed)
+        : from(reinterpret_cast<const Chunk*>(packed) + threadIdx.x) {}
+    __device__ __forceinline__ void ask(FilterSlice (&group)[TAPS_AT_ONCE], int taps) {
+        Chunk* const to = reinterpret_cast<Chunk*>(&group) + threadIdx.x;
+#pragma unroll
+        for (int tap = 0; tap < TAPS_AT_ONCE; ++tap)
+            if (tap < taps)
+#pragma unroll
+                for (int i = tap * OWN; i < (tap + 1) * OWN; ++i)
+                    __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(Chunk));
+        __pipeline_commit();
+        from += taps * OWN * THREADS;
     }
 };
 
@@ -166,37 +167,43 @@ struct HaloWindows {
         const int first_shift = rows.above(phase.down) * HALO_Q + cols.above(phase.across) + lead;
 
         HaloMemory& memory = *reinterpret_cast<HaloMemory*>(shared);
-        FilterRing ring(filter, blocks * taps);
-        HaloLoader<Reader, VECTOR_PIXELS> loader(reader, pixels, pixels.p + rows.lowest(phase.down),
+        FilterGroups groups(filter);
+        HaloLoader<Reader, VECTOR_PIXELS> loader(reader, pixels.n, pixels.p + rows.lowest(phase.down),
                                                  pixels.q + cols.lowest(phase.across) - lead);
-        for (int i = 0; i < FILTER_STAGES - 1; ++i) ring.ask(memory);
-        loader.bring(memory.halos[0], threadIdx.x);
-        int run = 0;
+        groups.ask(memory.filter[0], min(taps, TAPS_AT_ONCE));
+        loader.begin();
+        loader.bring(memory.halos[0], 0);
+        int run = 0, turn = 0;
 #pragma unroll 1
         for (int block = 0; block < blocks; ++block) {
             const bool has_next = block + 1 < blocks;
             HaloRows &halo = memory.halos[block & 1], &next = memory.halos[block + 1 & 1];
-            loader.first_plane = (block + 1) * DEPTH;
-            int row_shift = first_shift, shift = row_shift, across = 0, unit = threadIdx.x;
+            const int next_plane = (block + 1) * DEPTH;
+            int row_shift = first_shift * HaloRows::PIXEL_BYTES, shift = row_shift, across = 0;
+            loader.begin();
 #pragma unroll 1
-            for (int tap = 0; tap < taps; ++tap) {
-                __pipeline_wait_prior(FILTER_STAGES - 2);
-                __syncthreads();  // this tap and the halo are there, and nobody reads those before them any more
-                ring.ask(memory);
-                if (has_next) loader.ask(unit);
+            for (int tap = 0; tap < taps; tap += TAPS_AT_ONCE, turn ^= 1) {
+                __pipeline_wait_prior(0);
+                __syncthreads();  // these taps and the halo are there, and nobody reads those before them any more
+                const int left = taps - tap, next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
+                groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
+                const bool brings = has_next && loader.has_units();
+                if (brings) loader.ask(next_plane);
                 __syncwarp();  // or ptxas moves the loads to where they are wanted
-                product.add(memory.filter[ring.stage], halo, shift);
-                if (has_next) loader.put(next);
-                unit += THREADS;
-                ring.stage = FilterRing::after(ring.stage);
-                shift += cols.step;
-                if (++across == phase.across) across = 0, shift = row_shift += rows.step * HALO_Q;
-                if (LONG_SUMS && ++run == RUN_SLICES) run = 0, product.end_run(nullptr, false, false);
+#pragma unroll
+                for (int i = 0; i < TAPS_AT_ONCE; ++i) {
+                    if (i >= left) break;
+                    product.add(memory.filter[turn][i], halo, shift);
+                    shift += cols.step * HaloRows::PIXEL_BYTES;
+                    if (++across == phase.across)
+                        across = 0, shift = row_shift += rows.step * (HALO_Q * HaloRows::PIXEL_BYTES);
+                    if (LONG_SUMS && ++run == RUN_SLICES) run = 0, product.end_run(nullptr, false, false);
+                }
+                if (brings) loader.put(next);
             }
-            if (has_next) loader.bring(next, unit);
+            if (has_next) loader.bring(next, next_plane);
         }
         product.end_run(nullptr, false, true);
-        __pipeline_wait_prior(0);  // nothing is under way to shared memory that may soon be another block's
     }
 };
 

@@ -60,7 +60,9 @@ struct PlaneReader {
         : planes(images + Index(first_plane) * rows * cols), N(N), rows(rows), cols(cols),
           image_pitch(all_planes * rows * cols) {}
 
-    __device__ __forceinline__ int plane_size() const { return rows * cols; }
+    __device__ __forceinline__ Offset offset(int plane, int row, int col) const {
+        return {plane, row, col, (plane * rows + row) * cols + col};
+    }
     __device__ __forceinline__ void set_corner(int n, int corner_row, int corner_col) {
         row = n < N ? corner_row : NOWHERE;
         col = corner_col;
@@ -128,7 +130,7 @@ struct GradReader {
                Index(group) * shape.group_filters() * shape.P * mask_bytes) {}
 
     __device__ __forceinline__ void move_to(const Pixel& pixel) { set_corner(pixel.n, pixel.p, pixel.q); }
-    __device__ __forceinline__ int plane_size() const { return dy.plane_size(); }
+    __device__ __forceinline__ Offset offset(int plane, int row, int col) const { return dy.offset(plane, row, col); }
     __device__ __forceinline__ void set_corner(int n, int p, int q) {
         dy.set_corner(n, p, q);
         y.set_corner(n, p, q);

@@ -75,26 +75,25 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
         "DEPTH": _WORDS * 32 // bits,
         "RUN_STEPS": run,
         "LONG_SUMS": int(product(pass_name, p)[2] > run),
-        "FILTER_STAGES": 3 if bits == 16 else 2,
+        "TAPS_AT_ONCE": 3 if bits == 16 else 1,
     }
 
 
 # -- the tile --------------------------------------------------------------------------------------------------------
-def _rows(pass_name: str) -> Callable[[ConvProblem, Target], int]:
-    """Return the rule for TILE_M: 64 where 128 would leave half of them idle."""
-    return lambda p, target: 64 if product(pass_name, p)[0] <= 64 else 128
+def _tile(pass_name: str, p: ConvProblem) -> dict[str, int]:
+    """Return the rule for TILE_M, TILE_N, WARP_M and WARP_N.
 
-
-def _columns_of_warp(pass_name: str) -> Callable[[ConvProblem, Target], int]:
-    """Return the rule for WARP_N: 64 where registers hold so many sums, which are added to no totals."""
-
-    def columns(p: ConvProblem, target: Target) -> int:
-        factors = _factors(pass_name, p)
-        roomy = pass_name != "kernel_grad" and factors["FACTOR_BITS"] == 16 and not factors["LONG_SUMS"]
-        t = {"TILE_M": _rows(pass_name)(p, target), "TILE_N": 128, **factors}
-        return 64 if roomy and t["TILE_M"] == 128 and _halo(pass_name, p, ALIGNED, t) else 32
-
-    return columns
+    TILE_M: 64 where 128 would leave half of them idle. Of 16-bit factors whose sums are added to no totals, a warp's
+    registers hold 64 x 64 sums beside what it reads of a halo, else 64 x 32; where windows are staged tap by tap, which
+    wait in registers, 32 x 32 of a tile of 64 rows.
+    """
+    factors = _factors(pass_name, p)
+    rows = 64 if product(pass_name, p)[0] <= 64 else 128
+    is_roomy = factors["FACTOR_BITS"] == 16 and not factors["LONG_SUMS"]
+    halo = {"TILE_M": rows, "TILE_N": 256 if is_roomy and rows == 64 else 128, "WARP_M": 64, "WARP_N": 32 << is_roomy}
+    if pass_name != "kernel_grad" and _halo(pass_name, p, ALIGNED, {**halo, **factors}):
+        return halo
+    return {"TILE_M": rows, "TILE_N": 128, "WARP_M": rows // 2, "WARP_N": 32}
 
 
 def _tunables(pass_name: str) -> dict[str, Tunable]:
@@ -102,13 +101,12 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
 
     TILE_M x TILE_N: what a block computes. WARP_M x WARP_N: of that a warp.
     """
-    rows = _rows(pass_name)
-    return {
-        "TILE_M": same((64, 128), rows),
-        "TILE_N": same((64, 128), 128),
-        "WARP_M": same((32, 64), lambda p, target: rows(p, target) // 2),
-        "WARP_N": same((32, 64), _columns_of_warp(pass_name)),
-    }
+    legal = {"TILE_M": (64, 128), "TILE_N": (64, 128, 256), "WARP_M": (32, 64), "WARP_N": (32, 64)}
+
+    def rule(name: str) -> Callable[[ConvProblem, Target], int]:
+        return lambda p, target: _tile(pass_name, p)[name]
+
+    return {name: same(values, rule(name)) for name, values in legal.items()}
 
 
 #: Warps that a multiprocessor should hold: as many as may have all registers.
@@ -153,7 +151,7 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
         tiles = ceil_div(p.N, found["TILE_IMAGES"]) * ceil_div(rows, found["TILE_P"]) * ceil_div(columns, found["TILE_Q"])
         return tiles * (t["TILE_N"] + _pixels(found) / 4)
 
-    sizes = [1 << i for i in range(8)]
+    sizes = [1 << i for i in range(9)]
     for vector in (4, 2, 1):
         if width % vector or aligned < vector * DTYPES[p.dtype]:
             continue
@@ -170,9 +168,9 @@ def _pixels(t: Constants) -> int:
 
 
 def _halo_bytes(t: Constants) -> int:
-    """Return the bytes of the ring of slices of the filter, and of two halos."""
-    stages, pixels = t["FILTER_STAGES"], _pixels(t)
-    return 4 * (stages * t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + 2 * t["RIGHT_PARTS"] * pixels * _PITCH)
+    """Return the bytes of two groups of taps of the filter, and of two halos."""
+    taps, pixels = t["TAPS_AT_ONCE"], _pixels(t)
+    return 2 * 4 * (taps * t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + t["RIGHT_PARTS"] * pixels * _PITCH)
 
 
 def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
