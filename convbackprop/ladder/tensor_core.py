@@ -80,33 +80,39 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
 
 
 # -- the tile --------------------------------------------------------------------------------------------------------
-def _tile(pass_name: str, p: ConvProblem) -> dict[str, int]:
-    """Return the rule for TILE_M, TILE_N, WARP_M and WARP_N.
-
-    TILE_M: 64 where 128 would leave half of them idle. Of 16-bit factors whose sums are added to no totals, a warp's
-    registers hold 64 x 64 sums beside what it reads of a halo, else 64 x 32; where windows are staged tap by tap, which
-    wait in registers, 32 x 32 of a tile of 64 rows.
-    """
-    factors = _factors(pass_name, p)
-    rows = 64 if product(pass_name, p)[0] <= 64 else 128
-    is_roomy = factors["FACTOR_BITS"] == 16 and not factors["LONG_SUMS"]
-    halo = {"TILE_M": rows, "TILE_N": 256 if is_roomy and rows == 64 else 128, "WARP_M": 64, "WARP_N": 32 << is_roomy}
-    if pass_name != "kernel_grad" and _halo(pass_name, p, ALIGNED, {**halo, **factors}):
-        return halo
-    return {"TILE_M": rows, "TILE_N": 128, "WARP_M": rows // 2, "WARP_N": 32}
-
-
 def _tunables(pass_name: str) -> dict[str, Tunable]:
-    """Return the tunables of a pass.
+    """Return the tunables of a pass, TILE_M x TILE_N: what a block computes."""
 
-    TILE_M x TILE_N: what a block computes. WARP_M x WARP_N: of that a warp.
+    def rows(p: ConvProblem, target: Target) -> int:
+        """Return 64 where 128 would leave half of them idle."""
+        return 64 if product(pass_name, p)[0] <= 64 else 128
+
+    def columns(p: ConvProblem, target: Target) -> int:
+        """Return 256 where the warps of 64 rows would else be few."""
+        t = {"TILE_M": rows(p, target), "TILE_N": 256}
+        return 256 if t["TILE_M"] == 64 and _halo(pass_name, p, ALIGNED, t) and _is_roomy(pass_name, p) else 128
+
+    if pass_name == "kernel_grad":
+        return {"TILE_M": same((64, 128), rows), "TILE_N": same((64, 128), 128)}
+    return {"TILE_M": same((64, 128), rows), "TILE_N": same((64, 128, 256), columns)}
+
+
+def _is_roomy(pass_name: str, p: ConvProblem) -> bool:
+    """Return whether a warp's registers hold 64 x 64 sums: of 16-bit factors, if there are no totals beside them."""
+    factors = _factors(pass_name, p)
+    return factors["FACTOR_BITS"] == 16 and not factors["LONG_SUMS"]
+
+
+def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[str, int]:
+    """Return WARP_M and WARP_N, and how many threads that makes.
+
+    Where windows are staged tap by tap they wait in registers, each as many threads' as there are warps.
     """
-    legal = {"TILE_M": (64, 128), "TILE_N": (64, 128, 256), "WARP_M": (32, 64), "WARP_N": (32, 64)}
-
-    def rule(name: str) -> Callable[[ConvProblem, Target], int]:
-        return lambda p, target: _tile(pass_name, p)[name]
-
-    return {name: same(values, rule(name)) for name, values in legal.items()}
+    if has_halo:
+        rows, columns = 64, 64 if _is_roomy(pass_name, p) else 32
+    else:
+        rows, columns = t["TILE_M"] // 2, 64 if t["TILE_N"] == 256 else 32
+    return {"WARP_M": rows, "WARP_N": columns, "THREADS": 32 * (t["TILE_M"] // rows) * (t["TILE_N"] // columns)}
 
 
 #: Warps that a multiprocessor should hold: as many as may have all registers.
@@ -130,6 +136,7 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
     That is where the stride leaves gaps between windows, where there is one tap, where channels do not fill slices, and
     where shared memory is too small.
     """
+    t = {**t, **_factors(pass_name, p)}
     taps = p.R * p.S if pass_name == "forward" else product(pass_name, p)[2] // (p.K // p.groups)
     if (pass_name == "forward" and unit_stride(p)) or taps == 1 or not one_tap(pass_name, p, t):
         return {}
@@ -144,7 +151,7 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
             "TILE_Q": tile_q,
             "HALO_P": tile_p + down,
             "HALO_Q": ceil_div(tile_q + across + vector - 1, vector) * vector,
-            "VECTOR": vector,
+            "VECTOR": vector,  # pixels that are read at once
         }
 
     def cost(found: dict[str, int]) -> float:
@@ -178,21 +185,21 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         factors = _factors(pass_name, p)
-        threads = 32 * (t["TILE_M"] // t["WARP_M"]) * (t["TILE_N"] // t["WARP_N"])
+        halo = _halo(pass_name, p, alignment, t) if pass_name != "kernel_grad" else {}
+        warp = _warp(pass_name, p, t, bool(halo))
         found = {
             **factors,
-            "THREADS": threads,
-            "RESIDENT": max(1, 32 * _WARPS // threads),
+            **warp,
+            "RESIDENT": max(1, 32 * _WARPS // warp["THREADS"]),
             "ONE_TAP": one_tap(pass_name, p, {**t, **factors}),
         }
         if pass_name == "kernel_grad":
             return {**found, **widths(pass_name, p, alignment, 4)}
-        pixels = "X_PIXELS" if pass_name == "forward" else "G_PIXELS"
-        halo = _halo(pass_name, p, alignment, {**t, **factors})
         if halo:
+            pixels = "X_PIXELS" if pass_name == "forward" else "G_PIXELS"
             return {**found, "HALO": 1, pixels: halo.pop("VECTOR"), **halo}
-        nothing = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"]}
-        return {**found, **nothing, **widths(pass_name, p, alignment, 2)}
+        none = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"]}
+        return {**found, **none, **widths(pass_name, p, alignment, 2)}
 
     return rule
 

@@ -148,7 +148,7 @@ class Variant:
     @property
     def specialised(self) -> bool:
         """Whether it is compiled anew for problems of other sizes."""
-        small, large = (ConvProblem.parse(f"1,1,9,9,1,{size},{size},padding=same") for size in (3, 5))
+        small, large = (ConvProblem.parse(f"1,64,9,9,64,{size},{size},padding=same") for size in (3, 5))
         return self.constants("cuda", small) != self.constants("cuda", large)
 
     @property

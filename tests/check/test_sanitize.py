@@ -154,7 +154,7 @@ MISTAKES = (
     Mistake("forward/implicit_gemm", "slices.cuh",
             "__syncthreads();  // the next slice is there, and nobody reads this one any more", "", "race",
             "&slice.a[d][row(i)]", GEMM),
-    Mistake("input_grad/implicit_gemm", "filter_product.cuh", "[threadIdx.x + i * THREADS] = own[i];",
+    Mistake("input_grad/implicit_gemm", "filter_rows.cuh", "[threadIdx.x + i * THREADS] = own[i];",
             "[threadIdx.x / 2 + i * THREADS] = own[i];", "race", "[threadIdx.x / 2 + i * THREADS]", GEMM),
     Mistake("backward/fused", "block_sum.cuh", "__syncthreads();  // every warp's sums are there", "", "race",
             "sum += warp_sums[warp]", DEPTHWISE),
