@@ -187,19 +187,18 @@ struct HaloWindows {
                 __syncthreads();  // these taps and the halo are there, and nobody reads those before them any more
                 const int left = taps - tap, next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
                 groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
-                const bool brings = has_next && loader.has_units();
-                if (brings) loader.ask(next_plane);
-                __syncwarp();  // or ptxas moves the loads to where they are wanted
-#pragma unroll
-                for (int i = 0; i < TAPS_AT_ONCE; ++i) {
-                    if (i >= left) break;
+#pragma unroll 1
+                for (int i = 0; i < min(left, TAPS_AT_ONCE); ++i) {
+                    const bool brings = has_next && loader.has_units();
+                    if (brings) loader.ask(next_plane);
+                    __syncwarp();  // or ptxas moves the loads to where they are wanted
                     product.add(memory.filter[turn][i], halo, shift);
+                    if (brings) loader.put(next);
                     shift += cols.step * HaloRows::PIXEL_BYTES;
                     if (++across == phase.across)
                         across = 0, shift = row_shift += rows.step * (HALO_Q * HaloRows::PIXEL_BYTES);
                     if (LONG_SUMS && ++run == RUN_SLICES) run = 0, product.end_run(nullptr, false, false);
                 }
-                if (brings) loader.put(next);
             }
             if (has_next) loader.bring(next, next_plane);
         }

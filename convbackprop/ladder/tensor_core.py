@@ -43,9 +43,10 @@ from convbackprop.problem import DTYPES, RESULTS, ConvProblem
 #: Words of a row's part of a slice, and those from one row to the next.
 _WORDS, _PITCH = 16, 20
 
-#: RUN_STEPS: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits; and
-#: may be cut each time, by two round-offs at most. Of 64 steps these are 48, where the bound is 65; of 4,096 it is 512.
-_RUN, _RUN_OF_16_BITS = 64, 4096
+#: RUN_STEPS: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits, and
+#: may be cut each time, by two round-offs at most. Of 64 steps these are 48, where the bound is 65; of 3,840 they are 480
+#: of 496.
+_RUN, _RUN_OF_16_BITS = 64, 3840
 
 #: Products of a float32 sum, of which TF32's parts leave out up to 8 round-offs of its bound, and cut sums the rest.
 _LEAST_PRODUCTS = 32
@@ -88,9 +89,10 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
         return 64 if product(pass_name, p)[0] <= 64 else 128
 
     def columns(p: ConvProblem, target: Target) -> int:
-        """Return 256 where the warps of 64 rows would else be few."""
-        t = {"TILE_M": rows(p, target), "TILE_N": 256}
-        return 256 if t["TILE_M"] == 64 and _halo(pass_name, p, ALIGNED, t) and _is_roomy(pass_name, p) else 128
+        """Return 256 where warps of 64 rows would else be few; 64 where shared memory holds no larger halo."""
+        tile_m = rows(p, target)
+        sizes = (256, 128, 64) if tile_m == 64 and _is_roomy(pass_name, p) else (128, 64)
+        return next((n for n in sizes if _halo(pass_name, p, ALIGNED, {"TILE_M": tile_m, "TILE_N": n})), 128)
 
     if pass_name == "kernel_grad":
         return {"TILE_M": same((64, 128), rows), "TILE_N": same((64, 128), 128)}
@@ -104,12 +106,13 @@ def _is_roomy(pass_name: str, p: ConvProblem) -> bool:
 
 
 def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[str, int]:
-    """Return WARP_M and WARP_N, and how many threads that makes.
+    """Return WARP_M and WARP_N, and how many threads that makes: of a halo four warps or eight, if its tile is no smaller.
 
     Where windows are staged tap by tap they wait in registers, each as many threads' as there are warps.
     """
     if has_halo:
-        rows, columns = 64, 64 if _is_roomy(pass_name, p) else 32
+        is_large = t["TILE_M"] * t["TILE_N"] == 128 * 128
+        rows, columns = 64, 64 if is_large and _is_roomy(pass_name, p) else 32
     else:
         rows, columns = t["TILE_M"] // 2, 64 if t["TILE_N"] == 256 else 32
     return {"WARP_M": rows, "WARP_N": columns, "THREADS": 32 * (t["TILE_M"] // rows) * (t["TILE_N"] // columns)}
@@ -118,8 +121,13 @@ def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[
 #: Warps that a multiprocessor should hold: as many as may have all registers.
 _WARPS = 8
 
-#: Of a block's shared memory, in every GPU that has mma.sync but the first.
-_SHARED_BYTES = 99 << 10
+#: Of shared memory: what a block may have on every GPU since sm_80, and all blocks of a multiprocessor on an A100.
+_BLOCK_BYTES, _ALL_BYTES = 99 << 10, 164 << 10
+
+
+def _resident(threads: int) -> int:
+    """Return how many blocks make the warps that a multiprocessor should hold."""
+    return max(1, 32 * _WARPS // threads)
 
 
 def _seen_beyond(pass_name: str, p: ConvProblem) -> tuple[int, int]:
@@ -158,12 +166,14 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
         tiles = ceil_div(p.N, found["TILE_IMAGES"]) * ceil_div(rows, found["TILE_P"]) * ceil_div(columns, found["TILE_Q"])
         return tiles * (t["TILE_N"] + _pixels(found) / 4)
 
+    resident = _resident(_warp(pass_name, p, t, True)["THREADS"])
+    most = min(_BLOCK_BYTES, _ALL_BYTES // min(resident, 2) - 1024)
     sizes = [1 << i for i in range(9)]
     for vector in (4, 2, 1):
         if width % vector or aligned < vector * DTYPES[p.dtype]:
             continue
         tiles = [tile(vector, tile_p, tile_q) for tile_q in sizes[3:] for tile_p in sizes if tile_p * tile_q <= t["TILE_N"]]
-        fitting = [found for found in tiles if _halo_bytes({**t, **found}) <= _SHARED_BYTES]
+        fitting = [found for found in tiles if _halo_bytes({**t, **found}) <= most]
         if fitting:
             return min(fitting, key=cost)
     return {}
@@ -190,7 +200,7 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
         found = {
             **factors,
             **warp,
-            "RESIDENT": max(1, 32 * _WARPS // warp["THREADS"]),
+            "RESIDENT": _resident(warp["THREADS"]),
             "ONE_TAP": one_tap(pass_name, p, {**t, **factors}),
         }
         if pass_name == "kernel_grad":

@@ -113,7 +113,7 @@ class Mistake(NamedTuple):
 
 
 GEMM, DEPTHWISE = "1,5,9,8,70,3,3,padding=1", "2,3,9,40,3,3,3,padding=1,groups=3"
-LARGE = "1,1,21,165,1,5,7,padding=same"
+LARGE, HALO = "1,1,21,165,1,5,7,padding=same", "1,32,3,5,32,2,2,padding=1"
 MISTAKES = (
     # -- memcheck
     Mistake("forward/naive", "naive.cu", "if (!shape.row_inside(h)) continue;", "", "out of bounds",
@@ -181,6 +181,12 @@ MISTAKES = (
     Mistake("input_grad/banded", "banded.cu", "ask(p + STAGES - 1, stage ? stage - 1 : STAGES - 1);",
             "ask(p + STAGES - 1, stage);", "uninitialised read", "row + first + i", LARGE),
     Mistake("input_grad/banded", "band.cuh", "if (col + 1 < columns)", "", "race", "row[col + 1]", LARGE),
+    Mistake("forward/tensor_core", "halo.cuh", "__pipeline_wait_prior(0);", "", "uninitialised read",
+            "const Chunk chunk = from.chunks[part]", HALO),
+    Mistake("input_grad/tensor_core", "halo.cuh", "memory.halos[block + 1 & 1];", "memory.halos[block & 1];", "race",
+            "load_matrices", HALO),
+    Mistake("kernel_grad/tensor_core", "slices.cuh", "a.put(slices[slice + 1 & 1].a);", "", "uninitialised read",
+            "reinterpret_cast<const unsigned*>(", "2,9,5,7,33,2,2"),
     # -- synccheck
     Mistake("forward/tiled", "tiled.cu", "if (plane >= Index(shape.N) * shape.K) return;",
             "if (plane >= Index(shape.N) * shape.K || int(threadIdx.y) >= shape.P) return;",

@@ -81,6 +81,7 @@ _SEVERAL_BLOCKS, _SPLIT = ("1,1,256,257,1,3,3,padding=same",), ("2,2,5,6,3,3,3,p
 _WHOLE_TILES, _POINTWISE = ("1,64,5,6,128,3,3,padding=1",), ("2,64,4,6,64,1,1",)
 _EQUAL_TERMS = ("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2",)
 _STRIDED_DEPTHWISE = ("2,3,12,15,3,3,3,groups=3,padding=1,stride=2",)
+_LONG_SUM = ("1,700,2,3,2,1,1",)
 _STRIDED = ("1,33,13,13,66,3,3,stride=2,padding=1",)
 
 _TABLE = {
@@ -517,6 +518,44 @@ _TABLE = {
         Mutation(_ANEW, "is_nan |=", "(void)", file="tap_product.cuh", shown_in="nonfinite"),
         Mutation("a sum formed anew is that of all pixels", "min(first + slices * DEPTH, grid.count())",
                  "grid.count()", file="tap_tiles.cuh", shown_by=_SPLIT, shown_in="nonfinite"),
+    ),
+    "forward/tensor_core": (
+        Mutation("a fragment's rows are exchanged", "in_step / 4 * 2 + row / 8 % 2", "in_step / 4 * 2 + 1 - row / 8 % 2",
+                 file="tensor_product.cuh", shown_by=_LONG_SUM),
+        Mutation("the second half of a slice is dropped", "int step = 0; step < K_STEPS; ++step",
+                 "int step = 0; step < K_STEPS - 1; ++step", file="tensor_product.cuh", shown_by=_LONG_SUM),
+        Mutation("a chunk is read where another row has it", "(i + step) % 2 * 2", "step % 2 * 2",
+                 file="tensor_product.cuh", shown_by=_POINTWISE),
+        Mutation("the low parts of the filter are left out", "add_products(left[1], right[0]);", ";",
+                 file="tensor_product.cuh", shown_by=_LONG_SUM),
+        Mutation("all runs but the last are dropped", "totals[i][j][e] += sums", "totals[i][j][e] = sums",
+                 file="tensor_product.cuh", shown_by=_LONG_SUM),
+        Mutation("a tap is its neighbour", "int row_shift = first_shift *", "int row_shift = (first_shift + 1) *",
+                 file="halo.cuh", shown_by=_WHOLE_TILES),
+        Mutation("a tap is read before it is there", "__syncthreads();  // these taps", "// these taps",
+                 file="halo.cuh", shown_by=_WHOLE_TILES),
+        Mutation("the next taps overwrite those that are multiplied", "memory.filter[turn ^ 1], min(next_left",
+                 "memory.filter[turn], min(next_left", file="halo.cuh", shown_by=_WHOLE_TILES),
+        Mutation("pixels beyond the last column are written", "pixel.p < grid.P && pixel.q < grid.Q ?",
+                 "pixel.p < grid.P ?", file="halo.cuh", shown_by=_WHOLE_TILES),
+        Mutation("what scaled factors have made NaN is left as it is", "IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING",
+                 "NAN_BESIDE_PADDING", shown_by=_LONG_SUM, shown_in="nonfinite"),
+    ),
+    "input_grad/tensor_core": (
+        Mutation("one phase of the stride is missing", "if (tile.first_pixel >= Windows::count(phase.grid)) return;",
+                 "if (tile.first_pixel >= Windows::count(phase.grid) || tile.phase == 1) return;", shown_by=_STRIDED),
+        Mutation("the filter is not turned", "-(step * dilation / stride)", "step * dilation / stride",
+                 file="input_grad_phase.cuh", shown_by=_WHOLE_TILES),
+        Mutation("low parts of g are left out", "add_products(left[0], right[1]);", ";", file="tensor_product.cuh",
+                 shown_by=_WHOLE_TILES),
+    ),
+    "kernel_grad/tensor_core": (
+        Mutation("the halves of a step are exchanged in one factor", "threadIdx.x % 16, threadIdx.x / 16 % 2)",
+                 "threadIdx.x % 16, 1 - threadIdx.x / 16 % 2)", file="tensor_product.cuh", shown_by=_SPLIT),
+        Mutation("low parts of g are left out", "add_products(left[1], right[0]);", ";", file="tensor_product.cuh",
+                 shown_by=_SPLIT),
+        Mutation("db leaves out the last chunk of each slice", "i < LEFT_PARTS * CHUNKS; ++i",
+                 "i < LEFT_PARTS * CHUNKS - 1; ++i", shown_by=_SPLIT),
     ),
     "forward/vectorised_gemm": (
         Mutation("the last slice of the sum is dropped", "windows, none, slices);", "windows, none, slices - 1);"),

@@ -1,0 +1,218 @@
+"""What is special about matrix products on tensor cores: halos, factors in parts, runs of cut sums, NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from convbackprop import check
+from convbackprop.ladder.registry import select
+from convbackprop.problem import ConvProblem
+from tests.support.mutations import replaced
+
+FORWARD, INPUT_GRAD, KERNEL_GRAD = VARIANTS = [
+    select(f"{name}/tensor_core")[0] for name in ("forward", "input_grad", "kernel_grad")
+]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+of_windows = pytest.mark.parametrize("variant", [FORWARD, INPUT_GRAD], ids=str)
+
+
+def faults(variant, device, text, data="normal", offset=0, **changes):
+    problem = ConvProblem.parse(text, **{"bias": True, "activation": "relu", **changes})
+    return [f"{problem}: {fault}" for fault in check.check(variant, problem, device, data, offset=offset).faults]
+
+
+# -- halos ------------------------------------------------------------------------------------------------------------
+#: Problems whose windows are staged as halos, and why.
+HALOS = (
+    "3,32,7,9,64,3,3,padding=1",  # several images in a tile, and columns that no vector divides
+    "1,32,6,16,32,3,5,dilation=2x1,padding=2:0x1:3",  # a halo twice as large as its tile
+    "1,64,5,20,64,2,2,groups=2",  # two taps down and across; more than one tile across
+)
+
+
+@of_windows
+@pytest.mark.parametrize("text", HALOS)
+@pytest.mark.parametrize(("dtype", "mask"), [("float32", False), ("float16", True)])
+def test_halos(quick, variant, text, dtype, mask):
+    constants = variant.constants("cpu", ConvProblem.parse(text, dtype=dtype))
+    assert constants["HALO"]
+    assert faults(variant, quick, text, "integers", 1, dtype=dtype, mask=mask) == []
+
+
+@of_windows
+def test_a_relu_that_is_forgotten_shows(quick, variant, tmp_path):
+    """Of 16 bits g is dy where phi' is 1, and else 0: it is formed by no multiplication."""
+    if variant is INPUT_GRAD:
+        wrong = replaced(str(variant), "window_reader.cuh", "times_derivative(1, y.value(i)) != 0", "true", tmp_path)
+        assert faults(wrong, quick, "1,32,3,5,32,2,2", dtype="float16") != []
+    assert faults(variant, quick, "1,32,3,5,32,2,2", dtype="float16") == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_halos_of_phases(quick, dtype):
+    """Phases of a stride have different taps, and one of them may have none."""
+    for text in ("1,16,9,14,32,3,4,stride=2x3,padding=1", "1,16,6,12,32,2,3,stride=3x2"):
+        assert INPUT_GRAD.constants("cpu", ConvProblem.parse(text, dtype=dtype))["HALO"]
+        assert faults(INPUT_GRAD, quick, text, dtype=dtype, activation="tanh") == []
+
+
+def test_a_part_of_a_halo_that_is_left_out_shows(quick, tmp_path):
+    """A phase of one tap leaves no time for all of the next channels."""
+    text = "1,16,9,14,32,3,4,stride=2x3,padding=1"
+    wrong = replaced(
+        "input_grad/tensor_core", "halo.cuh", "if (has_next) loader.bring(next, next_plane);", "", tmp_path
+    )
+    assert faults(wrong, quick, text) != []
+
+
+@of_windows
+def test_where_windows_are_staged_tap_by_tap(variant):
+    """Where the channels do not fill slices, there is one tap, or a halo is too large for shared memory."""
+
+    def halo(text, **changes):
+        return variant.constants("cuda", ConvProblem.parse(text, dtype="float16", **changes))["HALO"]
+
+    assert halo("1,64,56,56,64,3,3") and halo("1,64,56,56,64,7,7")
+    assert not halo("1,65,56,56,65,3,3") and not halo("1,64,56,56,64,1,1")
+    assert not halo("1,64,56,56,64,3,3,dilation=20")
+    assert halo("1,64,56,56,64,3,3,stride=2") == (variant is INPUT_GRAD)
+
+
+@each_variant
+def test_shared_memory_fits_every_gpu_since_sm_80(variant):
+    for text in ("32,64,112,112,128,3,3,padding=1", "32,512,7,7,512,3,3,padding=1", "1,64,40,40,64,15,15,padding=7"):
+        for dtype in ("float32", "float16"):
+            for saved in ("relu", "tanh"):
+                problem = ConvProblem.parse(text, dtype=dtype, activation=saved)
+                t = variant.constants("cuda", problem)
+                assert max(launch.shared_bytes(problem, t) for launch in variant.launches) <= 99 << 10
+
+
+# -- factors in parts -------------------------------------------------------------------------------------------------
+#: Numbers that are half and a quarter of a TF32 number's last place above 1, and whose low parts all have one sign.
+LOW_BITS = (1 + 2.0**-11 - 2.0**-14, 1 + 2.0**-12 + 2.0**-23)
+
+
+def given_values(variant, left, right, count=32):
+    """Return a problem whose sums have so many products, all of two numbers, and its inputs."""
+    text = {
+        "forward": f"1,{count},3,4,5,1,1",
+        "input_grad": f"1,5,3,4,{count},1,1",
+        "kernel_grad": f"1,3,{count // 8},8,5,1,1",
+    }[variant.pass_name]
+    names = {"forward": ("x", "w"), "input_grad": ("dy", "w"), "kernel_grad": ("x", "dy")}[variant.pass_name]
+    problem = ConvProblem.parse(text)
+    given = check.inputs(variant.pass_name, problem)
+    for name, value in zip(names, (left, right), strict=True):
+        given[name] = np.full_like(given[name], value)
+    return problem, given
+
+
+@each_variant
+@pytest.mark.parametrize("count", [32, 64, 72, 1000])
+def test_low_bits_of_float32_matter(quick, variant, count):
+    """Within the bound from as few products on as are taken, and in runs that end within a slice or with it."""
+    assert variant.refusal(given_values(variant, 1, 1)[0]) is None
+    for left in LOW_BITS:
+        for right in LOW_BITS:
+            problem, given = given_values(variant, left, right, count)
+            assert check.check(variant, problem, quick, given=given).faults == []
+
+
+@each_variant
+@pytest.mark.parametrize(("part", "left", "right"), [("left[1], right[0]", 1, LOW_BITS[0]), ("left[0], right[1]", LOW_BITS[0], 1)])
+def test_a_part_that_is_left_out_shows(quick, variant, part, left, right, tmp_path):
+    wrong = replaced(str(variant), "tensor_product.cuh", f"add_products({part});", ";", tmp_path)
+    problem, given = given_values(variant, left, right)
+    assert check.check(wrong, problem, quick, given=given).faults != []
+    assert check.check(variant, problem, quick, given=given).faults == []
+
+
+@each_variant
+@pytest.mark.parametrize("exponents", [(-149, 0), (-70, -60), (70, 30)], ids=str)
+def test_small_and_large_numbers_have_low_bits_too(quick, variant, exponents):
+    """Subnormal numbers, numbers whose low parts would be, and sums that are too large once they are scaled."""
+    problem, given = given_values(variant, *(np.ldexp(1.2345678, exponent) for exponent in exponents))
+    assert check.check(variant, problem, quick, given=given).faults == []
+
+
+@each_variant
+def test_without_a_scale_small_numbers_have_no_low_bits(quick, variant, tmp_path):
+    wrong = replaced(str(variant), "factors.cuh", "IS_TF32 ? 16777216.0f : 1.0f", "1.0f", tmp_path)
+    problem, given = given_values(variant, np.ldexp(1.2345678, -130), np.ldexp(1.2345678, 10))
+    assert check.check(wrong, problem, quick, given=given).faults != []
+
+
+def test_a_bias_is_the_sum_of_huge_gradients(quick):
+    """Scaled they would be infinite."""
+    problem, given = given_values(KERNEL_GRAD, 1, 1)
+    problem = problem.with_(bias=True)
+    given["dy"] *= 2.0**110
+    assert check.check(KERNEL_GRAD, problem, quick, given=given).faults == []
+
+
+@pytest.mark.parametrize("variant", [INPUT_GRAD, KERNEL_GRAD], ids=str)
+def test_a_gradient_of_16_bits_is_not_rounded_before_it_is_multiplied(variant):
+    """g = dy * phi'(y) is float32, also of float16: two TF32 numbers, where dy or 0 is a factor as it is."""
+    kinds = {"relu": 16, "identity": 16, "tanh": 32, "gelu": 32}
+    for activation, bits in kinds.items():
+        t = variant.constants("cuda", ConvProblem.parse("1,8,9,9,8,3,3", dtype="float16", activation=activation))
+        assert (t["FACTOR_BITS"], t["LEFT_PARTS"] + t["RIGHT_PARTS"]) == (bits, 2 if bits == 16 else 3)
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cut_sums_stay_within_the_bound(variant, dtype):
+    """In the worst case, each product of matrices costs two round-offs of all that was added up before, the low ones too."""
+    for n in (32, 33, 40, 41, 63, 64, 65, 128, 3840, 3841, 100000):
+        text = {"forward": f"1,{n},2,2,4,1,1", "input_grad": f"1,4,2,2,{n},1,1", "kernel_grad": f"1,4,1,{n},4,1,1"}
+        t = variant.constants("cuda", ConvProblem.parse(text[variant.pass_name], dtype=dtype))
+        products, left_out, depth = (3, 8, 8) if dtype == "float32" else (1, 0, 16)
+        run = min(n, t["RUN_STEPS"])
+        cut = 2 * (products * math.ceil(run / depth) - (products - 1))  # the first low parts are too small to be cut
+        assert t["LONG_SUMS"] == (n > t["RUN_STEPS"])
+        additions = n / run if t["LONG_SUMS"] else 0
+        assert cut + left_out + additions <= min(n + 3, 8 * math.sqrt(n + 2)), n
+
+
+# -- what is no number ------------------------------------------------------------------------------------------------
+@of_windows
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_no_number_stays_where_it_is(quick, variant, dtype):
+    """A pixel that is no number reaches the outputs whose windows hold it, and no others."""
+    problem = ConvProblem.parse("1,32,5,9,32,3,3,padding=1", dtype=dtype, bias=True, activation="relu")
+    for value in (np.inf, -np.inf, np.nan):
+        for h, w_ in ((0, 0), (2, 5)):
+            given = check.inputs(variant.pass_name, problem)
+            given["x" if variant is FORWARD else "dy"][0, 3, h, w_] = value
+            assert check.check(variant, problem, quick, given=given).faults == []
+
+
+@each_variant
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1,64,40,40,64,3,3,dtype=float64", "the dtype is float64"),
+        ("2,2,2,2,2,2,2", "a float32 sum has"),
+        ("1,4,9,9,4,3,3,groups=4", "a group has one channel and one filter"),
+    ],
+)
+def test_refused(variant, text, why):
+    assert why in variant.refusal(ConvProblem.parse(text))
+
+
+def test_one_product_of_tf32_numbers_is_a_constant_away(quick):
+    """With one part of each factor float32 is multiplied as TF32, to 11 bits."""
+    for variant in VARIANTS:
+        problem, given = given_values(variant, *LOW_BITS)
+        one = dataclasses.replace(
+            variant, specialise=lambda *a, of=variant: {**of.specialise(*a), "LEFT_PARTS": 1, "RIGHT_PARTS": 1}
+        )
+        name = {"forward": "y", "input_grad": "dx", "kernel_grad": "dw"}[variant.pass_name]
+        result = check.launch(one, problem, given, quick)[name].array
+        # 1 + 2^-11 is a tie that goes away from zero, and 2^-14 less than that goes down; so does 2^-12.
+        assert (result == 32).all()
