@@ -101,16 +101,17 @@ struct GradElements {
     MaskByte mask;
     int bit;  // of the first pixel
 
+    __device__ __forceinline__ bool has_bit(int i) const { return mask >> (bit + i) & 1; }
     __device__ __forceinline__ Acc value(int i) const {
         const Acc g = dy.value(i);
         if constexpr (ACTIVATION == IDENTITY) return g;
-        if constexpr (SAVED_MASK) return mask >> (bit + i) & 1 ? g : Acc(0);
+        if constexpr (SAVED_MASK) return has_bit(i) ? g : Acc(0);
         return times_derivative(g, y.value(i));
     }
     // The same where phi' is 0 or 1.
     __device__ __forceinline__ Scalar exact(int i) const {
         if constexpr (ACTIVATION == IDENTITY) return dy.exact(i);
-        const bool is_open = SAVED_MASK ? mask >> (bit + i) & 1 : times_derivative(1, y.value(i)) != 0;
+        const bool is_open = SAVED_MASK ? has_bit(i) : times_derivative(1, y.value(i)) != 0;
         return is_open ? dy.exact(i) : Scalar(0.0f);
     }
 };

@@ -115,10 +115,15 @@ def taken_by(variant: Variant, kind: Kind) -> Kind:
     """Return the kind, but for a mask or a dtype if that is all for which the variant refuses it."""
     for change in ({}, {"mask": False}, {"dtype": "float32"}):
         taken = {**kind, **change}
-        probes = (ConvProblem.parse(f"1,2,40,40,2,{size},{size},groups=2,padding=1", **taken) for size in (3, 9))
-        if any(variant.refusal(probe) is None for probe in probes):
+        texts = (*(f"1,2,40,40,2,{size},{size},groups=2,padding=1" for size in (3, 9)), "1,8,40,40,8,3,3,padding=1")
+        if any(variant.refusal(ConvProblem.parse(text, **taken)) is None for text in texts):
             return taken
     return kind
+
+
+def is_product(variant: Variant) -> bool:
+    """Return whether a variant is a product of matrices: it is there for channels, not for filters of one size."""
+    return variant.name.endswith("_gemm") or variant.name == "tensor_core"
 
 
 def some_filter(variant: Variant, kind: Kind, rng: random.Random) -> Filter:
@@ -138,11 +143,11 @@ def of_round(variant: Variant, kind: Kind, rng: random.Random, large: bool = Fal
     """Return a strategy for the problems of a round: of one kind, and of one filter where each is a compilation."""
     st = hypothesis().strategies
     images, largest = ((1, 4), LARGE_SIDE) if large else ((0, 4), SMALL_SIDE)
-    if variant.specialised:
+    if variant.specialised and not is_product(variant):
         found = with_filters([(some_filter(variant, kind, rng), kind)], images, largest)
     else:
         found = problems(images, LARGE_SIDE if large else 40)
-        if variant.name.endswith("_gemm"):  # it is there for channels
+        if is_product(variant):
             found = st.builds(_widened, found, st.sampled_from((1, 1, 4, 16)), st.sampled_from((1, 1, 8, 32)))
         found = st.builds(lambda problem: problem.with_(**kind), found)
     if not large:

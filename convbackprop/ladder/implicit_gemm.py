@@ -129,7 +129,7 @@ def _pointwise(p: ConvProblem) -> bool:
 
 
 def _pixels_at_once(p: ConvProblem, multiple: int, alignment: int, most: int = 0) -> int:
-    """Return how many pixels a thread reads at once: `most`, or 16 bytes of accumulators, if these divide `multiple`."""
+    """Return how many pixels a thread reads at once: `most`, or 16 bytes of accumulators, if `multiple` is one."""
     most = most or WIDEST // p.accumulator_bytes
     return most if multiple % most == 0 and alignment >= most * DTYPES[p.dtype] else 1
 
@@ -171,6 +171,7 @@ def widths(pass_name: str, p: ConvProblem, alignment: Alignment, most: int = 0) 
 
 # -- the launches of forward and input_grad --------------------------------------------------------------------------
 def slices_of(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the slices of a sum."""
     return ceil_div(product(pass_name, p)[2], t["DEPTH"])
 
 

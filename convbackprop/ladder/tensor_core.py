@@ -43,9 +43,9 @@ from convbackprop.problem import DTYPES, RESULTS, ConvProblem
 #: Words of a row's part of a slice, and those from one row to the next.
 _WORDS, _PITCH = 16, 20
 
-#: RUN_STEPS: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits, and
-#: may be cut each time, by two round-offs at most. Of 64 steps these are 48, where the bound is 65; of 3,840 they are 480
-#: of 496.
+#: RUN_STEPS: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits,
+#: and may be cut each time, by two round-offs at most. Of 64 steps these are 48, where the bound is 65; of 3,840 they
+#: are 480 of 496.
 _RUN, _RUN_OF_16_BITS = 64, 3840
 
 #: Products of a float32 sum, of which TF32's parts leave out up to 8 round-offs of its bound, and cut sums the rest.
@@ -106,7 +106,7 @@ def _is_roomy(pass_name: str, p: ConvProblem) -> bool:
 
 
 def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[str, int]:
-    """Return WARP_M and WARP_N, and how many threads that makes: of a halo four warps or eight, if its tile is no smaller.
+    """Return WARP_M and WARP_N, and how many threads that makes: of a halo four or eight warps, if a tile is not small.
 
     Where windows are staged tap by tap they wait in registers, each as many threads' as there are warps.
     """
@@ -163,7 +163,9 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
         }
 
     def cost(found: dict[str, int]) -> float:
-        tiles = ceil_div(p.N, found["TILE_IMAGES"]) * ceil_div(rows, found["TILE_P"]) * ceil_div(columns, found["TILE_Q"])
+        tiles = (
+            ceil_div(p.N, found["TILE_IMAGES"]) * ceil_div(rows, found["TILE_P"]) * ceil_div(columns, found["TILE_Q"])
+        )
         return tiles * (t["TILE_N"] + _pixels(found) / 4)
 
     resident = _resident(_warp(pass_name, p, t, True)["THREADS"])
@@ -172,7 +174,9 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
     for vector in (4, 2, 1):
         if width % vector or aligned < vector * DTYPES[p.dtype]:
             continue
-        tiles = [tile(vector, tile_p, tile_q) for tile_q in sizes[3:] for tile_p in sizes if tile_p * tile_q <= t["TILE_N"]]
+        tiles = [
+            tile(vector, tile_p, tile_q) for tile_q in sizes[3:] for tile_p in sizes if tile_p * tile_q <= t["TILE_N"]
+        ]
         fitting = [found for found in tiles if _halo_bytes({**t, **found}) <= most]
         if fitting:
             return min(fitting, key=cost)

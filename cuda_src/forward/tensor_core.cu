@@ -3,11 +3,12 @@
 // The matrix product of implicit_gemm on tensor cores: one block computes TILE_M filters at TILE_N output pixels, and a
 // warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh). 16-bit elements are multiplied as they are, float32
 // by three products of TF32 numbers (factors.cuh). The filter, packed in the order in which lanes read it, comes to shared
-// memory past the registers; windows come as in the rung below, looked up tap by tap, and are laid down as chunks of a
-// pixel's steps, which a warp reads by ldmatrix without a bank conflict.
+// memory past the registers. Of unit stride and whole slices of channels the image under a tile is staged once for all
+// taps, with its halo (halo.cuh), where the rung below loads each element anew for each of them; other windows come as
+// there, tap by tap (filter_chunks.cuh). A warp reads both by ldmatrix without a bank conflict.
 //
-// What limits it: no GPU has run it. A window's element is loaded once for a tile of filters by an instruction of its own,
-// which for 16-bit elements is more work than its products are.
+// What limits it: no GPU has run it. Expected is the tensor cores' rate where a halo serves many taps, in float32 a third
+// of TF32's; where windows are staged tap by tap, the loads, an instruction for each element.
 #include "forward_phase.cuh"
 #include "halo.cuh"
 #include "outputs.cuh"

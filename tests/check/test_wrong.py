@@ -14,6 +14,7 @@ from convbackprop import check
 from convbackprop.activations import COMMON
 from convbackprop.check.curated import CURATED
 from convbackprop.errors import LaunchFailed
+from convbackprop.fuzz.problems import is_product
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import MUTATIONS, NAIVE, copied
@@ -123,7 +124,7 @@ def tried(variant, shown_by=()):
     """Return the problems that a copied variant is tried on, those first that show most."""
     texts = shown_by or (REVEALING if variant.specialised else ())
     entries = [entry for entry in CURATED if not texts or entry.text in texts]
-    if variant.name.endswith("_gemm"):
+    if is_product(variant):
         entries.sort(key=lambda entry: entry.text not in REVEALING_GEMM)
     return entries
 
@@ -164,6 +165,6 @@ def test_mutation_is_rejected(quick, name, tmp_path):
 def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)
-    shown_by = REVEALING_GEMM[:1] if variant.name.endswith("_gemm") else REVEALING
+    shown_by = REVEALING_GEMM[:1] if is_product(variant) else REVEALING
     kinds = {mutation.shown_in == "nonfinite" for mutation in MUTATIONS.values() if mutation.variant == name}
     assert not any(is_rejected(variant, quick, tried(variant, shown_by), [MASKED], kind) for kind in kinds)

@@ -49,7 +49,7 @@ def test_near_and_far_from_zero(device, variant, activation, dtype):
 def test_every_rung_forms_a_derivative_from_the_pre_activation(device, variant):
     texts = (
         "2,3,9,12,3,3,3,padding=1,groups=3,bias=1", "2,3,9,12,4,3,3,padding=1,bias=1",
-        "2,3,9,12,3,5,6,padding=2,groups=3,bias=1",
+        "2,3,9,12,3,5,6,padding=2,groups=3,bias=1", "2,4,9,12,4,3,3,padding=1,bias=1",
     )  # fmt: skip
     problem = next(p for p in (ConvProblem.parse(t, activation="gelu") for t in texts) if not variant.refusal(p))
     assert check.check(variant, problem, quick_on_cpu(device)).faults == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, devices
-from convbackprop.fuzz.problems import problems, with_filters
+from convbackprop.fuzz.problems import is_product, problems, with_filters
 from convbackprop.ladder.registry import VARIANTS
 from tests.support.quick import quick_on_cpu
 
@@ -45,9 +45,10 @@ EXAMPLES, EXAMPLES_EACH = 1700, 2000
 
 def strategy_for(variant, filters):
     """Return a strategy for the problems that a variant computes."""
-    if not variant.specialised:
-        # Each kind of an implicit_gemm takes long to compile for each of its tiles.
-        kinds = KINDS[::2] if variant.name == "implicit_gemm" and len(filters) < len(FILTERS) else KINDS
+    if not variant.specialised or is_product(variant):
+        # Each kind of a GPU's matrix product takes long to compile for each of its tiles.
+        is_long = variant.name in ("implicit_gemm", "tensor_core") and len(filters) < len(FILTERS)
+        kinds = KINDS[::2] if is_long else KINDS
         return st.builds(lambda problem, kind: problem.with_(**kind), problems(), st.sampled_from(kinds))
     pairs = [(known, kind) for known in filters for kind in KINDS]
     if len(filters) < len(FILTERS):

@@ -124,7 +124,9 @@ def test_low_bits_of_float32_matter(quick, variant, count):
 
 
 @each_variant
-@pytest.mark.parametrize(("part", "left", "right"), [("left[1], right[0]", 1, LOW_BITS[0]), ("left[0], right[1]", LOW_BITS[0], 1)])
+@pytest.mark.parametrize(
+    ("part", "left", "right"), [("left[1], right[0]", 1, LOW_BITS[0]), ("left[0], right[1]", LOW_BITS[0], 1)]
+)
 def test_a_part_that_is_left_out_shows(quick, variant, part, left, right, tmp_path):
     wrong = replaced(str(variant), "tensor_product.cuh", f"add_products({part});", ";", tmp_path)
     problem, given = given_values(variant, left, right)
@@ -167,7 +169,7 @@ def test_a_gradient_of_16_bits_is_not_rounded_before_it_is_multiplied(variant):
 @each_variant
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_cut_sums_stay_within_the_bound(variant, dtype):
-    """In the worst case, each product of matrices costs two round-offs of all that was added up before, the low ones too."""
+    """In the worst case each product of matrices costs two round-offs of all that was added up before."""
     for n in (32, 33, 40, 41, 63, 64, 65, 128, 3840, 3841, 100000):
         text = {"forward": f"1,{n},2,2,4,1,1", "input_grad": f"1,4,2,2,{n},1,1", "kernel_grad": f"1,4,1,{n},4,1,1"}
         t = variant.constants("cuda", ConvProblem.parse(text[variant.pass_name], dtype=dtype))

@@ -520,8 +520,8 @@ _TABLE = {
                  "grid.count()", file="tap_tiles.cuh", shown_by=_SPLIT, shown_in="nonfinite"),
     ),
     "forward/tensor_core": (
-        Mutation("a fragment's rows are exchanged", "in_step / 4 * 2 + row / 8 % 2", "in_step / 4 * 2 + 1 - row / 8 % 2",
-                 file="tensor_product.cuh", shown_by=_LONG_SUM),
+        Mutation("a fragment's rows are exchanged", "in_step / 4 * 2 + row / 8 % 2",
+                 "in_step / 4 * 2 + 1 - row / 8 % 2", file="tensor_product.cuh", shown_by=_LONG_SUM),
         Mutation("the second half of a slice is dropped", "int step = 0; step < K_STEPS; ++step",
                  "int step = 0; step < K_STEPS - 1; ++step", file="tensor_product.cuh", shown_by=_LONG_SUM),
         Mutation("a chunk is read where another row has it", "(i + step) % 2 * 2", "step % 2 * 2",

@@ -7,6 +7,7 @@ from itertools import product
 
 from convbackprop import check
 from convbackprop.check.curated import CURATED, Curated
+from convbackprop.fuzz.problems import is_product
 from convbackprop.problem import DTYPES
 
 #: What is known at compile time: (activation, mask).
@@ -49,7 +50,7 @@ BUDGET, BUDGET_BRIEFLY = 5, 4
 
 def is_costly(variant):
     """Return whether a variant takes long to compile, or is compiled anew for each problem."""
-    return variant.specialised or variant.name.endswith("_gemm")
+    return variant.specialised or is_product(variant)
 
 
 def kind_of(problem):
