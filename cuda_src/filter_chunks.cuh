@@ -1,5 +1,5 @@
-// How forward's and input_grad's tensor_core bring both matrices to shared memory: the packed filter in the order in which
-// lanes read it, windows as chunks of 16 bytes of a pixel's steps.
+// How forward's and input_grad's tensor_core bring both matrices to shared memory: the packed filter in the order in
+// which lanes read it, windows as chunks of 16 bytes of a pixel's steps.
 #pragma once
 #include <cuda_pipeline.h>
 

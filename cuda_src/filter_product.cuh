@@ -11,7 +11,8 @@
 template <class Reader, int PIXELS, int STEPS>
 struct WindowReads {
     static constexpr int ACROSS = TILE_N / PIXELS, AT_ONCE = THREADS / ACROSS, OWN = DEPTH / AT_ONCE;
-    static_assert(THREADS % ACROSS == 0 && DEPTH % (AT_ONCE * STEPS) == 0, "the threads share a slice of the windows evenly");
+    static_assert(THREADS % ACROSS == 0 && DEPTH % (AT_ONCE * STEPS) == 0,
+                  "the threads share a slice of the windows evenly");
 
     const int first_step = threadIdx.x / ACROSS * STEPS, first_pixel = threadIdx.x % ACROSS * PIXELS;
     Reader reader;
@@ -49,9 +50,9 @@ struct PixelRun {
     __device__ __forceinline__ Pixel at(int column) const { return {first + column, grid}; }
 };
 
-// Writes the sums of a tile, whose pixels may lie beyond the last image. Results know where a pixel's result for row 0 lies (at), how many rows there are and how
-// far apart (rows, row_pitch), what becomes of a sum (result), and how a result is formed anew of pixels alone: the
-// padding is none, but was multiplied as zeros.
+// Writes the sums of a tile, whose pixels may lie beyond the last image. Results know where a pixel's result for row 0
+// lies (at), how many rows there are and how far apart (rows, row_pitch), what becomes of a sum (result), and how a
+// result is formed anew of pixels alone: the padding is none, but was multiplied as zeros.
 template <class Product, class Pixels, class Results>
 __device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const Pixels& pixels,
                                               Scalar* out, const Results& results) {

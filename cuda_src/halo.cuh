@@ -1,9 +1,9 @@
 // The images under a tile of pixels, with the halo that their windows reach, in shared memory: for all taps at once.
 //
-// A pixel's channels lie side by side in chunks of 16 bytes, and ldmatrix takes an address for each pixel: so a tap is a
-// shift of these addresses, whatever the width of the image, and what is staged once serves all taps. By taps each
-// element would be loaded for each of them. An odd number of chunks from one pixel to the next keeps 8 neighbours in all
-// banks.
+// A pixel's channels lie side by side in chunks of 16 bytes, and ldmatrix takes an address for each pixel: so a tap is
+// a shift of these addresses, whatever the width of the image, and what is staged once serves all taps. By taps each
+// element would be loaded for each of them. An odd number of chunks from one pixel to the next keeps 8 neighbours in
+// all banks.
 //
 // A tile is TILE_IMAGES images of TILE_P x TILE_Q pixels; the halo has HALO_P x HALO_Q.
 #pragma once
@@ -22,8 +22,8 @@ struct HaloTile {
         return (grid.N + TILE_IMAGES - 1) / TILE_IMAGES * down(grid) * across(grid);
     }
     __device__ __forceinline__ HaloTile(int number, const PixelGrid& grid)
-        : grid(grid), n(number / across(grid) / down(grid) * TILE_IMAGES), p(number / across(grid) % down(grid) * TILE_P),
-          q(number % across(grid) * TILE_Q) {}
+        : grid(grid), n(number / across(grid) / down(grid) * TILE_IMAGES),
+          p(number / across(grid) % down(grid) * TILE_P), q(number % across(grid) * TILE_Q) {}
     // The pixel of a column; beyond the last row and column of an image there is none.
     __device__ __forceinline__ Pixel at(int column) const {
         const Pixel pixel(n + column / TILE_Q / TILE_P, p + column / TILE_Q % TILE_P, q + column % TILE_Q);
@@ -185,7 +185,8 @@ struct HaloWindows {
             for (int tap = 0; tap < taps; tap += TAPS_AT_ONCE, turn ^= 1) {
                 __pipeline_wait_prior(0);
                 __syncthreads();  // these taps and the halo are there, and nobody reads those before them any more
-                const int left = taps - tap, next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
+                const int left = taps - tap;
+                const int next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
                 groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
 #pragma unroll 1
                 for (int i = 0; i < min(left, TAPS_AT_ONCE); ++i) {

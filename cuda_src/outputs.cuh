@@ -1,5 +1,5 @@
-// What write_product (filter_product.cuh) makes of the sums of a forward pass: y of a group. Elements are formed anew, of
-// pixels alone, that are NaN: all of them, or those whose windows have padding.
+// What write_product (filter_product.cuh) makes of the sums of a forward pass: y of a group. Elements are formed anew,
+// of pixels alone, that are NaN: all of them, or those whose windows have padding.
 #pragma once
 #include "forward_of_pixels.cuh"
 #include "window_reader.cuh"

@@ -1,5 +1,5 @@
-// What the kernel gradients as matrix products share, implicit_gemm and tensor_core: how both matrices are read, g and the
-// windows of x, and the way of a tile of partial sums to memory.
+// What the kernel gradients as matrix products share, implicit_gemm and tensor_core: how both matrices are read, g and
+// the windows of x, and the way of a tile of partial sums to memory.
 #pragma once
 #include "slices.cuh"
 #include "tap_tiles.cuh"

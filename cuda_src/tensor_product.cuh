@@ -151,7 +151,8 @@ struct TensorProduct {
             add_products(left[0], right[0]);
         }
     }
-    __device__ __forceinline__ void add_products(const unsigned (&left)[ROWS_16][4], const unsigned (&right)[COLS_16][4]) {
+    __device__ __forceinline__ void add_products(const unsigned (&left)[ROWS_16][4],
+                                                 const unsigned (&right)[COLS_16][4]) {
 #pragma unroll
         for (int i = 0; i < ROWS_16; ++i)
 #pragma unroll

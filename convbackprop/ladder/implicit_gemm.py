@@ -238,13 +238,13 @@ def _slices_of_split(p: ConvProblem, t: Constants) -> int:
     return ceil_div(slices_of("kernel_grad", p, t), kernel_grad_splits(p, t))
 
 
-def kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+def _kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
     """Return the tiles, and the splits."""
     m, n, _, products = product("kernel_grad", p)
     return ceil_div(m, t["TILE_M"]) * ceil_div(n, t["TILE_N"]) * products, kernel_grad_splits(p, t)
 
 
-def kernel_grad_integers(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+def _kernel_grad_integers(p: ConvProblem, t: Constants) -> tuple[int, ...]:
     """Return whether a bias is wanted, and the slices of a split."""
     return int(p.bias), _slices_of_split(p, t)
 
@@ -338,8 +338,8 @@ ENTRIES = (
     ),
     _entry(
         "kernel_grad",
-        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
-               integers=kernel_grad_integers, shared_bytes=_kernel_grad_bytes),
+        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
+               integers=_kernel_grad_integers, shared_bytes=_kernel_grad_bytes),
         total(kernel_grad_splits),
         tunables={**_tunables("kernel_grad"), **TOTAL},
         scratch=lambda p, t: kernel_grad_splits(p, t) * taps(p),

@@ -8,9 +8,8 @@ from typing import Any
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
 from convbackprop.ladder.implicit_gemm import (
+    RUN,
     grid,
-    kernel_grad_grid,
-    kernel_grad_integers,
     kernel_grad_splits,
     one_tap,
     pack_grid,
@@ -26,7 +25,7 @@ from convbackprop.ladder.implicit_gemm import (
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.pipelined import unseen
 from convbackprop.ladder.requirements import unit_stride
-from convbackprop.ladder.scratch import taps
+from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.variant import (
     ALIGNED,
     Alignment,
@@ -64,6 +63,13 @@ def _parts(pass_name: str, p: ConvProblem) -> tuple[int, int]:
     return {"forward": (1, 1), "input_grad": (1, 1 + rounded), "kernel_grad": (1 + rounded, 1)}[pass_name]
 
 
+def _longest(pass_name: str, p: ConvProblem, run: int) -> int:
+    """Return how many steps a sum has at most: 16-bit ones of kernel_grad are split into runs, if memory holds these."""
+    steps = product(pass_name, p)[2]
+    is_split = pass_name == "kernel_grad" and run == _RUN_OF_16_BITS and ceil_div(steps, run) <= most_slices(p)
+    return min(steps, run) if is_split else steps
+
+
 def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     """Return the constants of the factors, and how many numbers of each row a slice has."""
     left, right = _parts(pass_name, p)
@@ -75,7 +81,7 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
         "FACTOR_BITS": bits,
         "DEPTH": _WORDS * 32 // bits,
         "RUN_STEPS": run,
-        "LONG_SUMS": int(product(pass_name, p)[2] > run),
+        "LONG_SUMS": int(_longest(pass_name, p, run) > run),
         "TAPS_AT_ONCE": 3 if bits == 16 else 1,
     }
 
@@ -255,6 +261,24 @@ def _shared_bytes(p: ConvProblem, t: Constants) -> int:
     return 2 * 4 * (t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + t["RIGHT_PARTS"] * t["TILE_N"] * _PITCH)
 
 
+def _splits(p: ConvProblem, t: Constants) -> int:
+    """Return among how many blocks the pixels are split: as implicit_gemm's, and so that runs need no totals."""
+    slices = slices_of("kernel_grad", p, t)
+    enough = kernel_grad_splits(p, {**t, "RUN_STEPS": RUN})
+    least = 1 if t["LONG_SUMS"] else ceil_div(slices * t["DEPTH"], t["RUN_STEPS"])
+    return ceil_div(slices, ceil_div(slices, max(enough, least))) if slices else 1
+
+
+def _slices_of_split(p: ConvProblem, t: Constants) -> int:
+    return ceil_div(slices_of("kernel_grad", p, t), _splits(p, t))
+
+
+def _kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+    """Return the tiles, and the splits."""
+    m, n, _, products = product("kernel_grad", p)
+    return ceil_div(m, t["TILE_M"]) * ceil_div(n, t["TILE_N"]) * products, _splits(p, t)
+
+
 def _kernel_grad_bytes(p: ConvProblem, t: Constants) -> int:
     """Return the bytes of two slices, whose rows are staged alike."""
     return 2 * 4 * _PITCH * (t["LEFT_PARTS"] * t["TILE_M"] + t["RIGHT_PARTS"] * t["TILE_N"])
@@ -309,10 +333,10 @@ ENTRIES = (
     ),
     _entry(
         "kernel_grad",
-        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
-               integers=kernel_grad_integers, shared_bytes=_kernel_grad_bytes),
-        total(kernel_grad_splits),
+        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
+               integers=lambda p, t: (int(p.bias), _slices_of_split(p, t)), shared_bytes=_kernel_grad_bytes),
+        total(_splits),
         tunables={**_tunables("kernel_grad"), **TOTAL},
-        scratch=lambda p, t: kernel_grad_splits(p, t) * taps(p),
+        scratch=lambda p, t: _splits(p, t) * taps(p),
     ),
 )  # fmt: skip

@@ -35,5 +35,6 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     NoRowSums none;
     add_slices(product, rows, windows, none, slices);
 
-    write_product(product, tile, PixelRun{grid, tile.first_pixel}, y, Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
+    write_product(product, tile, PixelRun{grid, tile.first_pixel}, y,
+                  Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
 }

@@ -1,14 +1,14 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
 //
 // The matrix product of implicit_gemm on tensor cores: one block computes TILE_M filters at TILE_N output pixels, and a
-// warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh). 16-bit elements are multiplied as they are, float32
-// by three products of TF32 numbers (factors.cuh). The filter, packed in the order in which lanes read it, comes to shared
-// memory past the registers. Of unit stride and whole slices of channels the image under a tile is staged once for all
-// taps, with its halo (halo.cuh), where the rung below loads each element anew for each of them; other windows come as
-// there, tap by tap (filter_chunks.cuh). A warp reads both by ldmatrix without a bank conflict.
+// warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh). 16-bit elements are multiplied as they are,
+// float32 by three products of TF32 numbers (factors.cuh). The filter, packed in the order in which lanes read it,
+// comes to shared memory past the registers. Of unit stride and whole slices of channels the image under a tile is
+// staged once for all taps, with its halo (halo.cuh), where the rung below loads each element anew for each of them;
+// other windows come as there, tap by tap (filter_chunks.cuh). A warp reads both by ldmatrix without a bank conflict.
 //
-// What limits it: no GPU has run it. Expected is the tensor cores' rate where a halo serves many taps, in float32 a third
-// of TF32's; where windows are staged tap by tap, the loads, an instruction for each element.
+// What limits it: no GPU has run it. Expected is the tensor cores' rate where a halo serves many taps, in float32 a
+// third of TF32's; where windows are staged tap by tap, the loads, an instruction for each element.
 #include "forward_phase.cuh"
 #include "halo.cuh"
 #include "outputs.cuh"
@@ -28,8 +28,8 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     const Tile tile = filter.tile_of_block(Windows::count(phase.grid));
 
     Windows::Product product;
-    Windows::add<X_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile), InputReader(x, shape, tile.group), phase,
-                           tile);
+    Windows::add<X_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile),
+                           InputReader(x, shape, tile.group), phase, tile);
     write_product(product, tile, Windows::pixels(tile, phase.grid), y,
                   Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
 }

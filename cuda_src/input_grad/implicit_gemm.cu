@@ -35,5 +35,6 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     NoRowSums none;
     add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
 
-    write_product(product, tile, PixelRun{phase.grid, tile.first_pixel}, dx, InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
+    write_product(product, tile, PixelRun{phase.grid, tile.first_pixel}, dx,
+                  InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
 }

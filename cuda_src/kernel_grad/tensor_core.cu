@@ -3,9 +3,10 @@
 //
 // The matrix product of implicit_gemm on tensor cores: one block computes TILE_M filters at TILE_N taps (c,r,s) for a
 // part of the pixels, and a warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh). 16-bit elements are
-// multiplied as they are, float32 by three products of TF32 numbers, and a g that is not dy or 0 by two. A step of the sum
-// is a pixel: where the rung below turns both matrices as they are staged, here pixels stay side by side, as in memory, and
-// a warp reads both by ldmatrix without a bank conflict. kernel_grad_total adds up the parts in a fixed order.
+// multiplied as they are, float32 by three products of TF32 numbers, and a g that is not dy or 0 by two. A step of the
+// sum is a pixel: where the rung below turns both matrices as they are staged, here pixels stay side by side, as in
+// memory, and a warp reads both by ldmatrix without a bank conflict. kernel_grad_total adds up the parts in a fixed
+// order.
 //
 // What limits it: no GPU has run it. Each element of a window is loaded and stored by instructions of its own, which in
 // 16 bits are more work than its products.
