@@ -64,7 +64,7 @@ def _parts(pass_name: str, p: ConvProblem) -> tuple[int, int]:
 
 
 def _longest(pass_name: str, p: ConvProblem, run: int) -> int:
-    """Return how many steps a sum has at most: 16-bit ones of kernel_grad are split into runs, if memory holds these."""
+    """Return how many steps a sum has at most: those of kernel_grad may be split into runs."""
     steps = product(pass_name, p)[2]
     is_split = pass_name == "kernel_grad" and run == _RUN_OF_16_BITS and ceil_div(steps, run) <= most_slices(p)
     return min(steps, run) if is_split else steps
