@@ -53,12 +53,13 @@ _LEAST_PRODUCTS = 32
 
 # -- the factors -----------------------------------------------------------------------------------------------------
 def _parts(pass_name: str, p: ConvProblem) -> tuple[int, int]:
-    """Return of how many numbers an element of the filter or of x is the sum, and one of x or g (LEFT, RIGHT_PARTS).
+    """Return of how many numbers an element of each factor is the sum: LEFT_PARTS, RIGHT_PARTS.
 
-    2 of float32; and of g in 16 bits, unless that is dy or 0, a 16-bit number.
+    2 of float32, and 1 where it may be rounded to TF32; but db, the sum of a left factor, is not rounded. 2 of a g
+    in 16 bits, unless that is dy or 0, a 16-bit number.
     """
     if p.dtype == "float32":
-        return 2, 2
+        return (1 + (pass_name == "kernel_grad" and p.bias), 1) if p.is_tf32 else (2, 2)
     rounded = p.saved is not None and p.activation not in EXACT_GRADS
     return {"forward": (1, 1), "input_grad": (1, 1 + rounded), "kernel_grad": (1 + rounded, 1)}[pass_name]
 
@@ -73,8 +74,8 @@ def _longest(pass_name: str, p: ConvProblem, run: int) -> int:
 def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     """Return the constants of the factors, and how many numbers of each row a slice has."""
     left, right = _parts(pass_name, p)
-    bits = 16 if (left, right) == (1, 1) else 32
-    run = _RUN_OF_16_BITS if bits == 16 else _RUN
+    bits = 16 if (left, right) == (1, 1) and p.dtype != "float32" else 32
+    run = _RUN_OF_16_BITS if bits == 16 else _RUN * (2 if p.is_tf32 else 1)
     return {
         "LEFT_PARTS": left,
         "RIGHT_PARTS": right,
@@ -82,7 +83,7 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
         "DEPTH": _WORDS * 32 // bits,
         "RUN_STEPS": run,
         "LONG_SUMS": int(_longest(pass_name, p, run) > run),
-        "TAPS_AT_ONCE": 3 if bits == 16 else 1,
+        "TAPS_AT_ONCE": 3 if (left, right) == (1, 1) else 1,
     }
 
 
@@ -292,7 +293,7 @@ def _enough_products(pass_name: str) -> Requirement:
     def requirement(p: ConvProblem) -> str | None:
         """It multiplies float32 as three TF32 products."""
         n = RESULTS[result].reduction_length(p)  # type: ignore[misc]
-        if p.dtype != "float32" or n >= _LEAST_PRODUCTS:
+        if p.dtype != "float32" or p.is_tf32 or n >= _LEAST_PRODUCTS:
             return None
         return f"a float32 sum has {n} products; its three TF32 products are within the bound from {_LEAST_PRODUCTS} on"
 

@@ -151,7 +151,7 @@ def test_small_and_large_numbers_have_low_bits_too(quick, variant, exponents):
 
 @each_variant
 def test_without_a_scale_small_numbers_have_no_low_bits(quick, variant, tmp_path):
-    wrong = replaced(str(variant), "band.cuh", "IS_TF32 ? 16777216.0f : 1.0f", "1.0f", tmp_path)
+    wrong = replaced(str(variant), "factors.cuh", "IS_TF32 ? 16777216.0f : 1.0f", "1.0f", tmp_path)
     assert faults_of_scaled(wrong, quick, (-130, 10)) != []
 
 
