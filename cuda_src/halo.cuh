@@ -67,6 +67,18 @@ struct HaloMemory {
     HaloRows halos[2];
 };
 
+template <int PARTS>
+__device__ __forceinline__ void exchange_if(bool is_wanted, Chunk (&a)[PARTS], Chunk (&b)[PARTS]) {
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const unsigned word = a[part].words[i];
+            a[part].words[i] = is_wanted ? b[part].words[i] : word;
+            b[part].words[i] = is_wanted ? word : b[part].words[i];
+        }
+}
+
 // Brings the halo of a tile, the channels of a slice at a time, in units: a chunk's channels at VECTOR_PIXELS
 // neighbouring pixels, which a thread turns as it writes them. One of its units is under way at a time. Each chunk has
 // threads of its own, whose units are consecutive in threadIdx.x.
@@ -79,7 +91,7 @@ struct HaloLoader {
     Reader reader;
     const int n, first_row, first_col;  // of the halo, in the images
     const int chunk = threadIdx.x / AT_ONCE;
-    int unit = 0, to = 0;  // the next one, and where the one that is under way belongs: a pixel
+    int unit = 0;  // the next one, or the one that is under way
     decltype(reader.template read<VECTOR_PIXELS>()) own[CHUNK_STEPS];
 
     __device__ __forceinline__ HaloLoader(const Reader& reader, int n, int first_row, int first_col)
@@ -93,7 +105,6 @@ struct HaloLoader {
         const int col = unit % ACROSS * VECTOR_PIXELS, row = unit / ACROSS % HALO_P, image = unit / ACROSS / HALO_P;
         if constexpr (TILE_IMAGES > 1) reader.set_corner(n + image, first_row, first_col);
         reader.go_to(reader.offset(first_plane + chunk * CHUNK_STEPS, row, col));
-        to = (image * HALO_P + row) * HALO_Q + col;
 #pragma unroll
         for (int i = 0; i < CHUNK_STEPS; ++i) {
             if (i > 0) reader.skip_planes(1);
@@ -101,14 +112,21 @@ struct HaloLoader {
         }
     }
     __device__ __forceinline__ void put(HaloRows& halo) {
+        Chunk parts[VECTOR_PIXELS][RIGHT_PARTS];
 #pragma unroll
-        for (int e = 0; e < VECTOR_PIXELS; ++e) {
-            Chunk parts[RIGHT_PARTS];
-            make_chunk(parts, own, 0, e);
+        for (int e = 0; e < VECTOR_PIXELS; ++e) make_chunk(parts[e], own, 0, e);
+        // Threads write their pixels in other orders, so that 8 of them are in all banks at once: pixel e ^ turned.
+        const int turned = unit * VECTOR_PIXELS / 8 % VECTOR_PIXELS;
+#pragma unroll
+        for (int bit = 1; bit < VECTOR_PIXELS; bit *= 2)
+#pragma unroll
+            for (int e = 0; e < VECTOR_PIXELS; ++e)
+                if (!(e & bit)) exchange_if(turned & bit, parts[e], parts[e | bit]);
+#pragma unroll
+        for (int e = 0; e < VECTOR_PIXELS; ++e)
 #pragma unroll
             for (int part = 0; part < RIGHT_PARTS; ++part)
-                halo.chunks[part][(to + e) * HaloRows::PITCH + chunk] = parts[part];
-        }
+                halo.chunks[part][(unit * VECTOR_PIXELS + (e ^ turned)) * HaloRows::PITCH + chunk] = parts[e][part];
         unit += AT_ONCE;
     }
     // All that are left.

@@ -77,11 +77,19 @@ def chosen(variant, tunables, briefly=False):
             met |= facts_of(taken[-1])
         return frozenset(problem for alike in taken for problem in alike)
     if is_costly(variant) or briefly:
-        some = [p for p in EVERYTHING if kind_of(p) in EACH_KIND_ONCE]
+        some = [p for p in EVERYTHING if kind_of(p) in kinds_once(variant)]
     else:
         some = [p for i, p in enumerate(EVERYTHING) if p.dtype == "float32" or sum(divmod(i, len(EVERY_KIND))) % 3 == 0]
     some = [p for p in some if not is_long(variant, p) or kind_of(p) in EACH_KIND_ONCE[:2]]
     return check.within_budget(variant, some, tunables)
+
+
+def kinds_once(variant):
+    """Return each kind once, in float32 where a variant refuses float64."""
+    takes_float64 = any(variant.refusal(entry.problem(dtype="float64")) is None for entry in PROBLEMS)
+    return {
+        ("float32" if dtype == "float64" and not takes_float64 else dtype, *kind) for dtype, *kind in EACH_KIND_ONCE
+    }
 
 
 def facts_of(problems):
