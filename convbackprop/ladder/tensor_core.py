@@ -178,7 +178,8 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
     resident = _resident(_warp(pass_name, p, t, True)["THREADS"])
     most = min(_BLOCK_BYTES, _ALL_BYTES // min(resident, 2) - 1024)
     sizes = [1 << i for i in range(9)]
-    for vector in (4, 2, 1):
+    is_costly = pass_name == "input_grad" and p.saved is not None and p.activation not in EXACT_GRADS
+    for vector in (2, 1) if is_costly else (4, 2, 1):  # phi' itself takes many registers
         if width % vector or aligned < vector * DTYPES[p.dtype]:
             continue
         tiles = [
