@@ -160,15 +160,16 @@ struct TensorProduct {
                 multiply_add<Factor>(sums[i][j], left[i], {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]});
     }
     __device__ __forceinline__ void end_run(AccVector*, bool, bool is_last) {
-        if constexpr (!LONG_SUMS) return;
+        if constexpr (LONG_SUMS) {
 #pragma unroll
-        for (int i = 0; i < (LONG_SUMS ? ROWS_16 : 0); ++i)
+            for (int i = 0; i < ROWS_16; ++i)
 #pragma unroll
-            for (int j = 0; j < COLS_16 * 2; ++j)
+                for (int j = 0; j < COLS_16 * 2; ++j)
 #pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    totals[i][j][e] += sums[i][j][e];
-                    sums[i][j][e] = is_last ? totals[i][j][e] : 0;
-                }
+                    for (int e = 0; e < 4; ++e) {
+                        totals[i][j][e] += sums[i][j][e];
+                        sums[i][j][e] = is_last ? totals[i][j][e] : 0;
+                    }
+        }
     }
 };

@@ -40,13 +40,17 @@ UNALIGNED = Alignment(4, 4)
 #: An image narrower than a warp's strips, whose rows are not aligned.
 _NARROW = "1,1,37,33,1,5,5,padding=same"
 
+#: Different strides down and across, and a transposed convolution of as many channels as tensor cores take.
+_STRIDES = "2,3,19,21,4,3,2,stride=2x1,padding=0:1x2:0"
+_UP = "1,64,28,28,64,4,4,stride=2,padding=1,transposed=1"
+
 
 def problems() -> tuple[ConvProblem, ...]:
     """Return the curated problems, the published ones, and layers of real networks."""
     layers = (WHOLE, *DEEPBENCH, *RESNET, *DEPTHWISE)
     return (
         *(entry.problem() for entry in CURATED),
-        ConvProblem.parse(_NARROW, bias=True),
+        *(ConvProblem.parse(text, bias=True) for text in (_NARROW, _STRIDES, _UP)),
         *(problem_of("float32", size) for size in FILTERS),
         *(layer.problem() for layer in layers),
     )

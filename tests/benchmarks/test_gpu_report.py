@@ -617,7 +617,7 @@ def can_stand_in():
 def test_a_variant_that_is_wrong_gets_no_time(can_stand_in):
     """In a process of its own, for the stand-in stays."""
     text = """
-import sys
+import dataclasses, sys
 from benchmarks.report import stand_in
 stand_in.install()
 from benchmarks.report import jobs, measure
@@ -631,6 +631,7 @@ def check(variant, *arguments):
     return outcome
 measure.check = check
 job = next(job for job in jobs.all_jobs() if job.name == "4096 5x5/float32/forward")
+job = dataclasses.replace(job, variants=[v for v in job.variants if v.name in ("naive", "coalesced")])
 device = get_device("cuda")
 with device.active():
     place = measure.Place(device, measure.DRY)
@@ -673,7 +674,7 @@ def test_dry_run(tmp_path, can_stand_in):
     before = set(ROOT.glob("benchmarks/results/*"))
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu_report.py", "--dry-run", "--out", str(out),
-         "--jobs", "ceilings|4096 3x3/float32/layer|^28 3x3"],
+         "--jobs", "ceilings|^28 3x3"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

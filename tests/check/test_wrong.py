@@ -5,6 +5,7 @@ They are the mutations of mutations.py, and a file of one's own that the documen
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -149,7 +150,20 @@ def is_rejected(variant, device, entries, changes, is_nonfinite=False):
     return False
 
 
-@pytest.mark.parametrize("name", [name for name in MUTATIONS if name not in NAIVE])
+#: Of each variant's mutations so many are tried by default; all of them in the slow tests.
+BRIEFLY = 5
+
+
+def mutations():
+    """Yield the names of the mutations of the rungs above naive."""
+    tried_of = Counter()
+    for name in (name for name in MUTATIONS if name not in NAIVE):
+        variant = MUTATIONS[name].variant
+        tried_of[variant] += 1
+        yield pytest.param(name, marks=() if tried_of[variant] <= BRIEFLY else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", mutations())
 def test_mutation_is_rejected(quick, name, tmp_path):
     """On the cpu device: there the threads of a block take turns, so that a missing barrier shows in every run."""
     mutation = MUTATIONS[name]

@@ -43,7 +43,9 @@ def some():
     names = list(dict.fromkeys(variant.name for variant in VARIANTS))
     for source in sample(1):
         variant = configurations()[source]
-        yield source, OTHERS[(names.index(variant.name) + list(PASSES).index(variant.pass_name)) % len(OTHERS)]
+        # Before sm_80 the products of tensor_core are right, and slow: there it may spill.
+        others = OTHERS[1:] if variant.name == "tensor_core" else OTHERS
+        yield source, others[(names.index(variant.name) + list(PASSES).index(variant.pass_name)) % len(others)]
 
 
 def everything():

@@ -53,12 +53,16 @@ STRIDED = [v for v in STRIPS if v.refusal(ConvProblem.parse("1,1,9,9,1,3,3,strid
 @pytest.mark.parametrize(
     # Odd and even filters and padding: each phase of a stride begins with each column.
     "layer",
-    ["3,3,padding=1,stride=2", "4,5,padding=2x2,stride=2", "1,2,padding=1,stride=1x2", "2,1,stride=2x1"],
+    [
+        "3,3,padding=1,stride=2",
+        "4,5,padding=2x2,stride=2",
+        *(pytest.param(layer, marks=pytest.mark.slow) for layer in ("1,2,padding=1,stride=1x2", "2,1,stride=2x1")),
+    ],
 )
 def test_every_width_with_a_stride(quick, variant, layer):
     found = []
-    for height, width in ((5, width) for width in (*range(3, 24), 63, 64, 65, 127, 130)):
-        found += faults(variant, quick, f"2,2,{height},{width},2,{layer},groups=2", data="integers")
+    for width in (*range(3, 20), 63, 64, 65, 130):
+        found += faults(variant, quick, f"2,2,5,{width},2,{layer},groups=2", data="integers")
     for height in (3, 4, 31, 32, 33, 64, 65, 66):
         found += faults(variant, quick, f"2,2,{height},19,2,{layer},groups=2", data="integers")
     assert found == []

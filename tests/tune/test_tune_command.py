@@ -109,7 +109,8 @@ def test_off(run):
 
 def test_goal_problems(cpu):
     """A class once, and only what a variant computes."""
-    arguments = command.argparse.Namespace(target=None, model=None, problem=None, suite=None, dtype="float32")
+    arguments = command.argparse.Namespace(target=None, model=None, problem=None, suite=None, dtype="float32",
+                                           precision="ieee")  # fmt: skip
     jobs = command._jobs(arguments, cpu)
     assert len(jobs) == len({table.class_of(*job) for job in jobs}) and len({p.C for _, p in jobs}) == 3
     assert [name for name, problem in jobs if problem.C == 1] == ["forward", "input_grad", "kernel_grad", "backward"]
