@@ -151,7 +151,7 @@ def is_rejected(variant, device, entries, changes, is_nonfinite=False):
 
 
 #: Of each variant's mutations so many are tried by default; all of them in the slow tests.
-BRIEFLY = 5
+BRIEFLY = 3
 
 
 def mutations():

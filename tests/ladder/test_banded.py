@@ -71,8 +71,14 @@ def test_every_filter(quick, variant, dtype, rows, columns):
 
 
 @each_variant
-@pytest.mark.parametrize("out_rows", [1, 2, 4])
-@pytest.mark.parametrize("tiles", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("out_rows", "tiles"),
+    [
+        pytest.param(out_rows, tiles, marks=() if out_rows * tiles == 4 else pytest.mark.slow)
+        for out_rows in (1, 2, 4)
+        for tiles in (1, 2, 4)
+    ],
+)
 def test_every_tile(quick, variant, out_rows, tiles):
     """Whatever a group and a tile are, sums of integers are the same to the bit."""
     values = {"OUT_ROWS": out_rows, "TILES": tiles, "ROWS": 16, "STAGES": 3}

@@ -79,7 +79,7 @@ def hold(variant, where, filters, examples):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("where", devices.usable_devices())
 def test_any_problem(where, variant):
-    hold(variant, where, FILTERS[:2], max(60, EXAMPLES // len(VARIANTS)))
+    hold(variant, where, FILTERS[:2], max(40, EXAMPLES // len(VARIANTS)))
 
 
 @pytest.mark.slow

@@ -195,13 +195,13 @@ def test_every_variant_meets_every_kind():
 def legal_values():
     """Yield (variant, tunable, value).
 
-    Slow tests of what is costly: values between the least and the largest; those of kernel_grad_total.cuh, which naive
+    Slow tests of what is costly: values below the largest; those of kernel_grad_total.cuh, which naive
     and tiled meet; and those of filter_product.cuh that forward meets.
     """
     for variant in VARIANTS:
         for name, tunable in variant.tunables.items():
             for value in tunable.legal:
-                is_extreme = value in (min(tunable.legal), max(tunable.legal))
+                is_extreme = value == max(tunable.legal)
                 is_met = name in ("SLICE_GROUPS", "TAPS_EACH") or str(variant) == "input_grad/implicit_gemm"
                 is_quick = not is_costly(variant) or (is_extreme and not is_met)
                 marks = () if is_quick else pytest.mark.slow
@@ -251,7 +251,7 @@ def test_defaults_are_legal(variant):
             name,
             value,
             id=f"{variant}-{name}-{value}",
-            marks=() if value in (min(tunable.legal), max(tunable.legal)) else pytest.mark.slow,
+            marks=() if value == max(tunable.legal) else pytest.mark.slow,
         )
         for variant in FOLLOW_THE_LEVEL
         for name, tunable in variant.tunables.items()
@@ -260,7 +260,7 @@ def test_defaults_are_legal(variant):
     ],
 )
 def test_every_legal_value_at_other_levels(level, variant, name, value):
-    """Beside what the rules make of the other constants there; values between the least and the largest are slow."""
+    """Beside what the rules make of the other constants there; values below the largest are slow tests."""
     assert faults_of_value(variant, name, value, lambda is_usual: cpu_at(level, *([] if is_usual else [QUICK]))) == []
 
 
@@ -289,7 +289,7 @@ DETERMINISM_BRIEFLY = ("1,40,9,11,40,3,3,padding=1",)
 determined = pytest.mark.parametrize(
     ("variant", "text"),
     [
-        pytest.param(variant, text, id=f"{text}-{variant}")
+        pytest.param(variant, text, id=f"{text}-{variant}", marks=pytest.mark.slow if text == DETERMINISM[1] else ())
         for variant in VARIANTS
         for text in (DETERMINISM_BRIEFLY if variant.name == "tensor_core" else DETERMINISM)
     ],
@@ -389,7 +389,7 @@ def ways(variant, problem, device):
 
 def shared(variant, device):
     """Return where to run what other tests do not run, too: there kernels are compiled quickly."""
-    return quick_on_cpu(device) if variant.specialised or "cpu" not in variant.auto_on else device
+    return quick_on_cpu(device) if is_costly(variant) or "cpu" not in variant.auto_on else device
 
 
 def check_given(variant, problem, device, given):
@@ -399,13 +399,16 @@ def check_given(variant, problem, device, given):
         assert outcome.faults == []
 
 
-#: Every kind of the naive variants, and a few of the others.
+#: Every kind, and of what is costly only a few; but for the naive variants all but the first one are slow tests.
 VARIANTS_AND_KINDS = [
-    pytest.param(variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}")
+    pytest.param(
+        variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}",
+        marks=() if variant.name == "naive" or (dtype, activation, mask) == EACH_KIND_ONCE[0] else pytest.mark.slow,
+    )
     for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
-    if (variant.name == "naive" or (dtype, activation) in (("float32", "relu"), ("float64", "tanh")))
+    if (not is_costly(variant) or (dtype, activation) in (("float32", "relu"), ("float64", "tanh")))
     and computes(variant, dtype)
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("variant", "dtype", "activation", "mask"), VARIANTS_AND_KINDS)
@@ -436,8 +439,8 @@ OVER_PADDING = (
 @pytest.mark.parametrize(
     ("variant", "text"),
     [
-        pytest.param(variant, text, id=f"{text}-{variant}")
-        for text, variant in product(OVER_PADDING, VARIANTS)
+        pytest.param(variant, text, id=f"{text}-{variant}", marks=pytest.mark.slow if i % 2 else ())
+        for (i, text), variant in product(enumerate(OVER_PADDING), VARIANTS)
         if variant.refusal(ConvProblem.parse(text)) is None
     ],
 )

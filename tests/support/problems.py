@@ -45,7 +45,7 @@ EVERYTHING = tuple(
 )
 
 #: Sets of compile-time constants that a variant is compiled for, if they follow from the problem.
-BUDGET, BUDGET_BRIEFLY = 5, 4
+BUDGET, BUDGET_BRIEFLY = 5, 3
 
 
 def is_costly(variant):

@@ -147,7 +147,11 @@ OPTIONS = [
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
-    "activation, options", [*((phi, OPTIONS[2]) for phi in PHI), *(("relu", options) for options in OPTIONS)]
+    "activation, options",
+    [
+        *(pytest.param(phi, OPTIONS[2], marks=() if phi in ("tanh", "gelu") else pytest.mark.slow) for phi in PHI),
+        *(("relu", options) for options in OPTIONS),
+    ],
 )
 def test_onnx(activation, options):
     pytest.importorskip("onnxscript", reason="needs onnxscript, which is not installed: torch.onnx.export")

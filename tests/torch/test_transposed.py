@@ -82,7 +82,7 @@ def test_vmap(layer):
     torch.testing.assert_close(many, torch.stack([theirs(x, w, b), theirs(-2 * x, w, b + 1)]))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compile(dynamic, tmp_path, monkeypatch):
     """Also where CI is set, by which torch.compile takes some of what it refuses for mistakes of PyTorch's own."""
     monkeypatch.setenv("CI", "true")
