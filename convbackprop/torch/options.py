@@ -19,10 +19,12 @@ def precision_of(given: str | None, tensor: torch.Tensor) -> str:
     """Return the precision that is given, or that torch's own convolution of such a tensor has."""
     if given is not None:
         return known(given, PRECISIONS, "precision")
-    return "tf32" if tensor.is_cuda and _allowed_by_torch() else "ieee"
+    return "tf32" if tensor.is_cuda and allowed_by_torch() else "ieee"
 
 
-def _allowed_by_torch() -> bool:
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def allowed_by_torch() -> bool:
+    """Return whether torch lets its convolutions round to TF32; a compiled program keeps what was so at first."""
     cudnn: Any = torch.backends.cudnn
     return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32  # before 2.9
 

@@ -71,7 +71,7 @@ def test_before_signals_could_be_scoped(folder):
 def test_as_another_user():
     """Root's command becomes nobody; here the one that confines is no root either."""
     if os.geteuid():
-        pytest.skip("all other tests here run as a user without powers")
+        pytest.skip("needs root, to become another user; without root all other tests here show the same")
     code = "from convbackprop.lab import confinement, restrictions; restrictions.become(54321)\n"
     code += "print(confinement.what_is_missing())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

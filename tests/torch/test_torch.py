@@ -17,8 +17,8 @@ import convbackprop.torch as ours  # noqa: E402
 from convbackprop import ops, transposed  # noqa: E402
 from convbackprop.arguments import resolve_padding  # noqa: E402
 from convbackprop.errors import InvalidArgument, InvalidType, UnsupportedProblem  # noqa: E402
-from convbackprop.torch import direct, functions  # noqa: E402
-from convbackprop.torch.options import precision_of  # noqa: E402
+from convbackprop.torch import direct, functional as functional_of_ours, functions  # noqa: E402
+from convbackprop.torch.options import allowed_by_torch, precision_of  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
 
 #: x's and w's shapes, and the options; sizes at which nothing divides evenly.
@@ -324,6 +324,16 @@ def test_precision_reaches_every_pass(monkeypatch):
 class _Precise(torch.nn.Module):
     def forward(self, x, w):
         return ours.conv2d(x, w, activation="tanh", precision="tf32")
+
+
+def test_precision_is_asked_for_in_a_compiled_program(monkeypatch):
+    """On a GPU; here the CPU's tensors are taken for its."""
+    told = {True: "tf32", False: "ieee"}
+    monkeypatch.setattr(functional_of_ours, "precision_of", lambda given, tensor: told[allowed_by_torch()])
+    (x, w, _), _ = tensors("plain", torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, w: ours.conv2d(x, w, variant="naive"), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, w), ours.conv2d(x, w, variant="naive"))
 
 
 def test_precision_is_torchs_unless_it_is_given():
