@@ -163,6 +163,14 @@ def mutations():
         yield pytest.param(name, marks=() if tried_of[variant] <= BRIEFLY else pytest.mark.slow)
 
 
+def test_every_mutation_finds_its_text(tmp_path):
+    """Also those that are tried in the slow tests only."""
+    for i, mutation in enumerate(MUTATIONS.values()):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        assert mutation.applied(folder).path.is_file()
+
+
 @pytest.mark.parametrize("name", mutations())
 def test_mutation_is_rejected(quick, name, tmp_path):
     """On the cpu device: there the threads of a block take turns, so that a missing barrier shows in every run."""
