@@ -365,7 +365,7 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     def build(path: Path) -> dict[str, str]:
         header = _write_words(path.parent)
         if "Free Software Foundation" in compiler_version(compiler):
-            _link(_precompiled(compiler, options, words), header.with_suffix(".h.gch"))
+            _link(_precompiled(compiler, options, words, place), header.with_suffix(".h.gch"))
         wrapper = path.with_name("wrapper.cpp")
         exports = "".join(f"CONVBACKPROP_ENTRY({entry})\n" for entry in entry_points(source.path))
         _write(wrapper, include + exports)
@@ -383,12 +383,12 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     return cache.entry(name, ".so", build).path
 
 
-def _precompiled(compiler: Path, options: list[str], words: Mapping[str, str]) -> Path:
+def _precompiled(compiler: Path, options: list[str], words: Mapping[str, str], place: str) -> Path:
     """Return cuda_on_cpu.h as g++ reads it fastest, for these options: half of the time that a kernel takes.
 
     It is 17 MB, whose checksum takes as long as g++ with a small kernel: once a process is enough, unless it changes.
     """
-    name = _key(compiler, options, words, cpu_features())
+    name = _key(compiler, options, words, cpu_features(), place)
 
     def build(path: Path) -> dict[str, str]:
         _run([str(compiler), *options, "-x", "c++-header", str(_write_words(path.parent)), "-o", str(path)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from convbackprop import check
 from convbackprop.check import sanitize as sanitizer
 from convbackprop.check.sanitize import sanitize
 from convbackprop.cli import main
+from convbackprop.devices import compiler
+from convbackprop.devices.compiler import Source
 from convbackprop.fuzz.problems import is_product
 from convbackprop.lab.mistakes import recognise_findings
 from convbackprop.ladder.own_file import variant_from_file
@@ -335,6 +338,18 @@ def test_the_author_s_line_comes_before_a_header_s(run, leaves, block):
         r"    mine.cu:7:  __syncthreads\(\);\n    in cuda_on_cpu.h:\d+:  ",
         out,
     )
+
+
+def test_another_checkout_s_headers_are_not_taken_for_this_one_s(tmp_path, monkeypatch):
+    """Checkouts share a cache: what one has precompiled says where its own headers stand."""
+    elsewhere = Path(shutil.copytree(compiler.RUNTIME, tmp_path / "elsewhere"))
+    (tmp_path / "mine.cu").write_text('extern "C" __global__ void conv(int* y) { __syncthreads(); y[0] = 1; }')
+    source, flags = Source(tmp_path / "mine.cu", ()), (f"-DNEW={tmp_path}",)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "RUNTIME", elsewhere)
+        compiler.checked_object(source, flags)
+    lines = compiler.checked_object(source, flags).read_bytes()
+    assert str(compiler.RUNTIME).encode() in lines and str(elsewhere).encode() not in lines
 
 
 def test_a_line_with_two_mistakes_is_no_second_problem(run):
