@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from convbackprop.errors import InvalidArgument
-from convbackprop.problem import ACCUMULATORS
+from convbackprop.problem import ACCUMULATORS, DTYPES
 
 #: Warp schedulers of a multiprocessor, each of which issues an instruction of a warp a clock: the same on all since
 #: Volta (CUDA C++ Programming Guide, "Compute Capabilities": four schedulers, four parts).
@@ -87,6 +87,9 @@ class Gpu:
         Whether `memory` was.
     l2_bytes_per_clock : int or None
         That the second-level cache gives all multiprocessors; None: as many as they can take.
+    matrices : (int, int)
+        Multiply-adds of a multiprocessor's tensor cores in a clock, with sums in float32: of 16-bit numbers, and of
+        TF32. What data sheets say without sparsity, by multiprocessors and clock.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Gpu:
     memory: float
     measured: bool = False
     l2_bytes_per_clock: int | None = None
+    matrices: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         return self.name
@@ -111,9 +115,11 @@ class Gpu:
         """What each multiprocessor can do."""
         return MULTIPROCESSORS[self.architecture]
 
-    def peak(self, dtype: str) -> float:
-        """Return the FLOP/s of fused multiply-adds outside the tensor cores, for arrays of a dtype."""
-        return 2 * self.sms * self.multiprocessor.multiply_adds[ACCUMULATORS[dtype]] * self.clock
+    def peak(self, dtype: str, on_tensor_cores: bool = False) -> float:
+        """Return the FLOP/s of multiply-adds for arrays of a dtype, outside the tensor cores or on them."""
+        alone = self.multiprocessor.multiply_adds[ACCUMULATORS[dtype]]
+        each = self.matrices[DTYPES[dtype] > 2] if on_tensor_cores else alone
+        return 2 * self.sms * each * self.clock
 
     @property
     def l2(self) -> float:
@@ -129,23 +135,26 @@ class Gpu:
 GPUS = (
     # Multiprocessors and clock: those of the H100 (same chip), 66.9 TFLOP/s in FP32; "NVIDIA H200 Tensor Core GPU"
     # data sheet: 67 TFLOP/s, 4.8 TB/s. The bandwidth is that of a copy, measured: bytes read plus bytes written.
+    # Tensor cores: 989 TFLOP/s in 16 bits, 495 in TF32, at 1830 MHz.
     Gpu("H200", ("H200",), "sm_90a", sms=132, clock=1.98e9, memory=4.3e12, measured=True,
-        l2_bytes_per_clock=5120),
+        l2_bytes_per_clock=5120, matrices=(2048, 1024)),
     # "NVIDIA H100 Tensor Core GPU" data sheet, SXM: 67 TFLOP/s, 3.35 TB/s; "NVIDIA H100 Tensor Core GPU Architecture":
     # 132 multiprocessors.
     Gpu("H100", ("H100 80GB HBM3", "H100 SXM"), "sm_90a", sms=132, clock=1.98e9, memory=3.35e12,
-        l2_bytes_per_clock=5120),
+        l2_bytes_per_clock=5120, matrices=(2048, 1024)),
     # "NVIDIA A100 Tensor Core GPU" data sheet, 80 GB SXM: 19.5 TFLOP/s, 2,039 GB/s; "NVIDIA A100 Tensor Core GPU
-    # Architecture": 108 multiprocessors, 1410 MHz, 5120 bytes a clock from the L2 cache.
+    # Architecture": 108 multiprocessors, 1410 MHz, 5120 bytes a clock from the L2 cache. Tensor cores: 312 and 156.
     Gpu("A100", ("A100-SXM4-80GB", "A100-SXM-80GB"), "sm_80", sms=108, clock=1.41e9, memory=2.039e12,
-        l2_bytes_per_clock=5120),
+        l2_bytes_per_clock=5120, matrices=(1024, 512)),
     # "NVIDIA L4 Tensor Core GPU" data sheet: 30.3 TFLOP/s, 300 GB/s; 7,424 cores at 2040 MHz, 128 a multiprocessor.
-    Gpu("L4", ("NVIDIA L4",), "sm_89", sms=58, clock=2.04e9, memory=3.0e11),
-    # "NVIDIA Ada GPU Architecture", appendix A: 128 multiprocessors, 2520 MHz, 82.6 TFLOP/s, 1008 GB/s.
-    Gpu("RTX 4090", ("RTX 4090",), "sm_89", sms=128, clock=2.52e9, memory=1.008e12),
+    # Tensor cores: 121 and 60 TFLOP/s.
+    Gpu("L4", ("NVIDIA L4",), "sm_89", sms=58, clock=2.04e9, memory=3.0e11, matrices=(512, 256)),
+    # "NVIDIA Ada GPU Architecture", appendix A: 128 multiprocessors, 2520 MHz, 82.6 TFLOP/s, 1008 GB/s; tensor
+    # cores with sums in float32 165.2 and 82.6 TFLOP/s.
+    Gpu("RTX 4090", ("RTX 4090",), "sm_89", sms=128, clock=2.52e9, memory=1.008e12, matrices=(256, 128)),
     # "NVIDIA T4 Tensor Core GPU" data sheet: 8.1 TFLOP/s, 320 GB/s; "NVIDIA Turing GPU Architecture", appendix: 40
-    # multiprocessors, 1590 MHz.
-    Gpu("T4", ("Tesla T4",), "sm_75", sms=40, clock=1.59e9, memory=3.2e11),
+    # multiprocessors, 1590 MHz. Tensor cores: 65 TFLOP/s in float16; they know no TF32.
+    Gpu("T4", ("Tesla T4",), "sm_75", sms=40, clock=1.59e9, memory=3.2e11, matrices=(512, 0)),
 )  # fmt: skip
 
 

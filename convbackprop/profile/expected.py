@@ -71,7 +71,7 @@ class Work:
         Blocks of the grid, warps of a block, and blocks that a multiprocessor holds.
     turns, busiest : float
         Of the hot loop: how many a warp takes, and those of the busiest block over the mean one's.
-    turn_issue : int
+    turn_issue : float
         Clocks for which a warp's turn occupies its scheduler.
     turn_clocks : tuple of float
         Clocks of a lone warp's turn, for each of the latencies of `warp.LATENCIES`.
@@ -92,7 +92,7 @@ class Work:
     resident: int
     turns: float
     busiest: float
-    turn_issue: int
+    turn_issue: float
     turn_clocks: tuple[float, ...]
     loads: int
     outside: float

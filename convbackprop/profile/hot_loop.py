@@ -35,7 +35,7 @@ _KINDS = (
     ("local", ("LDL", "STL")),
     ("atomic", ("ATOM", "RED")),
     ("constant", ("LDC", "ULDC")),
-    ("tensor", (*_TENSOR_CORES, "LDSM", "LDMATRIX")),
+    ("tensor", _TENSOR_CORES),
     ("control", ("BRA", "BRX", "JMP", "EXIT", "RET", "CALL", "BSSY", "BSYNC", "BREAK", "BMOV", "WARPSYNC", "BAR", "NOP",
                  "YIELD", "DEPBAR", "NANOSLEEP", "KILL", "PLOP3", "VOTE", "UBRA")),
     ("move", ("MOV", "UMOV", "IMAD.MOV", "CS2R", "S2R", "S2UR", "R2UR", "P2R", "R2P", "SHFL", "PRMT")),
@@ -49,9 +49,9 @@ _KINDS = (
 
 
 def kind(instruction: Instruction) -> str:
-    """Return the kind of an instruction: "FFMA" (or DFMA, HFMA2), "LDG.128", "integer", "control"..., or "other"."""
+    """Return the kind of an instruction: "FFMA" (or DFMA, HMMA.16816), "LDG.128", "integer", "control" or "other"."""
     if instruction.is_multiply_add:
-        return instruction.base
+        return instruction.matrices if instruction.base in _TENSOR_CORES else instruction.base
     if instruction.base in ("HFMA2", "FFMA"):  # with factors of zero: a constant on its way to a register
         return "move"
     for name, beginnings in _KINDS:
@@ -115,18 +115,28 @@ class HotLoop:
 
     @property
     def multiply_adds(self) -> int:
-        """What a thread multiplies and adds on the leanest way; HFMA2 and FFMA2 do two at once."""
-        return sum(count * (2 if name.endswith("2") else 1) for name, count in self.leanest.items() if _fused(name))
+        """What a thread multiplies and adds on the leanest way; HFMA2 and FFMA2 do two at once, HMMA many."""
+        return sum(count * sass.multiply_adds(name) for name, count in self.leanest.items())
+
+    @property
+    def on_tensor_cores(self) -> bool:
+        """Whether it multiplies matrices."""
+        return any(name.startswith(_TENSOR_CORES) for name in self.leanest)
 
     @property
     def share(self) -> float:
         """Of the multiply-adds among the instructions of the leanest way."""
-        fused = sum(count for name, count in self.leanest.items() if _fused(name))
-        return fused / self.instructions if self.instructions else 0.0
+        multiply = sum(count for name, count in self.leanest.items() if sass.multiply_adds(name))
+        return multiply / self.instructions if self.instructions else 0.0
 
     @classmethod
-    def of(cls, code: Sequence[Instruction], places: Mapping[int, tuple[str, int]]) -> HotLoop:
-        """Read a kernel; `places` are the file and line of an instruction by its address."""
+    def of(
+        cls, code: Sequence[Instruction], places: Mapping[int, tuple[str, int]], unknown: Sequence[str] = ()
+    ) -> HotLoop:
+        """Read a kernel.
+
+        `places` are the file and line of an instruction by its address; `unknown` those that no warp is timed with.
+        """
         loop = sass.hot_loop(code)
         if loop is None:  # all of it, without the padding behind the last instruction
             end = next((i for i in range(len(code), 0, -1) if code[i - 1].base not in ("NOP", "BRA")), len(code))
@@ -147,12 +157,8 @@ class HotLoop:
             len(body) * INSTRUCTION_BYTES,
             sum(instruction.width // 8 for instruction in body if instruction.base in ("LDG", "LDGSTS")),
             tuple(LineCode(*place, *counts) for place, counts in sorted(by_place.items())),
-            WarpCode.of(code),
+            None if any(instruction.base in unknown for instruction in body) else WarpCode.of(code),
         )
-
-
-def _fused(name: str) -> bool:
-    return name in sass.FUSED_MULTIPLY_ADDS
 
 
 # -- lines of source -------------------------------------------------------------------------------------------------
@@ -190,25 +196,22 @@ def _nvdisasm(cuobjdump: Path, cubin: Path) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def hot_loops(cuobjdump: Path, cubin: Path) -> dict[str, HotLoop]:
-    """Return the hot loop of each kernel of a cubin that uses no tensor cores; cached beside it.
+def hot_loops(cuobjdump: Path, cubin: Path, architecture: str) -> dict[str, HotLoop]:
+    """Return the hot loop of each kernel of a cubin; cached beside it.
 
-    What these multiply and add is not among the multiply-adds by which hot loops are found and timed.
+    As a warp goes through it only what the model of a warp knows: of products of matrices, Hopper's mma.sync.
 
     Raises
     ------
     EnvironmentProblem
         cuobjdump or nvdisasm fails; with its message.
     """
+    unknown = [name for name in _TENSOR_CORES if name != "HMMA" or not architecture.startswith("sm_90")]
 
     def find() -> str:
         where = places(_nvdisasm(cuobjdump, cubin))
         code = sass.functions(sass.dump(cuobjdump, cubin))
-        loops = {
-            name: HotLoop.of(body, where.get(name, {}))
-            for name, body in code.items()
-            if not any(instruction.base in _TENSOR_CORES for instruction in body)
-        }
+        loops = {name: HotLoop.of(body, where.get(name, {}), unknown) for name, body in code.items()}
         return json.dumps({
             name: [loop.is_loop, loop.kinds, loop.leanest, loop.bytes, loop.loaded_bytes,
                    [[each.file, each.line, each.instructions, each.multiply_adds] for each in loop.lines],
@@ -218,11 +221,18 @@ def hot_loops(cuobjdump: Path, cubin: Path) -> dict[str, HotLoop]:
 
     status = cuobjdump.resolve().stat()
     recipe = [Path(file).read_text(encoding="utf-8") for file in (__file__, sass.__file__, warp.__file__)]
-    name = cache.digest("hot loop", recipe, cubin.name, str(cuobjdump.resolve()), status.st_size, status.st_mtime_ns)
+    of = (cubin.name, str(cuobjdump.resolve()), status.st_size, status.st_mtime_ns)
+    name = cache.digest("hot loop", recipe, unknown, *of)
     known = json.loads(cache.remembered(name, find))
     return {
         name: HotLoop(
-            is_loop, kinds, leanest, size, loaded, tuple(LineCode(*line) for line in lines), WarpCode.from_json(code)
+            is_loop,
+            kinds,
+            leanest,
+            size,
+            loaded,
+            tuple(LineCode(*line) for line in lines),
+            code and WarpCode.from_json(code),
         )
         for name, (is_loop, kinds, leanest, size, loaded, lines, code) in known.items()
     }

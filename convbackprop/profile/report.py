@@ -160,9 +160,9 @@ def _with_code(
     try:
         cuobjdump: Path = find_cuobjdump()
         path, _ = cubin(Source.of(variant.path, constants_of(variant, problem, gpu.target)), gpu.architecture)
-        loops = hot_loops(cuobjdump, path)
-        if main_entry(variant) not in loops:
-            remarks.append("The instructions are left out: tensor cores are not in the model.")
+        loops = hot_loops(cuobjdump, path, gpu.architecture)
+        if loops[main_entry(variant)].warp is None:
+            remarks.append("How long it takes is not expected: these products of matrices are not in the model.")
     except CompileError:
         raise
     except EnvironmentProblem as error:

@@ -170,7 +170,8 @@ def bounds(gpu: Gpu, pass_name: str, problem: ConvProblem, launches: Sequence[La
         First the two of the problem, then those of the kernel.
     """
     least, flops = PASSES[pass_name].least_bytes(problem), PASSES[pass_name].flops(problem)
-    peak = gpu.peak(problem.dtype)
+    on_tensor_cores = any(launch.main and launch.hot and launch.hot.on_tensor_cores for launch in launches)
+    peak = gpu.peak(problem.dtype, on_tensor_cores) or math.inf
     found = [
         Bound("memory", least / gpu.memory, f"{amount(least, 'B')} at {amount(gpu.memory, 'B/s')}"),
         Bound("arithmetic", flops / peak, f"{amount(flops, 'FLOP')} at {amount(peak, 'FLOP/s')}"),

@@ -27,6 +27,17 @@ WIDTHS = (128, 64, 32, 16, 8)
 FUSED_MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA", "HFMA2")
 
 
+def multiply_adds(name: str) -> int:
+    """Return how many a thread does with an instruction of a name: of FFMA 1, of HFMA2 2, of a matrix product many.
+
+    HMMA.16816 is a warp's, of a 16 x 16 matrix and a 16 x 8 one; HGMMA.64x256x16 that of four warps.
+    """
+    if match := re.fullmatch(r"HMMA\.16(8)(4|8|16)|HGMMA\.64x(\d+)x(\d+)", name):
+        columns, steps = filter(None, match.groups())
+        return (16 * int(columns) * int(steps)) // 32
+    return (name in FUSED_MULTIPLY_ADDS) * (2 if name.endswith("2") else 1)
+
+
 # -- getting the instructions ----------------------------------------------------------------------------------------
 def find_cuobjdump() -> Path:
     """Return cuobjdump: CONVBACKPROP_CUOBJDUMP, PATH, beside nvcc, from NVIDIA's wheels, from triton's.
@@ -96,14 +107,22 @@ class Instruction(NamedTuple):
     @property
     def width(self) -> int:
         """Bits of a load or store."""
+        if self.base == "LDSM":  # a word of each of so many matrices
+            return 32 * int(self.name.rpartition(".")[2]) if self.name[-1] in "24" else 32
         found = re.search(r"\.(?:[SU](8|16)|(64|128|256))\b", self.name)
         return int(found[1] or found[2]) if found else 32
 
     @property
     def is_multiply_add(self) -> bool:
-        """Whether it is a fused multiply-add that computes something."""
+        """Whether it is a fused multiply-add that computes something, or a product of matrices on tensor cores."""
         # HFMA2 R4, -RZ, RZ, 0, 0 is how a constant is moved into a register.
-        return self.base in FUSED_MULTIPLY_ADDS and not re.search(r", -?RZ, -?RZ,", self.operands)
+        is_fused = self.base in FUSED_MULTIPLY_ADDS and not re.search(r", -?RZ, -?RZ,", self.operands)
+        return is_fused or ("MMA." in self.name and multiply_adds(self.matrices) > 0)
+
+    @property
+    def matrices(self) -> str:
+        """Its name with the size of the matrices, as in HMMA.16816."""
+        return ".".join(self.name.split(".")[:2])
 
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
@@ -283,7 +302,7 @@ def _leanest(
 
 def _usual(head: int, body: Mapping[int, Sequence[Instruction]], before: Sequence[Sequence[int]]) -> list[Instruction]:
     """Return the way round a loop with most multiply-adds, of these most bytes moved, of these fewest instructions."""
-    moves = ("LDG", "LDGSTS", "LDS", "STS")
+    moves = ("LDG", "LDGSTS", "LDS", "LDSM", "STS")
     worth = {
         n: (sum(i.is_multiply_add for i in own), sum(i.width for i in own if i.base in moves), -len(own))
         for n, own in body.items()

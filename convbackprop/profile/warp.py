@@ -23,8 +23,10 @@ _TURNS_BEFORE = 3
 
 #: Clocks to a result, and clocks between two warps of a scheduler in the pipe. Throughputs: CUDA C++ Programming Guide,
 #: "Throughput of Native Arithmetic Instructions", for 9.0. Latencies of Volta to Hopper: arXiv:1804.06826, table 4.1;
-#: Luo et al., arXiv:2402.13499.
+#: Luo et al., arXiv:2402.13499. HMMA: a scheduler's tensor core multiplies and adds 512 16-bit numbers a clock, which
+#: mma.sync reaches 63 % of (the same, section 5): 16 x 8 x 16 in 6.4 clocks; of TF32 half as many.
 _PIPES = (
+    (("HMMA",), 33, 6.4),
     (("MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"), 24, 8),
     (("DFMA", "DADD", "DMUL", "DSETP", "DMNMX"), 8, 2),
     (("LDS", "LDSM", "ATOMS"), 29, 1),
@@ -65,15 +67,15 @@ class Turn:
     multiply_adds: int
     loads: int
     shared_bytes: int
-    issue: int
+    issue: float
     clocks: tuple[float, ...]
 
     @classmethod
     def of(cls, way: Sequence[Instruction]) -> Turn:
         """Time a way round a loop."""
-        fused = sum(i.is_multiply_add * (2 if i.base.endswith("2") else 1) for i in way)
+        fused = sum(sass.multiply_adds(i.matrices) or sass.multiply_adds(i.base) for i in way if i.is_multiply_add)
         loads = sum(i.base in ("LDG", "LDGSTS") for i in way)
-        shared = sum(i.width // 8 for i in way if i.base == "LDS")
+        shared = sum(i.width // 8 for i in way if i.base in ("LDS", "LDSM"))
         pipes = [sum(every for i in way if i.base in names) for names, _, every in _PIPES if every > 1]
         halves = 2 * sum(i.base.startswith(_HALF_RATE) for i in way)
         clocks = tuple(_clocks(way, latency) for latency in LATENCIES)
@@ -166,7 +168,7 @@ def _clocks(way: Sequence[Instruction], latency: int) -> float:
     return now - before
 
 
-def _pipe(instruction: Instruction, latency: int) -> tuple[int, int]:
+def _pipe(instruction: Instruction, latency: int) -> tuple[int, float]:
     """Return the clocks to an instruction's result, and until its scheduler can issue the next."""
     if instruction.base in _FROM_GLOBAL:
         return latency, 1
@@ -184,6 +186,9 @@ def _registers(instruction: Instruction) -> tuple[list[str], list[str]]:
         for operand in operands:
             sources += _named(operand, words if is_store and not operand.startswith(("[", "desc")) else 1)
         return [], sources
+    if instruction.base == "HMMA":  # a lane's words of the sums, of both factors, and of the sums before
+        sums, *factors = (_named(operand, words) for operand, words in zip(operands, (4, 4, 2, 4), strict=True))
+        return sums, sources + [register for each in factors for register in each]
     carries = len(operands) > 1 and re.fullmatch(r"U?P\d", operands[1]) is not None
     count = 2 if instruction.base in _TWO_RESULTS or carries else 1
     wide = words if instruction.base.startswith(("LD", "ULD")) else 2 if "WIDE" in instruction.name else double

@@ -63,10 +63,32 @@ def test_loads_of_the_next_turn_are_hidden_behind_this_one():
 
 @pytest.mark.parametrize(
     ("line", "clocks"),
-    [("FFMA R1, R2, R3, R1", 1), ("DFMA R2, R4, R6, R2", 2), ("IADD3 R0, R1, R2, RZ", 2), ("MUFU.RCP R0, R1", 8)],
-)
+    [("FFMA R1, R2, R3, R1", 1), ("DFMA R2, R4, R6, R2", 2), ("IADD3 R0, R1, R2, RZ", 2), ("MUFU.RCP R0, R1", 8),
+     ("HMMA.16816.F32 R4, R12, R20, R4", 6.4)],
+)  # fmt: skip
 def test_a_turn_occupies_the_busiest_pipe(line, clocks):
     assert warp_code(*[line] * 50, SUM.format(1, 2), *TURN_AROUND).turn.issue == pytest.approx(50 * clocks, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("line", "each"),
+    [("FFMA R1, R2, R3, R1", 1), ("HFMA2 R1, R2, R3, R1", 2), ("HMMA.16816.F32 R4, R12, R20, R4", 64),
+     ("HMMA.1688.F32.TF32 R4, R12, R20, R4", 32), ("HGMMA.64x256x16.F32 R24, gdesc[UR4], R24", 2048)],
+)  # fmt: skip
+def test_multiply_adds_of_a_thread(line, each):
+    (code,) = sass.functions(listing(*[line] * 3, *TURN_AROUND)).values()
+    loop = HotLoop.of(code, {}, ["HGMMA"])
+    assert loop.multiply_adds == 3 * each and loop.share == 3 / 4
+    assert loop.on_tensor_cores == ("MMA" in line)
+    assert loop.warp is None if "HGMMA" in line else loop.warp.turn.multiply_adds == 3 * each
+
+
+def test_matrices_are_waited_for_by_all_of_their_registers():
+    """Four of the left factor and of the sums, two of the right one; the next product has the sums before."""
+    load, product = "LDSM.16.M88.4 R12, [R2]", "HMMA.16816.F32 R4, R{}, R20, R4"
+    first, last, other = (warp_code(load, product.format(left), *TURN_AROUND).turn for left in (12, 9, 16))
+    assert first.shared_bytes == 16
+    assert first.clocks == last.clocks and first.clocks[0] > other.clocks[0] == 33
 
 
 def test_the_usual_way_has_the_loads_and_no_border():
