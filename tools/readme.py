@@ -6,6 +6,7 @@ README.md, docs/gpu.md, gpu.svg,    what a GPU measured: benchmarks/results, and
   expected.svg                      (tools/predict.py)
 convbackprop/tune/measured          the tables that the package ships: what those runs tuned
 README.md, docs/ladder.md           the ladder: the registry; errors.json, which --errors measures on the cpu device
+docs/expected.md                    what is expected of layers: expected.json (tools/expected_page.py)
 docs/command_line.md, lab.md        what commands print; those that are recorded run again with --commands only
 docs/guide.md, docs/pictures        what `explain` draws, and what a GPU measured of each rung (tools/guide.py)
 docs/command_line.md, bench.svg     a run of `make bench`: bench.json, which --bench times anew
@@ -34,12 +35,12 @@ from convbackprop.cli.plot import only
 from convbackprop.files import write_whole
 from convbackprop.ladder.registry import VARIANTS, of_pass
 from convbackprop.problem import PASSES
-from tools import console, gpu_page, gpu_parts, guide
+from tools import console, expected_page, gpu_page, gpu_parts, guide
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README, GPU, LADDER, COMMANDS = ROOT / "README.md", DOCS / "gpu.md", DOCS / "ladder.md", DOCS / "command_line.md"
-LAB = DOCS / "lab.md"
+EXPECTED, LAB = DOCS / "expected.md", DOCS / "lab.md"
 GPU_PICTURE, BENCH_PICTURE = DOCS / "gpu.svg", DOCS / "bench.svg"
 BENCH, ERRORS = DOCS / "data" / "bench.json", DOCS / "data" / "errors.json"
 SHOWN = "1024x1024 5x5"  # of the run of the benchmark, what the picture shows
@@ -56,6 +57,11 @@ def gpu_part() -> str:
 def runs_part() -> str:
     """Return what every GPU's newest run measured."""
     return "\n\n".join(f"### {run.device}\n\n{gpu_page.measured(run)}" for run in reversed(gpu_page.newest()))
+
+
+def expected_part() -> str:
+    """Return what is expected of the layers of networks."""
+    return expected_page.part()
 
 
 def ladder_part() -> str:
@@ -103,6 +109,7 @@ def pages(recorded: bool = False) -> dict[Path, bytes]:
         guide.GUIDE: chapter,
         README: replace(readme, "ladder", ladder_part()),
         GPU: replace(GPU.read_text(), "runs", runs_part()),
+        EXPECTED: replace(EXPECTED.read_text(), "expected", expected_part()),
         LADDER: replace(LADDER.read_text(), "variants", variants_part()),
         COMMANDS: console.played(commands, recorded),
         LAB: console.played(LAB.read_text(), recorded),

@@ -3,7 +3,9 @@
 DeepBench's are its convolutions for training (https://github.com/baidu-research/DeepBench), by the networks that they
 were taken from. ResNet-50's are those of table 1 of He et al., "Deep Residual Learning for Image Recognition" (2016),
 its stride in the 3 x 3 layers, as torchvision has it. The depthwise ones are of MobileNetV2 (Sandler et al., 2018,
-table 2), EfficientNet-B0 (Tan and Le, 2019, table 1) and ConvNeXt-T (Liu et al., 2022, table 9).
+table 2), EfficientNet-B0 (Tan and Le, 2019, table 1) and ConvNeXt-T (Liu et al., 2022, table 9). VGG-16's are those of
+configuration D of Simonyan and Zisserman, "Very Deep Convolutional Networks" (2015), U-Net's those of figure 1 of
+Ronneberger et al., "U-Net" (2015). Of layers with the same extents each is there once.
 """
 
 from __future__ import annotations
@@ -90,5 +92,35 @@ DEPTHWISE = (
     *_depthwise("MobileNetV2", (112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (28, 192, 3, 1), (14, 384, 3, 1),
                 (7, 960, 3, 1)),
     *_depthwise("EfficientNet-B0", (56, 144, 5, 2), (28, 240, 5, 1), (14, 480, 5, 1), (7, 1152, 5, 1)),
+    *_depthwise("ConvNeXt-T", (56, 96, 7, 1), (28, 192, 7, 1), (14, 384, 7, 1), (7, 768, 7, 1)),
+)  # fmt: skip
+
+VGG = _square("VGG-16", 16, (224, 3, 64, 3, 1, 1), (224, 64, 64, 3, 1, 1), (112, 64, 128, 3, 1, 1),
+              (112, 128, 128, 3, 1, 1), (56, 128, 256, 3, 1, 1), (56, 256, 256, 3, 1, 1), (28, 256, 512, 3, 1, 1),
+              (28, 512, 512, 3, 1, 1), (14, 512, 512, 3, 1, 1))  # fmt: skip
+
+UNET = _square("U-Net", 1, (572, 1, 64, 3, 0, 1), (570, 64, 64, 3, 0, 1), (284, 64, 128, 3, 0, 1),
+               (282, 128, 128, 3, 0, 1), (140, 128, 256, 3, 0, 1), (138, 256, 256, 3, 0, 1), (68, 256, 512, 3, 0, 1),
+               (66, 512, 512, 3, 0, 1), (32, 512, 1024, 3, 0, 1), (30, 1024, 1024, 3, 0, 1), (56, 1024, 512, 3, 0, 1),
+               (54, 512, 512, 3, 0, 1), (104, 512, 256, 3, 0, 1), (102, 256, 256, 3, 0, 1), (200, 256, 128, 3, 0, 1),
+               (198, 128, 128, 3, 0, 1), (392, 128, 64, 3, 0, 1), (390, 64, 64, 3, 0, 1), (388, 64, 2, 1, 0, 1),
+               )  # fmt: skip
+
+MOBILENET = (
+    *_square("MobileNetV2", 16, (224, 3, 32, 3, 1, 2), (112, 32, 16, 1, 0, 1), (112, 16, 96, 1, 0, 1),
+             (56, 96, 24, 1, 0, 1), (56, 24, 144, 1, 0, 1), (56, 144, 24, 1, 0, 1), (28, 144, 32, 1, 0, 1),
+             (28, 32, 192, 1, 0, 1), (28, 192, 32, 1, 0, 1), (14, 192, 64, 1, 0, 1), (14, 64, 384, 1, 0, 1),
+             (14, 384, 64, 1, 0, 1), (14, 384, 96, 1, 0, 1), (14, 96, 576, 1, 0, 1), (14, 576, 96, 1, 0, 1),
+             (7, 576, 160, 1, 0, 1), (7, 160, 960, 1, 0, 1), (7, 960, 160, 1, 0, 1), (7, 960, 320, 1, 0, 1),
+             (7, 320, 1280, 1, 0, 1)),
+    *_depthwise("MobileNetV2", (112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (56, 144, 3, 2), (28, 192, 3, 1),
+                (28, 192, 3, 2), (14, 384, 3, 1), (14, 576, 3, 1), (14, 576, 3, 2), (7, 960, 3, 1)),
+)  # fmt: skip
+
+CONVNEXT = (
+    *_square("ConvNeXt-T", 16, (224, 3, 96, 4, 0, 4), (56, 96, 384, 1, 0, 1), (56, 384, 96, 1, 0, 1),
+             (56, 96, 192, 2, 0, 2), (28, 192, 768, 1, 0, 1), (28, 768, 192, 1, 0, 1), (28, 192, 384, 2, 0, 2),
+             (14, 384, 1536, 1, 0, 1), (14, 1536, 384, 1, 0, 1), (14, 384, 768, 2, 0, 2), (7, 768, 3072, 1, 0, 1),
+             (7, 3072, 768, 1, 0, 1)),
     *_depthwise("ConvNeXt-T", (56, 96, 7, 1), (28, 192, 7, 1), (14, 384, 7, 1), (7, 768, 7, 1)),
 )  # fmt: skip

@@ -124,6 +124,14 @@ def test_large_filters_and_many_channels(quick, variant, text):
         assert faults(variant, quick, text) == []
 
 
+@pytest.mark.parametrize(("stride", "wanted"), [(1, "coalesced"), (2, "pipelined"), ("2x1", "pipelined"), (3, "tiled")])
+def test_a_stride_of_2_is_marched_too(stride, wanted):
+    """For "auto" tiles take many times as long there, but for dw."""
+    problem = ConvProblem.parse(f"8,96,112,112,96,3,3,padding=1,groups=96,stride={stride}")
+    chosen = [choose(name, "untuned", problem, "cuda").name for name in ("forward", "input_grad", "kernel_grad")]
+    assert chosen == [wanted, wanted, "coalesced" if stride == 1 else "tiled"]
+
+
 @pytest.mark.parametrize("variant", [v for v in STRIPS if v.pass_name == "backward"], ids=str)
 @pytest.mark.parametrize("mask", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("needs", [(dx, dw, db) for dx in (0, 1) for dw in (0, 1) for db in (0, 1)][1:], ids=str)

@@ -38,9 +38,9 @@ def page(name: str) -> str:
 
 
 # -- generated parts -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("part", ["gpu", "ladder", "runs", "variants", "bench"])
+@pytest.mark.parametrize("part", ["gpu", "ladder", "runs", "variants", "bench", "expected"])
 def test_a_generated_part_is_current(part, readme, tool):
-    pages = (readme, page("gpu.md"), page("ladder.md"), page("command_line.md"))
+    pages = (readme, page("gpu.md"), page("expected.md"), page("ladder.md"), page("command_line.md"))
     made = f"<!-- generated: {part} -->\n{tool[f'{part}_part']()}\n<!-- end -->"
     assert sum(made in text for text in pages) == 1, "run 'make readme'"
 
