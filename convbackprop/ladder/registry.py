@@ -7,6 +7,7 @@ from convbackprop.errors import UnsupportedProblem
 from convbackprop.ladder import (
     banded,
     coalesced,
+    few_channels,
     fused,
     implicit_gemm,
     naive,
@@ -25,6 +26,7 @@ TECHNIQUES = (
     naive,
     tiled,
     register_tiled,
+    few_channels,
     coalesced,
     fused,
     pipelined,
