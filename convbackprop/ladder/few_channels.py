@@ -22,9 +22,10 @@ _MOST = 4
 #: Terms of a sum before it starts anew, as in implicit_gemm.py.
 _RUN = 256
 
-#: What the arrays of a thread may take of its 255 registers, and what of them its sums should; the CUDA threads that
-#: the registers of a GPU's multiprocessor then hold.
-_ARRAY_REGISTERS, _SUM_REGISTERS, _RESIDENT_THREADS = 190, 48, 384
+#: What the arrays of a thread may take of its 255 registers, and what its sums should; up to what they take so many CUDA
+#: threads are resident on a multiprocessor, else half of them.
+_ARRAY_REGISTERS, _SUM_REGISTERS = 190, 48
+_FEW_REGISTERS, _RESIDENT_THREADS = 130, 384
 
 #: Multiply-adds of a plane that a thread may have as instructions of their own: what the first cache of them holds.
 _UNROLLED = 640
@@ -37,6 +38,7 @@ _SHARED_BYTES, _OF_SEVERAL, _MOST_PLANES, _AT_ONCE = 48 * 1024, 40 * 1024, 8, 4
 _STAGING = 16
 
 #: THREADS: of a block. LANES: threads side by side. TILE_ROWS x COLS: of a thread; of input_grad, strides of pixels.
+_THREADS = 128
 _LEGAL: Mapping[str, tuple[int, ...]] = {
     "THREADS": (64, 128), "LANES": (8, 16, 32), "TILE_ROWS": (1, 2, 4), "COLS": (1, 2, 4)
 }  # fmt: skip
@@ -123,25 +125,26 @@ class Rung:
         instructions = t["THREADS"] * self.products(p, t) + _STAGING * vectors_staged
         return ceil_div(self.tiles(p, t), target.multiprocessors) * instructions
 
+    def choices(self, p: ConvProblem, target: Target) -> list[Constants]:
+        """Return what the tunables may be on a GPU: registers, shared memory and a cache of instructions hold it."""
+        found = []
+        for rows, lanes in itertools.product(_LEGAL["TILE_ROWS"], _LEGAL["LANES"]):
+            t = {"THREADS": _THREADS, "COLS": self.columns(p, target), "LANES": lanes, "TILE_ROWS": rows}
+            is_small = self.registers(p, t) <= _FEW_REGISTERS and self.products(p, t) <= _UNROLLED
+            if self.plane_bytes(p, t) <= _SHARED_BYTES and (rows == 1 or is_small):
+                found.append(t)
+        return found
+
     @functools.lru_cache(maxsize=1024)  # noqa: B019: there are two
     def tile(self, p: ConvProblem, target: Target) -> Constants:
-        """Return the fastest LANES and TILE_ROWS, of those that registers and instructions hold."""
-        fixed = {"THREADS": _LEGAL["THREADS"][-1], "COLS": self.columns(p, target)}
-        choices = [
-            {**fixed, "LANES": lanes, "TILE_ROWS": rows}
-            for rows, lanes in itertools.product(_LEGAL["TILE_ROWS"], _LEGAL["LANES"])
-        ]
-        fit = [t for t in choices if t["TILE_ROWS"] == 1 or self.is_small(p, t)]
-        return min(fit, key=functools.partial(self.time, p, target))
-
-    def is_small(self, p: ConvProblem, t: Constants) -> bool:
-        """Return whether registers hold a thread's arrays, and a cache its instructions for a plane."""
-        return self.registers(p, t) <= _ARRAY_REGISTERS and self.products(p, t) <= _UNROLLED
+        """Return the choice that is fastest; where none fits, which `fits` tells, a small one."""
+        small = {"LANES": 8, "TILE_ROWS": 1}
+        return min(self.choices(p, target), key=functools.partial(self.time, p, target), default=small)
 
     def tunables(self) -> dict[str, Tunable]:
-        """Return the tunables; on a CPU, where the result is all that is wanted, the smallest tiles."""
+        """Return the tunables; on a CPU, where the result is all that is wanted, a small tile."""
         return {
-            "THREADS": Tunable(_LEGAL["THREADS"], cuda=_LEGAL["THREADS"][-1], cpu=64),
+            "THREADS": Tunable(_LEGAL["THREADS"], cuda=_THREADS, cpu=_THREADS),
             "LANES": Tunable(_LEGAL["LANES"], cuda=lambda p, target: self.tile(p, target)["LANES"], cpu=8),
             "TILE_ROWS": Tunable(_LEGAL["TILE_ROWS"], cuda=lambda p, target: self.tile(p, target)["TILE_ROWS"], cpu=1),
             "COLS": Tunable(_LEGAL["COLS"], cuda=self.columns, cpu=self.columns),
@@ -156,10 +159,10 @@ class Rung:
             phases = {"PHASE_H": p.pad_top % p.stride_h, "PHASE_W": p.pad_left % p.stride_w}
             back = max(0, (p.S - 1) * p.dilation_w - phases["PHASE_W"]) // p.stride_w
             lead = (p.pad_left // p.stride_w - back) % loads["Y_VECTOR"]
-        chunk = max(1, min(_MOST_PLANES, _OF_SEVERAL // self.plane_bytes(p, t)))
+        chunk = min(_MOST_PLANES, 2 ** int(math.log2(max(1, _OF_SEVERAL // self.plane_bytes(p, t)))))
         is_costly = not self.is_forward and p.saved == "pre_activation"  # phi' takes many instructions and registers
         at_once = 1 if is_costly else min(_AT_ONCE, chunk)
-        resident = _RESIDENT_THREADS * 4 // p.accumulator_bytes // (2 if is_costly else 1)
+        is_crowded = is_costly or self.registers(p, t) > _FEW_REGISTERS
         return {
             **loads,
             "LEAD": lead,
@@ -167,10 +170,10 @@ class Rung:
             **{"FILTER_R": p.R, "FILTER_S": p.S, "STRIDE_H": p.stride_h, "STRIDE_W": p.stride_w},
             **{"DILATION_H": p.dilation_h, "DILATION_W": p.dilation_w, **phases},
             "UNROLLED": int(self.products(p, t) <= _UNROLLED),
-            "CHUNK": chunk - chunk % at_once,
+            "CHUNK": chunk,
             "AT_ONCE": at_once,
             "RUN_TERMS": _RUN,
-            "RESIDENT": max(1, resident // t["THREADS"]),
+            "RESIDENT": max(1, _RESIDENT_THREADS // (2 if is_crowded else 1) // t["THREADS"]),
         }
 
     # -- the problems ------------------------------------------------------------------------------------------------
@@ -182,15 +185,14 @@ class Rung:
         return None
 
     def fits(self, p: ConvProblem) -> str | None:
-        """A thread's sums and taps fit its registers, and a plane under a tile, however chosen, shared memory."""
+        """A thread's sums and taps fit its registers, and the part of a plane under a tile shared memory."""
         least = {"TILE_ROWS": 1, "COLS": self.columns(p, Target.of("cuda"))}
         if (registers := self.registers(p, least)) > _ARRAY_REGISTERS:
             return (f"sums and taps of a {p.R}x{p.S} filter with stride {p.stride_h}x{p.stride_w} take {registers} "
                     f"registers of a thread in {p.dtype}; at most {_ARRAY_REGISTERS} fit")  # fmt: skip
-        choices = (dict(zip(_LEGAL, values, strict=True)) for values in itertools.product(*_LEGAL.values()))
-        if (largest := max(self.plane_bytes(p, t) for t in choices)) > _SHARED_BYTES:
-            return (f"a tile's part of a plane, with its taps, takes up to {ceil_div(largest, 1024)} KiB of shared "
-                    f"memory; at most {_SHARED_BYTES // 1024} KiB fit")  # fmt: skip
+        if not self.choices(p, Target.of("cuda")):
+            return (f"the part of a plane under a tile takes more than the {_SHARED_BYTES // 1024} KiB of shared memory "
+                    f"that a block may have")  # fmt: skip
         return None
 
     def entry(self, pass_name: str, *launches: Launch) -> Variant:

@@ -83,6 +83,7 @@ _EQUAL_TERMS = ("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2",)
 _STRIDED_DEPTHWISE = ("2,3,12,15,3,3,3,groups=3,padding=1,stride=2",)
 _LONG_SUM = ("1,700,2,3,2,1,1",)
 _STRIDED = ("1,33,13,13,66,3,3,stride=2,padding=1",)
+_FEW_OF_GROUPS, _FEW_STRIDED = ("2,6,9,8,4,3,3,groups=2,padding=1",), ("2,3,11,13,4,3,3,stride=2,padding=1",)
 
 _TABLE = {
     "forward/naive": (
@@ -400,6 +401,49 @@ _TABLE = {
                  "if (first_w + j + X_VECTOR < shape.W)"),
         Mutation("the mask's bits are those of other columns", "bits >>= first & 7;", "", file="columns.cuh",
                  shown_in="mask"),
+        Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
+    ),
+    "forward/few_channels": (
+        Mutation("the last channels of a chunk are left out", "c < chunk; ++c) sums.add", "c < chunk - 1; ++c) sums.add"),
+        Mutation("the last columns of the halo are not brought", "shape.row_inside(h), first_w + col,",
+                 "shape.row_inside(h), col < LANES * Cols::STEP ? first_w + col : shape.W,"),
+        Mutation("a tile is read before it is there", _STAGED, ""),
+        Mutation("the filter's taps are turned", "? steps / DILATION : -1", "? TAPS - 1 - steps / DILATION : -1"),
+        Mutation("filters have the taps of the one beside them", "[s * FEW + k]", "[s * FEW + (k + 1) % FEW]",
+                 shown_by=_FEW_OF_GROUPS),
+        Mutation("every group adds the biases of the first", "b[group * FEW + k]", "b[k]", shown_by=_FEW_OF_GROUPS),
+        Mutation("the finished runs of a long sum are dropped", "totals[i][c][j] += sums[i][c][j];", "",
+                 file="few_channels.cuh", shown_by=_LONG_SUM, shown_in="identity"),
+        Mutation("the last vector of a row is not written", "if (first_q + j < shape.Q)",
+                 "if (first_q + j + Y_VECTOR < shape.Q)"),
+        Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
+    ),
+    "input_grad/few_channels": (
+        Mutation("the taps of a phase are shifted by one", "(u - BACK) * STRIDE;", "(u - BACK) * STRIDE + (STRIDE > 1);",
+                 shown_by=_FEW_STRIDED),
+        Mutation("the last filters of a chunk are left out", "k < chunk; ++k) sums.add", "k < chunk - 1; ++k) sums.add"),
+        Mutation("the last columns of the halo are not brought", "first_q + col);",
+                 "col < LANES * Cols::STEP ? first_q + col : shape.Q);"),
+        Mutation("the last rows of the halo are not brought", "first_p + row,",
+                 "row < THREADS / LANES * Rows::STEP ? first_p + row : shape.P,"),
+        Mutation("a tile is read before it is there", _STAGED, ""),
+        Mutation("the next tile overwrites the one that is read", _READ, "",
+                 shown_by=("2,3,7,7,63,3,3,padding=1",)),
+        Mutation("gaps of a stride are multiplied, too", "steps % DILATION == 0 && steps / DILATION < TAPS",
+                 "steps / DILATION < TAPS", shown_by=("2,2,12,11,3,3,3,dilation=2x3,padding=2x3",)),
+        Mutation("channels have the taps of the one beside them", "[s * FEW + c]", "[s * FEW + (c + 1) % FEW]",
+                 shown_by=_FEW_OF_GROUPS),
+        Mutation("every group reads the filters of the first", "first_k = group * shape.group_filters() + first,",
+                 "first_k = first,", shown_by=_FEW_OF_GROUPS),
+        Mutation("every group adds the biases of the first", "b, group * FEW + c)", "b, c)",
+                 shown_by=("2,6,9,8,6,3,3,groups=6,padding=1,transposed=1",)),
+        Mutation("phi' is applied twice", "times_derivative(g[i], outputs[i])",
+                 "times_derivative(times_derivative(g[i], outputs[i]), outputs[i])", file="columns.cuh"),
+        Mutation("below g the next plane's first row is read", "0 <= p && p < shape.P;", "0 <= p;", file="columns.cuh"),
+        Mutation("the mask's bits are those of other columns", "bits >>= first & 7;", "", file="columns.cuh",
+                 shown_in="mask"),
+        Mutation("the finished runs of a long sum are dropped", "totals[i][c][j] += sums[i][c][j];", "",
+                 file="few_channels.cuh", shown_by=("2,3,7,7,63,3,3,padding=1",)),
         Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
     ),
     "forward/vectorised": (
