@@ -3,79 +3,82 @@
 //     sums[i][c][j] += source[u][v] * taps[r][s][c]       where result (i, j) meets position (u, v) through tap (r, s)
 //
 // Rows and Cols say along one axis which results are a thread's OWN and which positions these meet: SEEN of them, which
-// begin STEP beyond those of the thread before; tap(i, u) is the tap, or -1. A block's THREADS / LANES lines of LANES
-// threads share a tile of the source in shared memory, and the taps of all channels, which all threads read at once.
+// begin STEP beyond those of the thread before; tap(i, u) is the tap, or -1. The lanes of a warp lie side by side, the
+// warps of a block one below the other. Their part of a plane is in shared memory, column v of it in place v / STEP of
+// phase v % STEP: so the lanes read neighbouring numbers, and no two meet in a bank. A tap they all read at once.
 #pragma once
-#include "vector.cuh"
+#include "columns.cuh"
 
 __device__ constexpr int round_up(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-constexpr int VECTOR = 16 / sizeof(Acc);  // numbers in shared memory that are moved at once
-constexpr int READ = COLS < VECTOR ? COLS : VECTOR;
-template <int N>
-struct alignas(N * sizeof(Acc)) AccVector {
-    Acc elements[N];
+constexpr int LANES = 32;
+static_assert(THREADS % LANES == 0, "a block is made of whole warps");
+
+constexpr int VECTOR = 16 / sizeof(Acc);  // taps that are read at once
+struct alignas(16) AccVector {
+    Acc elements[VECTOR];
 };
 
-// values[i] = from[i] for i from FIRST on, N at a time where that is aligned.
-template <int N, int FIRST = 0, int COUNT>
-__device__ __forceinline__ void read_numbers(Acc (&values)[COUNT], const Acc* from) {
-#pragma unroll
-    for (int i = FIRST; i < COUNT; ++i) {
-        if (i % N != 0 && i >= round_up(FIRST, N) && i / N * N + N <= COUNT) continue;  // is part of a vector
-        if (i % N != 0 || i + N > COUNT) {
-            values[i] = from[i];
-            continue;
-        }
-        const AccVector<N> vector = *reinterpret_cast<const AccVector<N>*>(from + i);
-#pragma unroll
-        for (int e = 0; e < N; ++e) values[i + e] = vector.elements[e];
-    }
-}
-template <int N>
-__device__ __forceinline__ void write_vector(Acc* to, const Acc (&values)[N]) {
-    AccVector<N> vector;
-#pragma unroll
-    for (int i = 0; i < N; ++i) vector.elements[i] = values[i];
-    *reinterpret_cast<AccVector<N>*>(to) = vector;
-}
-
-// The taps of a chunk of planes, the channels side by side.
+// The taps of a plane: those of a row for all channels side by side.
 constexpr int TAP_ROW = FILTER_S * FEW;
 struct alignas(16) PlaneTaps {
     Acc rows[FILTER_R][round_up(TAP_ROW, VECTOR)];
+
+    __device__ __forceinline__ Acc& at(int r, int s, int c) { return rows[r][s * FEW + c]; }
+    __device__ __forceinline__ void read(Acc (&taps)[TAP_ROW], int r) const {
+#pragma unroll
+        for (int i = 0; i + VECTOR <= TAP_ROW; i += VECTOR) {
+            const AccVector vector = *reinterpret_cast<const AccVector*>(rows[r] + i);
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) taps[i + e] = vector.elements[e];
+        }
+#pragma unroll
+        for (int i = TAP_ROW / VECTOR * VECTOR; i < TAP_ROW; ++i) taps[i] = rows[r][i];
+    }
 };
 
-// PIECE: columns of the source that are brought at once.
+// A tile's part of a plane. PIECE: columns that are brought at once.
 template <class Rows, class Cols, int PIECE>
-struct FewChannels {
-    static constexpr int WINDOW = LEAD + Cols::SEEN;  // columns up to the last that a thread reads
-    struct alignas(16) Tile {
-        static constexpr int ROWS = (THREADS / LANES - 1) * Rows::STEP + Rows::SEEN;
-        static constexpr int WIDTH = round_up((LANES - 1) * Cols::STEP + WINDOW, VECTOR);
-        Acc rows[ROWS][WIDTH];
-    };
+struct PlaneTile {
+    static constexpr int STEP = Cols::STEP, ROWS = (THREADS / LANES - 1) * Rows::STEP + Rows::SEEN;
+    static constexpr int PLACES = LANES + (LEAD + Cols::SEEN - 1) / STEP, PIECES = PLACES * STEP / PIECE;
+    static_assert(STEP % PIECE == 0, "what is brought at once is in one place of each phase");
+    Acc phases[STEP][round_up(ROWS * PLACES, 32) + 32 / STEP];  // threads that bring one column each write all phases
 
+    __device__ __forceinline__ void put(int row, int col, const Acc (&values)[PIECE]) {
+#pragma unroll
+        for (int e = 0; e < PIECE; ++e) phases[col % STEP + e][row * PLACES + col / STEP] = values[e];
+    }
+    // The position v of row u of those that a thread's results meet.
+    __device__ __forceinline__ Acc seen(int u, int v) const {
+        const int row = threadIdx.x / LANES * Rows::STEP + u;
+        return phases[(LEAD + v) % STEP][row * PLACES + threadIdx.x % LANES + (LEAD + v) / STEP];
+    }
+};
+
+template <class Rows, class Cols>
+struct FewChannels {
+    static constexpr int TURNS = UNROLLED ? Rows::SEEN : 1;
+    static constexpr bool KEPT = UNROLLED && TILE_ROWS > 1;  // taps that several rows of results meet stay in registers
     Acc sums[Rows::OWN][FEW][Cols::OWN] = {}, totals[Rows::OWN][FEW][Cols::OWN] = {};
     int terms = 0;  // of sums
-    static constexpr int TURNS = UNROLLED ? Rows::SEEN : 1;
 
-    // Adds the products of a plane. Taps that several rows of results meet stay in registers meanwhile.
+    // Adds the products of a plane.
+    template <class Tile>
     __device__ __forceinline__ void add(const Tile& tile, const PlaneTaps& plane_taps) {
-        constexpr bool KEPT = UNROLLED && TILE_ROWS > 1;
         Acc taps[KEPT ? FILTER_R : 1][TAP_ROW];
-        const int first_u = threadIdx.x / LANES * Rows::STEP, first_v = threadIdx.x % LANES * Cols::STEP;
 #pragma unroll
-        for (int r = 0; KEPT && r < FILTER_R; ++r) read_numbers<VECTOR>(taps[r], plane_taps.rows[r]);
+        for (int r = 0; KEPT && r < FILTER_R; ++r) plane_taps.read(taps[r], r);
 #pragma unroll TURNS
         for (int u = 0; u < Rows::SEEN; ++u) {
-            Acc source[WINDOW];
-            read_numbers<READ, LEAD>(source, &tile.rows[first_u + u][first_v]);
+            Acc source[Cols::SEEN];
+#pragma unroll
+            for (int v = 0; v < Cols::SEEN; ++v) source[v] = tile.seen(u, v);
 #pragma unroll
             for (int i = 0; i < Rows::OWN; ++i) {
                 const int r = Rows::tap(i, u), kept = KEPT ? r : 0;
                 if (r < 0) continue;
-                if (!KEPT) read_numbers<VECTOR>(taps[0], plane_taps.rows[r]);
+                if (!KEPT) plane_taps.read(taps[0], r);
 #pragma unroll
                 for (int v = 0; v < Cols::SEEN; ++v)
 #pragma unroll
@@ -83,7 +86,7 @@ struct FewChannels {
 #pragma unroll
                         for (int c = 0; c < FEW; ++c)
                             if (const int s = Cols::tap(j, v); s >= 0)
-                                sums[i][c][j] += source[LEAD + v] * taps[kept][s * FEW + c];
+                                sums[i][c][j] += source[v] * taps[kept][s * FEW + c];
             }
             if (!UNROLLED) count(FILTER_S);
         }
@@ -105,7 +108,5 @@ struct FewChannels {
                     sums[i][c][j] = 0;
                 }
     }
-    __device__ __forceinline__ Acc sum(int i, int c, int j) const {
-        return totals[i][c][j] + sums[i][c][j];
-    }
+    __device__ __forceinline__ Acc sum(int i, int c, int j) const { return totals[i][c][j] + sums[i][c][j]; }
 };

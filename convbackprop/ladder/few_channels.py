@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder.coalesced import vectors
@@ -22,10 +22,9 @@ _MOST = 4
 #: Terms of a sum before it starts anew, as in implicit_gemm.py.
 _RUN = 256
 
-#: What the arrays of a thread may take of its 255 registers, and what its sums should; up to what they take so many CUDA
-#: threads are resident on a multiprocessor, else half of them.
-_ARRAY_REGISTERS, _SUM_REGISTERS = 190, 48
-_FEW_REGISTERS, _RESIDENT_THREADS = 130, 384
+#: What the arrays of a thread may take of its 255 registers; if they take few, so many CUDA threads are resident on a
+#: multiprocessor, else half of them.
+_ARRAY_REGISTERS, _FEW_REGISTERS, _RESIDENT_THREADS = 190, 130, 384
 
 #: Multiply-adds of a plane that a thread may have as instructions of their own: what the first cache of them holds.
 _UNROLLED = 640
@@ -34,14 +33,14 @@ _UNROLLED = 640
 #: that it holds at most, and those that a thread asks for at once.
 _SHARED_BYTES, _OF_SEVERAL, _MOST_PLANES, _AT_ONCE = 48 * 1024, 40 * 1024, 8, 4
 
-#: What a thread does to bring a vector to shared memory, in instructions.
-_STAGING = 16
+#: Instructions of a thread: that bring what it loads at once to shared memory, and those before and after all planes.
+_STAGING, _ONCE = 16, 400
 
-#: THREADS: of a block. LANES: threads side by side. TILE_ROWS x COLS: of a thread; of input_grad, strides of pixels.
-_THREADS = 128
-_LEGAL: Mapping[str, tuple[int, ...]] = {
-    "THREADS": (64, 128), "LANES": (8, 16, 32), "TILE_ROWS": (1, 2, 4), "COLS": (1, 2, 4)
-}  # fmt: skip
+#: THREADS: of a block. TILE_ROWS x TILE_COLS: of a thread; of input_grad, strides of pixels.
+_LEGAL: Mapping[str, tuple[int, ...]] = {"THREADS": (64, 128), "TILE_ROWS": (1, 2, 4), "TILE_COLS": (1, 2, 4)}
+
+#: THREADS by default, and those of a warp, which lie side by side.
+_THREADS, _LANES = 128, 32
 
 
 class Axis(NamedTuple):
@@ -72,7 +71,7 @@ class Rung:
             phase = pad % stride
             return Axis(count * stride, count, max(0, reach - phase) // stride + count + (stride - 1 + phase) // stride)
 
-        counts = t["TILE_ROWS"], t["COLS"]
+        counts = t["TILE_ROWS"], t["TILE_COLS"]
         sides = zip((p.R, p.S), p.stride, p.dilation, (p.pad_top, p.pad_left), counts, strict=True)
         down, across = itertools.starmap(axis, sides)
         return down, across
@@ -81,9 +80,8 @@ class Rung:
     def source(self, p: ConvProblem, t: Constants) -> tuple[int, int]:
         """Return the rows and columns of a plane in shared memory, at most."""
         down, across = self.axes(p, t)
-        vector = WIDEST // p.accumulator_bytes
-        width = (t["LANES"] - 1) * across.step + across.seen + vector - 1
-        return (t["THREADS"] // t["LANES"] - 1) * down.step + down.seen, ceil_div(width, vector) * vector
+        places = _LANES + (across.seen + t["TILE_COLS"] - 2) // across.step  # of them LEAD < TILE_COLS
+        return (t["THREADS"] // _LANES - 1) * down.step + down.seen, places * across.step
 
     def taps_across(self, p: ConvProblem) -> int:
         """Return the taps of a row of the filter for all channels, in whole vectors."""
@@ -92,11 +90,12 @@ class Rung:
 
     def plane_bytes(self, p: ConvProblem, t: Constants) -> int:
         """Return the shared memory that a plane and its taps take at most."""
-        return (math.prod(self.source(p, t)) + p.R * self.taps_across(p)) * p.accumulator_bytes
+        between = 32 * self.axes(p, t)[1].step + 32  # phases
+        return (math.prod(self.source(p, t)) + between + p.R * self.taps_across(p)) * p.accumulator_bytes
 
     def products(self, p: ConvProblem, t: Constants) -> int:
         """Return the multiply-adds of a thread for a plane."""
-        return t["TILE_ROWS"] * t["COLS"] * self.few(p) * p.R * p.S
+        return t["TILE_ROWS"] * t["TILE_COLS"] * self.few(p) * p.R * p.S
 
     def registers(self, p: ConvProblem, t: Constants) -> int:
         """Return the 32-bit registers of a thread's arrays: the sums and their totals, the taps, a row of a plane."""
@@ -106,53 +105,48 @@ class Rung:
         return (sums + taps + across.seen) * p.accumulator_bytes // 4
 
     # -- the constants -----------------------------------------------------------------------------------------------
-    def columns(self, p: ConvProblem, target: Target) -> int:
-        """Return COLS: a vector of 16 bytes, fewer where a stride makes many sums of them."""
-        column = self.axes(p, {"TILE_ROWS": 1, "COLS": 1})
-        sums = math.prod(axis.own for axis in column) * self.few(p) * p.accumulator_bytes // 4
-        most = min(WIDEST // p.accumulator_bytes, _SUM_REGISTERS // sums)
-        return max((cols for cols in _LEGAL["COLS"] if cols <= most), default=1)
-
     def tiles(self, p: ConvProblem, t: Constants) -> int:
         """Return the tiles of all images and groups."""
         (down, across), (height, width) = self.axes(p, t), (p.P, p.Q) if self.is_forward else (p.H, p.W)
-        rows, cols = t["THREADS"] // t["LANES"] * down.own, t["LANES"] * across.own
+        rows, cols = t["THREADS"] // _LANES * down.own, _LANES * across.own
         return p.N * p.groups * ceil_div(height, rows) * ceil_div(width, cols)
 
     def time(self, p: ConvProblem, target: Target, t: Constants) -> int:
-        """Return the instructions of the busiest multiprocessor for a plane."""
-        vectors_staged = math.prod(self.source(p, t)) * p.accumulator_bytes // WIDEST
-        instructions = t["THREADS"] * self.products(p, t) + _STAGING * vectors_staged
-        return ceil_div(self.tiles(p, t), target.multiprocessors) * instructions
+        """Return the instructions of the busiest multiprocessor: of two blocks at least, of which one waits."""
+        (down, across), planes = self.axes(p, t), (p.C if self.is_forward else p.K) // p.groups
+        loads = down.seen * across.seen + p.R * self.taps_across(p) * p.accumulator_bytes // WIDEST
+        pieces = math.prod(self.source(p, t)) // min(t["TILE_COLS"], math.gcd(p.W, p.Q, 4))
+        of_plane = t["THREADS"] * (self.products(p, t) + loads) + _STAGING * pieces
+        block = planes * of_plane + _ONCE * t["THREADS"]
+        return max(2, ceil_div(self.tiles(p, t), target.multiprocessors)) * block
 
-    def choices(self, p: ConvProblem, target: Target) -> list[Constants]:
-        """Return what the tunables may be on a GPU: registers, shared memory and a cache of instructions hold it."""
-        found = []
-        for rows, lanes in itertools.product(_LEGAL["TILE_ROWS"], _LEGAL["LANES"]):
-            t = {"THREADS": _THREADS, "COLS": self.columns(p, target), "LANES": lanes, "TILE_ROWS": rows}
-            is_small = self.registers(p, t) <= _FEW_REGISTERS and self.products(p, t) <= _UNROLLED
-            if self.plane_bytes(p, t) <= _SHARED_BYTES and (rows == 1 or is_small):
-                found.append(t)
-        return found
+    def holds(self, p: ConvProblem, t: Constants) -> bool:
+        """Return whether a GPU's registers, shared memory and first cache of instructions hold a choice well."""
+        fits = self.registers(p, t) <= _ARRAY_REGISTERS and self.plane_bytes(p, t) <= _SHARED_BYTES
+        is_small = self.registers(p, t) <= _FEW_REGISTERS and self.products(p, t) <= _UNROLLED
+        return fits and (t["TILE_ROWS"] == 1 or is_small)
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019: there are two
     def tile(self, p: ConvProblem, target: Target) -> Constants:
-        """Return the choice that is fastest; where none fits, which `fits` tells, a small one."""
-        small = {"LANES": 8, "TILE_ROWS": 1}
-        return min(self.choices(p, target), key=functools.partial(self.time, p, target), default=small)
+        """Return the fastest choice of TILE_ROWS and TILE_COLS; where none fits, which `fits` tells, the smallest."""
+        choices = [
+            {"THREADS": _THREADS, "TILE_ROWS": rows, "TILE_COLS": cols}
+            for rows, cols in itertools.product(_LEGAL["TILE_ROWS"], _LEGAL["TILE_COLS"])
+        ]
+        held = [t for t in choices if self.holds(p, t)]
+        return min(held, key=functools.partial(self.time, p, target), default=choices[0])
 
     def tunables(self) -> dict[str, Tunable]:
-        """Return the tunables; on a CPU, where the result is all that is wanted, a small tile."""
+        """Return the tunables; on a CPU, where the result is all that is wanted, rows of one result."""
         return {
             "THREADS": Tunable(_LEGAL["THREADS"], cuda=_THREADS, cpu=_THREADS),
-            "LANES": Tunable(_LEGAL["LANES"], cuda=lambda p, target: self.tile(p, target)["LANES"], cpu=8),
             "TILE_ROWS": Tunable(_LEGAL["TILE_ROWS"], cuda=lambda p, target: self.tile(p, target)["TILE_ROWS"], cpu=1),
-            "COLS": Tunable(_LEGAL["COLS"], cuda=self.columns, cpu=self.columns),
+            "TILE_COLS": Tunable(_LEGAL["TILE_COLS"], cuda=lambda p, target: self.tile(p, target)["TILE_COLS"], cpu=1),
         }
 
     def constants(self, p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         """Return what follows from the tunables. LEAD: a vector begins so many columns before what is read first."""
-        loads = vectors(p, alignment, t)
+        loads = vectors(p, alignment, {"COLS": t["TILE_COLS"]})
         if self.is_forward:
             lead, phases = -p.pad_left % loads["X_VECTOR"], {}
         else:
@@ -186,18 +180,17 @@ class Rung:
 
     def fits(self, p: ConvProblem) -> str | None:
         """A thread's sums and taps fit its registers, and the part of a plane under a tile shared memory."""
-        least = {"TILE_ROWS": 1, "COLS": self.columns(p, Target.of("cuda"))}
+        least = {"THREADS": _THREADS, "TILE_ROWS": 1, "TILE_COLS": 1}
         if (registers := self.registers(p, least)) > _ARRAY_REGISTERS:
             return (f"sums and taps of a {p.R}x{p.S} filter with stride {p.stride_h}x{p.stride_w} take {registers} "
                     f"registers of a thread in {p.dtype}; at most {_ARRAY_REGISTERS} fit")  # fmt: skip
-        if not self.choices(p, Target.of("cuda")):
-            return (f"the part of a plane under a tile takes more than the {_SHARED_BYTES // 1024} KiB of shared memory "
-                    f"that a block may have")  # fmt: skip
+        if (taken := self.plane_bytes(p, least)) > _SHARED_BYTES:
+            return (f"the part of a plane under a tile takes {ceil_div(taken, 1024)} KiB of shared memory; "
+                    f"at most {_SHARED_BYTES // 1024} KiB fit")  # fmt: skip
         return None
 
     def entry(self, pass_name: str, *launches: Launch) -> Variant:
         """Return the entry of the pass."""
-        more: dict[str, Any] = {"auto_on": ("cuda",), "unproven": True}
         return Variant(
             pass_name,
             "few_channels",
@@ -205,7 +198,8 @@ class Rung:
             tunables=self.tunables(),
             specialise=self.constants,
             requires=(self.is_few, self.fits, countable),
-            **more,
+            auto_on=("cuda",),
+            unproven=True,
         )
 
 

@@ -1,14 +1,13 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
 //                of a group of few filters and many channels
 //
-// One block computes all filters of a group at a tile of outputs, a thread those of TILE_ROWS x COLS pixels. It brings
-// x to shared memory, for CHUNK channels at a time; a number of it in a register then serves every tap and filter that
-// it meets, and a tap, which all threads read at once, every pixel of a thread. A matrix product would have to fill a
-// tile of 64 rows with 1 to 4 filters, and a tile of one filter reads all channels for each.
+// One block computes all filters of a group at a tile of outputs, a thread those of TILE_ROWS x TILE_COLS pixels. It
+// brings x to shared memory, for CHUNK channels at a time; a number of it in a register then serves every tap and filter
+// that it meets, and a tap, which all threads read at once, every pixel of a thread. A matrix product would have to fill
+// a tile of 64 rows with 1 to 4 filters, and the rung below reads all channels anew for each of them.
 //
-// What limits it: no GPU has run it. Expected is memory's bandwidth, which brings x, up to 3x3 and the multiply-adds for
-// larger filters. A block waits for a chunk before it works on it; others are there meanwhile.
-#include "columns.cuh"
+// What limits it: no GPU has run it. Expected are the multiply-adds, and that a block waits for a chunk before it works
+// on it; others are there meanwhile.
 #include "few_channels.cuh"
 #include "forward_of_pixels.cuh"
 #include "pack_mask.cuh"
@@ -24,9 +23,8 @@ struct Axis {
     }
 };
 using Rows = Axis<FILTER_R, STRIDE_H, DILATION_H, TILE_ROWS>;
-using Cols = Axis<FILTER_S, STRIDE_W, DILATION_W, COLS>;
-using Sums = FewChannels<Rows, Cols, X_VECTOR>;
-using Tile = Sums::Tile;
+using Cols = Axis<FILTER_S, STRIDE_W, DILATION_W, TILE_COLS>;
+using Tile = PlaneTile<Rows, Cols, X_VECTOR>;
 static_assert(Cols::OWN % Y_VECTOR == 0, "a row of the thread's pixels is stored as whole vectors");
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -42,17 +40,16 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     // The pixels that the tile reads, from a column on where a vector may begin.
     const int first_h = shape.input_row(tile_p, 0), first_w = shape.input_col(tile_q, 0) - LEAD;
     const Index x_plane = Index(shape.H) * shape.W;
-    constexpr int ACROSS = Tile::WIDTH / X_VECTOR;
     __shared__ Tile x_tiles[CHUNK];
     __shared__ PlaneTaps w_tiles[CHUNK];
 
-    Sums sums;
+    FewChannels<Rows, Cols> sums;
     for (int first_c = 0; first_c < shape.group_channels(); first_c += CHUNK) {
         const int chunk = min(CHUNK, shape.group_channels() - first_c);
         const Scalar* const planes = x + shape.x_at(n, group * shape.group_channels() + first_c, 0, 0);
         // Neighbouring threads load neighbouring columns; a thread the same ones of all planes.
-        for (int i = threadIdx.x; i < Tile::ROWS * ACROSS; i += THREADS) {
-            const int col = i % ACROSS * X_VECTOR, row = i / ACROSS, h = first_h + row;
+        for (int i = threadIdx.x; i < Tile::ROWS * Tile::PIECES; i += THREADS) {
+            const int col = i % Tile::PIECES * X_VECTOR, row = i / Tile::PIECES, h = first_h + row;
 #pragma unroll 1
             for (int first = 0; first < chunk; first += AT_ONCE) {
                 Columns<X_VECTOR, X_VECTOR> columns[AT_ONCE];
@@ -66,7 +63,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
                 for (int j = 0; j < AT_ONCE; ++j) {
                     Acc values[X_VECTOR];
                     columns[j].take(values);
-                    write_vector(&x_tiles[first + j].rows[row][col], values);
+                    x_tiles[first + j].put(row, col, values);
                 }
             }
         }
@@ -74,7 +71,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
         for (int i = threadIdx.x; i < FEW * chunk * FILTER_R * FILTER_S; i += THREADS) {
             const int s = i % FILTER_S, r = i / FILTER_S % FILTER_R, c = i / FILTER_S / FILTER_R % chunk;
             const int k = i / FILTER_S / FILTER_R / chunk;
-            w_tiles[c].rows[r][s * FEW + k] = to_acc(w[shape.w_at(group * FEW + k, first_c + c, r, s)]);
+            w_tiles[c].at(r, s, k) = to_acc(w[shape.w_at(group * FEW + k, first_c + c, r, s)]);
         }
         __syncthreads();  // the tile is complete
         for (int c = 0; c < chunk; ++c) sums.add(x_tiles[c], w_tiles[c]);

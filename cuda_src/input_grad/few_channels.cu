@@ -1,16 +1,15 @@
 // dx[n,c,h,w_] = sum_{k,r,s} g[n,k,p,q] * w[k,c,r,s]   over all (p,q) that read x[n,c,h,w_] through tap (r,s),
 //                with g = dy * phi'(s), of a group of few channels and many filters
 //
-// One block computes all channels of a group at a tile of pixels, a thread those of TILE_ROWS x COLS strides: so it has
-// all of their phases, and no sum is over gaps. g is formed once for all channels and taps, in shared memory, for CHUNK
-// filters at a time; a number of it in a register then serves every tap and channel that it meets, and a tap, which all
-// threads read at once, every pixel of a thread. A matrix product would have to fill a tile of 64 rows with 1 to 4
-// channels, and a tile of one channel reads all filters' outputs for each.
+// One block computes all channels of a group at a tile of pixels, a thread those of TILE_ROWS x TILE_COLS strides: so it
+// has all of their phases, and no sum is over gaps. g is formed once for all channels and taps, in shared memory, for
+// CHUNK filters at a time; a number of it in a register then serves every tap and channel that it meets, and a tap,
+// which all threads read at once, every pixel of a thread. A matrix product would have to fill a tile of 64 rows with 1
+// to 4 channels, and the rung below reads all filters' outputs anew for each of them.
 //
-// What limits it: no GPU has run it. Expected is memory's bandwidth, which brings dy and what was saved, up to 3x3 and
-// the multiply-adds for larger filters. A block waits for a chunk before it works on it; others are there meanwhile.
+// What limits it: no GPU has run it. Expected is memory's bandwidth, which brings dy and what was saved, up to 3x3, the
+// multiply-adds for larger filters, and that a block waits for a chunk before it works on it; others are there meanwhile.
 #include "activation.cuh"
-#include "columns.cuh"
 #include "few_channels.cuh"
 #include "input_grad_of_pixels.cuh"
 
@@ -27,12 +26,10 @@ struct Axis {
     }
 };
 using Rows = Axis<FILTER_R, STRIDE_H, DILATION_H, PHASE_H, TILE_ROWS>;
-using Cols = Axis<FILTER_S, STRIDE_W, DILATION_W, PHASE_W, COLS>;
-using Sums = FewChannels<Rows, Cols, Y_VECTOR>;
-using Tile = Sums::Tile;
+using Cols = Axis<FILTER_S, STRIDE_W, DILATION_W, PHASE_W, TILE_COLS>;
+using Tile = PlaneTile<Rows, Cols, Y_VECTOR>;
 static_assert(Cols::OWN % X_VECTOR == 0, "a row of the thread's pixels is stored as whole vectors");
 
-// The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
            const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
@@ -48,17 +45,16 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const int first_q = (tile_w + shape.pad_left) / STRIDE_W - Cols::BACK - LEAD;
     const Index dy_plane = Index(shape.P) * shape.Q;
     const Index saved_plane = SAVED_MASK ? shape.P * mask_row_bytes(shape) : dy_plane;
-    constexpr int ACROSS = Tile::WIDTH / Y_VECTOR;
     __shared__ Tile g_tiles[CHUNK];
     __shared__ PlaneTaps w_tiles[CHUNK];
 
-    Sums sums;
+    FewChannels<Rows, Cols> sums;
     for (int first = 0; first < shape.group_filters(); first += CHUNK) {
         const int first_k = group * shape.group_filters() + first, chunk = min(CHUNK, shape.group_filters() - first);
         const Index first_plane = Index(n) * shape.K + first_k;
         // Neighbouring threads load neighbouring columns; a thread the same ones of all planes.
-        for (int i = threadIdx.x; i < Tile::ROWS * ACROSS; i += THREADS) {
-            const int col = i % ACROSS * Y_VECTOR, row = i / ACROSS;
+        for (int i = threadIdx.x; i < Tile::ROWS * Tile::PIECES; i += THREADS) {
+            const int col = i % Tile::PIECES * Y_VECTOR, row = i / Tile::PIECES;
 #pragma unroll 1
             for (int first = 0; first < chunk; first += AT_ONCE) {
                 GradColumns<Y_VECTOR, Y_VECTOR> columns[AT_ONCE];
@@ -72,7 +68,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
                 for (int j = 0; j < AT_ONCE; ++j) {
                     Acc g[Y_VECTOR];
                     columns[j].take(g);
-                    write_vector(&g_tiles[first + j].rows[row][col], g);
+                    g_tiles[first + j].put(row, col, g);
                 }
             }
         }
@@ -80,7 +76,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
         for (int i = threadIdx.x; i < chunk * FEW * FILTER_R * FILTER_S; i += THREADS) {
             const int s = i % FILTER_S, r = i / FILTER_S % FILTER_R, c = i / FILTER_S / FILTER_R % FEW;
             const int k = i / FILTER_S / FILTER_R / FEW;
-            w_tiles[k].rows[r][s * FEW + c] = to_acc(w[shape.w_at(first_k, 0, 0, 0) + i]);
+            w_tiles[k].at(r, s, c) = to_acc(w[shape.w_at(first_k, 0, 0, 0) + i]);
         }
         __syncthreads();  // the tile is complete
         for (int k = 0; k < chunk; ++k) sums.add(g_tiles[k], w_tiles[k]);
