@@ -126,7 +126,7 @@ class Rung:
         is_small = self.registers(p, t) <= _FEW_REGISTERS and self.products(p, t) <= _UNROLLED
         return fits and (t["TILE_ROWS"] == 1 or is_small)
 
-    @functools.lru_cache(maxsize=1024)  # noqa: B019: there are two
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 -- there are two of them
     def tile(self, p: ConvProblem, target: Target) -> Constants:
         """Return the fastest choice of TILE_ROWS and TILE_COLS; where none fits, which `fits` tells, the smallest."""
         choices = [

@@ -214,11 +214,12 @@ def test_alignment_of():
     [
         ("1,1,64,64,1,3,3,padding=same", "cpu", ("vectorised", "vectorised", "vectorised", "vectorised")),
         ("1,1,64,64,1,3,3,padding=same", "cuda", ("coalesced", "coalesced", "coalesced", "fused")),
-        ("2,4,9,9,4,3,3,stride=2", "cuda", ("tiled", "tiled", "tiled", None)),
+        ("2,4,9,9,4,3,3,stride=2", "cuda", ("few_channels", "few_channels", "tiled", None)),
+        ("2,5,9,9,5,3,3,stride=2", "cuda", ("tiled", "tiled", "tiled", None)),
         ("2,4,9,9,3,3,3,stride=2", "cpu", ("naive", "vectorised_gemm", "naive", None)),
         ("2,4,9,9,4,4,4,padding=same", "cpu", ("vectorised", "vectorised", "vectorised", None)),
-        ("2,4,9,9,4,4,4,padding=same", "cuda", ("register_tiled", "register_tiled", "coalesced", None)),
-        ("1,1,64,64,1,31,31,padding=same", "cuda", ("register_tiled", "register_tiled", "coalesced", None)),
+        ("2,5,9,9,5,4,4,padding=same", "cuda", ("register_tiled", "register_tiled", "coalesced", None)),
+        ("1,1,64,64,1,31,31,padding=same", "cuda", ("few_channels", "few_channels", "coalesced", None)),
     ],
 )
 def test_auto(text, kind, names):

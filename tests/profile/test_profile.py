@@ -285,8 +285,8 @@ def test_each_variant_of_a_pass(run, by_hand, no_nvcc):
     code, out, _ = run("profile", "forward", "--problem", PROBLEM)
     assert code == 0 and "forward/implicit_gemm refuses the problem: a group has one channel" in out
     table = out[out.rindex("variant  ") :].splitlines()
-    rungs = ["forward/naive", "forward/tiled", "forward/register_tiled", "forward/coalesced"]
-    assert [line.split()[0] for line in table[1:5]] == rungs
+    rungs = [f"forward/{name}" for name in ("naive", "tiled", "register_tiled", "few_channels", "coalesced")]
+    assert [line.split()[0] for line in table[1:6]] == rungs
     found = json.loads(run("profile", "forward", "--problem", PROBLEM, "--annotate", "--json")[1])
     words = set(re.findall(r"\w+", profile_command.EPILOG))
     assert set(found) <= words and set(found["reports"][0]) <= words

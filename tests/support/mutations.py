@@ -404,7 +404,8 @@ _TABLE = {
         Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
     ),
     "forward/few_channels": (
-        Mutation("the last channels of a chunk are left out", "c < chunk; ++c) sums.add", "c < chunk - 1; ++c) sums.add"),
+        Mutation("the last channels of a chunk are left out", "c < chunk; ++c) sums.add",
+                 "c < chunk - 1; ++c) sums.add"),
         Mutation("the last columns of the halo are not brought", "shape.row_inside(h), first_w + col,",
                  "shape.row_inside(h), col < LANES * Cols::STEP ? first_w + col : shape.W,"),
         Mutation("a tile is read before it is there", _STAGED, ""),
@@ -419,9 +420,10 @@ _TABLE = {
         Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
     ),
     "input_grad/few_channels": (
-        Mutation("the taps of a phase are shifted by one", "(u - BACK) * STRIDE;", "(u - BACK) * STRIDE + (STRIDE > 1);",
-                 shown_by=_FEW_STRIDED),
-        Mutation("the last filters of a chunk are left out", "k < chunk; ++k) sums.add", "k < chunk - 1; ++k) sums.add"),
+        Mutation("the taps of a phase are shifted by one", "(u - BACK) * STRIDE;",
+                 "(u - BACK) * STRIDE + (STRIDE > 1);", shown_by=_FEW_STRIDED),
+        Mutation("the last filters of a chunk are left out", "k < chunk; ++k) sums.add",
+                 "k < chunk - 1; ++k) sums.add"),
         Mutation("the last columns of the halo are not brought", "first_q + col);",
                  "col < LANES * Cols::STEP ? first_q + col : shape.Q);"),
         Mutation("the last rows of the halo are not brought", "first_p + row,",
