@@ -54,6 +54,7 @@ struct Phase {
         return min(shape.stride_h, shape.H) * count_across(shape);
     }
     static __device__ __forceinline__ int rows(const Conv2dShape& shape) { return shape.group_channels(); }
+    __device__ __forceinline__ int slices() const { return (depth + DEPTH - 1) / DEPTH; }
     __device__ __forceinline__ SeenPixels seen_rows() const { return rows_met.seen(); }
     __device__ __forceinline__ SeenPixels seen_cols() const { return cols_met.seen(); }
     __device__ __forceinline__ Offset offset(const Tap& tap) const {

@@ -14,15 +14,10 @@ static_assert(TILE_M % REG_M == 0 && TILE_N % REG_N == 0, "the threads share the
 static_assert(THREADS == THREAD_ROWS * THREAD_COLS, "the threads' sums make up the tile");
 static_assert(REG_M % VECTOR == 0 && REG_N % VECTOR == 0, "a thread reads whole vectors");
 
-template <int PADDING>
-struct MatrixProduct {
-    using Slice = ::Slice<PADDING>;
-    static constexpr int ROWS = REG_M, COLS = REG_N, ASIDE = VECTOR;
-
-    // Where am I in the tile.
+// Where a thread's sums lie in the tile.
+struct ThreadTile {
     const int thread_row = threadIdx.x % 32 / WARP_COLS + threadIdx.x / 32 / WARPS_ACROSS * WARP_ROWS;
     const int thread_col = threadIdx.x % WARP_COLS + threadIdx.x / 32 % WARPS_ACROSS * WARP_COLS;
-    Acc sums[ROWS][COLS] = {};
 
     // The row and column of the tile that sums[i][j] belongs to: ASIDE of them are side by side.
     __device__ __forceinline__ int row(int i) const {
@@ -31,6 +26,14 @@ struct MatrixProduct {
     __device__ __forceinline__ int col(int j) const {
         return (j / VECTOR * THREAD_COLS + thread_col) * VECTOR + j % VECTOR;
     }
+
+};
+
+template <int PADDING>
+struct MatrixProduct : ThreadTile {
+    using Slice = ::Slice<PADDING>;
+    static constexpr int ROWS = REG_M, COLS = REG_N, ASIDE = VECTOR;
+    Acc sums[ROWS][COLS] = {};
 
     __device__ __forceinline__ Acc sum(int i, int j) const { return sums[i][j]; }
 

@@ -41,12 +41,14 @@ struct PackedFilter {
         return {number, rest / pixel_tiles % groups, rest / pixel_tiles / groups, number * TILE_M,
                 rest % pixel_tiles * TILE_N};
     }
-    __device__ __forceinline__ const Offset* offsets_of(const Tile& tile) const {
-        return offsets + Index(tile.phase) * slices * DEPTH;
+    __device__ __forceinline__ const Offset* offsets_of(const Tile& tile, int slice = 0) const {
+        return offsets + (Index(tile.phase) * slices + slice) * DEPTH;
     }
-    __device__ __forceinline__ const Acc* rows_of(const Tile& tile) const {
-        return rows + ((Index(tile.phase) * groups + tile.group) * tiles + tile.number) * slices * Layout::SIZE;
+    __device__ __forceinline__ const Acc* rows_of(const Tile& tile, int slice = 0) const {
+        const Index number = (Index(tile.phase) * groups + tile.group) * tiles + tile.number;
+        return rows + (number * slices + slice) * Layout::SIZE;
     }
+    __device__ __forceinline__ Acc* end() const { return rows + Index(phases) * groups * tiles * slices * Layout::SIZE; }
 };
 
 // Along one axis, where the pixel that pixel 0 of a phase sees through tap 0 lies, and how much further on its others.
@@ -83,22 +85,23 @@ struct Tap {
     }
 };
 
-// A thread packs one row of one slice.
+// A thread packs one row of one slice. Warps have 32 rows, of slices that follow each other: what these read of a row
+// lies side by side in w.
 template <class Phase, class Layout = RowsAside>
 __device__ __forceinline__ void pack_filter(const Scalar* w, Acc* scratch, const Conv2dShape& shape, int slices) {
     const PackedFilter<Phase, Layout> packed(scratch, shape, slices);
     // Where am I: row m of a tile, consecutive in threadIdx.x.
-    const Index slice_number = (Index(blockIdx.x) * THREADS + threadIdx.x) / TILE_M;
-    const int m = (blockIdx.x * THREADS + threadIdx.x) % TILE_M;
-    const int slice = slice_number % slices;
-    const int tile = slice_number / slices % packed.tiles;
-    const int group = slice_number / slices / packed.tiles % packed.groups;
-    const int number = slice_number / slices / packed.tiles / packed.groups;
+    const Index thread = Index(blockIdx.x) * THREADS + threadIdx.x, warp = thread / 32;
+    const Index rows_of_tiles = warp / slices * 32 + thread % 32, all_tiles = rows_of_tiles / TILE_M;
+    const int slice = warp % slices, m = rows_of_tiles % TILE_M;
+    const int tile = all_tiles % packed.tiles;
+    const int group = all_tiles / packed.tiles % packed.groups;
+    const int number = all_tiles / packed.tiles / packed.groups;
     if (number >= packed.phases) return;
 
     const Phase phase(shape, number);
     const bool exists = tile * TILE_M + m < Phase::rows(shape), tells_offsets = group == 0 && tile == 0 && m == 0;
-    Acc* const rows = packed.rows + slice_number * Layout::SIZE;
+    Acc* const rows = packed.rows + (all_tiles * slices + slice) * Layout::SIZE;
     Offset* const offsets = packed.offsets + (Index(number) * slices + slice) * DEPTH;
     Tap tap(slice, max(phase.down, 1), max(phase.across, 1));
     for (int d = 0; d < DEPTH; ++d) {

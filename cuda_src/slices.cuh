@@ -3,11 +3,12 @@
 // Two loaders, one a matrix, bring a slice to registers (fetch) while the block works on the one before, and then to
 // shared memory (put). The sums of a run of steps are added to totals in shared memory, each thread's own, and start
 // again: no term passes through more than RUN_STEPS additions and one for each run, where one long sum would lose
-// digits.
+// digits. Where a block forms a part of the runs only, a launch of its own adds these up (run_parts.cuh).
 #pragma once
 #include "scalar.cuh"
 
 static_assert(RUN_STEPS % DEPTH == 0, "a run is made of whole slices");
+constexpr int RUN_SLICES = RUN_STEPS / DEPTH;
 
 constexpr int VECTOR = 16 / sizeof(Acc);  // numbers in shared memory that are moved at once
 struct alignas(16) AccVector {
@@ -29,6 +30,14 @@ struct NoRowSums {
     __device__ __forceinline__ void add(const Slice&) {}
 };
 
+// For a block that forms all of its sums.
+struct AllRuns {
+    template <class Product>
+    __device__ __forceinline__ bool take(Product&) {
+        return false;
+    }
+};
+
 // Ends a run: its sums are added to the totals, which lie THREADS vectors apart. After the last, these are the sums.
 template <int ROWS, int COLS>
 __device__ __forceinline__ void end_run(Acc (&sums)[ROWS][COLS], AccVector* totals, bool is_first, bool is_last) {
@@ -38,17 +47,18 @@ __device__ __forceinline__ void end_run(Acc (&sums)[ROWS][COLS], AccVector* tota
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) {
             Acc& sum = sums[i / COLS][i % COLS + e];
-            total.elements[e] += sum;
+            total.elements[e] = is_first ? sum : total.elements[e] + sum;
             sum = is_last ? total.elements[e] : Acc(0);
         }
         if (!is_last) *totals = total;
     }
 }
 
-// Adds up so many slices, the next of those that the loaders bring. RowSums sees each of them, too.
-template <class Product, class LoaderA, class LoaderB, class RowSums>
-__device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB& b, RowSums& row_sums, int count) {
-    constexpr int RUN_SLICES = RUN_STEPS / DEPTH;
+// Adds up so many slices, the next of those that the loaders bring. RowSums sees each of them, too. Parts may take the
+// sums of each run; else these are added up.
+template <class Product, class LoaderA, class LoaderB, class RowSums, class Parts = AllRuns>
+__device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB& b, RowSums& row_sums, int count,
+                                           Parts parts = Parts()) {
     typename Product::Slice* const slices = reinterpret_cast<typename Product::Slice*>(shared);
     AccVector* const totals = reinterpret_cast<AccVector*>(slices + 2) + threadIdx.x;
 
@@ -75,6 +85,6 @@ __device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB
             }
             __syncthreads();  // the next slice is there, and nobody reads this one any more
         }
-        if (count > RUN_SLICES) product.end_run(totals, is_first, run_end == count);
+        if (!parts.take(product) && count > RUN_SLICES) product.end_run(totals, is_first, run_end == count);
     }
 }

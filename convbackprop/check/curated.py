@@ -63,6 +63,7 @@ CURATED = (
     Curated("1,1,20,40,1,15,15,padding=same", "a large filter"),
     Curated("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2", "large filters, not square, of equal terms", "constant"),
     Curated("1,700,2,3,2,1,1", "a long sum over channels of equal terms", "constant"),
+    Curated("1,20,5,6,300,3,3,stride=2,padding=1", "long sums over filters, of as many taps as a pixel meets"),
     Curated("1,1,256,257,1,3,3,padding=same", "a long sum over pixels of equal terms", "constant"),
     Curated("1,1,1,200000,1,1,3,padding=same", "one long row of equal terms: no part of its sum is short", "constant"),
     Curated("3,1,1,9000,1,1,3,padding=same", "long rows of positive terms", "positive"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.requirements import LARGEST, unit_dilation, unit_stride
-from convbackprop.ladder.scratch import most_slices, taps
+from convbackprop.ladder.scratch import limit, most_slices, taps
 from convbackprop.ladder.variant import (
     WIDEST,
     Alignment,
@@ -80,7 +81,10 @@ def _tile(pass_name: str) -> Callable[[ConvProblem, Target], int]:
 
         def time(tile: int) -> float:
             tiles = ceil_div(m, tile) * ceil_div(n, 64) * products
-            splits = max(1, ceil_div(depth, 8 * RUN)) if pass_name == "kernel_grad" else 1
+            if pass_name != "kernel_grad":
+                t = {"TILE_M": tile, "TILE_N": 64, "REG_M": 8, "REG_N": 8, "multiprocessors": target.multiprocessors}
+                return _best_splits(pass_name, p, t)[0]
+            splits = max(1, ceil_div(depth, 8 * RUN))
             return ceil_div(tiles * splits, target.multiprocessors) / splits * tile * (1.0 if tile == 128 else 1.15)
 
         return min((64, 128), key=time)
@@ -169,6 +173,70 @@ def widths(pass_name: str, p: ConvProblem, alignment: Alignment, most: int = 0) 
     return found
 
 
+# -- how sums are split among blocks ----------------------------------------------------------------------------------
+#: Clocks that a second launch takes: to begin and to end, and to wait for memory twice.
+_SECOND_LAUNCH = 8000
+
+#: Bytes that a multiprocessor moves to or from the second-level cache in a clock.
+_CACHE_BYTES = 32
+
+
+def tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return how many tiles the products have."""
+    m, n, _, products = product(pass_name, p)
+    return ceil_div(m, t["TILE_M"]) * ceil_div(n, t["TILE_N"]) * products
+
+
+def runs(pass_name: str, p: ConvProblem) -> int:
+    """Return the runs of a sum."""
+    return ceil_div(product(pass_name, p)[2], RUN)
+
+
+def _parts_elements(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the sums of all runs of all tiles."""
+    return tiles(pass_name, p, t) * runs(pass_name, p) * t["TILE_M"] * t["TILE_N"]
+
+
+def _best_splits(pass_name: str, p: ConvProblem, t: Constants) -> tuple[float, int]:
+    """Return the clocks that the product takes at best, and among how many blocks each sum is split then.
+
+    A multiprocessor's blocks take the time of their multiply-adds, and each round of them once more what a block waits.
+    If the sums of all runs do not fit in the workspace, nothing is split: fewer parts than runs would have other bits.
+    """
+    steps, all_runs, all_tiles = product(pass_name, p)[2], runs(pass_name, p), tiles(pass_name, p, t)
+    moved = _parts_elements(pass_name, p, t) * p.accumulator_bytes
+    threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
+    resident = max(1, _RESIDENT_THREADS // threads)
+
+    def clocks(splits: int) -> float:
+        blocks = ceil_div(all_tiles * splits, t["multiprocessors"])
+        rounds = ceil_div(blocks, resident)
+        each = min(steps, ceil_div(all_runs, splits) * RUN) / RUN
+        staged = 1.0 if t["TILE_M"] == 128 else 1.15
+        work, wait = (1.4 * each + 0.25) * staged * blocks * threads / 128, (2.3 * each + 0.3) * rounds
+        added = _SECOND_LAUNCH + 2 * moved / (t["multiprocessors"] * _CACHE_BYTES) if splits > 1 else 0
+        return math.hypot(work, wait) * t["REG_M"] * t["REG_N"] * RUN + added
+
+    enough = ceil_div(4 * resident * t["multiprocessors"], max(1, all_tiles))  # four rounds of blocks
+    most = min(all_runs, enough) if moved <= limit() else 1
+    return min((clocks(splits), splits) for splits in range(1, max(most, 1) + 1))
+
+
+def splits(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return among how many blocks each sum of forward or input_grad is split."""
+    return _best_splits(pass_name, p, t)[1]
+
+
+def _slices_in_a_split(pass_name: str) -> Geometry:
+    """Return the rule for the slices of a sum, and how many of them a block adds up: whole runs."""
+
+    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+        split_runs = ceil_div(runs(pass_name, p), splits(pass_name, p, t))
+        return slices_of(pass_name, p, t), split_runs * (RUN // t["DEPTH"])
+
+    return rule
+
+
 # -- the launches of forward and input_grad --------------------------------------------------------------------------
 def slices_of(pass_name: str, p: ConvProblem, t: Constants) -> int:
     """Return the slices of a sum."""
@@ -203,23 +271,54 @@ def pack_grid(pass_name: str) -> Geometry:
 
 def grid(pass_name: str) -> Geometry:
     """Return the tiles, those that share their pixels side by side."""
-
-    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
-        m, n, _, products = product(pass_name, p)
-        return (ceil_div(m, t["TILE_M"]) * ceil_div(n, t["TILE_N"]) * products,)
-
-    return rule
+    return lambda p, t: (tiles(pass_name, p, t),)
 
 
-def _shared_bytes(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
-    """Return the rule for two slices, and the totals of sums of more than a run."""
+def _split_grid(pass_name: str) -> Geometry:
+    """Return the tiles, and the splits."""
+    return lambda p, t: (tiles(pass_name, p, t), splits(pass_name, p, t))
+
+
+def _shared_bytes(pass_name: str, may_split: bool) -> Callable[[ConvProblem, Constants], int]:
+    """Return the rule for two slices, and the totals of sums of more than a run, if one block forms all of it."""
 
     def rule(p: ConvProblem, t: Constants) -> int:
         staged = 2 * t["DEPTH"] * (t["TILE_M"] + t["TILE_N"])
-        totals = t["TILE_M"] * t["TILE_N"] if product(pass_name, p)[2] > t["RUN_STEPS"] else 0
-        return (staged + totals) * p.accumulator_bytes
+        has_totals = runs(pass_name, p) > 1 and not (may_split and splits(pass_name, p, t) > 1)
+        return (staged + has_totals * t["TILE_M"] * t["TILE_N"]) * p.accumulator_bytes
 
     return rule
+
+
+def _scratch(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
+    """Return the rule for the accumulators of scratch memory: the packed filter, and the parts of split sums."""
+
+    def rule(p: ConvProblem, t: Constants) -> int:
+        parts = _parts_elements(pass_name, p, t) if splits(pass_name, p, t) > 1 else 0
+        return packed_elements(pass_name)(p, t) + parts
+
+    return rule
+
+
+def _run_total(pass_name: str, *operands: str) -> Launch:
+    """Return the launch that adds up the parts of split sums: a block for each row of a thread's."""
+    return Launch(f"{pass_name}_total", operands, lambda p, t: (tiles(pass_name, p, t), t["REG_M"]), block("THREADS"),
+                  integers=slices(pass_name), when=lambda p, t: splits(pass_name, p, t) > 1)  # fmt: skip
+
+
+def whole_sums(entry: Variant) -> Variant:
+    """Return an entry whose sums of forward and input_grad are not split."""
+    name = entry.pass_name
+    if name == "kernel_grad":
+        return entry
+    launches = (
+        replace(launch, grid=grid(name), integers=slices(name), shared_bytes=_shared_bytes(name, False))
+        if launch.entry == name
+        else launch
+        for launch in entry.launches
+        if launch.entry != f"{name}_total"
+    )
+    return replace(entry, launches=tuple(launches), scratch=packed_elements(name))
 
 
 # -- the launches of kernel_grad -------------------------------------------------------------------------------------
@@ -322,19 +421,21 @@ ENTRIES = (
     _entry(
         "forward",
         Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
-        Launch("forward", ("x", "w", "scratch", "b", "y"), grid("forward"), block("THREADS"),
-               integers=slices("forward"), shared_bytes=_shared_bytes("forward")),
+        Launch("forward", ("x", "w", "scratch", "b", "y"), _split_grid("forward"), block("THREADS"),
+               integers=_slices_in_a_split("forward"), shared_bytes=_shared_bytes("forward", True)),
+        _run_total("forward", "x", "w", "scratch", "b", "y"),
         PACK_MASK,
         tunables=_tunables("forward"),
-        scratch=packed_elements("forward"),
+        scratch=_scratch("forward"),
     ),
     _entry(
         "input_grad",
         Launch("pack", ("w", "scratch"), pack_grid("input_grad"), block("THREADS"), integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), grid("input_grad"), block("THREADS"),
-               integers=slices("input_grad"), shared_bytes=_shared_bytes("input_grad")),
+        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), _split_grid("input_grad"), block("THREADS"),
+               integers=_slices_in_a_split("input_grad"), shared_bytes=_shared_bytes("input_grad", True)),
+        _run_total("input_grad", "dy", "saved", "w", "b", "scratch", "dx"),
         tunables=_tunables("input_grad"),
-        scratch=packed_elements("input_grad"),
+        scratch=_scratch("input_grad"),
     ),
     _entry(
         "kernel_grad",

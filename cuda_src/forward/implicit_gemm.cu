@@ -14,6 +14,7 @@
 #include "matrix_product.cuh"
 #include "outputs.cuh"
 #include "pack_mask.cuh"
+#include "run_parts.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
@@ -22,19 +23,33 @@ pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape,
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
-        const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
-    // Where am I: a tile of filters and pixels.
+        const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices, int split_slices) {
+    // Where am I: a tile of filters and pixels, and some of its slices.
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
     const Tile tile = filter.tile_of_block(grid.count());
+    const RunParts parts(filter, slices, split_slices);
 
     const InputReader reader(x, shape, tile.group);
-    FilterLoader rows(filter.rows_of(tile));
-    WindowLoader<InputReader, X_PIXELS> windows(filter.offsets_of(tile), reader, grid, tile.first_pixel);
+    FilterLoader rows(filter.rows_of(tile, parts.first_slice));
+    WindowLoader<InputReader, X_PIXELS> windows(filter.offsets_of(tile, parts.first_slice), reader, grid,
+                                                tile.first_pixel);
     MatrixProduct<0> product;
     NoRowSums none;
-    add_slices(product, rows, windows, none, slices);
+    add_slices(product, rows, windows, none, parts.slices, parts);
+    if (parts.is_split) return;  // the whole block
 
     write_product(product, tile, PixelRun{grid, tile.first_pixel}, y,
+                  Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
+}
+
+// Of split sums: one block makes results of a row of each thread's.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+forward_total(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
+              const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
+    const PackedFilter<Phase> filter(scratch, shape, slices);
+    const PixelGrid grid = {shape.N, shape.P, shape.Q};
+    const Tile tile = filter.tile_of_block(grid.count());
+    write_product(RunTotals(filter, slices), tile, PixelRun{grid, tile.first_pixel}, y,
                   Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
 }

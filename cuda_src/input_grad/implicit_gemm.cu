@@ -12,6 +12,7 @@
 #include "filter_rows.cuh"
 #include "input_grads.cuh"
 #include "matrix_product.cuh"
+#include "run_parts.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
@@ -21,20 +22,37 @@ pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape,
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
            const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
-           int slices) {
-    // Where am I: a tile of channels, and of the pixels of a phase.
+           int slices, int split_slices) {
+    // Where am I: a tile of channels, and of the pixels of a phase, and some of its slices.
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
     const Phase phase(shape, tile.phase);
     if (tile.first_pixel >= phase.grid.count()) return;  // the whole block
 
+    const RunParts parts(filter, phase.slices(), split_slices);
+
     const GradReader reader(dy, saved, shape, tile.group);
-    FilterLoader rows(filter.rows_of(tile));
-    WindowLoader<GradReader, G_PIXELS> windows(filter.offsets_of(tile), reader, phase.grid, tile.first_pixel);
+    FilterLoader rows(filter.rows_of(tile, parts.first_slice));
+    WindowLoader<GradReader, G_PIXELS> windows(filter.offsets_of(tile, parts.first_slice), reader, phase.grid,
+                                               tile.first_pixel);
     MatrixProduct<0> product;
     NoRowSums none;
-    add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
+    add_slices(product, rows, windows, none, parts.slices, parts);
+    if (parts.is_split) return;  // the whole block
 
     write_product(product, tile, PixelRun{phase.grid, tile.first_pixel}, dx,
                   InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
+}
+
+// Of split sums: one block makes results of a row of each thread's.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+input_grad_total(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
+                 const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
+                 int slices) {
+    const PackedFilter<Phase> filter(scratch, shape, slices);
+    const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());
+    const Phase phase(shape, tile.phase);
+    if (tile.first_pixel < phase.grid.count())
+        write_product(RunTotals(filter, phase.slices()), tile, PixelRun{phase.grid, tile.first_pixel}, dx,
+                      InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
 }

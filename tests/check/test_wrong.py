@@ -14,6 +14,7 @@ import pytest
 from convbackprop import check
 from convbackprop.activations import COMMON
 from convbackprop.check.curated import CURATED
+from convbackprop.devices.gpus import GPUS, Target
 from convbackprop.errors import LaunchFailed
 from convbackprop.fuzz.problems import is_product
 from convbackprop.ladder.own_file import variant_from_file
@@ -130,7 +131,7 @@ def tried(variant, shown_by=()):
     return entries
 
 
-def is_rejected(variant, device, entries, changes, is_nonfinite=False):
+def is_rejected(variant, device, entries, changes, is_nonfinite=False, multiprocessors=GPUS[0].sms):
     """Return whether some problem finds a fault, or cannot be launched."""
     seeds = range(4) if is_nonfinite else (0,)  # they decide where a NaN or an infinity stands
     # In the order that compiles least until the mistake shows.
@@ -143,7 +144,8 @@ def is_rejected(variant, device, entries, changes, is_nonfinite=False):
             continue
         data = "nonfinite" if is_nonfinite else entry.data
         try:
-            if any(check.check(variant, problem, device, data, seed, tunables).faults for seed in seeds):
+            target = Target(tunables, multiprocessors)
+            if any(check.check(variant, problem, device, data, seed, target).faults for seed in seeds):
                 return True
         except LaunchFailed:
             return True
@@ -178,7 +180,7 @@ def test_mutation_is_rejected(quick, name, tmp_path):
     variant = mutation.applied(tmp_path)
     entries = tried(variant, mutation.shown_by)
     changes = (FIRST[mutation.shown_in], MASKED, *CHANGES)
-    assert is_rejected(variant, quick, entries, changes, mutation.shown_in == "nonfinite"), (
+    assert is_rejected(variant, quick, entries, changes, mutation.shown_in == "nonfinite", mutation.multiprocessors), (
         "the curated problems accept it"
     )
 

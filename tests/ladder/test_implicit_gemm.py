@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import subprocess
@@ -21,6 +22,7 @@ from convbackprop.ladder import implicit_gemm, scratch
 from convbackprop.ladder.registry import choose, of_pass, why_not
 from convbackprop.launch.plan import constants_of, pack_shape, plan
 from convbackprop.problem import ConvProblem
+from tests.support.mutations import replaced
 
 PASSES = ("forward", "input_grad", "kernel_grad")
 GEMM, VECTORISED = (
@@ -145,6 +147,87 @@ def test_a_dense_layer_is_a_matrix_product(gemm):
     assert np.array_equal(y[:, :, 0, 0], x @ w.T)
 
 
+# -- sums that are split among blocks -------------------------------------------------------------------------------
+SPLIT = ("forward", "input_grad")
+
+#: Of which an H200 has more multiprocessors than there are tiles, and a GPU of one multiprocessor has enough.
+FEW_TILES = {
+    "forward": ("3,70,9,8,150,3,3,padding=1", "2,130,7,7,140,3,3,groups=2,stride=2,padding=1"),
+    "input_grad": ("3,150,9,8,70,3,3,padding=1", "3,300,7,8,260,2,3,groups=2,stride=2x1,padding=1"),
+}
+each_few = pytest.mark.parametrize(
+    ("pass_name", "text"), [(pass_name, text) for pass_name, texts in FEW_TILES.items() for text in texts]
+)
+
+
+def splits_of(variant, problem, multiprocessors):
+    constants = variant.constants(Target("cpu", multiprocessors), problem)
+    return implicit_gemm.splits(variant.pass_name, problem, constants)
+
+
+def results(variant, problem, device, multiprocessors, data="normal"):
+    """Return the bits of what a variant writes with the grid of a GPU of so many multiprocessors."""
+    given = check.inputs(variant.pass_name, problem, data, seed=0)
+    blocks = check.launch(variant, problem, given, device, Target("cpu", multiprocessors))
+    return {name: block.array.tobytes() for name, block in blocks.items() if name not in (*given, "scratch")}
+
+
+def test_small_layers_are_split_among_the_blocks_that_a_gpu_holds():
+    """In whole runs; a large layer is not."""
+    small, large = ConvProblem.parse("16,512,7,7,512,3,3,padding=1"), WHOLE.problem()
+    for gpu, pass_name in itertools.product(GPUS, SPLIT):
+        rung = GEMM[pass_name]
+        _, main, total, *_ = rung.launches
+        constants = rung.constants(gpu.target, small)
+        (tiles, splits), (slices, split_slices) = main.grid(small, constants), main.integers(small, constants)
+        assert 0.5 < tiles * splits * constants["THREADS"] / (gpu.sms * 384) < 4
+        assert split_slices % (implicit_gemm.RUN // constants["DEPTH"]) == 0
+        assert (splits - 1) * split_slices < slices <= splits * split_slices
+        constants = rung.constants(gpu.target, large)
+        assert main.grid(large, constants)[1] == 1 and not total.when(large, constants)
+
+
+@each_few
+def test_the_same_bits_however_sums_are_split(quick, pass_name, text):
+    """So neither the GPU nor the number of images decides about them."""
+    changes = {"dtype": "float16"} if "groups" in text else {"activation": "tanh", "bias": True}
+    problem, rung = ConvProblem.parse(text, **changes), GEMM[pass_name]
+    assert splits_of(rung, problem, 132) > 1 == splits_of(rung, problem, 1)
+    for data in ("normal", "constant"):
+        runs = [results(rung, problem, quick, count, data) for count in (1, 132, 132)]
+        assert runs[0] == runs[1] == runs[2]
+    for count, data in itertools.product((1, 132), ("normal", "nonfinite")):
+        assert check.check(rung, problem, quick, data, 1, Target("cpu", count)).faults == []
+
+
+def test_parts_added_in_another_order_show(quick, tmp_path):
+    """Each order is within the bound; only one is that of a block that forms the whole sum."""
+    wrong = replaced("forward/implicit_gemm", "run_parts.cuh", "parts[((first + i) * THREAD_VECTORS",
+                     "parts[((runs - 1 - first - i) * THREAD_VECTORS", tmp_path)  # fmt: skip
+    problem = ConvProblem.parse(FEW_TILES["forward"][0])
+    assert check.check(wrong, problem, quick).faults == []
+    assert results(wrong, problem, quick, 132) != results(wrong, problem, quick, 1)
+
+
+@pytest.mark.parametrize("pass_name", SPLIT)
+def test_a_split_sum_of_20000_terms_stays_far_below_its_bound(quick, pass_name):
+    channels, filters = (2222, 3) if pass_name == "forward" else (3, 2222)
+    problem = ConvProblem.parse(f"2,{channels},3,4,{filters},3,3,padding=1")
+    assert splits_of(GEMM[pass_name], problem, 132) > 20
+    for data in ("normal", "constant", "positive"):
+        outcome = check.check(GEMM[pass_name], problem, quick, data)
+        assert outcome.faults == [] and outcome.share < 0.3
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_small_images_and_few_channels(quick, pass_name):
+    """1 x 1 to 9 x 9 images, 1 to 5 channels and filters."""
+    for size in (1, 2, 5, 7, 9):
+        for channels, filters in ((1, 5), (2, 3), (5, 1), (4, 4)):
+            problem = ConvProblem.parse(f"2,{channels},{size},{size},{filters},3,3,padding=1", bias=True)
+            assert check.check(GEMM[pass_name], problem, quick).faults == []
+
+
 # -- scratch memory -------------------------------------------------------------------------------------------------
 @pytest.fixture
 def limited(monkeypatch):
@@ -169,6 +252,20 @@ def test_the_workspace_is_capped(quick, limited, gemm):
         assert used <= max(bytes_, 4 * sums) and used % (4 * sums) == 0
         assert check.check(variant, problem, quick).faults == []
     assert used == 4 * sums
+
+
+@each_few
+def test_a_limit_that_parts_do_not_fit_in_leaves_sums_whole(quick, limited, pass_name, text):
+    """With the same bits."""
+    problem, found = ConvProblem.parse(text), []
+    for bytes_ in (64 << 20, 1 << 10):
+        limited(str(bytes_))
+        rung = dataclasses.replace(GEMM[pass_name])  # plans are kept
+        constants = rung.constants("cpu", problem)
+        parts = 4 * (rung.scratch(problem, constants) - implicit_gemm.packed_elements(pass_name)(problem, constants))
+        assert parts <= bytes_ and (parts > 0) == (splits_of(rung, problem, 132) > 1)
+        found.append((parts > 0, results(rung, problem, quick, 132)))
+    assert [is_split for is_split, _ in found] == [True, False] and found[0][1] == found[1][1]
 
 
 @pytest.mark.parametrize("text", ["64M", "-1", "0", "1.5"])

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from convbackprop.devices.gpus import GPUS
 from convbackprop.ladder.registry import select
 from convbackprop.ladder.variant import Variant
 from convbackprop.sources import text_with_includes
@@ -55,6 +56,8 @@ class Mutation(NamedTuple):
         "nonfinite", where it shows in what a NaN or an infinity spreads to only.
     variant : str
         As in "forward/tiled".
+    multiprocessors : int
+        Of the GPU that grids are made for: where there are many, sums are split among blocks.
     """
 
     what: str
@@ -64,6 +67,7 @@ class Mutation(NamedTuple):
     shown_by: tuple[str, ...] = ()
     shown_in: str = "tanh"
     variant: str = ""
+    multiprocessors: int = GPUS[0].sms
 
     def applied(self, folder: Path) -> Variant:
         """Return the wrong variant, whose files are copies in a folder."""
@@ -82,6 +86,8 @@ _WHOLE_TILES, _POINTWISE = ("1,64,5,6,128,3,3,padding=1",), ("2,64,4,6,64,1,1",)
 _EQUAL_TERMS = ("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2",)
 _STRIDED_DEPTHWISE = ("2,3,12,15,3,3,3,groups=3,padding=1,stride=2",)
 _LONG_SUM = ("1,700,2,3,2,1,1",)
+_LONG_STRIDED = ("1,20,5,6,300,3,3,stride=2,padding=1",)
+_SEVERAL_TILES = ("2,130,7,7,10,3,3,groups=2,padding=1",)
 _STRIDED = ("1,33,13,13,66,3,3,stride=2,padding=1",)
 _FEW_OF_GROUPS, _FEW_STRIDED = ("2,6,9,8,4,3,3,groups=2,padding=1",), ("2,3,11,13,4,3,3,stride=2,padding=1",)
 
@@ -498,18 +504,32 @@ _TABLE = {
                  "false", shown_in="nonfinite"),
     ),
     "forward/implicit_gemm": (
-        Mutation("the last slice of the sum is dropped", "windows, none, slices);", "windows, none, slices - 1);"),
+        Mutation("the last slice of the sum is dropped", "windows, none, parts.slices,",
+                 "windows, none, parts.slices - 1,"),
+        Mutation("a split's first run is left out", "AccVector* const parts = parts_of_block(filter) +",
+                 "AccVector* const parts = parts_of_block(filter) + THREAD_VECTORS * THREADS +", file="run_parts.cuh",
+                 shown_by=_LONG_SUM),
+        Mutation("each run goes through the activation", "first + i == 0 ? sum : sums[j] + sum;",
+                 "first + i == 0 ? activate(sum) : sums[j] + activate(sum);", file="run_parts.cuh",
+                 shown_by=_SEVERAL_TILES),
+        Mutation("all splits form the first one's sums", "first_slice(blockIdx.y * split_slices)", "first_slice(0)",
+                 file="run_parts.cuh", shown_by=_LONG_SUM),
+        Mutation("a bias is added to each run", "product.end_run(next, true, false);",
+                 "for (auto& row : product.sums) for (Acc& sum : row) sum += 1;\n"
+                 "        product.end_run(next, true, false);", file="run_parts.cuh", shown_by=_LONG_SUM),
+        Mutation("runs are those of the next tile, too", "Index(blockIdx.x) * runs *", "Index(blockIdx.x) *",
+                 file="run_parts.cuh", shown_by=_SEVERAL_TILES),
         Mutation("slices are swapped without a barrier",
                  "__syncthreads();  // the next slice is there, and nobody reads this one any more", "",
                  file="slices.cuh"),
         Mutation("the next slice overwrites the one that is worked on", "b.put(slices[slice + 1 & 1].b);",
                  "b.put(slices[slice & 1].b);", file="slices.cuh"),
-        Mutation("all runs but the last are dropped", "total.elements[e] += sum;", "total.elements[e] = sum;",
-                 file="slices.cuh"),
+        Mutation("all runs but the last are dropped", "is_first ? sum : total.elements[e] + sum", "sum",
+                 file="slices.cuh", shown_by=_SEVERAL_TILES, multiprocessors=1),
         Mutation("a run's sums are added to the next run's", "is_last ? total.elements[e] : Acc(0)",
-                 "is_last ? total.elements[e] : sum", file="slices.cuh"),
+                 "is_last ? total.elements[e] : sum", file="slices.cuh", shown_by=_SEVERAL_TILES, multiprocessors=1),
         Mutation("the last run is left out", "sum = is_last ? total.elements[e] : Acc(0);", "sum = 0;",
-                 file="slices.cuh"),
+                 file="slices.cuh", shown_by=_SEVERAL_TILES, multiprocessors=1),
         Mutation("every group reads the channels of the first", "reader(x, shape, tile.group)",
                  "reader(x, shape, 0)"),
         Mutation("every group adds the biases of the first", "b[first_k + m]", "b[m]", file="outputs.cuh"),
@@ -530,6 +550,10 @@ _TABLE = {
     "input_grad/implicit_gemm": (
         Mutation("one phase of the stride is missing", "if (tile.first_pixel >= phase.grid.count()) return;",
                  "if (tile.first_pixel >= phase.grid.count() || tile.phase == 1) return;", shown_by=_STRIDED),
+        Mutation("a part of a split sum is formed of the first slices", "filter.offsets_of(tile, parts.first_slice)",
+                 "filter.offsets_of(tile)", shown_by=_LONG_STRIDED),
+        Mutation("a phase's runs are those of the longest", "const int runs = (slices + RUN_SLICES",
+                 "const int runs = (filter.slices + RUN_SLICES", file="run_parts.cuh", shown_by=_LONG_STRIDED),
         Mutation("taps of other phases are taken", "return first + i * step;", "return first + i;",
                  file="input_grad_phase.cuh", shown_by=_STRIDED),
         Mutation("every group is multiplied by the filters of the first", "group * shape.group_filters() + tap.plane",
