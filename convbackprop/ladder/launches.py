@@ -24,8 +24,8 @@ def one_thread_each(count: Callable[[ConvProblem], int]) -> Geometry:
 PACK_MASK = Launch("pack_mask", ("y", "mask"), one_thread_each(lambda p: math.prod(p.mask_shape)), block("THREADS"),
                    when=lambda p, t: p.mask)  # fmt: skip
 
-#: Of kernel_grad_total.cuh. One group a warp: many where many warps hide the latency of memory, one where threads take
-#: turns; these then take many taps each.
+#: Of kernel_grad_total.cuh. The most groups of slices, each of whole warps: many where many warps hide the latency of
+#: memory, one where threads take turns; these then take many taps each.
 TOTAL = {
     "SLICE_GROUPS": Tunable(legal=(1, 4, 16, 32), cuda=32, cpu=1),
     "TAPS_EACH": Tunable(legal=(1, 64), cuda=1, cpu=64),
@@ -36,6 +36,13 @@ def total(
     slices: Callable[[ConvProblem, Constants], int], when: Callable[[ConvProblem, Constants], bool] = lambda p, t: True
 ) -> Launch:
     """Return the launch of kernel_grad_total.cuh, which adds up the slices of partial sums."""
+
+    def threads(p: ConvProblem, t: Constants) -> tuple[int, int]:
+        """Return no more groups than slices, or than keep a GPU busy; and as many taps side by side as make four warps."""
+        most, enough = t["SLICE_GROUPS"], ceil_div(1024 * t["multiprocessors"], taps(p))
+        groups = max(1, min(most, enough, slices(p, t)))
+        return 32 * max(1, min(4, most) // groups), groups
+
     return Launch("kernel_grad_total", ("scratch", "dw", "db"),
-                  lambda p, t: (ceil_div(taps(p), 32 * t["TAPS_EACH"]),),
-                  lambda p, t: (32, t["SLICE_GROUPS"]), integers=lambda p, t: (slices(p, t),), when=when)  # fmt: skip
+                  lambda p, t: (ceil_div(taps(p), threads(p, t)[0] * t["TAPS_EACH"]),),
+                  threads, integers=lambda p, t: (slices(p, t),), when=when)  # fmt: skip
