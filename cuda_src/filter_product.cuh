@@ -27,15 +27,19 @@ struct WindowReads {
     // Which of the slice's steps own[i] is, counted from first_step.
     static __device__ __forceinline__ constexpr int step(int i) { return i / STEPS * AT_ONCE * STEPS + i % STEPS; }
 
+    // One after the other.
+    __device__ __forceinline__ void go_to_step(int i) {
+        if (ONE_TAP && i > 0)
+            reader.skip_planes(step(i) - step(i - 1));
+        else {
+            const int4 words = offsets[step(i)];
+            reader.go_to({words.x, words.y, words.z, words.w});
+        }
+    }
     __device__ __forceinline__ void fetch() {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            if (ONE_TAP && i > 0)
-                reader.skip_planes(step(i) - step(i - 1));
-            else {
-                const int4 words = offsets[step(i)];
-                reader.go_to({words.x, words.y, words.z, words.w});
-            }
+            go_to_step(i);
             own[i] = reader.template read<PIXELS>();
         }
         offsets += DEPTH;

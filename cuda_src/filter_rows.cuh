@@ -1,6 +1,10 @@
-// How forward's and input_grad's implicit_gemm bring both matrices to shared memory: numbers, a step's side by side.
+// How forward's and input_grad's implicit_gemm bring both matrices to shared memory: numbers, a step's side by side. What
+// needs no arithmetic goes past the registers.
 #pragma once
 #include "filter_product.cuh"
+#include "matrix_product.cuh"
+
+using Product = MatrixProduct<0>;
 
 // Brings a slice of a tile of the packed filter, 16 bytes at a time.
 struct FilterLoader {
@@ -8,30 +12,50 @@ struct FilterLoader {
     static_assert(VECTORS % THREADS == 0, "the threads share a slice of the filter evenly");
 
     const AccVector* from;  // this thread's part of the next slice
-    AccVector own[OWN];
+    int turn = 0;           // which of the two slices in shared memory is the next
 
     __device__ __forceinline__ explicit FilterLoader(const Acc* rows)
         : from(reinterpret_cast<const AccVector*>(rows) + threadIdx.x) {}
     __device__ __forceinline__ void fetch() {
+        AccVector* const to = reinterpret_cast<AccVector*>(slices_of<Product>()[turn].a) + threadIdx.x;
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) own[i] = from[i * THREADS];
+        for (int i = 0; i < OWN; ++i) __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(AccVector));
+        __pipeline_commit();
         from += VECTORS;
+        turn ^= 1;
     }
-    __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_M]) const {
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) reinterpret_cast<AccVector*>(slice)[threadIdx.x + i * THREADS] = own[i];
-    }
+    __device__ __forceinline__ void put(Acc (&)[DEPTH][TILE_M]) const { __pipeline_wait_prior(0); }
 };
 
 // Brings a slice of windows.
 template <class Reader, int PIXELS>
 struct WindowLoader : WindowReads<Reader, PIXELS, 1> {
     using WindowReads<Reader, PIXELS, 1>::WindowReads;
+    int turn = 0;
 
-    __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_N]) const {
+    __device__ __forceinline__ Acc* place(Acc (&slice)[DEPTH][TILE_N], int i) const {
+        return &slice[this->first_step + this->step(i)][this->first_pixel];
+    }
+    __device__ __forceinline__ void fetch() {
+        if constexpr (!Reader::IS_PLAIN) {
+            WindowReads<Reader, PIXELS, 1>::fetch();
+            return;
+        }
 #pragma unroll
         for (int i = 0; i < this->OWN; ++i) {
-            Acc* const to = &slice[this->first_step + this->step(i)][this->first_pixel];
+            this->go_to_step(i);
+            this->reader.template copy<PIXELS>(place(slices_of<Product>()[turn].b, i));
+        }
+        __pipeline_commit();
+        this->offsets += DEPTH;
+        turn ^= 1;
+    }
+    __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_N]) const {
+        __pipeline_wait_prior(0);
+        if constexpr (Reader::IS_PLAIN) return;
+#pragma unroll
+        for (int i = 0; i < this->OWN; ++i) {
+            Acc* const to = place(slice, i);
             if constexpr (PIXELS == 1) {
                 *to = this->own[i].value(0);
             } else {

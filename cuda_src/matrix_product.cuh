@@ -2,22 +2,25 @@
 //
 // Each thread keeps REG_M x REG_N of the tile's sums in registers: a step takes REG_M + REG_N numbers from shared
 // memory for REG_M * REG_N multiply-adds. It reads vectors of 16 bytes that lie THREAD_ROWS (or THREAD_COLS) vectors
-// apart, and a warp is 8 threads wide: so at once it reads 8 neighbouring vectors of b and 4 of a, each for all threads
-// that want it, and meets no bank twice.
+// apart, and a warp is 4 threads high and 8 wide: so at once it reads 4 neighbouring vectors of a and 8 of b, each for
+// all threads that want it, and meets no bank twice. Neighbouring lanes stand below each other, so that half a warp wants
+// no more than the banks bring at once: 2 vectors of a, or 8 of b.
 #pragma once
 #include "slices.cuh"
 
 constexpr int THREAD_ROWS = TILE_M / REG_M, THREAD_COLS = TILE_N / REG_N;
-constexpr int WARP_COLS = THREAD_COLS < 8 ? THREAD_COLS : 8, WARP_ROWS = 32 / WARP_COLS;
+constexpr int WARP_ROWS = 4, WARP_COLS = 8;
 constexpr int WARPS_ACROSS = THREAD_COLS / WARP_COLS;
 static_assert(TILE_M % REG_M == 0 && TILE_N % REG_N == 0, "the threads share the tile evenly");
 static_assert(THREADS == THREAD_ROWS * THREAD_COLS, "the threads' sums make up the tile");
+static_assert(THREAD_ROWS % WARP_ROWS == 0 && THREAD_COLS % WARP_COLS == 0, "the tile is made of whole warps");
 static_assert(REG_M % VECTOR == 0 && REG_N % VECTOR == 0, "a thread reads whole vectors");
 
 // Where a thread's sums lie in the tile.
 struct ThreadTile {
-    const int thread_row = threadIdx.x % 32 / WARP_COLS + threadIdx.x / 32 / WARPS_ACROSS * WARP_ROWS;
-    const int thread_col = threadIdx.x % WARP_COLS + threadIdx.x / 32 % WARPS_ACROSS * WARP_COLS;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int thread_row = lane % 2 + lane / 16 * 2 + warp / WARPS_ACROSS * WARP_ROWS;
+    const int thread_col = lane / 2 % WARP_COLS + warp % WARPS_ACROSS * WARP_COLS;
 
     // The row and column of the tile that sums[i][j] belongs to: ASIDE of them are side by side.
     __device__ __forceinline__ int row(int i) const {
@@ -26,7 +29,6 @@ struct ThreadTile {
     __device__ __forceinline__ int col(int j) const {
         return (j / VECTOR * THREAD_COLS + thread_col) * VECTOR + j % VECTOR;
     }
-
 };
 
 template <int PADDING>

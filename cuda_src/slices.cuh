@@ -24,6 +24,12 @@ struct alignas(16) Slice {
     Acc b[DEPTH][TILE_N + PADDING];
 };
 
+// The two slices in shared memory: while one is multiplied, the next is brought.
+template <class Product>
+__device__ __forceinline__ typename Product::Slice* slices_of() {
+    return reinterpret_cast<typename Product::Slice*>(shared);
+}
+
 // For sums of which nothing else is wanted.
 struct NoRowSums {
     template <class Slice>
@@ -59,7 +65,7 @@ __device__ __forceinline__ void end_run(Acc (&sums)[ROWS][COLS], AccVector* tota
 template <class Product, class LoaderA, class LoaderB, class RowSums, class Parts = AllRuns>
 __device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB& b, RowSums& row_sums, int count,
                                            Parts parts = Parts()) {
-    typename Product::Slice* const slices = reinterpret_cast<typename Product::Slice*>(shared);
+    typename Product::Slice* const slices = slices_of<Product>();
     AccVector* const totals = reinterpret_cast<AccVector*>(slices + 2) + threadIdx.x;
 
     if (count <= 0) return;

@@ -33,14 +33,18 @@ struct PixelReads {
         : reader(reader), grid(tile.grid), pixel(tile.first_slice * DEPTH + first_step, grid) {}
     __device__ __forceinline__ int row(int i) const { return first_row + i * AT_ONCE; }
 
+    // One after the other.
+    __device__ __forceinline__ void go_to_row(int i) {
+        if (i == 0) reader.move_to(pixel);
+        if (ARE_PLANES && i > 0)
+            reader.skip_planes(AT_ONCE);
+        else
+            reader.go_to(offsets[i]);
+    }
     __device__ __forceinline__ void fetch() {
-        reader.move_to(pixel);
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            if (ARE_PLANES && i > 0)
-                reader.skip_planes(AT_ONCE);
-            else
-                reader.go_to(offsets[i]);
+            go_to_row(i);
             own[i] = reader.template read<PIXELS>(!ARE_PLANES || ONE_TAP || i * AT_ONCE < rows);
         }
         pixel.advance(DEPTH, grid);

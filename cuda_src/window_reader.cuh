@@ -5,7 +5,10 @@
 //     reader.read<PIXELS>()      there and at the pixels beside it: all of them lie inside, or none
 //
 // What is read becomes numbers late, by value(i), or as they are stored, by exact(i): until then nobody waits for it.
+// Where numbers are what is stored (IS_PLAIN), copy<PIXELS>(to) brings them to shared memory past the registers.
 #pragma once
+#include <cuda_pipeline.h>
+
 #include <type_traits>
 
 #include "activation_grad.cuh"
@@ -75,15 +78,24 @@ struct PlaneReader {
     __device__ __forceinline__ void skip_planes(int count) {
         here += count * int(sizeof(Scalar)) * Index(rows * cols);
     }
+    // beside: how many bytes further on, in an array of the same extents.
     template <int PIXELS>
-    __device__ __forceinline__ Elements<PIXELS> read(bool exists = true) const {
+    __device__ __forceinline__ Elements<PIXELS> read(bool exists = true, Address beside = 0) const {
         using Word = typename Elements<PIXELS>::Word;
-        return {exists && inside ? __ldg(reinterpret_cast<const Word*>(here)) : Word{}};
+        return {exists && inside ? __ldg(reinterpret_cast<const Word*>(here + beside)) : Word{}};
+    }
+    template <int PIXELS>
+    __device__ __forceinline__ void copy(Acc* to) const {
+        constexpr int BYTES = Elements<PIXELS>::BYTES;
+        __pipeline_memcpy_async(to, reinterpret_cast<const void*>(here), BYTES, inside ? 0 : BYTES);
     }
 };
 
+constexpr bool IS_STORED = std::is_same<Scalar, Acc>::value;  // a number is what memory holds
+
 // x, where a pixel of y has its window.
 struct InputReader : PlaneReader {
+    static constexpr bool IS_PLAIN = IS_STORED;
     const Conv2dShape& shape;
 
     __device__ __forceinline__ InputReader(const Scalar* x, const Conv2dShape& shape, int group)
@@ -117,8 +129,10 @@ struct GradElements {
 };
 
 struct GradReader {
+    static constexpr bool IS_PLAIN = IS_STORED && ACTIVATION == IDENTITY;
     const int mask_bytes, mask_pitch;  // bytes of a row of the mask, and from an image's to the next
-    PlaneReader dy, y;
+    PlaneReader dy;
+    const Address y_beside;  // from an element of dy to that of y
     const MaskByte* const mask;
     Address mask_corner, mask_row;
     int mask_col;
@@ -126,7 +140,7 @@ struct GradReader {
     __device__ __forceinline__ GradReader(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int group)
         : mask_bytes(mask_row_bytes(shape)), mask_pitch(shape.K * shape.P * mask_bytes),
           dy(dy, shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
-          y(reinterpret_cast<const Scalar*>(saved), shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
+          y_beside(Address(saved) - Address(dy)),
           mask(reinterpret_cast<const MaskByte*>(saved) +
                Index(group) * shape.group_filters() * shape.P * mask_bytes) {}
 
@@ -134,19 +148,20 @@ struct GradReader {
     __device__ __forceinline__ Offset offset(int plane, int row, int col) const { return dy.offset(plane, row, col); }
     __device__ __forceinline__ void set_corner(int n, int p, int q) {
         dy.set_corner(n, p, q);
-        y.set_corner(n, p, q);
         mask_corner = Address(mask + Index(n) * mask_pitch + p * mask_bytes);
     }
     __device__ __forceinline__ void go_to(const Offset& offset) {
         dy.go_to(offset);
-        y.go_to(offset);
         mask_row = mask_corner + Index(offset.plane * dy.rows + offset.row) * mask_bytes;
         mask_col = dy.col + offset.col;
     }
     __device__ __forceinline__ void skip_planes(int count) {
         dy.skip_planes(count);
-        y.skip_planes(count);
         mask_row += count * Index(dy.rows * mask_bytes);
+    }
+    template <int PIXELS>
+    __device__ __forceinline__ void copy(Acc* to) const {
+        dy.copy<PIXELS>(to);
     }
     template <int PIXELS>
     __device__ __forceinline__ GradElements<PIXELS> read(bool exists = true) const {
@@ -158,7 +173,7 @@ struct GradReader {
             found.mask = exists && dy.inside ? __ldg(byte) : MaskByte(0);
             found.bit = mask_col % 8;
         } else
-            found.y = y.read<PIXELS>(exists);
+            found.y = dy.read<PIXELS>(exists, y_beside);
         return found;
     }
 };

@@ -29,7 +29,7 @@ from convbackprop.problem import DTYPES, ConvProblem
 #: Of 20,800, the most in layers.py's forward passes, that is 256 + 82, where the bound allows 8 * sqrt(n) = 1,153.
 RUN = 256
 
-#: The CUDA threads that the registers of a GPU's multiprocessor hold.
+#: The CUDA threads that the registers of a GPU's multiprocessor hold, where what is staged waits in registers.
 _RESIDENT_THREADS = 384
 
 
@@ -78,11 +78,12 @@ def _tile(pass_name: str) -> Callable[[ConvProblem, Target], int]:
         if p.accumulator_bytes == 8:
             return 64
         m, n, depth, products = product(pass_name, p)
+        others = {"TILE_N": 64, "REG_M": 8, "REG_N": 8, "DEPTH": _depth(pass_name)(p, target)}
 
         def time(tile: int) -> float:
             tiles = ceil_div(m, tile) * ceil_div(n, 64) * products
             if pass_name != "kernel_grad":
-                t = {"TILE_M": tile, "TILE_N": 64, "REG_M": 8, "REG_N": 8, "multiprocessors": target.multiprocessors}
+                t = {"TILE_M": tile, **others, "multiprocessors": target.multiprocessors}
                 return _best_splits(pass_name, p, t)[0]
             splits = max(1, ceil_div(depth, 8 * RUN))
             return ceil_div(tiles * splits, target.multiprocessors) / splits * tile * (1.0 if tile == 128 else 1.15)
@@ -93,16 +94,14 @@ def _tile(pass_name: str) -> Callable[[ConvProblem, Target], int]:
 
 
 def _depth(pass_name: str) -> Callable[[ConvProblem, Target], int]:
-    """Return the rule for DEPTH: what comes with a slice is shared by 16 steps, if registers hold what they stage."""
-    tile = _tile(pass_name)
+    """Return the rule for DEPTH: what comes with a slice is shared by 16 steps, if registers hold what they stage.
+
+    It follows from the problem alone, not from the tile: in which order the terms of a sum are added depends on it.
+    """
 
     def steps(p: ConvProblem, target: Target) -> int:
-        fits = {
-            "forward": True,
-            "input_grad": tile(p, target) == 128,
-            "kernel_grad": p.saved != "pre_activation",  # of which phi' itself takes many registers
-        }[pass_name]
-        return 16 if p.accumulator_bytes == 4 and fits else 8
+        crowded = pass_name != "forward" and p.saved == "pre_activation"  # phi' itself takes many registers
+        return 16 if p.accumulator_bytes == 4 and not crowded else 8
 
     return steps
 
@@ -127,6 +126,20 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
     }
 
 
+def _resident_threads(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return how many threads a multiprocessor should hold: the more, the fewer of their registers are taken.
+
+    More where all is staged past the registers, at one address; fewer of kernel_grad, for which two matrices are staged
+    element by element, and where phi' itself takes many.
+    """
+    threads = _RESIDENT_THREADS
+    if pass_name == "kernel_grad" or (pass_name == "input_grad" and p.saved == "pre_activation"):
+        threads = 256
+    elif p.dtype == "float32" and (pass_name == "forward" or p.saved is None) and one_tap(pass_name, p, t):
+        threads = 512
+    return threads * 4 // p.accumulator_bytes
+
+
 def _pointwise(p: ConvProblem) -> bool:
     """Return whether a pixel sees itself and nothing else, in planes of one size."""
     return p.R == p.S == 1 and unit_stride(p) is None and not any(map(sum, p.padding))
@@ -141,18 +154,15 @@ def _pixels_at_once(p: ConvProblem, multiple: int, alignment: int, most: int = 0
 def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
     """Return the rule for what follows from the tunables.
 
-    RESIDENT is how many blocks a multiprocessor should hold: fewer of kernel_grad, for two matrices are staged element
-    by element, which wait in registers, and where phi' itself takes many. X_PIXELS and G_PIXELS, those that a thread
-    reads at once, lie in one plane; if g comes with a bit mask, in one byte of it.
+    RESIDENT is how many blocks a multiprocessor should hold. X_PIXELS and G_PIXELS, those that a thread reads at once,
+    lie in one plane; if g comes with a bit mask, in one byte of it.
     """
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
-        crowded = pass_name == "kernel_grad" or (pass_name == "input_grad" and p.saved == "pre_activation")
-        resident = (256 if crowded else _RESIDENT_THREADS) * 4 // p.accumulator_bytes
         return {
             "THREADS": threads,
-            "RESIDENT": max(1, resident // threads),
+            "RESIDENT": max(1, _resident_threads(pass_name, p, t) // threads),
             "RUN_STEPS": RUN,
             "ONE_TAP": one_tap(pass_name, p, t),
             **widths(pass_name, p, alignment),
@@ -206,7 +216,7 @@ def _best_splits(pass_name: str, p: ConvProblem, t: Constants) -> tuple[float, i
     steps, all_runs, all_tiles = product(pass_name, p)[2], runs(pass_name, p), tiles(pass_name, p, t)
     moved = _parts_elements(pass_name, p, t) * p.accumulator_bytes
     threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
-    resident = max(1, _RESIDENT_THREADS // threads)
+    resident = max(1, _resident_threads(pass_name, p, t) // threads)
 
     def clocks(splits: int) -> float:
         blocks = ceil_div(all_tiles * splits, t["multiprocessors"])

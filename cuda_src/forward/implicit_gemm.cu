@@ -34,7 +34,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     FilterLoader rows(filter.rows_of(tile, parts.first_slice));
     WindowLoader<InputReader, X_PIXELS> windows(filter.offsets_of(tile, parts.first_slice), reader, grid,
                                                 tile.first_pixel);
-    MatrixProduct<0> product;
+    Product product;
     NoRowSums none;
     add_slices(product, rows, windows, none, parts.slices, parts);
     if (parts.is_split) return;  // the whole block

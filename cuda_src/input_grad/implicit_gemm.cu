@@ -35,7 +35,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     FilterLoader rows(filter.rows_of(tile, parts.first_slice));
     WindowLoader<GradReader, G_PIXELS> windows(filter.offsets_of(tile, parts.first_slice), reader, phase.grid,
                                                tile.first_pixel);
-    MatrixProduct<0> product;
+    Product product;
     NoRowSums none;
     add_slices(product, rows, windows, none, parts.slices, parts);
     if (parts.is_split) return;  // the whole block

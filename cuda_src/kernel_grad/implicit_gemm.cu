@@ -21,13 +21,43 @@ using Product = MatrixProduct<VECTOR>;
 template <class Reader, int ROWS, int PIXELS, bool ARE_PLANES>
 struct PixelLoader : PixelReads<Reader, ROWS, PIXELS, ARE_PLANES> {
     using PixelReads<Reader, ROWS, PIXELS, ARE_PLANES>::PixelReads;
-
     template <int LENGTH>
     __device__ __forceinline__ void put(Acc (&slice)[DEPTH][LENGTH]) const {
 #pragma unroll
         for (int i = 0; i < this->OWN; ++i)
 #pragma unroll
             for (int e = 0; e < PIXELS; ++e) slice[this->first_step + e][this->row(i)] = this->own[i].value(e);
+    }
+};
+
+// Brings the windows: single numbers go past the registers.
+template <class Reader, int PIXELS>
+struct WindowLoader : PixelLoader<Reader, TILE_N, PIXELS, ONE_TAP> {
+    using Base = PixelLoader<Reader, TILE_N, PIXELS, ONE_TAP>;
+    using Base::Base;
+    static constexpr bool IS_COPIED = Reader::IS_PLAIN && PIXELS == 1;
+    int turn = 0;  // which of the two slices in shared memory is the next
+
+    __device__ __forceinline__ void fetch() {
+        if constexpr (!IS_COPIED) {
+            Base::fetch();
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < this->OWN; ++i) {
+            this->go_to_row(i);
+            this->reader.template copy<1>(&slices_of<Product>()[turn].b[this->first_step][this->row(i)]);
+        }
+        __pipeline_commit();
+        this->pixel.advance(DEPTH, this->grid);
+        turn ^= 1;
+    }
+    template <int LENGTH>
+    __device__ __forceinline__ void put(Acc (&slice)[DEPTH][LENGTH]) const {
+        if constexpr (IS_COPIED)
+            __pipeline_wait_prior(0);
+        else
+            Base::put(slice);
     }
 };
 
@@ -53,7 +83,7 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     PixelLoader<GradReader, TILE_M, G_PIXELS, true> grads(GradReader(dy, saved, shape, tile.group), tile);
     grads.offsets[0] = tile.row_offset(grads.row(0));
     grads.rows = tile.filters - tile.first_m - grads.first_row;
-    PixelLoader<InputReader, TILE_N, X_PIXELS, ONE_TAP> windows(InputReader(x, shape, tile.group), tile);
+    WindowLoader<InputReader, X_PIXELS> windows(InputReader(x, shape, tile.group), tile);
 #pragma unroll
     for (int i = 0; i < (ONE_TAP ? 1 : windows.OWN); ++i) windows.offsets[i] = tile.column_offset(windows.row(i));
     Product product;
