@@ -100,9 +100,13 @@ def _depth(pass_name: str) -> Callable[[ConvProblem, Target], int]:
     """
 
     def steps(p: ConvProblem, target: Target) -> int:
-        # phi' itself takes many registers, and so do a mask's bits beside elements that are converted.
-        bits = pass_name == "kernel_grad" and p.mask and DTYPES[p.dtype] == 2
-        crowded = pass_name != "forward" and (p.saved == "pre_activation" or bits)
+        crowded = {
+            "forward": False,
+            # phi' itself takes many registers, and so do addresses at several taps,
+            "input_grad": p.saved == "pre_activation" or p.K // p.groups % 16 > 0,
+            # and a mask's bits beside elements that are converted.
+            "kernel_grad": p.saved == "pre_activation" or (p.mask and DTYPES[p.dtype] == 2),
+        }[pass_name]
         return 16 if p.accumulator_bytes == 4 and not crowded else 8
 
     return steps
@@ -131,17 +135,14 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
 def _resident_threads(pass_name: str, p: ConvProblem, t: Constants) -> int:
     """Return how many threads a multiprocessor should hold: the more, the fewer of their registers are taken.
 
-    More where all is staged past the registers, at one tap; fewer of kernel_grad, for which two matrices are staged
-    element by element, and where phi' itself takes many. Of a small tile a thread stages twice as many elements.
+    More of a large tile that is staged past the registers, at one tap; fewer of kernel_grad, for which two matrices are
+    staged element by element, and where phi' itself takes many.
     """
-    is_small, at_one_tap = t["TILE_M"] == 64, one_tap(pass_name, p, t)
     threads = _RESIDENT_THREADS
     if pass_name == "kernel_grad" or (pass_name == "input_grad" and p.saved == "pre_activation"):
         threads = 256
     elif p.dtype == "float32" and (pass_name == "forward" or p.saved is None):
-        threads = (448 if is_small else 512) if at_one_tap else threads
-    elif pass_name == "input_grad" and is_small and not at_one_tap:
-        threads = 320
+        threads = 512 if t["TILE_M"] == 128 and one_tap(pass_name, p, t) else threads
     return threads * 4 // p.accumulator_bytes
 
 

@@ -1,4 +1,4 @@
-"""How much scratch memory a call may use, and the partial sums of a kernel gradient, which go there."""
+"""How much scratch memory a call may use for partial sums, and those of a kernel gradient."""
 
 from __future__ import annotations
 

@@ -4,11 +4,12 @@
 // windows of x that the pixels see, a column each. That matrix would be R*S times as large as x and is never stored:
 // its elements are looked up as slices of it are brought to shared memory (slices.cuh). The rungs below read all
 // channels anew for each filter; here what is read serves a tile of filters, and in a thread's registers each number
-// serves REG_M or REG_N multiply-adds (matrix_product.cuh).
+// serves REG_M or REG_N multiply-adds (matrix_product.cuh). Of small images, whose tiles are too few for all
+// multiprocessors, the sums are split among blocks (run_parts.cuh).
 //
 // What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,499 us, 39 of the 65 TFLOP/s
-// that multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
-// memory. Small images have too few tiles for all multiprocessors.
+// that multiply-adds reach. That was before a slice was on its way while the one before is multiplied, past the
+// registers: each waited for memory. Now seven of eight instructions of its loop are multiply-adds.
 #include "filter_rows.cuh"
 #include "forward_phase.cuh"
 #include "matrix_product.cuh"
@@ -43,7 +44,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
                   Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
 }
 
-// Of split sums: one block makes results of a row of each thread's.
+// Of split sums: a block makes results of one row of those of each thread.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 forward_total(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
               const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {

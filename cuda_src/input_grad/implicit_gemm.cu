@@ -3,12 +3,13 @@
 //
 // One block computes TILE_M channels at TILE_N input pixels, as the matrix product of the forward pass with the roles
 // of channels and filters exchanged. A stride makes phases of the pixels, which meet different taps
-// (input_grad_phase.cuh). g is formed as it is staged, once for a tile of channels.
+// (input_grad_phase.cuh). g is formed as it is staged, once for a tile of channels. Of small images the sums are split
+// among blocks, as there (run_parts.cuh).
 //
 // What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 1,805 us, 33 of the 65 TFLOP/s
 // that multiply-adds reach. That was before a slice was on its way while the one before is multiplied: each waited for
-// memory. Its 64 channels make tiles of 64 rows, for which all of g is staged, dy and y; small images have too few
-// tiles for all multiprocessors, and 1 to 3 channels nearly empty ones.
+// memory. Its 64 channels make tiles of 64 rows, for which all of g is staged, dy and y: nine instructions for each
+// number of it, of which 64 multiply-adds are made. 1 to 3 channels make nearly empty tiles.
 #include "filter_rows.cuh"
 #include "input_grads.cuh"
 #include "matrix_product.cuh"
@@ -44,7 +45,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
                   InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
 }
 
-// Of split sums: one block makes results of a row of each thread's.
+// Of split sums: a block makes results of one row of those of each thread.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad_total(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
                  const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,

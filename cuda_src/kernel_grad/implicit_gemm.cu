@@ -9,8 +9,8 @@
 //
 // What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 2,046 us, 29 of the 65 TFLOP/s
 // that multiply-adds reach. A step of the sum is a pixel, so that both matrices, whose rows are planes, are turned as
-// they are staged: element by element. Images of 14 x 14 and 7 x 7, with a few dozen blocks, took 3 to 12 times as
-// long as torch.
+// they are staged: element by element, where a quarter of its loop's instructions goes. Images of 14 x 14 and 7 x 7 took
+// 3 to 12 times as long as torch, most of it in the second launch, whose threads then had nothing to add.
 #include "kernel_grad_total.cuh"
 #include "matrix_product.cuh"
 #include "tap_product.cuh"
