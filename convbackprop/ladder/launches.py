@@ -38,7 +38,7 @@ def total(
     """Return the launch of kernel_grad_total.cuh, which adds up the slices of partial sums."""
 
     def threads(p: ConvProblem, t: Constants) -> tuple[int, int]:
-        """Return no more groups than slices, or than keep a GPU busy; and as many taps side by side as make four warps."""
+        """Return no more groups than slices, or than keep a GPU busy; and four warps or more of taps and groups."""
         most, enough = t["SLICE_GROUPS"], ceil_div(1024 * t["multiprocessors"], taps(p))
         groups = max(1, min(most, enough, slices(p, t)))
         return 32 * max(1, min(4, most) // groups), groups

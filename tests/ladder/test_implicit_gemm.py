@@ -209,6 +209,31 @@ def test_parts_added_in_another_order_show(quick, tmp_path):
     assert results(wrong, problem, quick, 132) != results(wrong, problem, quick, 1)
 
 
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_the_order_of_a_sum_follows_from_the_problem_alone(pass_name):
+    """It is that of the slices, which neither the GPU nor the number of images decides about."""
+    for layer, dtype in itertools.product(DEEPBENCH, ("float32", "float16")):
+        problems = [layer.problem(images, dtype=dtype) for images in (1, 7, 64)]
+        targets = [Target("cuda", count) for count in (1, 40, 132)]
+        depths = {GEMM[pass_name].constants(*each)["DEPTH"] for each in itertools.product(targets, problems)}
+        assert len(depths) == 1
+
+
+def test_no_thread_of_the_total_is_without_slices():
+    """Many taps of few slices have few groups of threads; few taps of many slices as many as there may be."""
+    found = {}
+    for text in ("16,512,7,7,512,3,3,padding=1", "32,16,112,112,16,3,3,padding=1"):
+        problem = ConvProblem.parse(text)
+        constants = GEMM["kernel_grad"].constants("cuda", problem)
+        _, total = GEMM["kernel_grad"].launches
+        (across, groups), (slices,) = total.block(problem, constants), total.integers(problem, constants)
+        (blocks,) = total.grid(problem, constants)
+        assert groups <= slices and across * groups >= 128
+        assert (blocks - 1) * across < scratch.taps(problem) <= blocks * across
+        found[text] = groups
+    assert list(found.values()) == [1, constants["SLICE_GROUPS"]]
+
+
 @pytest.mark.parametrize("pass_name", SPLIT)
 def test_a_split_sum_of_20000_terms_stays_far_below_its_bound(quick, pass_name):
     channels, filters = (2222, 3) if pass_name == "forward" else (3, 2222)
