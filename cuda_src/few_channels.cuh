@@ -58,12 +58,13 @@ struct PlaneTile {
 
 template <class Rows, class Cols>
 struct FewChannels {
+    static constexpr bool RUNS_OF_ROWS = FILTER_R * FILTER_S > RUN_TERMS;  // where a thread has one row of strides
     static constexpr int TURNS = UNROLLED ? Rows::SEEN : 1;
     static constexpr bool KEPT = UNROLLED && TILE_ROWS > 1;  // taps that several rows of results meet stay in registers
     Acc sums[Rows::OWN][FEW][Cols::OWN] = {}, totals[Rows::OWN][FEW][Cols::OWN] = {};
     int terms = 0;  // of sums
 
-    // Adds the products of a plane.
+    // Adds the products of a plane. By fma: of a product and a sum a C++ compiler makes one in some tiles only.
     template <class Tile>
     __device__ __forceinline__ void add(const Tile& tile, const PlaneTaps& plane_taps) {
         Acc taps[KEPT ? FILTER_R : 1][TAP_ROW];
@@ -86,14 +87,15 @@ struct FewChannels {
 #pragma unroll
                         for (int c = 0; c < FEW; ++c)
                             if (const int s = Cols::tap(j, v); s >= 0)
-                                sums[i][c][j] += source[v] * taps[kept][s * FEW + c];
+                                sums[i][c][j] = fma(source[v], taps[kept][s * FEW + c], sums[i][c][j]);
             }
-            if (!UNROLLED) count(FILTER_S);
+            if (RUNS_OF_ROWS) count(FILTER_S);
         }
-        if (UNROLLED) count(FILTER_R * FILTER_S);
+        if (!RUNS_OF_ROWS) count(FILTER_R * FILTER_S);
     }
 
-    // A sum of RUN_TERMS starts anew: no term passes through many more additions than these and one for each run.
+    // A sum of RUN_TERMS starts anew: no term passes through many more additions than these and one for each run. Which
+    // terms are a run must not depend on the tile, or a batch of one image would have other bits than one of many.
     __device__ __forceinline__ void count(int more) {
         terms += more;
         if (terms < RUN_TERMS) return;

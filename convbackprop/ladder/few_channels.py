@@ -121,10 +121,13 @@ class Rung:
         return max(2, ceil_div(self.tiles(p, t), target.multiprocessors)) * block
 
     def holds(self, p: ConvProblem, t: Constants) -> bool:
-        """Return whether a GPU's registers, shared memory and first cache of instructions hold a choice well."""
+        """Return whether a GPU's registers, shared memory and first cache of instructions hold a choice well.
+
+        Of filters of more taps than a run has, rows are runs, and more than one row of results would be other ones.
+        """
         fits = self.registers(p, t) <= _ARRAY_REGISTERS and self.plane_bytes(p, t) <= _SHARED_BYTES
         is_small = self.registers(p, t) <= _FEW_REGISTERS and self.products(p, t) <= _UNROLLED
-        return fits and (t["TILE_ROWS"] == 1 or is_small)
+        return fits and (t["TILE_ROWS"] == 1 or (is_small and p.R * p.S <= _RUN))
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019 -- there are two of them
     def tile(self, p: ConvProblem, target: Target) -> Constants:

@@ -7,6 +7,7 @@ import pytest
 from convbackprop import check
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder.registry import choose, select
+from convbackprop.ladder.variant import pinned
 from convbackprop.problem import ConvProblem
 
 FEW = {name: select(f"{name}/few_channels")[0] for name in ("forward", "input_grad")}
@@ -54,6 +55,26 @@ def test_sums_of_20000_terms(quick, variant, data):
     """Runs of a few hundred terms: as one sum, equal terms are outside the bound."""
     problem = few_in(variant, "3,4,3,3,padding=1", 2, 2223)
     assert check.check(variant, problem, quick, data).faults == []
+
+
+@each_pass
+@pytest.mark.parametrize(
+    ("text", "tiles"),
+    [
+        ("40,33,5,17,padding=6:1x1:5", ((1, 1), (2, 2))),
+        pytest.param("20,33,17,16,padding=8", ((1, 1), (1, 4)), marks=pytest.mark.slow),  # a row is a run
+    ],
+)
+def test_bits_do_not_follow_the_tile(cpu, variant, text, tiles):
+    """A batch of few images has other tiles, and the same bits: of products, and of the runs of long sums."""
+    problem = few_in(variant, text, 1, 5, dtype="float64")
+    given = check.inputs(variant.pass_name, problem, "normal", seed=5)
+    results = []
+    for rows, cols in tiles:
+        tiled = pinned(variant, (("TILE_ROWS", rows), ("TILE_COLS", cols)))
+        blocks = check.launch(tiled, problem, given, cpu, "cuda")
+        results.append([block.array.tobytes() for block in blocks.values()])
+    assert results[0] == results[1]
 
 
 def test_what_does_not_fit_is_refused():
