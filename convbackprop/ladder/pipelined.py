@@ -204,8 +204,8 @@ def unseen(p: ConvProblem, device_kind: str) -> str:
 def _no_faster(p: ConvProblem, device_kind: str) -> str | None:
     """Leave a stride of 1 to `coalesced`, which is expected to take about as long.
 
-    With a stride there are `few_channels` below, which is expected to take 1 to 1.7 times as long on MobileNet's layers,
-    and `tiled`, 1.4 to 12 times; and what is waited for here are a thread's own copies, which cannot hang.
+    With a stride there are `few_channels` and `tiled` below, which are expected to take 1 to 1.7 and 1.4 to 12 times as
+    long on MobileNet's layers; and what is waited for here are a thread's own copies, which cannot hang.
     """
     return unseen(p, device_kind) if unit_stride(p) is None else None
 
