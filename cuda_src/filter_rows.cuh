@@ -24,6 +24,7 @@ struct FilterLoader {
         from += VECTORS;
         turn ^= 1;
     }
+    // Waits for the windows that are copied, too.
     __device__ __forceinline__ void put(Acc (&)[DEPTH][TILE_M]) const { __pipeline_wait_prior(0); }
 };
 
@@ -51,7 +52,6 @@ struct WindowLoader : WindowReads<Reader, PIXELS, 1> {
         turn ^= 1;
     }
     __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_N]) const {
-        __pipeline_wait_prior(0);
         if constexpr (Reader::IS_PLAIN) return;
 #pragma unroll
         for (int i = 0; i < this->OWN; ++i) {
