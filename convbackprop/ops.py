@@ -35,6 +35,8 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
     *,
+    scale: Any = None,
+    residual: Any = None,
     activation: str = "identity",
     variant: str = "auto",
     precision: str = "ieee",
@@ -42,7 +44,7 @@ def conv2d(
     out: Any = None,
     save_mask: bool = False,
 ) -> Any:
-    """Compute a convolutional layer's output, y = phi(x * w + b).
+    """Compute a convolutional layer's output, y = phi(x * w + b), or phi(scale (x * w) + b + residual).
 
     y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] w[k,c,r,s]),
     the cross-correlation of torch.nn.functional.conv2d, whose arguments these are.
@@ -63,6 +65,11 @@ def conv2d(
         them contributes nothing, also a NaN or infinite one.
     groups : int
         Divides both numbers of channels; filters of one group see that group's input channels only.
+    scale : array, shape (K,), optional
+        Factor of each output channel's sum, before the bias is added: with the bias as its shift, a batch norm whose
+        statistics are frozen.
+    residual : array, shape (N, K, P, Q), or without the axes that input lacks, optional
+        Added before the activation.
     activation : str
         Applied to the sum before it is rounded: "identity", "relu", "logistic" (or "sigmoid"), "tanh", "relu6",
         "leaky_relu" (or "leaky_relu:SLOPE"), "softplus", "silu", "gelu", "gelu_tanh" or "hardswish".
@@ -99,7 +106,7 @@ def conv2d(
     """
     y, mask = calls.run(
         _FORWARD,
-        (input, weight, bias, out, None),
+        (input, weight, bias, scale, residual, out, None),
         device,
         (stride, padding, dilation, groups, activation, variant, precision),
         (_flag(save_mask, "save_mask"),),
@@ -114,9 +121,12 @@ def _check_forward(given: Given, outs: Given, device: Any, options: _Options, fl
     x_shape, w_shape = tuple(given["input"].shape), tuple(given["weight"].shape)
     problem = problem_of(
         x_shape, "input", w_shape, "weight", stride, padding, dilation, groups, activation, call.dtype, precision,
-        bias=given["bias"] is not None, mask=save_mask,
+        bias=given["bias"] is not None, mask=save_mask, scale=given["scale"] is not None,
+        residual=given["residual"] is not None,
     )  # fmt: skip
     call.check_shape("bias", (problem.K,), "one value an output channel")
+    call.check_shape("scale", (problem.K,), "one value an output channel")
+    call.check_shape("residual", as_seen(problem.y_shape, x_shape), "the shape of the output")
     results = {"y": Result("output", as_seen(problem.y_shape, x_shape))}
     if save_mask:
         results["mask"] = Result("mask", as_seen(problem.mask_shape, x_shape))
@@ -124,7 +134,7 @@ def _check_forward(given: Given, outs: Given, device: Any, options: _Options, fl
     return call.checked(results, (choose("forward", variant, problem, call.device), problem))
 
 
-_FORWARD = Function(_check_forward, ("input", "weight", "bias"), ("y", "mask"))
+_FORWARD = Function(_check_forward, ("input", "weight", "bias", "scale", "residual"), ("y", "mask"))
 
 
 def _gradient_problem(
@@ -136,8 +146,9 @@ def _gradient_problem(
     found = [name for name in ("output", "mask", "pre_activation") if given[name] is not None]
     problem = problem_of(
         x_shape, x_name, w_shape, w_name, stride, padding, dilation, groups, activation, call.dtype, precision,
-        mask="mask" in found, **flags,
+        mask="mask" in found, scale=given["scale"] is not None, **flags,
     )  # fmt: skip
+    call.check_shape("scale", (problem.K,), "one value an output channel")
     y_shape = as_seen(problem.y_shape, x_shape)
     call.check_shape("grad_output", y_shape, "the shape of the layer's output for these arguments")
     for name in ("output", "pre_activation"):
@@ -167,6 +178,7 @@ def conv2d_input_grad(
     output: Any = None,
     mask: Any = None,
     pre_activation: Any = None,
+    scale: Any = None,
     activation: str = "identity",
     variant: str = "auto",
     precision: str = "ieee",
@@ -196,6 +208,8 @@ def conv2d_input_grad(
     pre_activation : array like grad_output, optional
         For "silu", "gelu", "gelu_tanh" and "hardswish" in place of output, which does not tell their derivative: the
         output without the activation.
+    scale : array, shape (K,), optional
+        The layer's, a factor of each filter here.
     activation, variant, precision, device
         As in `conv2d`.
     out : array of shape input_size, optional
@@ -213,7 +227,7 @@ def conv2d_input_grad(
     """
     (dx,) = calls.run(
         _INPUT_GRAD,
-        (weight, grad_output, output, mask, pre_activation, out),
+        (weight, grad_output, output, mask, pre_activation, scale, out),
         device,
         (stride, padding, dilation, groups, activation, variant, precision, input_size),
     )
@@ -230,7 +244,9 @@ def _check_input_grad(given: Given, outs: Given, device: Any, options: _Options,
     return call.checked(results, (choose("input_grad", variant, problem, call.device), problem))
 
 
-_INPUT_GRAD = Function(_check_input_grad, ("weight", "grad_output", "output", "mask", "pre_activation"), ("dx",))
+_INPUT_GRAD = Function(
+    _check_input_grad, ("weight", "grad_output", "output", "mask", "pre_activation", "scale"), ("dx",)
+)
 
 
 def conv2d_kernel_grad(
@@ -245,6 +261,7 @@ def conv2d_kernel_grad(
     output: Any = None,
     mask: Any = None,
     pre_activation: Any = None,
+    scale: Any = None,
     activation: str = "identity",
     with_bias: bool = False,
     variant: str = "auto",
@@ -270,6 +287,9 @@ def conv2d_kernel_grad(
         As in the forward pass (see `conv2d`).
     output, mask, pre_activation, activation, variant, precision, device
         As in `conv2d_input_grad`.
+    scale : array, shape (K,), optional
+        The layer's, a factor of each filter's gradient. Its own gradient is sum_{c,r,s} w dw, with the dw of a layer
+        without it.
     with_bias : bool
         Also return the gradient with respect to the bias.
     out : array of shape weight_size, or with_bias a pair of it and an array of shape (K,), optional
@@ -291,7 +311,7 @@ def conv2d_kernel_grad(
     dw_out, db_out = _outs(out, 2, "a pair (dw, db)") if with_bias else (out, None)
     dw, db = calls.run(
         _KERNEL_GRAD,
-        (input, grad_output, output, mask, pre_activation, dw_out, db_out),
+        (input, grad_output, output, mask, pre_activation, scale, dw_out, db_out),
         device,
         (stride, padding, dilation, groups, activation, variant, precision, weight_size),
         (with_bias,),
@@ -312,7 +332,9 @@ def _check_kernel_grad(given: Given, outs: Given, device: Any, options: _Options
     return call.checked(results, (choose("kernel_grad", variant, problem, call.device), problem))
 
 
-_KERNEL_GRAD = Function(_check_kernel_grad, ("input", "grad_output", "output", "mask", "pre_activation"), ("dw", "db"))
+_KERNEL_GRAD = Function(
+    _check_kernel_grad, ("input", "grad_output", "output", "mask", "pre_activation", "scale"), ("dw", "db")
+)
 
 
 def conv2d_backward(
@@ -327,6 +349,7 @@ def conv2d_backward(
     output: Any = None,
     mask: Any = None,
     pre_activation: Any = None,
+    scale: Any = None,
     activation: str = "identity",
     needs: Sequence[bool] = (True, True, True),
     variant: str = "auto",
@@ -344,7 +367,7 @@ def conv2d_backward(
         The layer's input.
     weight : array, shape (K, C/groups, R, S) or (R, S)
         The filters.
-    stride, padding, dilation, groups, output, mask, pre_activation, activation, precision, device
+    stride, padding, dilation, groups, output, mask, pre_activation, scale, activation, precision, device
         As in `conv2d_input_grad`.
     variant : str
         "fused" computes all that is needed in one pass over grad_output; a rung of the gradients' ladders such as
@@ -373,7 +396,7 @@ def conv2d_backward(
     outs = (dx_out if need_dx else None, dw_out if need_dw else None, db_out if need_db else None)
     dx, dw, db = calls.run(
         _BACKWARD,
-        (grad_output, input, weight, output, mask, pre_activation, *outs),
+        (grad_output, input, weight, output, mask, pre_activation, scale, *outs),
         device,
         (stride, padding, dilation, groups, activation, variant, precision),
         (need_dx, need_dw, need_db),
@@ -402,7 +425,7 @@ def _check_backward(given: Given, outs: Given, device: Any, options: _Options, n
 
 
 _BACKWARD = Function(
-    _check_backward, ("grad_output", "input", "weight", "output", "mask", "pre_activation"), ("dx", "dw", "db")
+    _check_backward, ("grad_output", "input", "weight", "output", "mask", "pre_activation", "scale"), ("dx", "dw", "db")
 )
 
 

@@ -49,6 +49,9 @@ class ConvProblem:
         The forward pass adds a bias; kernel_grad also returns its gradient.
     mask : bool
         The gradients read the ReLU's bit mask in place of the saved output.
+    scale, residual : bool
+        The forward pass multiplies the sum of each output channel by a number of its own before it adds the bias, and
+        adds an array of y's shape before the activation: y = phi(scale[k] * sum + b[k] + residual).
     transposed : bool
         The pass `input_grad` is the forward pass of a transposed convolution, from dy to dx: the bias, of C values, and
         the activation are applied to dx.
@@ -78,6 +81,8 @@ class ConvProblem:
     activation: str = "identity"
     bias: bool = False
     mask: bool = False
+    scale: bool = False
+    residual: bool = False
     transposed: bool = False
     precision: str = "ieee"
     dx: bool = True
@@ -113,6 +118,9 @@ class ConvProblem:
             )
         if self.mask and self.transposed:
             raise InvalidArgument("mask is given, which a transposed convolution neither saves nor reads")
+        for name in ("scale", "residual"):
+            if self.transposed and getattr(self, name):
+                raise InvalidArgument(f"{name} is given, which a transposed convolution does not take")
 
     # -- sizes -------------------------------------------------------------------------------------------------
     @property
@@ -221,8 +229,8 @@ class ConvProblem:
         text : str
             "N,C,H,W,K,R,S" and then any of "stride=2", "stride=2x1", "padding=1", "padding=1x2",
             "padding=0:1x2:3" (top:bottom x left:right), "padding=same", "dilation=2", "groups=4",
-            "dtype=float16", "activation=relu", "bias=1", "mask=1", "transposed=1",
-            "precision=tf32", "dx=0", "dw=0".
+            "dtype=float16", "activation=relu", "bias=1", "mask=1", "scale=1", "residual=1",
+            "transposed=1", "precision=tf32", "dx=0", "dw=0".
         **defaults
             Values of options that the text leaves out.
 
@@ -294,6 +302,8 @@ _OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "activation": lambda text, name: activation_name(text),
     "bias": _read_flag,
     "mask": _read_flag,
+    "scale": _read_flag,
+    "residual": _read_flag,
     "transposed": _read_flag,
     "precision": lambda text, name: known(text, PRECISIONS, name),
     "dx": _read_flag,
@@ -343,6 +353,8 @@ def _pixels(p: ConvProblem) -> int:
 _X = Operand("x", lambda p: p.x_shape)
 _W = Operand("w", lambda p: p.w_shape)
 _B = Operand("b", lambda p: (p.K,), present=lambda p: p.bias)
+_SCALE = Operand("scale", lambda p: (p.K,), present=lambda p: p.scale)
+_RESIDUAL = Operand("residual", lambda p: p.y_shape, present=lambda p: p.residual)
 _TRANSPOSED_B = Operand("b", lambda p: (p.C,), present=lambda p: p.bias and p.transposed)
 _DY = Operand("dy", lambda p: p.y_shape)
 _SAVED = Operand(
@@ -396,9 +408,9 @@ class Pass:
 PASSES = {
     entry.name: entry
     for entry in (
-        Pass("forward", "fprop", (_X, _W, _B, _Y, _MASK)),
-        Pass("input_grad", "dgrad", (_DY, _SAVED, _W, _TRANSPOSED_B, _DX)),
-        Pass("kernel_grad", "wgrad", (_DY, _SAVED, _X, _DW, _DB)),
+        Pass("forward", "fprop", (_X, _W, _SCALE, _B, _RESIDUAL, _Y, _MASK)),
+        Pass("input_grad", "dgrad", (_DY, _SAVED, _W, _SCALE, _TRANSPOSED_B, _DX)),
+        Pass("kernel_grad", "wgrad", (_DY, _SAVED, _X, _SCALE, _DW, _DB)),
         Pass(
             "backward",
             "dgrad and wgrad in one",
@@ -407,6 +419,7 @@ PASSES = {
                 _SAVED,
                 replace(_X, present=lambda p: p.dw),
                 replace(_W, present=lambda p: p.dx),
+                _SCALE,
                 replace(_DX, present=lambda p: p.dx),
                 replace(_DW, present=lambda p: p.dw),
                 _DB,

@@ -25,6 +25,11 @@ __device__ __forceinline__ Acc phi(Acc s) {
 }
 __device__ __forceinline__ Acc activate(Acc s) { return phi<ACTIVATION>(s); }
 
+// A tap of filter k as input_grad multiplies it: its scale is a factor of all that flows back through it.
+__device__ __forceinline__ Acc scaled(Acc tap, const Scalar* scale, int k) {
+    return SCALED ? tap * to_acc(scale[k]) : tap;
+}
+
 // What input_grad stores: its sum, or as a transposed convolution's forward pass phi(sum + b[c]).
 __device__ __forceinline__ Acc dx_result(Acc sum, const Scalar* b, int c) {
     return TRANSPOSED ? phi<OUTPUT_ACTIVATION>(b ? sum + to_acc(b[c]) : sum) : sum;

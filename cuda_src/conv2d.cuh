@@ -3,7 +3,8 @@
 //     x  (N, C, H, W)      input            dx, the same
 //     w  (K, C/groups, R, S)  filter        dw, the same
 //     b  (K)               bias             db, the same
-//     y  (N, K, P, Q)      output           dy, the same
+//     scale  (K)           factor of an output channel's sum
+//     y  (N, K, P, Q)      output           dy, the same; and residual, which is added before the activation
 //
 // Indices are the lower-case letters n c h w_ k r s p q; inside a filter, c counts within its group. All arrays
 // are contiguous in the order written. Every size fits an int; a product of sizes need not, so an offset into
@@ -12,6 +13,13 @@
 #include "scalar.cuh"
 
 using Index = long long;
+
+#ifndef SCALED  // whether the layer has a scale
+#define SCALED 0
+#endif
+#ifndef RESIDUAL  // whether a residual is added
+#define RESIDUAL 0
+#endif
 
 // Passed by value. The launch code packs the fields in the order in which they stand here.
 struct Conv2dShape {

@@ -55,8 +55,8 @@ struct PixelRun {
 };
 
 // Writes the sums of a tile, whose pixels may lie beyond the last image. Results know where a pixel's result for row 0
-// lies (at), how many rows there are and how far apart (rows, row_pitch), what becomes of a sum (result), and how a
-// result is formed anew of pixels alone: the padding is none, but was multiplied as zeros.
+// lies (at), how many rows there are and how far apart (rows, row_pitch), what becomes of a sum at such a place
+// (result), and how a result is formed anew of pixels alone: the padding is none, but was multiplied as zeros.
 template <class Product, class Pixels, class Results>
 __device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const Pixels& pixels,
                                               Scalar* out, const Results& results) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
             Acc values[ASIDE];
 #pragma unroll
             for (int e = 0; e < ASIDE; ++e) {
-                values[e] = results.result(m, product.sum(i, j + e));
+                values[e] = results.result(m, product.sum(i, j + e), at[e]);
                 is_nan |= isnan(values[e]);
             }
             if (adjacent && reinterpret_cast<size_t>(row + at[0]) % sizeof(Vector<ASIDE>) == 0)

@@ -18,7 +18,8 @@ struct Phase {
     __device__ __forceinline__ Offset offset(const Tap& tap) const {
         return tap_offset(shape, tap.plane, tap.i, tap.j);
     }
-    __device__ __forceinline__ Index weight(int group, int m, const Tap& tap) const {
-        return shape.w_at(group * shape.group_filters() + m, tap.plane, tap.i, tap.j);
+    // Of the filter; its scale is the epilogue's.
+    __device__ __forceinline__ Acc element(const Scalar* w, const Scalar*, int group, int m, const Tap& tap) const {
+        return to_acc(w[shape.w_at(group * shape.group_filters() + m, tap.plane, tap.i, tap.j)]);
     }
 };

@@ -19,7 +19,7 @@ __device__ __forceinline__ bool reaches_beyond(const Conv2dShape& shape, int fir
 // dx[n,c,h,w_]: naive's sum.
 __device__ __forceinline__ Scalar dx_of_pixels(const Scalar* dy, const Saved* saved, const Scalar* w,
                                                const Scalar* b, const Conv2dShape& shape, int n, int c, int h,
-                                               int w_) {
+                                               int w_, const Scalar* scale = nullptr) {
     const int group = c / shape.group_channels(), group_c = c % shape.group_channels();
     LongSum sum;
     for (int j = 0; j < shape.group_filters(); ++j)
@@ -31,7 +31,8 @@ __device__ __forceinline__ Scalar dx_of_pixels(const Scalar* dy, const Saved* sa
                 const int q_steps = w_ + shape.pad_left - s * shape.dilation_w, q = q_steps / shape.stride_w;
                 if (p_steps < 0 || p_steps % shape.stride_h != 0 || p >= shape.P) continue;
                 if (q_steps < 0 || q_steps % shape.stride_w != 0 || q >= shape.Q) continue;
-                sum.add(pre_activation_grad(dy, saved, shape, n, k, p, q) * to_acc(w[shape.w_at(k, group_c, r, s)]));
+                const Acc g = pre_activation_grad(dy, saved, shape, n, k, p, q);
+                sum.add(g * scaled(to_acc(w[shape.w_at(k, group_c, r, s)]), scale, k));
             }
     return from_acc(dx_result(sum.value(), b, c));
 }

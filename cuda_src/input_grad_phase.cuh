@@ -5,6 +5,7 @@
 // side in g, and their gradient is a convolution of unit stride with a part of the filter. No product with an inserted
 // zero is formed.
 #pragma once
+#include "activation.cuh"
 #include "packed_filter.cuh"
 
 __device__ __forceinline__ int greatest_common_divisor(int a, int b) {
@@ -61,8 +62,10 @@ struct Phase {
         const int row = rows_met.output(rows_met.tap(tap.i)), col = cols_met.output(cols_met.tap(tap.j));
         return {tap.plane, row, col, (tap.plane * shape.P + row) * shape.Q + col};
     }
-    __device__ __forceinline__ Index weight(int group, int m, const Tap& tap) const {
-        return shape.w_at(group * shape.group_filters() + tap.plane, m, rows_met.tap(tap.i), cols_met.tap(tap.j));
+    __device__ __forceinline__ Acc element(const Scalar* w, const Scalar* scale, int group, int m,
+                                           const Tap& tap) const {
+        const int k = group * shape.group_filters() + tap.plane;
+        return scaled(to_acc(w[shape.w_at(k, m, rows_met.tap(tap.i), cols_met.tap(tap.j))]), scale, k);
     }
     // Where in dx pixel (i, j) of the phase lies.
     __device__ __forceinline__ int row(int i) const { return first_h + i * shape.stride_h; }

@@ -9,9 +9,15 @@
 
 static_assert(SLICE_GROUPS >= 1 && SLICE_GROUPS <= 32, "a block has at most 32 warps, and each is of one group");
 
+#if SCALED  // which is a factor of dw, before that is rounded
+#define SCALE_PARAMETER const Scalar *__restrict__ scale,
+#else
+#define SCALE_PARAMETER
+#endif
+
 // dw or db may be left out (null).
 extern "C" __global__ void __launch_bounds__(32 * SLICE_GROUPS, 1)
-kernel_grad_total(const Acc* __restrict__ partial, Scalar* __restrict__ dw, Scalar* __restrict__ db,
+kernel_grad_total(const Acc* __restrict__ partial, SCALE_PARAMETER Scalar* __restrict__ dw, Scalar* __restrict__ db,
                   Conv2dShape shape, int slices) {
     __shared__ Acc group_sums[SLICE_GROUPS * 32];
 
@@ -33,6 +39,11 @@ kernel_grad_total(const Acc* __restrict__ partial, Scalar* __restrict__ dw, Scal
         }
         if (!is_wanted || threadIdx.y != 0) continue;
         Scalar& result = tap < shape.w_size() ? dw[tap] : db[tap - shape.w_size()];
+#if SCALED
+        const bool is_of_filter = tap < shape.w_size();
+        result = from_acc(is_of_filter ? sum.value() * to_acc(scale[tap / (shape.w_size() / shape.K)]) : sum.value());
+#else
         result = from_acc(sum.value());
+#endif
     }
 }

@@ -6,24 +6,27 @@
 
 template <FormedAnew WHAT>
 struct Outputs {
-    const Scalar *x, *w, *b;
+    const Scalar *x, *w;
+    const Epilogue epilogue;
     const Conv2dShape& shape;
     const int rows, first_k;
     const Index row_pitch;
 
-    __device__ __forceinline__ Outputs(const Scalar* x, const Scalar* w, const Scalar* b, const Conv2dShape& shape,
-                                       int group)
-        : x(x), w(w), b(b), shape(shape), rows(shape.group_filters()), first_k(group * rows),
+    __device__ __forceinline__ Outputs(const Scalar* x, const Scalar* w, const Epilogue& epilogue,
+                                       const Conv2dShape& shape, int group)
+        : x(x), w(w), epilogue(epilogue), shape(shape), rows(shape.group_filters()), first_k(group * rows),
           row_pitch(Index(shape.P) * shape.Q) {}
 
     __device__ __forceinline__ Index at(const Pixel& pixel) const {
         return shape.y_at(pixel.n, first_k, pixel.p, pixel.q);
     }
-    __device__ __forceinline__ Acc result(int m, Acc sum) const {
-        return activate(b ? sum + to_acc(b[first_k + m]) : sum);
+    // Of row m at the pixel whose row 0 lies at `at`; -1: beyond the last image.
+    __device__ __forceinline__ Acc result(int m, Acc sum, Index at) const {
+        const Acc shortcut = RESIDUAL && at >= 0 ? to_acc(epilogue.residual[at + m * row_pitch]) : Acc(0);
+        return activate(epilogue.pre_activation(sum, first_k + m, shortcut));
     }
     __device__ __forceinline__ void form_anew(Scalar& element, int m, const Pixel& pixel) const {
         if (WHAT == NOT_FINITE || meets_padding(shape, pixel.p, pixel.p + 1, pixel.q, pixel.q + 1))
-            element = y_of_pixels(x, w, b, shape, pixel.n, first_k + m, pixel.p, pixel.q);
+            element = y_of_pixels(x, w, epilogue, shape, pixel.n, first_k + m, pixel.p, pixel.q);
     }
 };

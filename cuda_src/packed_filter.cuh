@@ -85,10 +85,11 @@ struct Tap {
     }
 };
 
-// A thread packs one row of one slice. Warps have 32 rows, of slices that follow each other: what these read of a row
-// lies side by side in w.
+// A thread packs one row of one slice; of an input gradient, with its filters' scale. Warps have 32 rows, of slices that
+// follow each other: what these read of a row lies side by side in w.
 template <class Phase, class Layout = RowsAside>
-__device__ __forceinline__ void pack_filter(const Scalar* w, Acc* scratch, const Conv2dShape& shape, int slices) {
+__device__ __forceinline__ void pack_filter(const Scalar* w, Acc* scratch, const Conv2dShape& shape, int slices,
+                                            const Scalar* scale = nullptr) {
     const PackedFilter<Phase, Layout> packed(scratch, shape, slices);
     // Where am I: row m of a tile, consecutive in threadIdx.x.
     const Index thread = Index(blockIdx.x) * THREADS + threadIdx.x, warp = thread / 32;
@@ -106,8 +107,9 @@ __device__ __forceinline__ void pack_filter(const Scalar* w, Acc* scratch, const
     Tap tap(slice, max(phase.down, 1), max(phase.across, 1));
     for (int d = 0; d < DEPTH; ++d) {
         const bool inside = slice * DEPTH + d < phase.depth;
-        Layout::put(rows, d, m,
-                    exists && inside ? to_acc(w[phase.weight(group, tile * TILE_M + m, tap)]) : Acc(0));
+        Acc element = 0;
+        if (exists && inside) element = phase.element(w, scale, group, tile * TILE_M + m, tap);
+        Layout::put(rows, d, m, element);
         if (tells_offsets) offsets[d] = inside ? phase.offset(tap) : Offset{0, NOWHERE, 0, 0};
         tap.advance(phase.down, phase.across);
     }

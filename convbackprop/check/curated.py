@@ -71,6 +71,11 @@ CURATED = (
     Curated(
         "2,4,13,12,6,3,2,groups=2,stride=2x1,dilation=1x2,padding=2:0x1:3", "integers, everything at once", "integers"
     ),
+    Curated("2,6,9,11,10,3,3,groups=2,padding=1,scale=1", "a scale, which no two channels share, and a bias"),
+    Curated("2,3,9,11,5,3,3,padding=1,residual=1", "a residual, which is added before the activation"),
+    Curated("2,5,12,13,6,3,2,stride=2,padding=1,scale=1,residual=1,bias=0", "scale and residual, with a stride"),
+    Curated("1,34,7,9,66,3,3,padding=1,scale=1,residual=1", "scale and residual of more filters than a tile of 64"),
+    Curated("2,3,8,7,4,3,3,padding=1,scale=1,residual=1", "integers with scale and residual", "integers"),
     Curated("2,6,9,8,6,3,3,groups=6,padding=1,transposed=1", "a transposed convolution of single channels"),
     Curated("1,2,11,30,2,5,9,groups=2,padding=2x4,transposed=1", "a transposed one with a large filter"),
     Curated("2,3,9,12,4,3,2,stride=2x3,padding=1,transposed=1", "a transposed one whose last pixels see the bias only"),

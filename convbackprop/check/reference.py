@@ -156,12 +156,25 @@ def correlate_images(problem: ConvProblem, x: Array, g: Array) -> Array:
     return total.reshape(problem.w_shape)
 
 
+def _factors(problem: ConvProblem, given: Mapping[str, Array]) -> Array:
+    """Return the scale of each filter, shape (K, 1, 1, 1)."""
+    if not problem.scale:
+        return np.ones((problem.K, 1, 1, 1), exact_dtype(problem))
+    return given["scale"].astype(exact_dtype(problem)).reshape(-1, 1, 1, 1)
+
+
 # -- answer and bound ------------------------------------------------------------------------------------------------
 def _finished(problem: ConvProblem, total: Array, size: Array, given: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Return a layer's sums and their magnitudes with bias and, in the sums, the activation."""
+    """Return a layer's sums and their magnitudes with scale, bias, residual and, in the sums, the activation."""
+    if problem.scale:
+        scale = _factors(problem, given).reshape(-1, 1, 1)
+        total, size = total * scale, size * abs(scale)
     if problem.bias:
         bias = given["b"].astype(total.dtype).reshape(-1, 1, 1)
         total, size = total + bias, size + abs(bias)
+    if problem.residual:
+        residual = given["residual"].astype(total.dtype)
+        total, size = total + residual, size + abs(residual)
     return activation(problem.activation).value(np, total), size
 
 
@@ -175,7 +188,7 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
     problem : ConvProblem
         The sizes.
     given : mapping of str to numpy.ndarray
-        The pass's inputs by operand name: x, w, b or dy, saved, and w or x.
+        The pass's inputs by operand name: x, w, b or dy, saved, and w or x; and scale and residual, if it has them.
 
     Returns
     -------
@@ -191,13 +204,14 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
         g, g_size = pre_activation_grad(problem, given["dy"], given.get("saved"))
         results = {}
         if pass_name == "input_grad" or (pass_name == "backward" and problem.dx):
-            w = given["w"]
+            w = given["w"].astype(g.dtype) * _factors(problem, given)
             total, size = correlate_back(problem, g, w), correlate_back(problem, g_size, abs(w))
             is_output = problem.transposed and pass_name == "input_grad"
             results["dx"] = _finished(problem, total, size, given) if is_output else (total, size)
         if pass_name == "kernel_grad" or (pass_name == "backward" and problem.dw):
             x = given["x"]
-            results["dw"] = (correlate_images(problem, x, g), correlate_images(problem, abs(x), g_size))
+            total, size = correlate_images(problem, x, g), correlate_images(problem, abs(x), g_size)
+            results["dw"] = (total * _factors(problem, given), size * abs(_factors(problem, given)))
         if pass_name != "input_grad" and problem.bias:
             results["db"] = (g.sum(axis=(0, 2, 3)), g_size.sum(axis=(0, 2, 3)))
         return results
@@ -209,9 +223,10 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
     With n products in a sum, u the accumulator's unit round-off and gamma(n) = n u / (1 - n u), the classical bound for
     any order of summation is gamma(n + 2) * sum|a||b| (N. J. Higham, "Accuracy and Stability of Numerical Algorithms",
     2002, sections 3.1 and 4.2; the 2 more are for adding the bias, or for forming g, which with some activations takes
-    more than 2). Round-offs of long sums mostly cancel, so it is capped at 8 sqrt(n + 2) u sum|a||b|: a kernel that
-    keeps one running sum of all pixels exceeds that. On top come evaluating the activation, rounding to the stored
-    type, and one subnormal number.
+    more than 2). A scale is one more multiplication, of a sum or of each tap, and a residual one more addition: each
+    makes it gamma of one more. Round-offs of long sums mostly cancel, so it is capped at 8 sqrt(n + 2) u sum|a||b|: a
+    kernel that keeps one running sum of all pixels exceeds that. On top come evaluating the activation, rounding to the
+    stored type, and one subnormal number.
 
     Where factors may be rounded to TF32, a product a b is off by (1 + t)^2 - 1 = 2 t + t^2 of |a b| at most, with
     t = 2^-11: 11 significant bits, rounded to nearest. These errors need not cancel, so that they are not capped. Cut
@@ -236,6 +251,7 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
     phi = activation(problem.activation)
     is_output = name == "y" or (name == "dx" and problem.transposed)
     more = 2 if is_output else phi.grad_round_offs
+    more += (problem.scale and name != "db") + (problem.residual and name == "y")
     factor = (8 * math.sqrt(n + 2) + more - 2) * u
     if (n + more) * u < 1:
         factor = min(factor, (n + more) * u / (1 - (n + more) * u))

@@ -78,6 +78,8 @@ def inputs(
     biases = problem.C if problem.transposed and pass_name == "input_grad" else problem.K
     made = {name: fill(shape, problem.dtype, data, rng) for name, shape in
             (("x", problem.x_shape), ("w", problem.w_shape), ("b", (biases,)), ("dy", problem.y_shape))}  # fmt: skip
+    options = (("scale", problem.scale, (problem.K,)), ("residual", problem.residual, problem.y_shape))
+    made |= {name: fill(shape, problem.dtype, data, rng) for name, wanted, shape in options if wanted}
     made |= own or {}
     if pass_name != "forward" and problem.saved and "saved" not in made:
         made["saved"] = reference.saved_by_forward(problem, made)

@@ -73,12 +73,14 @@ _GEOMETRY = {
 }
 _HOW = {"activation": ("'identity'", _WORDS), "variant": ("'auto'", _WORDS), "device": ("'cpu'", _WORDS)}
 _X, _W, _Y = _zeros(2, 2, 5, 5), _zeros(3, 2, 3, 3), _zeros(2, 3, 3, 3)
-_SAVED = {"output": ("None", (*_ARRAYS, _Y)), "mask": ("None", (*_ARRAYS, _zeros(2, 3, 3, 1, dtype="uint8")))}
+_SAVED = {"output": ("None", (*_ARRAYS, _Y)), "mask": ("None", (*_ARRAYS, _zeros(2, 3, 3, 1, dtype="uint8"))),
+          "scale": ("None", (*_ARRAYS, _zeros(3)))}  # fmt: skip
 
 #: The arguments of each function: what is right, and what may take its place.
 _FUNCTIONS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "conv2d": {
         "input": (_X, _ARRAYS), "weight": (_W, _ARRAYS), "bias": ("None", (*_ARRAYS, _zeros(3))), **_GEOMETRY, **_HOW,
+        "scale": ("None", (*_ARRAYS, _zeros(3))), "residual": ("None", (*_ARRAYS, _Y)),
         "out": ("None", (*_ARRAYS, _Y)), "save_mask": ("False", _FLAGS),
     },
     "conv2d_input_grad": {

@@ -124,6 +124,8 @@ class Fuzzer:
                 own = taken_by(variant, kind)
                 if "reference" in self._parts:
                     found = {**own, "transposed": variant.takes_transposed and not own["mask"] and rng.random() < 0.3}
+                    for name in ("scale", "residual"):
+                        found[name] = variant.takes(name) and not found["transposed"] and rng.random() < 0.3
                     self._hold(
                         variant, "reference", self._compared(variant, device, found, tunables), int(_COMPARED * scale)
                     )

@@ -70,7 +70,7 @@ _MANY, _MANY_TIMED = "8,64,56,56,64,3,3,padding=1", "1,32,28,28,32,3,3,padding=1
 
 
 def _all(p: ConvProblem) -> bool:
-    return not p.transposed
+    return not (p.transposed or p.scale or p.residual)
 
 
 def _one_channel(p: ConvProblem) -> bool:

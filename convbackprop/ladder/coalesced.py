@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from convbackprop.devices.gpus import Target
-from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scaled
 from convbackprop.ladder.requirements import countable, tiles_countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import WIDEST, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
@@ -168,7 +168,7 @@ ENTRIES = (
         launches=(
             Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
                    integers=lambda p, t: (kernel_grad_blocks(p, t),)),
-            total(kernel_grad_blocks),
+            *total_or_scaled(kernel_grad_blocks),
         ),
         tunables={**TUNABLES, "ROWS": replace(ROWS, cuda=32, cpu=32), **TOTAL},
         specialise=kernel_grad_constants,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from convbackprop.devices.gpus import Target
-from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scaled
 from convbackprop.ladder.requirements import LARGEST, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import limit, most_slices, taps
 from convbackprop.ladder.variant import (
@@ -414,9 +414,15 @@ def enough_rows(pass_name: str, enough: Callable[[ConvProblem], int]) -> Callabl
     return rule
 
 
-def _enough(p: ConvProblem) -> int:
-    """Return from how many rows on it beats tiles in registers, or tiled, where these are refused."""
-    return 8 if unit_stride(p) or unit_dilation(p) else 16
+def _enough(pass_name: str) -> Callable[[ConvProblem], int]:
+    """Return the rule from how many rows on it beats tiles in registers, tiled, or naive, as each refuses more."""
+
+    def rule(p: ConvProblem) -> int:
+        if pass_name != "kernel_grad" and (p.scale or (p.residual and pass_name == "forward")):
+            return 4
+        return 8 if unit_stride(p) or unit_dilation(p) else 16
+
+    return rule
 
 
 def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
@@ -428,7 +434,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         requires=requires(pass_name),
         auto_on=("cuda",),
         unproven=True,
-        auto_not=enough_rows(pass_name, _enough),
+        auto_not=enough_rows(pass_name, _enough(pass_name)),
         **more,
     )
 
@@ -437,19 +443,20 @@ ENTRIES = (
     _entry(
         "forward",
         Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
-        Launch("forward", ("x", "w", "scratch", "b", "y"), _split_grid("forward"), block("THREADS"),
-               integers=_slices_in_a_split("forward"), shared_bytes=_shared_bytes("forward", True)),
-        _run_total("forward", "x", "w", "scratch", "b", "y"),
+        Launch("forward", ("x", "w", "scratch", "scale", "b", "residual", "y"), _split_grid("forward"),
+               block("THREADS"), integers=_slices_in_a_split("forward"), shared_bytes=_shared_bytes("forward", True)),
+        _run_total("forward", "x", "w", "scratch", "scale", "b", "residual", "y"),
         PACK_MASK,
         tunables=_tunables("forward"),
         scratch=_scratch("forward"),
     ),
     _entry(
         "input_grad",
-        Launch("pack", ("w", "scratch"), pack_grid("input_grad"), block("THREADS"), integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), _split_grid("input_grad"), block("THREADS"),
-               integers=_slices_in_a_split("input_grad"), shared_bytes=_shared_bytes("input_grad", True)),
-        _run_total("input_grad", "dy", "saved", "w", "b", "scratch", "dx"),
+        Launch("pack", ("w", "scale", "scratch"), pack_grid("input_grad"), block("THREADS"),
+               integers=slices("input_grad")),
+        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "scratch", "dx"), _split_grid("input_grad"),
+               block("THREADS"), integers=_slices_in_a_split("input_grad"), shared_bytes=_shared_bytes("input_grad", True)),
+        _run_total("input_grad", "dy", "saved", "w", "scale", "b", "scratch", "dx"),
         tunables=_tunables("input_grad"),
         scratch=_scratch("input_grad"),
     ),
@@ -457,7 +464,7 @@ ENTRIES = (
         "kernel_grad",
         Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
                integers=_kernel_grad_integers, shared_bytes=_kernel_grad_bytes),
-        total(kernel_grad_splits),
+        *total_or_scaled(kernel_grad_splits),
         tunables={**_tunables("kernel_grad"), **TOTAL},
         scratch=lambda p, t: kernel_grad_splits(p, t) * taps(p),
     ),

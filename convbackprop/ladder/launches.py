@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import Constants, Geometry, Launch, Tunable, ceil_div
@@ -46,3 +47,9 @@ def total(
     return Launch("kernel_grad_total", ("scratch", "dw", "db"),
                   lambda p, t: (ceil_div(taps(p), threads(p, t)[0] * t["TAPS_EACH"]),),
                   threads, integers=lambda p, t: (slices(p, t),), when=when)  # fmt: skip
+
+
+def total_or_scaled(slices: Callable[[ConvProblem, Constants], int]) -> tuple[Launch, Launch]:
+    """Return the launch of `total`, and the one in its place of a layer with a scale."""
+    plain = total(slices, when=lambda p, t: not p.scale)
+    return plain, replace(plain, operands=("scratch", "scale", "dw", "db"), when=lambda p, t: p.scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, one_thread_each, total
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, one_thread_each, total_or_scaled
 from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.variant import MAX_GRID, Constants, Launch, Tunable, Variant, ceil_div
 from convbackprop.problem import ConvProblem
@@ -22,7 +22,8 @@ ENTRIES = (
         "forward",
         "naive",
         launches=(
-            Launch("forward", ("x", "w", "b", "y"), one_thread_each(lambda p: math.prod(p.y_shape)), block("THREADS")),
+            Launch("forward", ("x", "w", "scale", "b", "residual", "y"),
+                   one_thread_each(lambda p: math.prod(p.y_shape)), block("THREADS")),
             PACK_MASK,
         ),
         tunables=TUNABLES,
@@ -31,7 +32,7 @@ ENTRIES = (
         "input_grad",
         "naive",
         launches=(
-            Launch("input_grad", ("dy", "saved", "w", "b", "dx"),
+            Launch("input_grad", ("dy", "saved", "w", "scale", "b", "dx"),
                    one_thread_each(lambda p: math.prod(p.x_shape)), block("THREADS")),
         ),
         tunables=TUNABLES,
@@ -43,7 +44,7 @@ ENTRIES = (
         launches=(
             Launch("kernel_grad", ("dy", "saved", "x", "scratch"),
                    lambda p, t: (ceil_div(taps(p), t["THREADS"]), kernel_grad_slices(p, t)), block("THREADS")),
-            total(kernel_grad_slices),
+            *total_or_scaled(kernel_grad_slices),
         ),
         tunables={**TUNABLES, **TOTAL},
         scratch=lambda p, t: kernel_grad_slices(p, t) * taps(p),

@@ -16,7 +16,7 @@ from convbackprop.ladder.coalesced import (
     one_source,
     vectors,
 )
-from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total, total_or_scaled
 from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import WIDEST, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
@@ -248,7 +248,7 @@ ENTRIES = (
         launches=(
             Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
                    integers=lambda p, t: (_kernel_grad_blocks(p, t),), shared_bytes=_shared_bytes(_kernel_grad_tile)),
-            total(_kernel_grad_blocks),
+            *total_or_scaled(_kernel_grad_blocks),
         ),
         tunables={**TUNABLES, **TOTAL},
         specialise=_strided(kernel_grad_constants),

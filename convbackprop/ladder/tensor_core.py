@@ -22,7 +22,7 @@ from convbackprop.ladder.implicit_gemm import (
     slices_of,
     widths,
 )
-from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scaled
 from convbackprop.ladder.pipelined import unseen
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
@@ -56,12 +56,12 @@ def _parts(pass_name: str, p: ConvProblem) -> tuple[int, int]:
     """Return of how many numbers an element of each factor is the sum: LEFT_PARTS, RIGHT_PARTS.
 
     2 of float32, and 1 where it may be rounded to TF32; but db, the sum of a left factor, is not rounded. 2 of a g
-    in 16 bits, unless that is dy or 0, a 16-bit number.
+    in 16 bits, unless that is dy or 0, a 16-bit number; and of a filter that is scaled.
     """
     if p.dtype == "float32":
         return (1 + (pass_name == "kernel_grad" and p.bias), 1) if p.is_tf32 else (2, 2)
     rounded = p.saved is not None and p.activation not in EXACT_GRADS
-    return {"forward": (1, 1), "input_grad": (1, 1 + rounded), "kernel_grad": (1 + rounded, 1)}[pass_name]
+    return {"forward": (1, 1), "input_grad": (1 + p.scale, 1 + rounded), "kernel_grad": (1 + rounded, 1)}[pass_name]
 
 
 def _longest(pass_name: str, p: ConvProblem, run: int) -> int:
@@ -319,7 +319,7 @@ ENTRIES = (
     _entry(
         "forward",
         Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
-        Launch("forward", ("x", "w", "scratch", "b", "y"), _grid("forward"), block("THREADS"),
+        Launch("forward", ("x", "w", "scratch", "scale", "b", "residual", "y"), _grid("forward"), block("THREADS"),
                integers=slices("forward"), shared_bytes=_shared_bytes),
         PACK_MASK,
         tunables=_tunables("forward"),
@@ -327,8 +327,9 @@ ENTRIES = (
     ),
     _entry(
         "input_grad",
-        Launch("pack", ("w", "scratch"), pack_grid("input_grad"), block("THREADS"), integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
+        Launch("pack", ("w", "scale", "scratch"), pack_grid("input_grad"), block("THREADS"),
+               integers=slices("input_grad")),
+        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
                integers=slices("input_grad"), shared_bytes=_shared_bytes),
         tunables=_tunables("input_grad"),
         scratch=_packed_elements("input_grad"),
@@ -337,7 +338,7 @@ ENTRIES = (
         "kernel_grad",
         Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
                integers=lambda p, t: (int(p.bias), _slices_of_split(p, t)), shared_bytes=_kernel_grad_bytes),
-        total(_splits),
+        *total_or_scaled(_splits),
         tunables={**_tunables("kernel_grad"), **TOTAL},
         scratch=lambda p, t: _splits(p, t) * taps(p),
     ),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from convbackprop.devices.gpus import Target
-from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
+from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scaled
 from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.variant import MAX_GRID, Constants, Launch, Requirement, Tunable, Variant, ceil_div
 from convbackprop.problem import ConvProblem
@@ -164,7 +164,7 @@ ENTRIES = (
         launches=(
             Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
                    shared_bytes=kernel_grad_bytes),
-            total(kernel_grad_slices),
+            *total_or_scaled(kernel_grad_slices),
         ),
         tunables={**KERNEL_GRAD, **TOTAL},
         scratch=lambda p, t: kernel_grad_slices(p, t) * taps(p),

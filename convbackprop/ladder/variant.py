@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from convbackprop.devices.gpus import Target
 from convbackprop.errors import LaunchFailed
-from convbackprop.problem import ConvProblem
+from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import head_comment, source_root
 
 Constants = Mapping[str, int]
@@ -154,7 +154,11 @@ class Variant:
     @property
     def takes_transposed(self) -> bool:
         """Whether it computes a transposed convolution's forward pass too."""
-        return self.pass_name == "input_grad" and any("b" in launch.operands for launch in self.launches)
+        return self.pass_name == "input_grad" and self.takes("b")
+
+    def takes(self, operand: str) -> bool:
+        """Return whether a launch takes this array."""
+        return any(operand in launch.operands for launch in self.launches)
 
     @property
     def path(self) -> Path:
@@ -174,7 +178,9 @@ class Variant:
         """
         if device_kind is not None and device_kind not in self.runs_on:
             return f"it is written for {' and '.join(self.runs_on)}; it does not run on {device_kind}"
-        sentences = (requirement(problem) for requirement in (self._transposed, *self.requires, self._grid_fits))
+        sentences = (
+            requirement(problem) for requirement in (self._transposed, self._options, *self.requires, self._grid_fits)
+        )
         return next(filter(None, sentences), None)
 
     def _transposed(self, problem: ConvProblem) -> str | None:
@@ -184,6 +190,11 @@ class Variant:
         if self.pass_name != "input_grad":
             return "a transposed convolution is computed by the pass input_grad"
         return "it takes no bias b, which a transposed convolution adds to dx"
+
+    def _options(self, problem: ConvProblem) -> str | None:
+        """A layer's scale and residual must be taken by a launch."""
+        wanted = (o.name for o in PASSES[self.pass_name].present(problem) if o.name in ("scale", "residual"))
+        return next((f"it takes no {name}" for name in wanted if not self.takes(name)), None)
 
     def _grid_fits(self, problem: ConvProblem) -> str | None:
         """Its grids must be within CUDA's limits, with the constants of every kind of device."""

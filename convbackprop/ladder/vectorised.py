@@ -9,7 +9,7 @@ from convbackprop.devices.cpu_level import cpu_vector_bytes
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder import fused
 from convbackprop.ladder.coalesced import kernel_grad_blocks, kernel_grad_grid, registers
-from convbackprop.ladder.launches import TOTAL, block, total
+from convbackprop.ladder.launches import TOTAL, block, total_or_scaled
 from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
 from convbackprop.ladder.variant import Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
@@ -127,7 +127,10 @@ ENTRIES = (
     Variant(
         "forward",
         "vectorised",
-        launches=(Launch("forward", ("x", "w", "b", "y", "mask"), correlation_grid(True), block("THREADS")),),
+        launches=(
+            Launch("forward", ("x", "w", "scale", "b", "residual", "y", "mask"), correlation_grid(True),
+                   block("THREADS")),
+        ),
         tunables=TUNABLES,
         specialise=correlation_constants(True),
         requires=(unit_stride, unit_dilation, countable),
@@ -148,7 +151,7 @@ ENTRIES = (
         launches=(
             Launch("kernel_grad", ("dy", "saved", "x", "scratch"), kernel_grad_grid, block("THREADS"),
                    integers=lambda p, t: (kernel_grad_blocks(p, t),)),
-            total(kernel_grad_blocks),
+            *total_or_scaled(kernel_grad_blocks),
         ),
         tunables={**TUNABLES, **TOTAL},
         specialise=kernel_grad_constants,

@@ -91,7 +91,7 @@ def _enough(pass_name: str) -> Callable[[ConvProblem], int]:
     """
 
     def rule(p: ConvProblem) -> int:
-        if unit_stride(p) or unit_dilation(p):
+        if unit_stride(p) or unit_dilation(p) or (pass_name == "input_grad" and p.scale):
             return 1 if pass_name == "input_grad" else 4
         enough = 32 if pass_name == "kernel_grad" or p.R * p.S == 1 else 64
         columns = p.W if pass_name == "input_grad" else p.Q

@@ -30,8 +30,8 @@ from convbackprop.problem import PASSES, ConvProblem, bytes_of
 
 #: The operand that an argument is for the kernels; of output, mask and pre_activation at most one is given.
 OPERANDS = {
-    "input": "x", "weight": "w", "bias": "b", "grad_output": "dy", "output": "saved", "mask": "saved",
-    "pre_activation": "saved",
+    "input": "x", "weight": "w", "bias": "b", "scale": "scale", "residual": "residual", "grad_output": "dy",
+    "output": "saved", "mask": "saved", "pre_activation": "saved",
 }  # fmt: skip
 
 #: Scratch memory for the cpu device of up to so many bytes is kept for the next call.

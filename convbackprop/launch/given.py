@@ -23,7 +23,7 @@ class Arguments:
 
     def __init__(self, device: str | None, given: Mapping[str, Any]) -> None:
         # None is no array, and refused below, except for those that may be left out.
-        optional = ("bias", "output", "mask", "pre_activation")
+        optional = ("bias", "scale", "residual", "output", "mask", "pre_activation")
         self.arrays = {name: array for name, array in given.items() if array is not None or name not in optional}
         (first, like), *others = self.arrays.items()
         self.library = arrays.library_of(like, first)

@@ -37,10 +37,12 @@ def constants_of(
 ) -> dict[str, object]:
     """Return what is known at compile time, by the name under which the .cu file knows it."""
     constants = variant.constants(target, problem, alignment)
+    options = {"SCALED": problem.scale, "RESIDUAL": problem.residual and variant.pass_name == "forward"}
     return {
         "SCALAR": problem.dtype,
         **activations.constants(problem.activation, problem.transposed),
         "SAVED": "MaskByte" if problem.mask and variant.pass_name != "forward" else "Scalar",
+        **{name: 1 for name, wanted in options.items() if wanted},
         **{name: value for name, value in constants.items() if name.isupper()},
     }
 

@@ -104,6 +104,21 @@ def forward(call: Callable[..., Tensor], info: Any, dims: Sequence[int | None], 
     return fold.split_images(y, _own_ndim(x, dims[0])), 0
 
 
+def scaled_forward(
+    call: Callable[..., Tensor], info: Any, dims: Sequence[int | None], *arguments: Any
+) -> tuple[Tensor, int]:
+    """Carry out a batch of `epilogue.layer`, whose arguments are those of `forward` with a scale and a residual."""
+    x, w, b, scale, residual, stride, padding, dilation, groups, *how = arguments
+    fold = _Fold(info.batch_size, dims[1] is None and dims[2] is None and dims[3] is None)
+    y = call(
+        fold.images(x, dims[0]), fold.filters(w, dims[1]), None if b is None else fold.bias(b, dims[2]),
+        None if scale is None else fold.bias(scale, dims[3]),
+        None if residual is None else fold.images(residual, dims[4]),
+        stride, padding, dilation, fold.groups(groups), *how,
+    )  # fmt: skip
+    return fold.split_images(y, _own_ndim(x, dims[0])), 0
+
+
 def contraction(
     call: Callable[..., Tensor], info: Any, dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:

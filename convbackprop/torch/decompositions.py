@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from convbackprop.activations import torch_function
-from convbackprop.torch import operators
+from convbackprop.torch import epilogue, operators
 
 Tensor = torch.Tensor
 
@@ -43,6 +43,15 @@ def forward(
     return torch_function(activation)(_like(s, x.ndim))
 
 
+def scaled_forward(
+    x: Tensor, w: Tensor, b: Tensor | None, scale: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str, variant: str, precision: str,
+) -> Tensor:  # fmt: skip
+    """Return phi(scale (x * w) + b + residual)."""
+    products = forward(x, w, None, stride, padding, dilation, groups, "identity", variant, precision)
+    return epilogue.in_steps(products, b, scale, residual, activation)
+
+
 def input_grad(
     size: Sequence[int], w: Tensor, g: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     groups: int, variant: str, precision: str,
@@ -60,4 +69,4 @@ def input_grad(
     return _like(padded[:, :, top : top + height, left : left + width], len(size))
 
 
-TABLE = {operators.forward: forward, operators.input_grad: input_grad}
+TABLE = {operators.forward: forward, operators.scaled_forward: scaled_forward, operators.input_grad: input_grad}

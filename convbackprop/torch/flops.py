@@ -29,6 +29,12 @@ def forward(x: Size, w: Size, *_: Any, out_shape: Size) -> int:
     return conv_flop_count(_whole(x), _whole(w), _whole(out_shape))  # type: ignore[no-any-return, arg-type]
 
 
+@register_flop_formula(torch.ops.convbackprop.scaled_forward)
+def scaled_forward(x: Size, w: Size, *_: Any, out_shape: Size) -> int:
+    """Count x * w: PyTorch counts nothing of a batch norm or a sum."""
+    return conv_flop_count(_whole(x), _whole(w), _whole(out_shape))  # type: ignore[no-any-return, arg-type]
+
+
 def _input_grad(w: Size, g: Size, size: Size) -> int:
     return conv_flop_count(_whole(g), _whole(w), _whole(size), transposed=True)  # type: ignore[no-any-return, arg-type]
 

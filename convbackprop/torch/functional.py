@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from convbackprop.activations import saved_by, torch_function
 from convbackprop.errors import InvalidType
-from convbackprop.torch import decompositions, direct, functions, operators
+from convbackprop.torch import decompositions, direct, epilogue, functions, operators
 from convbackprop.torch.options import normalized, precision_of
 
 Tensor = torch.Tensor
@@ -29,11 +30,13 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
     *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
     activation: str = "identity",
     variant: str = "auto",
     precision: str | None = None,
 ) -> Tensor:
-    """Compute a convolutional layer's output, y = phi(x * w + b), differentiably.
+    """Compute a convolutional layer's output, y = phi(x * w + b), or phi(scale (x * w) + b + residual), differentiably.
 
     The arguments of torch.nn.functional.conv2d, and the activation. Under autocast, float32 tensors are taken in
     autocast's dtype, as torch does. Also as torch's, y and the gradients are channels_last where input or weight is;
@@ -54,6 +57,12 @@ def conv2d(
         As in `convbackprop.conv2d`.
     groups : int
         Divides both numbers of channels.
+    scale : Tensor, shape (K,), optional
+        Factor of each output channel's sum, before the bias is added: with the bias as its shift, a batch norm whose
+        statistics are frozen (`nn.fuse_frozen_batch_norm`).
+    residual : Tensor, shape (N, K, P, Q), or without the axes that input lacks, optional
+        Added before the activation. Under torch.func.jvp, torch.jit.trace and torch.onnx.export scale and residual are
+        steps of their own.
     activation : str
         As in `convbackprop.conv2d`. Its derivative is formed from y, or for "silu", "gelu", "gelu_tanh" and
         "hardswish" from the pre-activation, which is then kept beside y.
@@ -75,36 +84,50 @@ def conv2d(
         know either.
     """
     geometry = (stride, padding, dilation, groups)
-    if direct.possible(input, weight, bias):
+    has_options = scale is not None or residual is not None
+    if not has_options and direct.possible(input, weight, bias):
         return direct.layer(input, weight, bias, geometry, activation, (variant, precision_of(precision, input)))
-    if has_torch_function((input, weight, bias)):  # subclasses with a say of their own, and torch.fx's proxies
+    given = (input, weight, bias, scale, residual)
+    if has_torch_function(given):  # subclasses with a say of their own, and torch.fx's proxies
+        more: dict[str, Any] = {"scale": scale, "residual": residual} if has_options else {}
         return handle_torch_function(  # type: ignore[no-any-return]
-            conv2d, (input, weight, bias), input, weight, bias, *geometry, activation=activation, variant=variant,
+            conv2d, given, input, weight, bias, *geometry, **more, activation=activation, variant=variant,
             precision=precision,
         )  # fmt: skip
-    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
-        if tensor is not None or name != "bias":
+    for name, tensor in zip(("input", "weight", "bias", "scale", "residual"), given, strict=True):
+        if tensor is not None or name in ("input", "weight"):
             check_tensor(tensor, name)
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     options = (_untraced if tracing else normalized)(weight, geometry, activation)
-    input, weight, bias = in_autocast(input, weight, bias)
+    input, weight, bias, scale, residual = in_autocast(input, weight, bias, scale, residual)
     *geometry_only, name = options
     how = (variant, precision_of(precision, input))
     layer = operators.forward if tracing else functions.layer  # a traced program calls the operator
     if torch.onnx.is_in_onnx_export():
         layer = decompositions.forward
+    if has_options:
+        if tracing or torch.onnx.is_in_onnx_export() or functions.in_forward_mode():
+            products = layer(input, weight, None, *geometry_only, "identity", *how)
+            return epilogue.in_steps(products, bias, scale, residual, name)
+        layer = functools.partial(_with_options, scale, residual)
     if saved_by(name) == "pre_activation":  # it is an intermediate result, which PyTorch keeps and differentiates
         return torch_function(name)(layer(input, weight, bias, *geometry_only, "identity", *how))  # type: ignore[no-any-return]
     return layer(input, weight, bias, *options, *how)
 
 
-def in_autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _with_options(
+    scale: Tensor | None, residual: Tensor | None, x: Tensor, w: Tensor, b: Tensor | None, *options: Any
+) -> Tensor:
+    return epilogue.layer(x, w, b, scale, residual, *options)
+
+
+def in_autocast(input: Tensor, *others: Tensor | None) -> Any:
     """Return the tensors, under autocast those of float32 in its dtype."""
     kind = input.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return input, weight, bias
+        return input, *others
     dtype = torch.get_autocast_dtype(kind)
-    return _cast(input, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
+    return tuple(None if tensor is None else _cast(tensor, dtype) for tensor in (input, *others))
 
 
 def _untraced(weight: Tensor, *options: Any) -> Any:

@@ -146,6 +146,11 @@ class _LayerForwardMode(Layer):
         return before_activation(functools.reduce(torch.add, terms), y, activation)
 
 
+def in_forward_mode() -> bool:
+    """Return whether derivatives are taken along with the values."""
+    return getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+
+
 def layer(*arguments: Any) -> Tensor:
     """Return phi(x * w + b), differentiable.
 
@@ -153,8 +158,7 @@ def layer(*arguments: Any) -> Tensor:
     """
     # What is saved for forward mode holds y, which holds what it was saved in. Torch breaks that circle, but not where
     # a checkpoint stops computing anew: y would then stay in memory until Python looks for circles.
-    in_forward_mode = getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
-    function = _LayerForwardMode if in_forward_mode and not torch.compiler.is_compiling() else Layer
+    function = _LayerForwardMode if in_forward_mode() and not torch.compiler.is_compiling() else Layer
     return function.apply(*arguments)  # type: ignore[no-any-return]
 
 

@@ -52,6 +52,14 @@ def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     return formatted(y, x, w)
 
 
+def _scaled_forward(
+    x: Tensor, w: Tensor, b: Tensor | None, scale: Tensor | None, residual: Tensor | None, *options: Any
+) -> Tensor:
+    *geometry, activation, variant, precision = options
+    own = {"scale": scale, "residual": residual, "activation": activation, "variant": variant, "precision": precision}
+    return formatted(ops.conv2d(x, w, b, *_for_kernels(*geometry), **own), x, w)
+
+
 def _input_grad(size: Sequence[int], w: Tensor, g: Tensor, *options: Any) -> Tensor:
     *geometry, variant, precision = options
     own = {"variant": variant, "precision": precision}
@@ -94,7 +102,7 @@ def _check_alike(**tensors: Tensor | None) -> None:
 
 def _output_shape(
     x_shape: Sequence[Any], w_shape: Sequence[Any], like: Tensor, geometry: Sequence[Any], activation: str,
-    variant: str, precision: str,
+    variant: str, precision: str, **flags: bool,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Return y's shape; sizes that are not known yet are taken to be right, for the kernels look at them later."""
     stride, padding, dilation, _ = geometry
@@ -103,7 +111,7 @@ def _output_shape(
         strides, sides, dilations, groups = _for_kernels(*geometry)
         problem = problem_of(
             tuple(x_shape), "input", tuple(w_shape), "weight", strides, sides, dilations, groups, activation, dtype,
-            precision,
+            precision, **flags,
         )  # fmt: skip
         if like.device.type != "meta":
             choose("forward", variant, problem, like.device.type)
@@ -121,14 +129,32 @@ def _bias_shape(w: Tensor) -> tuple[int]:
     return (w.shape[0] if w.ndim == 4 else 1,)
 
 
+def _check_per_channel(w: Tensor, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tuple(tensor.shape) != _bias_shape(w):
+            raise InvalidArgument(
+                f"{name} has shape {tuple(tensor.shape)}; it should be {_bias_shape(w)}, one value an output channel"
+            )
+
+
 def _forward_shapes(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     *geometry, activation, variant, precision = options
     _check_alike(input=x, weight=w, bias=b)
     shape = _output_shape(x.shape, w.shape, x, geometry, activation, variant, precision)
-    if b is not None and tuple(b.shape) != _bias_shape(w):
-        raise InvalidArgument(
-            f"bias has shape {tuple(b.shape)}; it should be {_bias_shape(w)}, one value an output channel"
-        )
+    _check_per_channel(w, bias=b)
+    return formatted(x.new_empty(shape), x, w)
+
+
+def _scaled_forward_shapes(
+    x: Tensor, w: Tensor, b: Tensor | None, scale: Tensor | None, residual: Tensor | None, *options: Any
+) -> Tensor:
+    *geometry, activation, variant, precision = options
+    _check_alike(input=x, weight=w, bias=b, scale=scale, residual=residual)
+    flags = {"scale": scale is not None, "residual": residual is not None}
+    shape = _output_shape(x.shape, w.shape, x, geometry, activation, variant, precision, **flags)
+    _check_per_channel(w, bias=b, scale=scale)
+    if residual is not None and tuple(residual.shape) != shape:
+        raise InvalidArgument(f"residual has shape {tuple(residual.shape)}; it should be {shape}, the output's")
     return formatted(x.new_empty(shape), x, w)
 
 
@@ -154,6 +180,8 @@ def _backward_shapes(
 # -- the operators ---------------------------------------------------------------------------------------------------
 _define(f"forward(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, str activation, {_HOW}) -> Tensor",
         _forward, _forward_shapes)  # fmt: skip
+_define(f"scaled_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, {_GEOMETRY}, "
+        f"str activation, {_HOW}) -> Tensor", _scaled_forward, _scaled_forward_shapes)  # fmt: skip
 _define(f"input_grad(SymInt[] input_size, Tensor weight, Tensor grad_output, {_GEOMETRY}, {_HOW}) -> Tensor",
         _input_grad, _input_grad_shapes)  # fmt: skip
 _define(f"kernel_grad(Tensor input, SymInt[] weight_size, Tensor grad_output, {_GEOMETRY}, {_HOW}) -> Tensor",
@@ -162,6 +190,7 @@ _define(f"backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? outp
         f"str activation, {_HOW}) -> (Tensor, Tensor, Tensor)", _backward, _backward_shapes)  # fmt: skip
 
 forward = torch.ops.convbackprop.forward.default
+scaled_forward = torch.ops.convbackprop.scaled_forward.default
 input_grad = torch.ops.convbackprop.input_grad.default
 kernel_grad = torch.ops.convbackprop.kernel_grad.default
 backward = torch.ops.convbackprop.backward.default
@@ -194,6 +223,7 @@ def _vmap_kernel_grad(info: Any, dims: Any, x: Tensor, size: Any, g: Tensor, *op
 
 for _name, _rule in (
     ("forward", functools.partial(batching.forward, forward)),
+    ("scaled_forward", functools.partial(batching.scaled_forward, scaled_forward)),
     ("input_grad", _vmap_input_grad),
     ("kernel_grad", _vmap_kernel_grad),
     ("backward", functools.partial(batching.backward, contract)),

@@ -61,7 +61,7 @@ struct WindowLoader {
 };
 
 // Writes the product. position(n, p, q) is where a pixel's result for row 0 lies in out; the rows are row_pitch apart.
-// finish(m, sums) makes results of sums; form_anew(element, m, n, p, q) forms one anew of pixels alone: the padding is
+// finish(m, sums, read) makes results of sums, where read(array) is what lies there in another one; form_anew(element, m, n, p, q) forms one anew of pixels alone: the padding is
 // none, but was multiplied as zeros.
 template <class Position, class Finish, class FormAnew>
 __forceinline__ void write_product(const Product& product, const Tile& tile, const PixelGrid& grid, Scalar* out,
@@ -78,7 +78,16 @@ __forceinline__ void write_product(const Product& product, const Tile& tile, con
             const int m = tile.first_m + product.row(i);
             if (m >= rows) return;
             Scalar* const row = out + m * row_pitch;
-            const Lane results = finish(m, product.sums[i][j]);
+            const auto read = [&](const Scalar* array) INLINED {
+                Lane there = {};
+                if (adjacent)
+                    load(there, array + m * row_pitch + at[0]);
+                else
+                    for (int e = 0; e < LANES; ++e)
+                        if (at[e] >= 0) there[e] = to_acc(array[m * row_pitch + at[e]]);
+                return there;
+            };
+            const Lane results = finish(m, product.sums[i][j], read);
             all += results;
             if (adjacent)
                 store(row + at[0], results);

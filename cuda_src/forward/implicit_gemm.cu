@@ -1,4 +1,5 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
+//              if wanted, the sum times scale[k], and plus residual[n,k,p,q] (epilogue.cuh)
 //
 // One block computes TILE_M filters at TILE_N output pixels, as a product of two matrices: the filters, and the
 // windows of x that the pixels see, a column each. That matrix would be R*S times as large as x and is never stored:
@@ -24,7 +25,8 @@ pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape,
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
-        const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices, int split_slices) {
+        const Scalar* __restrict__ scale, const Scalar* __restrict__ b, const Scalar* __restrict__ residual,
+        Scalar* __restrict__ y, Conv2dShape shape, int slices, int split_slices) {
     // Where am I: a tile of filters and pixels, and some of its slices.
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
@@ -41,16 +43,17 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     if (parts.is_split) return;  // the whole block
 
     write_product(product, tile, PixelRun{grid, tile.first_pixel}, y,
-                  Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
+                  Outputs<NAN_BESIDE_PADDING>(x, w, {b, scale, residual}, shape, tile.group));
 }
 
 // Of split sums: a block makes results of one row of those of each thread.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 forward_total(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
-              const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
+              const Scalar* __restrict__ scale, const Scalar* __restrict__ b, const Scalar* __restrict__ residual,
+              Scalar* __restrict__ y, Conv2dShape shape, int slices) {
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
     const Tile tile = filter.tile_of_block(grid.count());
     write_product(RunTotals(filter, slices), tile, PixelRun{grid, tile.first_pixel}, y,
-                  Outputs<NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
+                  Outputs<NAN_BESIDE_PADDING>(x, w, {b, scale, residual}, shape, tile.group));
 }

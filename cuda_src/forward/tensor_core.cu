@@ -1,4 +1,5 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
+//              if wanted, the sum times scale[k], and plus residual[n,k,p,q] (epilogue.cuh)
 //
 // The matrix product of implicit_gemm on tensor cores: one block computes TILE_M filters at TILE_N output pixels, and a
 // warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh). 16-bit elements are multiplied as they are,
@@ -21,7 +22,8 @@ pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape,
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
-        const Scalar* __restrict__ b, Scalar* __restrict__ y, Conv2dShape shape, int slices) {
+        const Scalar* __restrict__ scale, const Scalar* __restrict__ b, const Scalar* __restrict__ residual,
+        Scalar* __restrict__ y, Conv2dShape shape, int slices) {
     // Where am I: a tile of filters and pixels.
     const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
     const Phase phase(shape);
@@ -31,5 +33,5 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     Windows::add<X_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile),
                            InputReader(x, shape, tile.group), phase, tile);
     write_product(product, tile, Windows::pixels(tile, phase.grid), y,
-                  Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, b, shape, tile.group));
+                  Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, {b, scale, residual}, shape, tile.group));
 }

@@ -1,4 +1,5 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p - pad + r, q - pad + s] * w[k,c,r,s])      stride and dilation 1
+//              if wanted, the sum times scale[k], and plus residual[n,k,p,q] (epilogue.cuh)
 //
 // One CUDA thread computes a strip of COLS columns down a band of rows, with a CPU's vectors. It is the CPU's own rung,
 // the march of `coalesced` in Lanes, each as wide as a vector register: a row is loaded once and used for all of its
@@ -25,14 +26,24 @@ __forceinline__ void write_mask(MaskByte* mask_row, int first_q, int Q, const Co
 
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar* __restrict__ b,
-        Scalar* __restrict__ y, MaskByte* __restrict__ mask, Conv2dShape shape) {
+forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar* __restrict__ scale,
+        const Scalar* __restrict__ b, const Scalar* __restrict__ residual, Scalar* __restrict__ y,
+        MaskByte* __restrict__ mask, Conv2dShape shape) {
     // Where am I: see strip_of_thread. Threads beyond the last strip stay, for a barrier.
     const Strip strip = strip_of_thread(Index(shape.N) * shape.K, shape.P, shape.Q);
     const int k = strip.plane % shape.K;
     const Index first_c = strip.plane / shape.K * shape.C + k / shape.group_filters() * shape.group_channels();
 
+    const Epilogue epilogue(b, scale, residual);
+    const Acc start = b && !HAS_OPTIONS ? to_acc(b[k]) : Acc(0);
     const auto finish = [&](int p, Cols s) INLINED {
+        if constexpr (HAS_OPTIONS) {
+            const Plane plane(residual, strip.plane, shape.P, shape.Q);
+            const Cols shortcut = RESIDUAL ? own_columns(plane, p, strip.first_col) : Cols::fill(0);
+            unroll<COLS / LANES>([&](auto i) INLINED {
+                s.lanes[i] = epilogue.pre_activation(s.lanes[i], k, shortcut.lanes[i]);
+            });
+        }
         unroll<COLS / LANES>([&](auto i) INLINED { s.lanes[i] = activate(s.lanes[i]); });
         const Index row = strip.plane * shape.P + p;
         write(y + row * shape.Q, strip.first_col, shape.Q, s);
@@ -41,8 +52,8 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     const bool form_anew = correlate<false>(
         strip, shape.pad_top, shape.pad_left, shape.group_channels(),
         [&](int c) INLINED { return Plane(x, first_c + c, shape.H, shape.W); },
-        [&](int c) INLINED { return w + shape.w_at(k, c, 0, 0); }, shape, b ? to_acc(b[k]) : Acc(0), finish);
+        [&](int c) INLINED { return w + shape.w_at(k, c, 0, 0); }, shape, start, finish);
     if (form_anew)
-        form_y_anew(y, mask, x, w, b, shape, strip.plane, strip.first_row, strip.end_row, strip.first_col,
+        form_y_anew(y, mask, x, w, epilogue, shape, strip.plane, strip.first_row, strip.end_row, strip.first_col,
                     min(strip.first_col + COLS, shape.Q));
 }

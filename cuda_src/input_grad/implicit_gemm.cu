@@ -16,14 +16,15 @@
 #include "run_parts.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_filter<Phase>(w, scratch, shape, slices);
+pack(const Scalar* __restrict__ w, const Scalar* __restrict__ scale, Acc* __restrict__ scratch, Conv2dShape shape,
+     int slices) {
+    pack_filter<Phase>(w, scratch, shape, slices, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
-           int slices, int split_slices) {
+           const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Acc* __restrict__ scratch,
+           Scalar* __restrict__ dx, Conv2dShape shape, int slices, int split_slices) {
     // Where am I: a tile of channels, and of the pixels of a phase, and some of its slices.
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
@@ -42,18 +43,18 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     if (parts.is_split) return;  // the whole block
 
     write_product(product, tile, PixelRun{phase.grid, tile.first_pixel}, dx,
-                  InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
+                  InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, scale, b, phase, tile.group));
 }
 
 // Of split sums: a block makes results of one row of those of each thread.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad_total(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-                 const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
-                 int slices) {
+                 const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Acc* __restrict__ scratch,
+                 Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());
     const Phase phase(shape, tile.phase);
     if (tile.first_pixel < phase.grid.count())
         write_product(RunTotals(filter, phase.slices()), tile, PixelRun{phase.grid, tile.first_pixel}, dx,
-                      InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
+                      InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, scale, b, phase, tile.group));
 }

@@ -14,7 +14,8 @@ static_assert(THREADS % 32 == 0 && THREADS <= 1024, "a block is made of whole wa
 // The 1 in __launch_bounds__: left to itself, ptxas spills registers to fit more blocks on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
+           const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Scalar* __restrict__ dx,
+           Conv2dShape shape) {
     // Where am I: input element (n,c,h,w_), with w_ consecutive in threadIdx.x.
     const Index i = Index(blockIdx.x) * THREADS + threadIdx.x;
     if (i >= shape.x_size()) return;
@@ -37,7 +38,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
                 const int q = q_steps / shape.stride_w;
                 if (q_steps < 0 || q_steps % shape.stride_w != 0 || q >= shape.Q) continue;
                 const Acc g = pre_activation_grad(dy, saved, shape, n, k, p, q);
-                dx_sum.add(g * to_acc(w[shape.w_at(k, group_c, r, s)]));
+                dx_sum.add(g * scaled(to_acc(w[shape.w_at(k, group_c, r, s)]), scale, k));
             }
         }
     }

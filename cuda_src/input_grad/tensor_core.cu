@@ -12,14 +12,15 @@
 #include "input_grads.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_filter<Phase, FilterSlice>(w, scratch, shape, slices);
+pack(const Scalar* __restrict__ w, const Scalar* __restrict__ scale, Acc* __restrict__ scratch, Conv2dShape shape,
+     int slices) {
+    pack_filter<Phase, FilterSlice>(w, scratch, shape, slices, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
-           int slices) {
+           const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Acc* __restrict__ scratch,
+           Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
     // Where am I: a tile of channels, and of the pixels of a phase.
     const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Windows::count(Phase(shape, 0).grid));  // no phase has more pixels
@@ -30,5 +31,5 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     Windows::add<G_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile),
                            GradReader(dy, saved, shape, tile.group), phase, tile);
     write_product(product, tile, Windows::pixels(tile, phase.grid), dx,
-                  InputGrads<IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER>(dy, saved, w, b, phase, tile.group));
+                  InputGrads<IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER>(dy, saved, w, scale, b, phase, tile.group));
 }

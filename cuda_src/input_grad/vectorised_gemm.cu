@@ -10,14 +10,15 @@
 #include "input_grad_phase.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_filter<Phase>(w, scratch, shape, slices);
+pack(const Scalar* __restrict__ w, const Scalar* __restrict__ scale, Acc* __restrict__ scratch, Conv2dShape shape,
+     int slices) {
+    pack_filter<Phase>(w, scratch, shape, slices, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
-           int slices) {
+           const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Acc* __restrict__ scratch,
+           Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());  // no phase has more pixels
     const Phase phase(shape, tile.phase);
@@ -34,10 +35,10 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     write_product(
         product, tile, phase.grid, dx, channels, Index(shape.H) * shape.W,
         [&](int n, int i, int j) INLINED { return phase.result_at(n, tile.group * channels, i, j); },
-        [&](int m, Lane sum) INLINED { return dx_result(sum, b, tile.group * channels + m); },
+        [&](int m, Lane sum, const auto&) INLINED { return dx_result(sum, b, tile.group * channels + m); },
         [&](Scalar& element, int m, int n, int i, int j) INLINED {
             const int c = tile.group * channels + m, h = phase.row(i), w_ = phase.col(j);
             if (reaches_beyond(shape, h, h + 1, w_, w_ + 1))
-                element = dx_of_pixels(dy, saved, w, b, shape, n, c, h, w_);
+                element = dx_of_pixels(dy, saved, w, b, shape, n, c, h, w_, scale);
         });
 }

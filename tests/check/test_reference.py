@@ -20,6 +20,7 @@ TINY = (
     "2,4,3,4,2,2,2,groups=2,dilation=2x1,padding=1",
     "1,3,5,4,3,3,2,groups=3,stride=2,padding=2",
     "1,1,3,4,1,4,1,padding=same",
+    "2,2,3,4,4,2,2,groups=2,padding=1,scale=1,residual=1",
 )
 
 
@@ -79,15 +80,22 @@ def loops(pass_name, p, given):
     """Return what `reference.answer` should, by Python's own arithmetic, one product at a time."""
     if pass_name == "backward":
         return {**loops("input_grad", p, given), **loops("kernel_grad", p, given)}
+    scale = given["scale"].astype(float) if p.scale else np.ones(p.K)
     if pass_name == "forward":
         x, w = given["x"], given["w"]
         terms = [[] for _ in range(math.prod(p.y_shape))]
         for n, k, i, j, c, x_c, r, s, h, v in taps(p):
             terms[np.ravel_multi_index((n, k, i, j), p.y_shape)].append(float(x[n, x_c, h, v]) * float(w[k, c, r, s]))
-        if p.bias:
-            for flat, sums in enumerate(terms):
-                sums.append(float(given["b"][np.unravel_index(flat, p.y_shape)[1]]))
-        return {"y": (p.y_shape, [PHI[p.activation](total(t)) for t in terms], terms)}
+        values = []
+        for flat, products in enumerate(terms):
+            at = np.unravel_index(flat, p.y_shape)
+            others = [float(given["b"][at[1]])] if p.bias else []
+            others += [float(given["residual"][at])] if p.residual else []
+            values.append(
+                PHI[p.activation](total([total(products) * scale[at[1]], *others] if p.scale else [*products, *others]))
+            )
+            terms[flat] = [product * scale[at[1]] for product in products] + others
+        return {"y": (p.y_shape, values, terms)}
     g = given["dy"].astype(float)
     if p.saved:
         slope = np.vectorize(SLOPE[p.activation], otypes=[float])(given["saved"].astype(float))
@@ -95,14 +103,20 @@ def loops(pass_name, p, given):
     if pass_name == "input_grad":
         terms = [[] for _ in range(math.prod(p.x_shape))]
         for n, k, i, j, c, x_c, r, s, h, v in taps(p):
-            terms[np.ravel_multi_index((n, x_c, h, v), p.x_shape)].append(g[n, k, i, j] * float(given["w"][k, c, r, s]))
+            product = g[n, k, i, j] * float(given["w"][k, c, r, s])
+            terms[np.ravel_multi_index((n, x_c, h, v), p.x_shape)].append(product * scale[k])
         return {"dx": (p.x_shape, [total(t) for t in terms], terms)}
     terms = [[] for _ in range(math.prod(p.w_shape))]
     for n, k, i, j, c, x_c, r, s, h, v in taps(p):
         terms[np.ravel_multi_index((k, c, r, s), p.w_shape)].append(g[n, k, i, j] * float(given["x"][n, x_c, h, v]))
+    factors = [scale[np.unravel_index(flat, p.w_shape)[0]] for flat in range(len(terms))]
     biases = [list(g[:, k].ravel()) for k in range(p.K)]
     return {
-        "dw": (p.w_shape, [total(t) for t in terms], terms),
+        "dw": (
+            p.w_shape,
+            [total(t) * factor if p.scale else total(t) for t, factor in zip(terms, factors, strict=True)],
+            [[term * factor for term in t] for t, factor in zip(terms, factors, strict=True)],
+        ),
         "db": ((p.K,), [total(t) for t in biases], biases),
     }
 
@@ -330,7 +344,11 @@ def torch_answer(p, given, dy):
     x, w, b = (torch.from_numpy(given[name].astype(np.float64)).requires_grad_() for name in "xwb")
     (top, bottom), (left, right) = p.padding
     padded = functional.pad(x, (left, right, top, bottom))
-    y = functional.conv2d(padded, w, b, p.stride, 0, p.dilation, p.groups)
+    y = functional.conv2d(padded, w, None, p.stride, 0, p.dilation, p.groups)
+    options = {
+        name: torch.from_numpy(given[name].astype(np.float64)) for name in ("scale", "residual") if name in given
+    }
+    y = y * options.get("scale", torch.ones(p.K)).reshape(-1, 1, 1) + b.reshape(-1, 1, 1) + options.get("residual", 0)
     y = activations.PHI[p.activation](y)
     y.backward(torch.from_numpy(dy.astype(np.float64)))
     return {"y": y.detach().numpy(), "dx": x.grad.numpy(), "dw": w.grad.numpy(), "db": b.grad.numpy()}

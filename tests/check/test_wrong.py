@@ -34,12 +34,12 @@ FIRST = {"tanh": {"activation": "tanh"}, "identity": {}, "mask": MASKED, "nonfin
 LAUNCHES = {
     "forward": """\
 //@ constant THREADS = 128
-//@ launch forward(x, w, b, y) grid=[ceil_div(N * K * P * Q, THREADS)] block=[THREADS]
+//@ launch forward(x, w, scale, b, residual, y) grid=[ceil_div(N * K * P * Q, THREADS)] block=[THREADS]
 //@ launch pack_mask(y, mask) grid=[ceil_div(N * K * P * ((Q + 7) / 8), THREADS)] block=[THREADS]
 """,
     "input_grad": """\
 //@ constant THREADS = 128
-//@ launch input_grad(dy, saved, w, b, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
+//@ launch input_grad(dy, saved, w, scale, b, dx) grid=[ceil_div(N * C * H * W, THREADS)] block=[THREADS]
 """,
     "kernel_grad": """\
 //@ constant THREADS = 128
@@ -60,7 +60,7 @@ def rejections(variant, device, changes):
     for entry in CURATED:
         for change in changes:
             problem = entry.problem(**change)
-            if problem.transposed and variant.refusal(problem):
+            if (problem.transposed or problem.scale or problem.residual) and variant.refusal(problem):
                 continue
             outcome = check.check(variant, problem, device, entry.data)
             if outcome.faults:

@@ -81,6 +81,7 @@ _STAGED = "__syncthreads();  // the tile is complete"
 _READ = "__syncthreads();  // nobody reads the tile any more"
 
 _LARGE_FILTER, _WIDE_FILTER = ("1,1,20,40,1,15,15,padding=same",), ("1,1,1,300,1,1,9,padding=same",)
+_SCALED, _RESIDUAL = ("2,6,9,11,10,3,3,groups=2,padding=1,scale=1",), ("2,3,9,11,5,3,3,padding=1,residual=1",)
 _SEVERAL_BLOCKS, _SPLIT = ("1,1,256,257,1,3,3,padding=same",), ("2,2,5,6,3,3,3,padding=4x5",)
 _WHOLE_TILES, _POINTWISE = ("1,64,5,6,128,3,3,padding=1",), ("2,64,4,6,64,1,1",)
 _EQUAL_TERMS = ("1,2,21,70,2,9,12,groups=2,padding=1:4x7:2",)
@@ -93,11 +94,11 @@ _FEW_OF_GROUPS, _FEW_STRIDED = ("2,6,9,8,4,3,3,groups=2,padding=1",), ("2,3,11,1
 
 _TABLE = {
     "forward/naive": (
-        Mutation("does nothing at all", "y[i] = from_acc(activate(s_sum.value()));", "(void)s_sum;"),
+        Mutation("does nothing at all", "y[i] = from_acc(activate(s));", "(void)s;"),
         Mutation("adds to what the output held before", "from_acc(activate(", "from_acc(to_acc(y[i]) + activate("),
         Mutation("one element past the output is written", "if (i >= shape.y_size()) return;",
                  "if (i > shape.y_size()) return;"),
-        Mutation("the bias is added twice", "if (b) s_sum.add(to_acc(b[k]));", "if (b) s_sum.add(2 * to_acc(b[k]));"),
+        Mutation("the bias is added twice", "s_sum.add(to_acc(b[k]));", "s_sum.add(2 * to_acc(b[k]));"),
         Mutation("the elements that do not fill a block are skipped", "if (i >= shape.y_size()) return;",
                  "if (i >= shape.y_size() || blockIdx.x >= max(shape.y_size() / THREADS, Index(1))) return;"),
         Mutation("the last column of the image counts as padding", "!shape.col_inside(w_)",
@@ -111,6 +112,14 @@ _TABLE = {
         Mutation("the filter is flipped", "w_at(k, c, r, s)", "w_at(k, c, shape.R - 1 - r, shape.S - 1 - s)"),
         Mutation("the filter's rows and columns are exchanged", "w_at(k, c, r, s)",
                  "w_at(k, c, 0, 0) + s * shape.R + r"),
+        Mutation("the bias is scaled, too", "* s + (b ? to_acc(b[k]) : Acc(0));",
+                 "* (s + (b ? to_acc(b[k]) : Acc(0)));", shown_by=_SCALED),
+        Mutation("the sums have the scale of the next channel", "scale[k]) * s", "scale[(k + 1) % shape.K]) * s",
+                 shown_by=_SCALED),
+        Mutation("the residual is added after the activation",
+                 "s += to_acc(residual[i]);\n    y[i] = from_acc(activate(s));",
+                 "s = activate(s) + to_acc(residual[i]);\n    y[i] = from_acc(RESIDUAL ? s : activate(s));",
+                 shown_by=_RESIDUAL),
         Mutation("the sum is rounded to the stored type at each step",  # float16 has lost its float32 accumulator
                  "s_sum.add(to_acc(x[shape.x_at(n, first_c + c, h, w_)]) * to_acc(w[shape.w_at(k, c, r, s)]));",
                  "s_sum.run = to_acc(from_acc(s_sum.run +"
@@ -123,6 +132,7 @@ _TABLE = {
         Mutation("every group reads the filters of the first", "group * shape.group_filters() + j", "j + 0 * group"),
         Mutation("the filter is not turned", "w_at(k, group_c, r, s)",
                  "w_at(k, group_c, shape.R - 1 - r, shape.S - 1 - s)"),
+        Mutation("every group has the scale of the first", "scale, k)", "scale, j)", shown_by=_SCALED),
         # Inputs between two strides get a gradient, too.
         Mutation("the remainder by the stride down the rows is ignored", "p_steps % shape.stride_h != 0 || ", ""),
         Mutation("the remainder by the stride across the columns is ignored", "q_steps % shape.stride_w != 0 || ", ""),
@@ -133,6 +143,10 @@ _TABLE = {
                  "const int s = shape.S - 1 - tap % shape.S;\n"
                  "    const int r = shape.R - 1 - tap / shape.S % shape.R;"),
         Mutation("only the first image is added up", "row < Index(shape.N) * shape.P", "row < shape.P"),
+        Mutation("channels take turns at the scale", "tap / (shape.w_size() / shape.K)", "tap % shape.K",
+                 file="kernel_grad_total.cuh"),
+        Mutation("the bias's gradient is scaled, too", "is_of_filter ? sum.value() *",
+                 "true ? sum.value() *", file="kernel_grad_total.cuh"),
         Mutation("the bias leaves out the rows that tap row 0 reads from the padding",
                  "!is_bias && !shape.row_inside(h)", "!shape.row_inside(is_bias ? shape.input_row(p, 0) : h)"),
         # Its round-offs cancel on normal data; on equal terms they add up.
@@ -532,7 +546,13 @@ _TABLE = {
                  file="slices.cuh", shown_by=_SEVERAL_TILES, multiprocessors=1),
         Mutation("every group reads the channels of the first", "reader(x, shape, tile.group)",
                  "reader(x, shape, 0)"),
-        Mutation("every group adds the biases of the first", "b[first_k + m]", "b[m]", file="outputs.cuh"),
+        Mutation("the bias is scaled, too", "products *= to_acc(scale[k]);\n        if (b) products += to_acc(b[k]);",
+                 "if (b) products += to_acc(b[k]);\n        if constexpr (SCALED) products *= to_acc(scale[k]);",
+                 file="epilogue.cuh", shown_by=_SCALED),
+        Mutation("the residual is that of the tile's first filter", "at + m * row_pitch", "at", file="outputs.cuh",
+                 shown_by=_RESIDUAL),
+        Mutation("every group adds the biases of the first", "(sum, first_k + m, shortcut)",
+                 "(sum, m, shortcut)", file="outputs.cuh"),
         Mutation("below the image the next plane's first row is read", "unsigned(row + offset.row) < unsigned(rows)",
                  "unsigned(row + offset.row) <= unsigned(rows)", file="window_reader.cuh"),
         Mutation("a step's offset takes the width for the height", "(c * shape.H + row)", "(c * shape.W + row)",
