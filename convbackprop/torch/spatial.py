@@ -245,7 +245,12 @@ class SpatialConv2d(nn.Conv2d):
                 with torch.no_grad():
                     halo.spread(self.group, parameter)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
+    ) -> Tensor:
+        for name, given in (("scale", self.scale), ("residual", residual)):
+            if given is not None:
+                raise InvalidArgument(f"{name} is given, which a layer of images split among ranks does not take")
         return conv2d(  # type: ignore[no-any-return]
             input, weight, bias, self.stride, self.padding, self.dilation, self.groups,
             group=self.group, check=self.check, activation=self.activation, variant=self.variant,

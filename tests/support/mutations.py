@@ -484,7 +484,8 @@ _TABLE = {
         Mutation("the mask has bits beyond the row's end",
                  "if (Q - first_q < COLS) bits &= (1ull << (Q - first_q)) - 1;", "", shown_in="mask"),
         Mutation(_ANEW, "if (form_anew)", "if (false)", shown_in="nonfinite"),
-        Mutation("a sum formed anew leaves out the bias", "if (b) sum.add(to_acc(b[k]));", "",
+        Mutation("a sum formed anew leaves out the bias",
+                 "if (epilogue.b && !HAS_OPTIONS) sum.add(to_acc(epilogue.b[k]));", "",
                  file="forward_of_pixels.cuh", shown_in="nonfinite"),
     ),
     "input_grad/vectorised": (
