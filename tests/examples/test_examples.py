@@ -22,7 +22,7 @@ from convbackprop import ops  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NAMES = ("edge_filter", "numeric_gradient", "basic_cnn", "linear_scaling", "unet_level", "resnet_block",
-         "checkpointing", "whole_layer")  # fmt: skip
+         "frozen_batch_norm", "checkpointing", "whole_layer")  # fmt: skip
 PROBLEM = "2,3,10,9,4,3,3,padding=1,activation=relu,bias=1"
 
 if not FOLDER.exists():
@@ -157,6 +157,16 @@ def test_the_residual_blocks_with_checkpoints():
     assert anew < module.SAVED * kept
     # A checkpoint a block keeps what the blocks took in, and the loss, which is not asked for here, nothing.
     assert anew >= sum(4 * 2 * channels * size**2 for channels, size in ((16, 8), (16, 8), (32, 4)))
+
+
+def test_the_fused_block_with_frozen_batch_norms():
+    module = load("frozen_batch_norm")
+    assert module.gradients_apart(0) <= module.CLOSE
+    models, o = module.pair(0), torch.randn(1, module.CHANNELS, 8, 8)
+    moved = {name: module.moved_bytes(model, o.repeat(4, 1, 1, 1)) for name, model in models.items()}
+    assert moved["fused"] < moved["steps"]
+    fits = [module.fitted(m, torch.optim.SGD(module.weights(m), 0.1), o, module.frozen(1)) for m in models.values()]
+    assert fits[0] == pytest.approx(fits[1], rel=1e-5)
 
 
 def test_statistics_counted_twice_would_be_told(monkeypatch):
