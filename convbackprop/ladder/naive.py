@@ -27,6 +27,7 @@ ENTRIES = (
             PACK_MASK,
         ),
         tunables=TUNABLES,
+        unproven=True,
     ),
     Variant(
         "input_grad",

@@ -72,7 +72,7 @@ def test_of_many_channels_the_sums_of_a_thread_are_found():
 def test_neighbouring_threads_load_neighbouring_inputs_or_not(tmp_path):
     picture = explain("loads", variant("forward/naive"), PLANE)
     assert (
-        "naive.cu:36 loads x: 32 lanes ask for 4 bytes each, 128 different ones, which lie in 4 sectors"
+        "naive.cu:37 loads x: 32 lanes ask for 4 bytes each, 128 different ones, which lie in 4 sectors"
         in picture.sentences[0]
     )
     assert "loads w: 32 lanes ask for 4 bytes each, 4 different ones, which lie in 1 sector " in picture.sentences[1]

@@ -52,7 +52,7 @@ def wrong_variant(what, folder):
     """Return a mutation, or forward/naive with something added."""
     if what in MUTATIONS:
         return MUTATIONS[what].applied(folder)
-    old, new = "y[i] = from_acc(activate(s_sum.value()", f"y[i] = from_acc(activate(s_sum.value() + {what}"
+    old, new = "y[i] = from_acc(activate(s", f"y[i] = from_acc(activate(s + {what}"
     return replaced("forward/naive", "naive.cu", old, f"static __device__ int turn;\n    {new}", folder)
 
 
@@ -226,6 +226,7 @@ def crashing(folder):
     """Return a file of one's own, for other processes."""
     path = wrong_variant(CRASHES, folder).path
     launched = [line for line in WRONG_FILE.read_text().splitlines(keepends=True) if line.startswith("//@")]
+    launched = [line.replace("(x, w, b, y)", "(x, w, scale, b, residual, y)") for line in launched]
     path.write_text("".join(launched) + path.read_text())
     return path
 
