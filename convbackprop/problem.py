@@ -16,6 +16,9 @@ from convbackprop.errors import InvalidArgument
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 
+#: Operands that a variant may do without: it then refuses the problems that have them.
+OPTIONAL = ("scale", "residual")
+
 #: What may become of a float32 factor before it is multiplied: nothing, or it is rounded to TF32's 11 significant bits.
 PRECISIONS = ("ieee", "tf32")
 
@@ -118,7 +121,7 @@ class ConvProblem:
             )
         if self.mask and self.transposed:
             raise InvalidArgument("mask is given, which a transposed convolution neither saves nor reads")
-        for name in ("scale", "residual"):
+        for name in OPTIONAL:
             if self.transposed and getattr(self, name):
                 raise InvalidArgument(f"{name} is given, which a transposed convolution does not take")
 

@@ -81,7 +81,7 @@ class Shared:
         wanted = [o.name for o in PASSES[pass_name].present(problem) if o.written and o.name != "mask"]
         if not all(name in self.answers for name in wanted):
             self.answers |= answer(pass_name, problem, given)
-        self.arrays |= {name: given[name] for name in "xwb" if name in given}
+        self.arrays |= {name: given[name] for name in ("x", "w", "b", "scale", "residual") if name in given}
         if pass_name == "forward" and problem.saved == "output":
             self.arrays["saved"] = self.answers["y"][0].astype(numpy_dtype(problem.dtype))
         return {name: self.answers[name] for name in wanted}
@@ -190,9 +190,10 @@ def _public_call(variant: Variant, p: ConvProblem, a: Mapping[str, Any], device:
     common: dict[str, Any] = {
         name: getattr(p, name) for name in ("stride", "padding", "dilation", "groups", "activation")
     }
-    common |= {"variant": variant.name, "device": device.name}
+    common |= {"variant": variant.name, "device": device.name, "scale": a.get("scale")}
     if variant.pass_name == "forward":
-        return lambda: ops.conv2d(a["x"], a["w"], a.get("b"), save_mask=p.mask, **common)
+        common |= {"residual": a.get("residual"), "save_mask": p.mask}
+        return lambda: ops.conv2d(a["x"], a["w"], a.get("b"), **common)
     common[p.saved or "output"] = a.get("saved")
     if variant.pass_name == "input_grad":
         return lambda: ops.conv2d_input_grad(p.x_shape, a["w"], a["dy"], **common)

@@ -65,6 +65,8 @@ class Peer:
         """Return None if it computes a pass of a problem, else why not."""
         if device_kind not in self.device_kinds:
             return f"it does not run on {device_kind}"
+        if problem.scale or problem.residual:
+            return "its convolution takes no scale and no residual"
         return None if pass_name in self.passes else f"it is compared in {' and '.join(self.passes)}"
 
     def calls(

@@ -21,7 +21,7 @@ from convbackprop.fuzz.cases import Called, Case, Compared, Lawful
 from convbackprop.fuzz.laws import LAWS, Subject, applies
 from convbackprop.fuzz.problems import hypothesis, of_round, some_kind, taken_by
 from convbackprop.ladder.variant import Variant
-from convbackprop.problem import ConvProblem
+from convbackprop.problem import OPTIONAL, ConvProblem
 
 #: The rows of the closing table.
 PARTS = ("reference", *LAWS, "arguments")
@@ -124,7 +124,7 @@ class Fuzzer:
                 own = taken_by(variant, kind)
                 if "reference" in self._parts:
                     found = {**own, "transposed": variant.takes_transposed and not own["mask"] and rng.random() < 0.3}
-                    for name in ("scale", "residual"):
+                    for name in OPTIONAL:
                         found[name] = variant.takes(name) and not found["transposed"] and rng.random() < 0.3
                     self._hold(
                         variant, "reference", self._compared(variant, device, found, tunables), int(_COMPARED * scale)

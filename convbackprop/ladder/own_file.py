@@ -37,7 +37,7 @@ from convbackprop.ladder.expression import (
 from convbackprop.ladder.registry import VARIANTS
 from convbackprop.ladder.signature import ALIASES, pass_signature, requirements, writes_all
 from convbackprop.ladder.variant import Constants, Launch, Requirement, Tunable, Variant
-from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.problem import OPTIONAL, PASSES, ConvProblem
 from convbackprop.sources import entry_points, parameters, words_of_headers
 
 _LETTERS = ("N", "C", "H", "W", "K", "R", "S", "P", "Q", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h",
@@ -199,9 +199,10 @@ def variant_from_file(path: Path, pass_name: str | None = None) -> Variant:
                 "'//@ launch entry(arrays) grid=[...] block=[...]'"
             )
     if not launches:
+        names = (operand.name for operand in PASSES[pass_name].operands if operand.name not in OPTIONAL)
         raise InvalidArgument(
             f"{path} does not say how it is launched; add a line such as "
-            f"'//@ launch {entries[0]}({', '.join(o.name for o in PASSES[pass_name].operands)}) grid=[N] block=[32]'"
+            f"'//@ launch {entries[0]}({', '.join(names)}) grid=[N] block=[32]'"
         )
     return Variant(
         pass_name,

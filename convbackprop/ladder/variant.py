@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from convbackprop.devices.gpus import Target
 from convbackprop.errors import LaunchFailed
-from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.problem import OPTIONAL, PASSES, ConvProblem
 from convbackprop.sources import head_comment, source_root
 
 Constants = Mapping[str, int]
@@ -193,7 +193,7 @@ class Variant:
 
     def _options(self, problem: ConvProblem) -> str | None:
         """A layer's scale and residual must be taken by a launch."""
-        wanted = (o.name for o in PASSES[self.pass_name].present(problem) if o.name in ("scale", "residual"))
+        wanted = (o.name for o in PASSES[self.pass_name].present(problem) if o.name in OPTIONAL)
         return next((f"it takes no {name}" for name in wanted if not self.takes(name)), None)
 
     def _grid_fits(self, problem: ConvProblem) -> str | None:
