@@ -329,7 +329,10 @@ def within_budget(
     sets = compiled_alike(variant, problems, target)
     kinds: dict[tuple[str, str, bool], list[list[ConvProblem]]] = {}
     for alike in sets:
-        kinds.setdefault((alike[0].dtype, alike[0].activation, alike[0].mask), []).append(alike)
+        for kind in dict.fromkeys(
+            (p.dtype, p.activation, p.mask) for p in alike
+        ):  # a forward pass saves no mask itself
+            kinds.setdefault(kind, []).append(alike)
     if not variant.specialised:
         usual = [max(same_kind, key=len) for same_kind in kinds.values()]
         sets = usual + max(kinds.values(), key=lambda same_kind: sum(map(len, same_kind)), default=[])

@@ -14,7 +14,7 @@ import pytest
 
 from convbackprop import check as checking, cli
 from convbackprop.activations import COMMON
-from convbackprop.bench import layer_goals, layers, suites, timing, torch_calls
+from convbackprop.bench import layer_goals, layers, peers, suites, timing, torch_calls
 from convbackprop.bench.cases import Case
 from convbackprop.bench.rows import Row
 from convbackprop.check import curated, inputs, reference
@@ -741,6 +741,11 @@ def test_bench_without_torch(run, monkeypatch):
 def test_torch_does_the_same_job(pass_name, text):
     pytest.importorskip("torch", reason="torch, the peer, is not installed")
     problem = ConvProblem.parse(text, **{"bias": True, "activation": "logistic", "dtype": "float64"})
+    if problem.scale or problem.residual:
+        assert (
+            peers.PEERS["torch"].why_not(pass_name, problem, "cpu") == "its convolution takes no scale and no residual"
+        )
+        return
     given = inputs(pass_name, problem)
     expected = reference.answer(pass_name, problem, given)
     results = torch_calls.calls(pass_name, problem, given)["torch"]()
