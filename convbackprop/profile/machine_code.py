@@ -154,7 +154,7 @@ def kernels(configuration: Configuration, cuobjdump: Path | None = None) -> Sequ
     used = usage(log)
     code = sass.instructions(cuobjdump, path) if cuobjdump else {}
     found = []
-    for launch in variant.launches:
+    for launch in {launch.entry: launch for launch in variant.launches}.values():  # of two ways to launch one, either
         own = used[launch.entry]
         threads = math.prod(launch.block(problem, constants))
         dynamic = launch.shared_bytes(problem, constants)
