@@ -95,7 +95,7 @@ def test_tiles_and_splits_follow_the_multiprocessors(gpu):
     tiles = {count: GEMM["forward"].constants(Target("cuda", count), layer)["TILE_M"] for count in (1, 132)}
     assert tiles == {1: 128, 132: 64}
     constants = GEMM["kernel_grad"].constants(gpu.target, WHOLE.problem())
-    (launch, _) = GEMM["kernel_grad"].launches
+    launch, *_ = GEMM["kernel_grad"].launches
     blocks = math.prod(launch.grid(WHOLE.problem(), constants))
     assert blocks * constants["THREADS"] / (gpu.sms * 384) == pytest.approx(2, rel=0.1)
 
