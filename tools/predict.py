@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from convbackprop.devices.compiler import find_nvcc
 from convbackprop.devices.gpus import Gpu, gpu_titled
+from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import sass
 from convbackprop.profile.expected import works
@@ -133,7 +135,11 @@ def facts(report: dict[str, Any], cubin: Path, problem: str, gpu: Gpu) -> list[d
     loops = {
         name: HotLoop.of(code, {}) for name, code in sass.functions(sass.dump(sass.find_cuobjdump(), cubin)).items()
     }
-    launches = [_launch(each, loops[each["kernel"]]) for each in report["launches"]]
+    (variant,) = select(report["variant"])
+    launches = [
+        replace(_launch(each, loops[each["kernel"]]), multiplications=variant.multiplications)
+        for each in report["launches"]
+    ]
     found = works(gpu, report["variant"].partition("/")[0], ConvProblem.parse(problem), launches)
     return [work.as_json() for work in found or ()]
 

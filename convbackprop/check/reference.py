@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from convbackprop.activations import activation
+from convbackprop.ladder.variant import Transforms
 from convbackprop.problem import ACCUMULATORS, RESULTS, ConvProblem
 
 Array = Any  # numpy.ndarray; its dtype is the point here, and numpy's types do not carry it well
@@ -217,7 +218,55 @@ def answer(pass_name: str, problem: ConvProblem, given: Mapping[str, Array]) -> 
         return results
 
 
-def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array) -> Array:
+def transformed_error(
+    pass_name: str, problem: ConvProblem, given: Mapping[str, Array], transforms: Transforms
+) -> Array:
+    """Return how far sums may be from the exact ones that are formed by transforms, before the activation.
+
+    What is added up for a tile of results is |A^T| [sum over n channels (|G| |w| |G^T|) * (|B^T| |x| |B|)] |A|. Each
+    term passes through n additions of products, those of its transforms, along both axes, and one of a bias, or through
+    forming g; all of it is rounded each time: gamma of so many round-offs. In an input gradient |x| are the magnitudes
+    of the terms of g, and the filter is turned. Products may be rounded to a subnormal number each.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of y or dx; not finite where one of the 4 x 4 pixels of the tile is not.
+    """
+    p, filters, phi = problem, abs(_filters(problem, given["w"])), activation(problem.activation)
+    is_forward = pass_name == "forward"
+    if is_forward:
+        planes, result, corner = abs(_images(p, given["x"])), p.y_shape, (p.pad_top, p.pad_left)
+    else:
+        filters = filters.swapaxes(1, 2)[..., ::-1, ::-1]
+        with np.errstate(invalid="ignore"):
+            planes = _outputs(p, pre_activation_grad(p, given["dy"], given.get("saved"))[1])
+        result, corner = p.x_shape, (p.R - 1 - p.pad_top, p.S - 1 - p.pad_left)
+    a, g, b = (abs(np.array(rows)) for rows in (transforms.results, transforms.filter, transforms.pixels))
+    tile, side = a.shape
+    counts = [-(-size // tile) for size in result[2:]]
+    seen = np.zeros((*planes.shape[:3], *(tile * count + side - tile for count in counts)), planes.dtype)
+    inside = [(slice(max(0, -pad), size), slice(max(0, pad), max(0, size + pad)))
+              for pad, size in zip(corner, planes.shape[3:], strict=True)]  # fmt: skip
+    (rows, seen_rows), (cols, seen_cols) = inside
+    there = seen[..., seen_rows, seen_cols]
+    there += planes[..., rows, cols][..., : there.shape[-2], : there.shape[-1]]
+    tiles = np.lib.stride_tricks.sliding_window_view(seen, (side, side), (3, 4))[..., ::tile, ::tile, :, :]
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = np.einsum("gkcij,ngcpqij->ngkpqij", g @ filters @ g.T, b @ tiles @ b.T, optimize=True)
+        size = (a @ products @ a.T).swapaxes(-3, -2).reshape(*result[:2], *(tile * count for count in counts))
+        size = size[..., : result[2], : result[3]]
+        if p.bias and (is_forward or p.transposed):
+            size = size + abs(given["b"].astype(size.dtype).reshape(-1, 1, 1))
+    channels = filters.shape[2]
+    u, smallest = round_off(ACCUMULATORS[p.dtype]), _SMALLEST[ACCUMULATORS[p.dtype]]
+    round_offs = channels + transforms.additions + (2 if is_forward or p.transposed else phi.grad_round_offs)
+    return round_offs * u / (1 - round_offs * u) * size + np.ldexp(2.0 * channels + 2, smallest)
+
+
+def error_bound(
+    name: str, problem: ConvProblem, value: Array, magnitude: Array, transformed: Array | None = None
+) -> Array:
     """Return how far a correct kernel's result may be from the exact value, element by element.
 
     With n products in a sum, u the accumulator's unit round-off and gamma(n) = n u / (1 - n u), the classical bound for
@@ -232,6 +281,9 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
     t = 2^-11: 11 significant bits, rounded to nearest. These errors need not cancel, so that they are not capped. Cut
     to 11 bits in place of rounded, t would be twice as large. db is no sum of products and stays as it is.
 
+    A variant that forms the sums by transforms has the error of these, where that is the larger one; where it is not
+    finite, the sum has to be formed as it stands.
+
     Parameters
     ----------
     name : str
@@ -240,6 +292,8 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
         The sizes.
     value, magnitude : numpy.ndarray
         From `answer`.
+    transformed : numpy.ndarray, optional
+        From `transformed_error`, of a variant with transforms.
 
     Returns
     -------
@@ -260,10 +314,14 @@ def error_bound(name: str, problem: ConvProblem, value: Array, magnitude: Array)
         factor = products * (1 + factor) - 1
     relative = round_off(problem.dtype)
     if is_output:
-        factor *= phi.slope
         relative += phi.round_offs * u
     with np.errstate(invalid="ignore"):
-        return factor * magnitude + relative * abs(value) + np.ldexp(magnitude.dtype.type(1), _SMALLEST[problem.dtype])
+        sums = factor * magnitude
+        if transformed is not None:
+            sums = np.where(np.isfinite(transformed), np.maximum(sums, transformed), sums)
+        if is_output:
+            sums = phi.slope * sums
+        return sums + relative * abs(value) + np.ldexp(magnitude.dtype.type(1), _SMALLEST[problem.dtype])
 
 
 def error_share(got: Array, value: Array, bound: Array, dtype: str) -> Array:

@@ -268,9 +268,11 @@ def judge(
             outcome.faults.append(f"memory next to {name} was written")
     exact = data == "integers" and problem.activation in ("identity", "relu")
     expected = reference.answer(pass_name, problem, given) if expected is None else expected
+    transforms = variant.transforms
+    transformed = reference.transformed_error(pass_name, problem, given, transforms) if transforms else None
     for name, (value, magnitude) in expected.items():
         got = blocks[name].array
-        bound = reference.error_bound(name, problem, value, magnitude)
+        bound = reference.error_bound(name, problem, value, magnitude, transformed)
         shares = reference.error_share(got, value, bound, problem.dtype)
         if exact:
             rounded = value.astype(got.dtype)

@@ -123,7 +123,7 @@ def taken_by(variant: Variant, kind: Kind) -> Kind:
 
 def is_product(variant: Variant) -> bool:
     """Return whether a variant is a product of matrices: it is there for channels, not for filters of one size."""
-    return variant.name.endswith("_gemm") or variant.name == "tensor_core"
+    return variant.name.endswith("_gemm") or variant.name in ("tensor_core", "winograd")
 
 
 def some_filter(variant: Variant, kind: Kind, rng: random.Random) -> Filter:
@@ -143,13 +143,13 @@ def of_round(variant: Variant, kind: Kind, rng: random.Random, large: bool = Fal
     """Return a strategy for the problems of a round: of one kind, and of one filter where each is a compilation."""
     st = hypothesis().strategies
     images, largest = ((1, 4), LARGE_SIDE) if large else ((0, 4), SMALL_SIDE)
-    if variant.specialised and not is_product(variant):
+    if variant.transforms or (variant.specialised and not is_product(variant)):
         found = with_filters([(some_filter(variant, kind, rng), kind)], images, largest)
     else:
         found = problems(images, LARGE_SIDE if large else 40)
-        if is_product(variant):
-            found = st.builds(_widened, found, st.sampled_from((1, 1, 4, 16)), st.sampled_from((1, 1, 8, 32)))
         found = st.builds(lambda problem: problem.with_(**kind), found)
+    if is_product(variant):
+        found = st.builds(_widened, found, st.sampled_from((1, 1, 4, 16)), st.sampled_from((1, 1, 8, 32)))
     if not large:
         widths = st.sampled_from((0,) * 7 + (50_000, 200_000))
         found = st.builds(_stretched, found, widths)

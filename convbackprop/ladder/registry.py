@@ -17,6 +17,7 @@ from convbackprop.ladder import (
     tiled,
     vectorised,
     vectorised_gemm,
+    winograd,
 )
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
@@ -34,6 +35,7 @@ TECHNIQUES = (
     vectorised,
     implicit_gemm,
     tensor_core,
+    winograd,
     vectorised_gemm,
 )
 
@@ -93,6 +95,8 @@ def why_not(pass_name: str, problem: ConvProblem, device_kind: str) -> dict[Vari
         reason = rung.refusal(problem, device_kind)
         if reason is None and device_kind not in rung.auto_on:
             reason = f"it is made for {' and '.join(rung.auto_on)}, not for {device_kind}"
+        if reason is None and rung.transforms:
+            reason = "the bound of its errors is wider than the one that is promised; it is chosen by its name"
         if reason is None:
             reason = rung.auto_not(problem, device_kind)
         if reason is None and chosen is not None:

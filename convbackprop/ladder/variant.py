@@ -87,6 +87,30 @@ class Launch:
 Requirement = Callable[[ConvProblem], "str | None"]
 
 
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Of an algorithm whose sums are A^T [(G w G^T) * (B^T x B)] A, by tiles of results; rows of its matrices."""
+
+    results: Matrix
+    filter: Matrix
+    pixels: Matrix
+
+    @property
+    def multiplications(self) -> float:
+        """How many there are of a tile, for each of those of the sums themselves."""
+        taps = len(self.filter[0])
+        return (len(self.filter) / (len(self.results) * taps)) ** 2
+
+    @property
+    def additions(self) -> int:
+        """How many a term passes through at most, in all transforms along both axes."""
+        matrices = self.results, self.filter, self.pixels
+        return 2 * sum(max(len(row) - row.count(0) for row in rows) - 1 for rows in matrices)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to compute a pass.
@@ -113,6 +137,9 @@ class Variant:
         Whether no GPU has run it as it stands.
     auto_not : callable
         (problem, device kind) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
+    transforms : Transforms or None
+        By which it forms the sums, with a bound of the error that is wider than the one that is promised, so that it is
+        chosen by its name alone; None: it forms them as they stand.
     rule : Variant or None
         The variant that this one is with other values of tunables; None: it is one of the registry.
     path : Path
@@ -130,6 +157,7 @@ class Variant:
     auto_on: tuple[str, ...] = ("cuda", "cpu")
     unproven: bool = False
     auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
+    transforms: Transforms | None = None
     file: Path | None = None
     rule: Variant | None = None
 
@@ -150,6 +178,11 @@ class Variant:
         """Whether it is compiled anew for problems of other sizes."""
         small, large = (ConvProblem.parse(f"1,64,9,9,64,{size},{size},padding=same") for size in (3, 5))
         return self.constants("cuda", small) != self.constants("cuda", large)
+
+    @property
+    def multiplications(self) -> float:
+        """How many it has for each of the sums' own."""
+        return self.transforms.multiplications if self.transforms else 1.0
 
     @property
     def takes_transposed(self) -> bool:

@@ -146,7 +146,7 @@ def _work(gpu: Gpu, pass_name: str, problem: ConvProblem, launch: LaunchFacts) -
     bytes_loaded, bytes_stored = (
         sum(line.lanes * line.bytes for line in shared if line.kind == kind) for kind in ("load", "store")
     )
-    flops = PASSES[pass_name].flops(problem) if launch.main else 0
+    flops = PASSES[pass_name].flops(problem) * launch.multiplications if launch.main else 0
     # A turn is known by its multiply-adds. Beyond those of the problem there may be some for nothing, at a tile's edge:
     # the loads from shared memory count them, if nvcc has left these where they are; else those from global memory.
     turns = flops / 2 / (launch.blocks * warps * _WARP) / turn.multiply_adds if turn.multiply_adds else 0.0

@@ -281,5 +281,6 @@ def _model(report: Report) -> dict[str, float]:
     if kernel := report.main.kernel:
         model |= dict(zip(_OF_MAIN, (kernel.usage.registers, kernel.occupancy.warps), strict=True))
     if (hot := report.main.hot) and hot.is_loop and hot.multiply_adds:
-        model["instructions"] = report.flops / 2 / hot.multiply_adds * hot.instructions / _WARP
+        multiply_adds = report.flops / 2 * report.main.multiplications
+        model["instructions"] = multiply_adds / hot.multiply_adds * hot.instructions / _WARP
     return model

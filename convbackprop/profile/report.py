@@ -99,6 +99,7 @@ def launches_of(variant: Variant, problem: ConvProblem, target: Target | str = "
             three(launch.grid(problem, constants)),
             three(launch.block(problem, constants)),
             launch.entry == main,
+            multiplications=variant.multiplications,
         )
         for launch in variant.launches
         if launch.when(problem, constants)

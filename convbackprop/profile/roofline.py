@@ -37,6 +37,8 @@ class LaunchFacts:
     ----------
     main : bool
         Whether it does the multiply-adds.
+    multiplications : float
+        How many of these there are for each of the problem's own.
     """
 
     entry: str
@@ -46,6 +48,7 @@ class LaunchFacts:
     kernel: Kernel | None = None
     hot: HotLoop | None = None
     traffic: KernelTraffic | None = None
+    multiplications: float = 1.0
 
     @property
     def blocks(self) -> int:
@@ -169,7 +172,8 @@ def bounds(gpu: Gpu, pass_name: str, problem: ConvProblem, launches: Sequence[La
     tuple of Bound
         First the two of the problem, then those of the kernel.
     """
-    least, flops = PASSES[pass_name].least_bytes(problem), PASSES[pass_name].flops(problem)
+    least = PASSES[pass_name].least_bytes(problem)
+    flops = PASSES[pass_name].flops(problem) * min((launch.multiplications for launch in launches), default=1.0)
     on_tensor_cores = any(launch.main and launch.hot and launch.hot.on_tensor_cores for launch in launches)
     peak = gpu.peak(problem.dtype, on_tensor_cores) or math.inf
     found = [
@@ -195,7 +199,8 @@ def _of_hot_loop(gpu: Gpu, pass_name: str, problem: ConvProblem, launch: LaunchF
         return []
     found = []
     # Of warps, if every multiply-add of the problem comes with its part of the leanest way round the loop.
-    instructions = PASSES[pass_name].flops(problem) / 2 / hot.multiply_adds * hot.instructions / _WARP
+    multiply_adds = PASSES[pass_name].flops(problem) / 2 * launch.multiplications
+    instructions = multiply_adds / hot.multiply_adds * hot.instructions / _WARP
     counted = _counted(hot.multiply_adds, "multiply-add")
     why = f"at best {hot.instructions:,} instructions for {counted} in the hot loop"
     seconds = instructions / gpu.issue * _uneven(gpu, launch.blocks)

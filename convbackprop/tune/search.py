@@ -110,12 +110,15 @@ def neighbours(variant: Variant, problem: ConvProblem, device: Device) -> list[V
 
 
 def rungs(pass_name: str, problem: ConvProblem, device: Device, seconds: float) -> list[Variant]:
-    """Return the rungs to begin with: those made for the kind of device, but none that would take all the time."""
+    """Return the rungs to begin with: those made for the kind of device, but none that would take all the time.
+
+    Nor one whose errors have a wider bound than is promised: what is found is taken by calls that name no variant.
+    """
     kind = device.kind
     return [
         rung
         for rung in reversed(of_pass(pass_name))
-        if kind in rung.auto_on and rung.refusal(problem, kind) is None
+        if kind in rung.auto_on and rung.transforms is None and rung.refusal(problem, kind) is None
         and (rung.name != "naive" or problem.flops / _SLOWEST[kind] < seconds / 2)
     ]  # fmt: skip
 

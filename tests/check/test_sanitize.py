@@ -193,6 +193,10 @@ MISTAKES = (
             "load_matrices", HALO),
     Mistake("kernel_grad/tensor_core", "slices.cuh", "a.put(slices[slice + 1 & 1].a);", "", "uninitialised read",
             "add_slices(product, grads", "2,9,5,7,33,2,2"),
+    Mistake("forward/winograd", "winograd.cuh", "__syncthreads();  // nobody reads the slice any more", "", "race",
+            "*reinterpret_cast<const AccVector*>", "1,9,3,4,5,3,3,padding=1"),
+    Mistake("input_grad/winograd", "winograd.cuh", "__syncthreads();  // the elements are there", "//", "race",
+            "from[e][r][column]", "1,3,3,4,5,3,3,padding=1"),
     # -- synccheck
     Mistake("forward/tiled", "tiled.cu", "if (plane >= Index(shape.N) * shape.K) return;",
             "if (plane >= Index(shape.N) * shape.K || int(threadIdx.y) >= shape.P) return;",

@@ -283,7 +283,8 @@ def bits(variant, problem, device, tunables=None):
 
 DETERMINISM = ("2,3,64,57,3,3,5,padding=1x2,groups=3", "1,1,200,210,1,3,3,padding=same")
 
-#: Of tensor cores, whose products a CPU forms one by one: several blocks, warps and splits of a short sum.
+#: Of tensor cores, whose products a CPU forms one by one: several blocks, warps and splits of a short sum; and of what
+#: takes filters of 3 x 3 alone.
 DETERMINISM_BRIEFLY = ("1,40,9,11,40,3,3,padding=1",)
 
 determined = pytest.mark.parametrize(
@@ -291,7 +292,7 @@ determined = pytest.mark.parametrize(
     [
         pytest.param(variant, text, id=f"{text}-{variant}", marks=pytest.mark.slow if text == DETERMINISM[1] else ())
         for variant in VARIANTS
-        for text in (DETERMINISM_BRIEFLY if variant.name == "tensor_core" else DETERMINISM)
+        for text in (DETERMINISM_BRIEFLY if variant.name in ("tensor_core", "winograd") else DETERMINISM)
     ],
 )
 
