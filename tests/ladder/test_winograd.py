@@ -156,8 +156,9 @@ def test_the_bound_by_plain_arithmetic(variant, text):
                 at = h // 2 * 2 - corner[0] + i, w_ // 2 * 2 - corner[1] + j
                 if 0 <= at[0] < images.shape[2] and 0 <= at[1] < images.shape[3]:
                     tile[i, j] = images[n, group * channels + c][at]
-            turned = filters[group * per_group + c, plane % (p.C // p.groups), ::-1, ::-1]
-            sums += (g @ (filters[plane, c] if is_forward else turned) @ g.T) * (b @ tile @ b.T)
+            at = (plane, c) if is_forward else (group * per_group + c, plane % (p.C // p.groups))
+            taps = filters[at] if is_forward else filters[at][::-1, ::-1]
+            sums += (g @ taps @ g.T) * (b @ tile @ b.T)
         expected = (a @ sums @ a.T)[h % 2, w_ % 2] * round_offs * 2.0**-24
         assert expected <= found[n, plane, h, w_] <= expected * (1 + round_offs * 2.0**-23) + 1e-40
 
@@ -183,6 +184,30 @@ def test_subnormal_numbers_are_kept(quick, variant):
     assert np.array_equal(block.array, np.ldexp(exact, -149))
 
 
+@pytest.mark.parametrize(
+    ("y", "is_open"),
+    [(0.0, False), (-0.0, False), (1e-45, True), (-1e-45, False), (np.nan, True), (np.inf, True), (-np.inf, False)],
+)
+def test_relu_rule_for_the_saved_output(quick, y, is_open):
+    problem = ConvProblem.parse("1,2,4,5,2,3,3", activation="relu")
+    given = check.inputs("input_grad", problem, "constant")
+    given["saved"][...] = y
+    assert check.check(INPUT_GRAD, problem, quick, given=given).faults == []
+    assert (check.launch(INPUT_GRAD, problem, given, quick)["dx"].array != 0).all() == is_open
+
+
+def test_relu_of_zeros_and_nan(quick):
+    """And its bits, of windows of one pixel that is not 0."""
+    problem = ConvProblem.parse("1,2,3,18,2,3,3,stride=1", activation="relu", mask=True)
+    given = {"x": np.zeros(problem.x_shape, np.float32), "w": np.ones(problem.w_shape, np.float32)}
+    given["x"][0, 1, 1, 1::3] = [0.0, -0.0, np.nan, -1.0, np.inf, -np.inf]
+    blocks = check.launch(FORWARD, problem, given, quick)
+    expected = np.float32([0, 0, np.nan, 0, np.inf, 0])
+    for k in range(2):
+        assert np.array_equal(blocks["y"].array[0, k, 0, ::3], expected, equal_nan=True)
+    assert np.array_equal(blocks["mask"].array, reference.mask_of(blocks["y"].array))
+
+
 # -- what is not finite -----------------------------------------------------------------------------------------------
 @each_variant
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -194,6 +219,19 @@ def test_one_pixel_that_is_not_finite(quick, variant, value):
             given = check.inputs(variant.pass_name, problem)
             given[name][(0, 1, *at)] = value
             assert check.check(variant, problem, quick, given=given).faults == []
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_sum_that_overflows_is_not_nan(quick, variant, dtype):
+    """Finite terms, each as large as may be, whose sum is too large."""
+    problem = ConvProblem.parse("1,70,4,4,70,3,3", dtype=dtype)
+    for sign in (1, -1):
+        given = check.inputs(variant.pass_name, problem)
+        given["w"][...] = 6e4 if dtype == "float16" else 1.8e19
+        given["x" if variant is FORWARD else "dy"][...] = sign * given["w"].flat[0]
+        name = "y" if variant is FORWARD else "dx"
+        assert (check.launch(variant, problem, given, quick)[name].array == sign * np.inf).all()
 
 
 @each_variant
