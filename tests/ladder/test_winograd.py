@@ -9,10 +9,13 @@ import pytest
 
 from convbackprop import check
 from convbackprop.check import reference
+from convbackprop.devices.gpus import GPUS
 from convbackprop.errors import UnsupportedProblem
 from convbackprop.ladder.registry import choose, select, why_not
 from convbackprop.ladder.variant import Transforms
 from convbackprop.problem import ConvProblem
+from convbackprop.profile import roofline
+from convbackprop.profile.report import launches_of
 from convbackprop.tune.search import rungs
 from tests.support.mutations import replaced
 
@@ -235,14 +238,30 @@ def test_a_sum_that_overflows_is_not_nan(quick, variant, dtype):
 
 
 @each_variant
-def test_transforms_that_overflow(quick, variant):
-    """Sums that are finite, of pixels whose transforms are not."""
+def test_transforms_that_overflow(quick, variant, tmp_path):
+    """Sums that are finite, of pixels whose transforms are not; also where these make infinities of one sign."""
     problem = ConvProblem.parse("1,2,6,6,2,3,3")
     given = check.inputs(variant.pass_name, problem)
-    given["w"] = np.float32(np.ldexp(given["w"], -4))
     name = "x" if variant is FORWARD else "dy"
-    given[name] = np.float32(np.ldexp(np.sign(given[name]), 127))
-    assert check.check(variant, problem, quick, given=given).faults == []
+    signs = np.sign(given[name])
+    given["w"] = np.float32(np.ldexp(abs(given["w"]), -5))
+    for pixels in (np.ldexp(signs, 127), np.ldexp(abs(signs), 126)):
+        given[name] = np.float32(pixels)
+        assert check.check(variant, problem, quick, given=given).faults == []
+    wrong = replaced(str(variant), "winograd.cuh", "fma(both[i][j], Acc(0), both[i][j])", "both[i][j]", tmp_path)
+    assert check.check(wrong, problem, quick, given=given).faults != []
+
+
+# -- what is said of it -----------------------------------------------------------------------------------------------
+@each_variant
+def test_a_profile_counts_its_own_multiplications(variant):
+    problem = ConvProblem.parse("32,64,56,56,64,3,3,padding=1")
+    of_sums = select(f"{variant.pass_name}/implicit_gemm")[0]
+    own, whole = (
+        roofline.bounds(GPUS[0], variant.pass_name, problem, launches_of(each, problem))[1].seconds
+        for each in (variant, of_sums)
+    )
+    assert own == pytest.approx(16 / 36 * whole)
 
 
 # -- who gets it ------------------------------------------------------------------------------------------------------

@@ -660,8 +660,6 @@ _TABLE = {
                  file="winograd.cuh", shown_by=("2,6,9,8,4,3,3,groups=2,padding=1",)),
         Mutation("what transforms have made NaN is left as it is", "if (isnan(to_acc(element))) results",
                  "if (false) results", file="winograd.cuh", shown_in="nonfinite"),
-        Mutation("an infinity that a transform has made is left as it is", "fma(both[i][j], Acc(0), both[i][j])",
-                 "both[i][j]", file="winograd.cuh", shown_in="nonfinite"),
     ),
     "input_grad/winograd": (
         Mutation("the filter is not turned", "phase.seen_rows().step > 0 ? r : 2 - r", "r", file="winograd.cuh"),
