@@ -1,20 +1,16 @@
-// Winograd's F(2x2, 3x3): 2 x 2 results of a channel from 16 multiplications, where their sums of 3 x 3 taps have 36.
+// A matrix product for each of the 16 elements of winograd_transforms.cuh: filters times tiles, over channels.
 //
-//     Y = A^T [ (G g G^T) * (B^T d B) ] A          * by elements; summed over channels before A is applied
-//
-// d is the 4 x 4 pixels that a tile of 2 x 2 results sees, g a filter (S. Winograd, "Arithmetic Complexity of
-// Computations", 1980; A. Lavin and S. Gray, arXiv:1509.09308). So there are 16 small matrix products, one an element:
-// filters times tiles, over channels. A block has TILE_M rows (filters) and TILE_N tiles of all 16, each warp two
-// elements of them; DEPTH channels are staged at a time. The filter is transformed by a launch of its own; the tiles as
-// they are staged, each by one thread; the elements of a tile meet again in shared memory at the end (D. Yan, W. Wang
-// and X. Chu, "Optimizing batched Winograd convolution on GPUs", PPoPP 2020).
-//
-// G here is twice the usual one in its middle rows, and A half: the filter's transform is then sums alone, which lose
-// nothing of subnormal numbers.
+// A block has TILE_M rows (filters) and TILE_N tiles of 2 x 2 results, of all 16 elements; each warp multiplies two of
+// them. DEPTH channels are staged at a time, while those before are multiplied in registers: the transformed filter,
+// which a launch of its own has left in scratch memory, and one tile a thread, which is transformed on its way. At the
+// end the elements of a tile meet in shared memory. (Fused as by D. Yan, W. Wang and X. Chu, "Optimizing batched
+// Winograd convolution on GPUs", PPoPP 2020.)
 #pragma once
 #include "packed_filter.cuh"
 #include "vector.cuh"
 #include "window_reader.cuh"
+#include "winograd_tiles.cuh"
+#include "winograd_transforms.cuh"
 
 extern __shared__ __align__(16) unsigned char shared[];
 
@@ -23,32 +19,11 @@ struct alignas(16) AccVector {
     Acc elements[VECTOR];
 };
 
-constexpr int ELEMENTS = 16, ROWS = 8, COLS = 8;  // of a tile; of a thread's sums, in two elements each
+constexpr int ROWS = 8, COLS = 8;  // of a thread's sums, in two elements each
 static_assert(sizeof(AccVector) == 16, "sums are float32: of more a thread's registers hold too few");
 static_assert(TILE_M == 8 * ROWS && TILE_N == 4 * COLS, "a warp is 8 threads by 4");
 static_assert(THREADS == ELEMENTS / 2 * 32, "each warp has two elements");
 static_assert(THREADS == DEPTH * TILE_N, "each thread stages a tile");
-
-// The two transforms whose matrices' rows have one or two numbers that are 1 or -1, of vectors that lie `pitch` apart.
-__device__ __forceinline__ void transform_pixels(Acc* d, int pitch) {
-    const Acc first = d[0] - d[2 * pitch], sum = d[pitch] + d[2 * pitch], difference = d[2 * pitch] - d[pitch];
-    d[3 * pitch] = d[pitch] - d[3 * pitch];
-    d[0] = first;
-    d[pitch] = sum;
-    d[2 * pitch] = difference;
-}
-__device__ __forceinline__ void transform_taps(const Acc* taps, int pitch, Acc* to, int to_pitch) {
-    const Acc outer = taps[0] + taps[2 * pitch];
-    to[0] = taps[0];
-    to[to_pitch] = outer + taps[pitch];
-    to[2 * to_pitch] = outer - taps[pitch];
-    to[3 * to_pitch] = taps[2 * pitch];
-}
-// What a sum of the other two makes of products: the two results along one axis.
-__device__ __forceinline__ void transform_back(const Acc* m, int pitch, Acc* to, int to_pitch) {
-    to[0] = fma(m[pitch] + m[2 * pitch], Acc(0.5), m[0]);
-    to[to_pitch] = fma(m[pitch] - m[2 * pitch], Acc(0.5), -m[3 * pitch]);
-}
 
 struct alignas(16) WinogradSlice {
     Acc filter[ELEMENTS][DEPTH][TILE_M];
@@ -105,81 +80,6 @@ struct TransformedFilter {
     __device__ __forceinline__ void put(WinogradSlice& slice) const {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) reinterpret_cast<AccVector*>(slice.filter)[threadIdx.x + i * THREADS] = own[i];
-    }
-};
-
-// What a thread reads of x: the 4 x 4 pixels of one tile, in every DEPTH-th plane of a group. Where there is no pixel, a
-// register keeps the zero that it began with.
-struct InputTiles {
-    const Scalar* corner;  // of the tile, in the next plane
-    const int rows, cols;
-    const Index image_pitch;
-    unsigned inside = 0;  // bit e: whether there is a pixel e
-    Scalar own[ELEMENTS] = {};
-
-    __device__ __forceinline__ InputTiles(const Scalar* images, int all_planes, int first_plane, int rows, int cols)
-        : corner(images + Index(first_plane) * rows * cols), rows(rows), cols(cols),
-          image_pitch(Index(all_planes) * rows * cols) {}
-    __device__ __forceinline__ InputTiles(const Scalar* x, const Conv2dShape& shape, int group)
-        : InputTiles(x, shape.C, group * shape.group_channels(), shape.H, shape.W) {}
-    __device__ __forceinline__ void begin(int n, int plane, int row, int col, bool exists) {
-#pragma unroll
-        for (int e = 0; e < ELEMENTS; ++e)
-            if (exists && unsigned(row + e / 4) < unsigned(rows) && unsigned(col + e % 4) < unsigned(cols))
-                inside |= 1u << e;
-        corner += n * image_pitch + (Index(plane) * rows + row) * cols + col;
-    }
-    __device__ __forceinline__ void fetch(bool exists) {
-        const unsigned here = exists ? inside : 0;
-        const Scalar* row = corner;
-#pragma unroll
-        for (int e = 0; e < ELEMENTS; ++e) {
-            if (here >> e & 1) own[e] = __ldg(row + e % 4);
-            if (e % 4 == 3) row += cols;
-        }
-        corner += DEPTH * Index(rows * cols);
-    }
-    __device__ __forceinline__ Acc value(int e) const { return to_acc(own[e]); }
-};
-
-// The same of g = dy * phi'(s), formed from dy and from what the forward pass saved: y, or its bit mask.
-struct GradTiles {
-    InputTiles dy;
-    const Saved* corner;  // of the tile in y, or the first byte of its row in the mask
-    const int pitch;      // from a row to the next
-    const Index image_pitch;
-    int col = 0;  // of the tile in the mask
-    Saved own[ELEMENTS] = {};
-
-    __device__ __forceinline__ GradTiles(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int group)
-        : dy(dy, shape.K, group * shape.group_filters(), shape.P, shape.Q),
-          corner(saved + Index(group) * shape.group_filters() * shape.P * row_size(shape)), pitch(row_size(shape)),
-          image_pitch(Index(shape.K) * shape.P * pitch) {}
-    static __device__ __forceinline__ int row_size(const Conv2dShape& shape) {
-        return SAVED_MASK ? int(mask_row_bytes(shape)) : shape.Q;
-    }
-    __device__ __forceinline__ void begin(int n, int plane, int row, int first_col, bool exists) {
-        dy.begin(n, plane, row, first_col, exists);
-        corner += n * image_pitch + (Index(plane) * dy.rows + row) * pitch + (SAVED_MASK ? 0 : first_col);
-        col = first_col;
-    }
-    __device__ __forceinline__ void fetch(bool exists) {
-        dy.fetch(exists);
-        if constexpr (ACTIVATION == IDENTITY) return;
-        const unsigned here = exists ? dy.inside : 0;
-        const Saved* row = corner;
-#pragma unroll
-        for (int e = 0; e < ELEMENTS; ++e) {
-            if (here >> e & 1) own[e] = __ldg(row + (SAVED_MASK ? (col + e % 4) / 8 : e % 4));
-            if (e % 4 == 3) row += pitch;
-        }
-        corner += DEPTH * Index(dy.rows * pitch);
-    }
-    __device__ __forceinline__ Acc value(int e) const {
-        const Acc g = dy.value(e);
-        if constexpr (ACTIVATION == IDENTITY) return g;
-        if constexpr (SAVED_MASK) return int(own[e]) >> (col + e % 4) % 8 & 1 ? g : Acc(0);
-        else return times_derivative(g, to_acc(own[e]));
     }
 };
 
@@ -279,11 +179,11 @@ struct TileWriter {
 #pragma unroll
         for (int e = 0; e < ELEMENTS; ++e) products[e] = from[e][r][column];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) transform_back(products + j, 4, &down[0][j], 4);
+        for (int j = 0; j < 4; ++j) transform_products(products + j, 4, &down[0][j], 4);
         if (m >= results.rows) return;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            transform_back(down[i], 1, both[i], 1);
+            transform_products(down[i], 1, both[i], 1);
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 both[i][j] = results.result(m, fma(both[i][j], Acc(0), both[i][j]));

@@ -1,10 +1,10 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p - pad + r, q - pad + s] * w[k,c,r,s])   of 3 x 3 taps
 //
-// One block computes TILE_M filters at TILE_N tiles of 2 x 2 output pixels, with Winograd's F(2x2, 3x3): 16 products of
-// matrices for the 36 multiplications of a tile and channel (winograd.cuh). implicit_gemm does all of these; tensor_core
-// does three times as many in TF32, which only an A100's tensor cores make up for. The filter is transformed once a
-// call, a tile of pixels once for TILE_M filters, as it is staged. What rounds is more than the sum itself: results are
-// within a bound of their own (docs/accuracy.md).
+// One block computes TILE_M filters at TILE_N tiles of 2 x 2 output pixels, with Winograd's F(2x2, 3x3): 16
+// multiplications for the 36 of a tile and channel (winograd_transforms.cuh), each in a matrix product (winograd.cuh).
+// implicit_gemm does all 36; tensor_core does them three times in TF32, which only an A100's tensor cores make up for.
+// The filter is transformed once a call, a tile of pixels once for TILE_M filters, as it is staged. More is rounded
+// than in the sum itself: results are within a bound of their own (docs/accuracy.md).
 //
 // What limits it: no GPU has run it. Expected are the multiply-adds, of which a thread's registers hold 128 sums, so
 // that a multiprocessor has one block; few channels leave the transform of the results its share.

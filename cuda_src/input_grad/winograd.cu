@@ -1,9 +1,9 @@
 // dx[n,c,h,w_] = sum_{k,r,s} g[n,k,p,q] * w[k,c,r,s]   over all (p,q) that read x[n,c,h,w_] through tap (r,s), 3 x 3,
 //                with g = dy * phi'(s)
 //
-// One block computes TILE_M channels at TILE_N tiles of 2 x 2 input pixels, with Winograd's F(2x2, 3x3), as
-// forward/winograd.cu: on g, which is formed as a tile is staged, with the filter turned by half a turn and the roles of
-// channels and filters exchanged.
+// One block computes TILE_M channels at TILE_N tiles of 2 x 2 input pixels, with Winograd's F(2x2, 3x3), as in
+// forward/winograd.cu: of g, which is formed as a tile is staged, with the filter turned by half a turn, and the roles
+// of channels and filters exchanged.
 //
 // What limits it: no GPU has run it. Expected is the same as of the forward pass, and the arithmetic of phi', where
 // that is more than a comparison.
