@@ -130,7 +130,7 @@ MISTAKES = (
     Mistake("kernel_grad/naive", "naive.cu", "for (int q = 0; q < shape.Q; ++q)", "for (int q = 0; q <= shape.Q; ++q)",
             "out of bounds", "pre_activation_grad(dy"),
     Mistake("kernel_grad/implicit_gemm", "window_reader.cuh", "unsigned(row + offset.row) < unsigned(rows)",
-            "unsigned(row + offset.row) <= unsigned(rows)", "out of bounds", "__pipeline_memcpy_async(to, reinter", GEMM),
+            "unsigned(row + offset.row) <= unsigned(rows)", "out of bounds", "__pipeline_memcpy_async(to, rein", GEMM),
     Mistake("backward/fused", "fused.cu", "if (NEED_DX && first_w + j < shape.W)", "if (NEED_DX)", "out of bounds",
             "store_vector<X_VECTOR>(dx + ", "1,1,9,44,1,3,3,padding=1"),
     # -- initcheck
