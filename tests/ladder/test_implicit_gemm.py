@@ -225,7 +225,7 @@ def test_no_thread_of_the_total_is_without_slices():
     for text in ("16,512,7,7,512,3,3,padding=1", "32,16,112,112,16,3,3,padding=1"):
         problem = ConvProblem.parse(text)
         constants = GEMM["kernel_grad"].constants("cuda", problem)
-        _, total = GEMM["kernel_grad"].launches
+        _, total, *_ = GEMM["kernel_grad"].launches
         (across, groups), (slices,) = total.block(problem, constants), total.integers(problem, constants)
         (blocks,) = total.grid(problem, constants)
         assert groups <= slices and across * groups >= 128
