@@ -9,6 +9,7 @@ import convbackprop
 from convbackprop import check, ops
 from convbackprop.check import reference
 from convbackprop.errors import InvalidArgument, InvalidType, UnsupportedProblem
+from convbackprop.ladder.implicit_gemm import splits
 from convbackprop.ladder.registry import VARIANTS, of_pass, select
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, ConvProblem
@@ -34,12 +35,21 @@ def rungs_and_dtypes():
             yield pytest.param(variant, dtype, marks=() if briefly else pytest.mark.slow, id=f"{variant}-{dtype}")
 
 
-@pytest.mark.parametrize(("variant", "dtype"), rungs_and_dtypes())
+@pytest.mark.parametrize(("variant", "dtype"), list(rungs_and_dtypes()))
 def test_every_rung_that_takes_them_is_right(quick, variant, dtype):
     problem = ConvProblem.parse(TEXTS[0], dtype=dtype, activation="relu", **BOTH)
     assert variant.refusal(problem, "cpu") is None
     for data in ("normal", "nonfinite"):
         assert check.check(variant, problem, quick, data, seed=3).faults == []
+
+
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_split_sums_are_finished_once(quick, pass_name):
+    variant = select(f"{pass_name}/implicit_gemm")[0]
+    problem = ConvProblem.parse("1,128,5,6,320,2,2,padding=1", activation="relu", **BOTH)
+    assert splits(pass_name, problem, variant.constants("cpu", problem)) > 1
+    for data in ("normal", "nonfinite"):
+        assert check.check(variant, problem, quick, data).faults == []
 
 
 def test_who_takes_them():
