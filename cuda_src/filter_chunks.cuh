@@ -51,14 +51,20 @@ struct WindowLoader : WindowReads<Reader, PIXELS, CHUNK_STEPS> {
     }
 };
 
+// The pixels of a tile that are numbered one after the other, and what of them is known beforehand.
+struct NumberedPixels : PixelRun {
+    static constexpr int TOGETHER = RESULTS_TOGETHER;
+    static constexpr bool ALL_EXIST = WHOLE_TILES;
+};
+
 // How a tile of forward or input_grad is multiplied whose windows are staged tap by tap, by all strides.
 struct TapWindows {
     using Product = TapProduct;
-    using Pixels = PixelRun;
+    using Pixels = NumberedPixels;
 
     static __device__ __forceinline__ int count(const PixelGrid& grid) { return grid.count(); }
     static __device__ __forceinline__ Pixels pixels(const Tile& tile, const PixelGrid& grid) {
-        return {grid, tile.first_pixel};
+        return {{grid, tile.first_pixel}};
     }
     template <int VECTOR_PIXELS, class Reader, class Phase>
     static __device__ __forceinline__ void add(Product& product, const Acc* filter, const Offset* offsets,

@@ -46,49 +46,62 @@ struct WindowReads {
     }
 };
 
+// Of a tile's pixels: how many neighbours' results lie side by side in memory, at addresses where one instruction moves
+// them; UNKNOWN before the kernel looks.
+constexpr int UNKNOWN = 0;
+
 // The pixels of a tile: they are numbered one after the other.
 struct PixelRun {
+    static constexpr int TOGETHER = UNKNOWN;
+    static constexpr bool ALL_EXIST = false, ARE_NEAR = false;
     const PixelGrid grid;
     const int first;
 
     __device__ __forceinline__ Pixel at(int column) const { return {first + column, grid}; }
 };
 
-// Writes the sums of a tile, whose pixels may lie beyond the last image. Results know where a pixel's result for row 0
-// lies (at), how many rows there are and how far apart (rows, row_pitch), what becomes of a sum at such a place
-// (result), and how a result is formed anew of pixels alone: the padding is none, but was multiplied as zeros.
+// Writes the sums of a tile, whose pixels may lie beyond the last image, unless ALL_EXIST, and all rows do. Results know
+// where a pixel's result for row 0 lies (at), how many rows there are and how far apart (rows, row_pitch), what becomes
+// of a sum at such a place (result), and how a result is formed anew of pixels alone: the padding is none, but was
+// multiplied as zeros.
 template <class Product, class Pixels, class Results>
 __device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const Pixels& pixels,
                                               Scalar* out, const Results& results) {
     const PixelGrid& grid = pixels.grid;
     constexpr int ASIDE = Product::ASIDE;  // pixels that a thread has side by side
+    constexpr bool ARE_KNOWN = Pixels::TOGETHER != UNKNOWN, ARE_VECTORS = Pixels::TOGETHER >= ASIDE;
+    // Where results lie, counted from the row and the tile's first pixel.
+    const Index origin = Pixels::ARE_NEAR ? results.at(pixels.at(0)) : 0;
+    std::conditional_t<Pixels::ARE_NEAR, int, Index> at[Product::COLS];
+#pragma unroll
+    for (int j = 0; j < Product::COLS; ++j) {
+        const Pixel pixel = pixels.at(product.col(j));
+        at[j] = Pixels::ALL_EXIST || pixel.n < grid.N ? results.at(pixel) - origin : -1;
+    }
     bool is_nan = false;
+    Scalar* row = out + origin + (tile.first_m + product.row(0)) * results.row_pitch;
 #pragma unroll
-    for (int j = 0; j < Product::COLS; j += ASIDE) {
-        Index at[ASIDE];
+    for (int i = 0; i < Product::ROWS; ++i) {
+        const int m = tile.first_m + product.row(i);
+        if (ARE_KNOWN && i % 4 == 0) __syncwarp();  // or ptxas asks for what all rows want before the first is written
+        if (i > 0) row += (product.row(i) - product.row(i - 1)) * results.row_pitch;
+        if (!Pixels::ALL_EXIST && m >= results.rows) continue;
 #pragma unroll
-        for (int e = 0; e < ASIDE; ++e) {
-            const Pixel pixel = pixels.at(product.col(j + e));
-            at[e] = pixel.n < grid.N ? results.at(pixel) : -1;
-        }
-        const bool adjacent = at[ASIDE - 1] - at[0] == ASIDE - 1;
-#pragma unroll
-        for (int i = 0; i < Product::ROWS; ++i) {
-            const int m = tile.first_m + product.row(i);
-            if (m >= results.rows) continue;
-            Scalar* const row = out + m * results.row_pitch;
+        for (int j = 0; j < Product::COLS; j += ASIDE) {
             Acc values[ASIDE];
 #pragma unroll
             for (int e = 0; e < ASIDE; ++e) {
-                values[e] = results.result(m, product.sum(i, j + e), at[e]);
-                is_nan |= isnan(values[e]);
+                const Index place = at[j + e] < 0 ? Index(-1) : origin + at[j + e];
+                values[e] = results.result(m, product.sum(i, j + e), place);
+                is_nan |= values[e] != values[e];  // where isnan takes an instruction for each
             }
-            if (adjacent && reinterpret_cast<size_t>(row + at[0]) % sizeof(Vector<ASIDE>) == 0)
-                store_vector<ASIDE>(row + at[0], values);
-            else
+            const bool adjacent = ARE_VECTORS || (!ARE_KNOWN && at[j + ASIDE - 1] - at[j] == ASIDE - 1);
+            if (adjacent && (ARE_VECTORS || reinterpret_cast<size_t>(row + at[j]) % sizeof(Vector<ASIDE>) == 0)) {
+                if (Pixels::ALL_EXIST || at[j] >= 0) store_vector<ASIDE>(row + at[j], values);
+            } else
 #pragma unroll
                 for (int e = 0; e < ASIDE; ++e)
-                    if (at[e] >= 0) row[at[e]] = from_acc(values[e]);
+                    if (Pixels::ALL_EXIST || at[j + e] >= 0) row[at[j + e]] = from_acc(values[e]);
         }
     }
 #pragma unroll 1

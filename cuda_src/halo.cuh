@@ -4,43 +4,29 @@
 // a shift of these addresses, whatever the width of the image, and what is staged once serves all taps. By taps each
 // element would be loaded for each of them. An odd number of chunks from one pixel to the next keeps 8 neighbours in
 // all banks.
-//
-// A tile is TILE_IMAGES images of TILE_P x TILE_Q pixels; the halo has HALO_P x HALO_Q.
 #pragma once
 #include "filter_chunks.cuh"
+#include "halo_loader.cuh"
 
-static_assert(TILE_IMAGES * TILE_P * TILE_Q == TILE_N && TILE_Q % 8 == 0, "8 pixels at once lie in one row");
+static_assert(TILE_PIXELS == TILE_N, "a tile's pixels are the columns of the product");
 static_assert(ONE_TAP || !HALO, "a slice of the filter is one tap of the channels that are staged at once");
 
-struct HaloTile {
-    const PixelGrid grid;
-    int n, p, q;
+struct HaloRun : HaloTile {
+    static constexpr int TOGETHER = RESULTS_TOGETHER;
+    static constexpr bool ALL_EXIST = WHOLE_TILES, ARE_NEAR = true;
+    using HaloTile::HaloTile;
 
-    static __device__ __forceinline__ int across(const PixelGrid& grid) { return (grid.Q + TILE_Q - 1) / TILE_Q; }
-    static __device__ __forceinline__ int down(const PixelGrid& grid) { return (grid.P + TILE_P - 1) / TILE_P; }
-    static __device__ __forceinline__ int count(const PixelGrid& grid) {
-        return (grid.N + TILE_IMAGES - 1) / TILE_IMAGES * down(grid) * across(grid);
-    }
-    __device__ __forceinline__ HaloTile(int number, const PixelGrid& grid)
-        : grid(grid), n(number / across(grid) / down(grid) * TILE_IMAGES),
-          p(number / across(grid) % down(grid) * TILE_P), q(number % across(grid) * TILE_Q) {}
     // The pixel of a column; beyond the last row and column of an image there is none.
     __device__ __forceinline__ Pixel at(int column) const {
-        const Pixel pixel(n + column / TILE_Q / TILE_P, p + column / TILE_Q % TILE_P, q + column % TILE_Q);
-        return {pixel.p < grid.P && pixel.q < grid.Q ? pixel.n : grid.N, pixel.p, pixel.q};
+        const TilePixel in_tile(column);
+        const Pixel pixel(n + in_tile.image, p + in_tile.row, q + in_tile.col);
+        return {ALL_EXIST || (pixel.p < grid.P && pixel.q < grid.Q) ? pixel.n : grid.N, pixel.p, pixel.q};
     }
 };
 
 // The right factor of a tap: the pixels that the tile's see through it.
-struct HaloRows {
-    static constexpr int PITCH = CHUNKS + 1, PIXELS = TILE_IMAGES * HALO_P * HALO_Q;
-    Chunk chunks[RIGHT_PARTS][PIXELS * PITCH];
-
-    static __device__ __forceinline__ int pixel_of(int column) {
-        return (column / TILE_Q / TILE_P * HALO_P + column / TILE_Q % TILE_P) * HALO_Q + column % TILE_Q;
-    }
-    // Bytes from one pixel to the next.
-    static constexpr int PIXEL_BYTES = PITCH * sizeof(Chunk);
+struct HaloRows : HaloPixels<1> {
+    static constexpr int COLUMNS = TILE_N;
 
     struct Reader {
         int first[WARP_N / 16];  // bytes
@@ -67,78 +53,6 @@ struct HaloMemory {
     HaloRows halos[2];
 };
 
-template <int PARTS>
-__device__ __forceinline__ void exchange_if(bool is_wanted, Chunk (&a)[PARTS], Chunk (&b)[PARTS]) {
-#pragma unroll
-    for (int part = 0; part < PARTS; ++part)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const unsigned word = a[part].words[i];
-            a[part].words[i] = is_wanted ? b[part].words[i] : word;
-            b[part].words[i] = is_wanted ? word : b[part].words[i];
-        }
-}
-
-// Brings the halo of a tile, the channels of a slice at a time, in units: a chunk's channels at VECTOR_PIXELS
-// neighbouring pixels, which a thread turns as it writes them. One of its units is under way at a time. Each chunk has
-// threads of its own, whose units are consecutive in threadIdx.x.
-template <class Reader, int VECTOR_PIXELS>
-struct HaloLoader {
-    static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, UNITS = TILE_IMAGES * HALO_P * ACROSS;
-    static constexpr int AT_ONCE = THREADS / CHUNKS;
-    static_assert(HALO_Q % VECTOR_PIXELS == 0 && THREADS % CHUNKS == 0, "units do not overlap");
-
-    Reader reader;
-    const int n, first_row, first_col;  // of the halo, in the images
-    const int chunk = threadIdx.x / AT_ONCE;
-    int unit = 0;  // the next one, or the one that is under way
-    decltype(reader.template read<VECTOR_PIXELS>()) own[CHUNK_STEPS];
-
-    __device__ __forceinline__ HaloLoader(const Reader& reader, int n, int first_row, int first_col)
-        : reader(reader), n(n), first_row(first_row), first_col(first_col) {
-        this->reader.set_corner(n, first_row, first_col);
-    }
-    __device__ __forceinline__ void begin() { unit = threadIdx.x % AT_ONCE; }
-    __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
-
-    __device__ __forceinline__ void ask(int first_plane) {
-        const int col = unit % ACROSS * VECTOR_PIXELS, row = unit / ACROSS % HALO_P, image = unit / ACROSS / HALO_P;
-        if constexpr (TILE_IMAGES > 1) reader.set_corner(n + image, first_row, first_col);
-        reader.go_to(reader.offset(first_plane + chunk * CHUNK_STEPS, row, col));
-#pragma unroll
-        for (int i = 0; i < CHUNK_STEPS; ++i) {
-            if (i > 0) reader.skip_planes(1);
-            own[i] = reader.template read<VECTOR_PIXELS>();
-        }
-    }
-    __device__ __forceinline__ void put(HaloRows& halo) {
-        Chunk parts[VECTOR_PIXELS][RIGHT_PARTS];
-#pragma unroll
-        for (int e = 0; e < VECTOR_PIXELS; ++e) make_chunk(parts[e], own, 0, e);
-        // Threads write their pixels in other orders, so that 8 of them are in all banks at once: pixel e ^ turned.
-        const int turned = unit * VECTOR_PIXELS / 8 % VECTOR_PIXELS;
-#pragma unroll
-        for (int bit = 1; bit < VECTOR_PIXELS; bit *= 2)
-#pragma unroll
-            for (int e = 0; e < VECTOR_PIXELS; ++e)
-                if (!(e & bit)) exchange_if(turned & bit, parts[e], parts[e | bit]);
-#pragma unroll
-        for (int e = 0; e < VECTOR_PIXELS; ++e)
-#pragma unroll
-            for (int part = 0; part < RIGHT_PARTS; ++part)
-                halo.chunks[part][(unit * VECTOR_PIXELS + (e ^ turned)) * HaloRows::PITCH + chunk] = parts[e][part];
-        unit += AT_ONCE;
-    }
-    // All that are left.
-    __device__ __forceinline__ void bring(HaloRows& halo, int first_plane) {
-#pragma unroll 1
-        while (has_units()) {
-            ask(first_plane);
-            put(halo);
-        }
-    }
-};
-
 // Brings groups of taps of a tile's packed filter, past the registers.
 struct FilterGroups {
     static constexpr int OWN = FilterSlice::SIZE / 4 / THREADS;
@@ -152,7 +66,7 @@ struct FilterGroups {
         Chunk* const to = reinterpret_cast<Chunk*>(&group) + threadIdx.x;
 #pragma unroll
         for (int tap = 0; tap < TAPS_AT_ONCE; ++tap)
-            if (tap < taps)
+            if (ROW_GROUPS ? taps > 0 : tap < taps)
 #pragma unroll
                 for (int i = tap * OWN; i < (tap + 1) * OWN; ++i)
                     __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(Chunk));
@@ -161,10 +75,11 @@ struct FilterGroups {
     }
 };
 
-// How a tile of forward or input_grad is multiplied.
+// How a tile of forward or input_grad is multiplied. ROW_GROUPS: a group is a row of taps, COL_STEP pixels apart; then a
+// halo has UNITS_AT_ONCE of a thread's units under way one after another while a group is multiplied.
 struct HaloWindows {
     using Product = TensorProduct<FilterSlice, HaloRows>;
-    using Pixels = HaloTile;
+    using Pixels = HaloRun;
 
     static __device__ __forceinline__ int count(const PixelGrid& grid) { return HaloTile::count(grid) * TILE_N; }
     static __device__ __forceinline__ Pixels pixels(const Tile& tile, const PixelGrid& grid) {
@@ -174,7 +89,7 @@ struct HaloWindows {
     template <int VECTOR_PIXELS, class Reader, class Phase>
     static __device__ __forceinline__ void add(Product& product, const Acc* filter, const Offset*, const Reader& reader,
                                                const Phase& phase, const Tile& tile) {
-        constexpr int RUN_SLICES = RUN_STEPS / DEPTH;
+        constexpr int RUN_SLICES = RUN_STEPS / DEPTH, UNROLLED = ROW_GROUPS ? TAPS_AT_ONCE : 1;
         const int taps = phase.down * phase.across, blocks = taps ? phase.depth / taps / DEPTH : 0;
         if (blocks == 0) return;
 
@@ -206,15 +121,15 @@ struct HaloWindows {
                 const int left = taps - tap;
                 const int next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
                 groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
-#pragma unroll 1
-                for (int i = 0; i < min(left, TAPS_AT_ONCE); ++i) {
-                    const bool brings = has_next && loader.has_units();
+#pragma unroll UNROLLED
+                for (int i = 0; i < (ROW_GROUPS ? TAPS_AT_ONCE : min(left, TAPS_AT_ONCE)); ++i) {
+                    const bool brings = (UNROLLED == 1 || i < UNITS_AT_ONCE) && has_next && loader.has_units();
                     if (brings) loader.ask(next_plane);
                     __syncwarp();  // or ptxas moves the loads to where they are wanted
                     product.add(memory.filter[turn][i], halo, shift);
                     if (brings) loader.put(next);
-                    shift += cols.step * HaloRows::PIXEL_BYTES;
-                    if (++across == phase.across)
+                    shift += (ROW_GROUPS ? COL_STEP : cols.step) * HaloRows::PIXEL_BYTES;
+                    if (++across == (ROW_GROUPS ? TAPS_AT_ONCE : phase.across))
                         across = 0, shift = row_shift += rows.step * (HALO_Q * HaloRows::PIXEL_BYTES);
                     if (LONG_SUMS && ++run == RUN_SLICES) run = 0, product.end_run(nullptr, false, false);
                 }

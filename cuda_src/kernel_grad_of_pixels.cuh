@@ -30,3 +30,12 @@ __device__ __forceinline__ Acc db_of_pixels(const Scalar* dy, const Saved* saved
         sum.add(pre_activation_grad(dy, saved, shape, i / shape.Q / shape.P, k, i / shape.Q % shape.P, i % shape.Q));
     return sum.value();
 }
+
+// The same of rows first_p to end_p - 1 and columns first_q to end_q - 1 of image n, as far as they exist.
+__device__ __forceinline__ Acc db_of_pixels(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int n,
+                                            int k, int first_p, int end_p, int first_q, int end_q) {
+    LongSum sum;
+    for (int p = first_p; p < min(end_p, shape.P); ++p)
+        for (int q = first_q; q < min(end_q, shape.Q); ++q) sum.add(pre_activation_grad(dy, saved, shape, n, k, p, q));
+    return sum.value();
+}

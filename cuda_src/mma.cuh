@@ -131,3 +131,23 @@ __device__ __forceinline__ void load_matrices(unsigned (&words)[4], const void* 
                  : "r"(unsigned(__cvta_generic_to_shared(row))));
 #endif
 }
+
+// The same of 16-bit numbers, and turned: of matrix i each lane gets the numbers of column lane / 4 in rows lane % 4 * 2
+// and lane % 4 * 2 + 1.
+__device__ __forceinline__ void load_turned_matrices(unsigned (&words)[4], const void* row) {
+#if defined(CONVBACKPROP_ON_CPU) || __CUDA_ARCH__ < 750
+    const int lane = threadIdx.x % 32;
+    const auto number = [&](int i, int in_matrix) -> unsigned {
+        return reinterpret_cast<const unsigned short*>(__shfl_sync(
+            0xffffffffu, reinterpret_cast<unsigned long long>(row), i * 8 + in_matrix))[lane / 4];
+    };
+    for (int i = 0; i < 4; ++i) {
+        const unsigned first = number(i, lane % 4 * 2);
+        words[i] = first | number(i, lane % 4 * 2 + 1) << 16;
+    }
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(unsigned(__cvta_generic_to_shared(row))));
+#endif
+}

@@ -9,7 +9,7 @@
 // A step of the sum is a pixel. A warp brings 8 of them side by side, a sector of memory, of several rows: writing them
 // meets no bank twice. If a slice has more steps, its warps share them.
 constexpr int WARP_STEPS = 8, STEP_WARPS = DEPTH / WARP_STEPS;
-static_assert(DEPTH % WARP_STEPS == 0 && THREADS % (32 * STEP_WARPS) == 0, "all steps have as many threads");
+static_assert(DEPTH % WARP_STEPS == 0, "a slice is whole sectors");
 
 // Brings one of the two matrices, ROWS rows of it: what each of them means in the windows of DEPTH pixels. A thread has
 // PIXELS neighbouring ones and several rows. ARE_PLANES: the rows are the same place in neighbouring planes.
@@ -17,7 +17,8 @@ template <class Reader, int ROWS, int PIXELS, bool ARE_PLANES>
 struct PixelReads {
     static constexpr int STEP_THREADS = WARP_STEPS / PIXELS, ROW_THREADS = 32 / STEP_THREADS;  // of a warp
     static constexpr int AT_ONCE = THREADS / DEPTH * PIXELS, OWN = ROWS / AT_ONCE;
-    static_assert(ROWS % AT_ONCE == 0, "a thread has several rows");
+    static_assert(THREADS % (32 * STEP_WARPS) == 0 && ROWS % AT_ONCE == 0,
+                  "all steps have as many threads, and a thread has several rows");
 
     // Neighbouring steps are neighbours in memory.
     const int first_step = threadIdx.x % STEP_THREADS * PIXELS + threadIdx.x / 32 % STEP_WARPS * WARP_STEPS;

@@ -14,9 +14,8 @@
 // A slice: of each row and each column DEPTH numbers, 16 words, that is 4 chunks of 16 bytes.
 constexpr int CHUNKS = 4, K_STEPS = 2, CHUNK_STEPS = 4 * Factor::PER_WORD;
 static_assert(DEPTH == CHUNKS * CHUNK_STEPS && DEPTH == K_STEPS * Factor::K, "a slice is two steps of mma");
-constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N;
-static_assert(TILE_M % WARP_M == 0 && TILE_N % WARP_N == 0 && THREADS == WARPS_M * WARPS_N * 32, "warps make the tile");
-static_assert(WARP_M % 32 == 0 && WARP_N % 32 == 0, "swizzles know 32 rows");
+constexpr int WARPS_M = TILE_M / WARP_M;
+static_assert(TILE_M % WARP_M == 0 && WARP_M % 32 == 0, "warps make the tile; swizzles know 32 rows");
 
 struct alignas(16) Chunk {
     unsigned words[4];
@@ -87,7 +86,7 @@ struct LaneOrder {
 // each are in all banks.
 template <int PARTS, int ROWS, bool IS_LEFT, bool SPREAD>
 struct ChunkRows {
-    static constexpr int PITCH = CHUNKS + 1;
+    static constexpr int COLUMNS = ROWS, ACROSS = CHUNKS, PITCH = CHUNKS + 1;
     Chunk chunks[PARTS][ROWS * PITCH];
 
     static __device__ __forceinline__ int at(int row, int chunk) {
@@ -116,6 +115,9 @@ struct TensorProduct {
     };
     static constexpr int ROWS = WARP_M / 8, COLS = WARP_N / 4, ASIDE = 2;  // a lane's
     static constexpr int ROWS_16 = WARP_M / 16, COLS_16 = WARP_N / 16;     // a warp's, 16 at once
+    static_assert(THREADS == WARPS_M * (Right::COLUMNS / WARP_N) * 32 && Right::COLUMNS % WARP_N == 0 &&
+                      WARP_N % 32 == 0,
+                  "warps make the tile; swizzles know 32 columns");
 
     // Where am I in the tile: my warp's rows and columns, and my lane's sums among them.
     const int first_row = threadIdx.x / 32 % WARPS_M * WARP_M, first_col = threadIdx.x / 32 / WARPS_M * WARP_N;
@@ -135,9 +137,9 @@ struct TensorProduct {
     __device__ __forceinline__ void add(const Left& a, const Right& b, int shift = 0) {
 #pragma unroll
         for (int step = 0; step < K_STEPS; ++step) {
-            unsigned left[LEFT_PARTS][ROWS_16][4], right[RIGHT_PARTS][COLS_16][4];
+            unsigned left[LEFT_FACTORS][ROWS_16][4], right[RIGHT_PARTS][COLS_16][4];
 #pragma unroll
-            for (int part = 0; part < LEFT_PARTS; ++part)
+            for (int part = 0; part < LEFT_FACTORS; ++part)
 #pragma unroll
                 for (int i = 0; i < ROWS_16; ++i) left_reader.read(left[part][i], a, part, step, i);
 #pragma unroll
@@ -146,7 +148,7 @@ struct TensorProduct {
                 for (int j = 0; j < COLS_16; ++j) right_reader.read(right[part][j], b, part, step, j, shift);
 
             // The small products first.
-            if constexpr (LEFT_PARTS == 2) add_products(left[1], right[0]);
+            if constexpr (LEFT_FACTORS == 2) add_products(left[1], right[0]);
             if constexpr (RIGHT_PARTS == 2) add_products(left[0], right[1]);
             add_products(left[0], right[0]);
         }

@@ -26,6 +26,16 @@ from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scale
 from convbackprop.ladder.pipelined import unseen
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
+from convbackprop.ladder.tap_halo import (
+    ALL_BYTES,
+    BLOCK_BYTES,
+    halo_pixels,
+    pixel_tiles,
+    staged_bytes,
+    tap_blocks,
+    tap_halo,
+    tile_splits,
+)
 from convbackprop.ladder.variant import (
     ALIGNED,
     Alignment,
@@ -55,8 +65,9 @@ _LEAST_PRODUCTS = 32
 def _parts(pass_name: str, p: ConvProblem) -> tuple[int, int]:
     """Return of how many numbers an element of each factor is the sum: LEFT_PARTS, RIGHT_PARTS.
 
-    2 of float32, and 1 where it may be rounded to TF32; but db, the sum of a left factor, is not rounded. 2 of a g
-    in 16 bits, unless that is dy or 0, a 16-bit number; and of a filter that is scaled.
+    2 of float32, and 1 where it may be rounded to TF32; but db, the sum of a left factor, is not rounded: then only the
+    first of its two is multiplied (LEFT_FACTORS). 2 of a g in 16 bits, unless that is dy or 0, a 16-bit number; and of
+    a filter that is scaled.
     """
     if p.dtype == "float32":
         return (1 + (pass_name == "kernel_grad" and p.bias), 1) if p.is_tf32 else (2, 2)
@@ -79,11 +90,12 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     return {
         "LEFT_PARTS": left,
         "RIGHT_PARTS": right,
+        "LEFT_FACTORS": 1 if p.is_tf32 else left,
         "FACTOR_BITS": bits,
         "DEPTH": _WORDS * 32 // bits,
         "RUN_STEPS": run,
         "LONG_SUMS": int(_longest(pass_name, p, run) > run),
-        "TAPS_AT_ONCE": 3 if (left, right) == (1, 1) else 1,
+        "TAPS_AT_ONCE": (p.S if p.S in (2, 3) else 3) if (left, right) == (1, 1) else 1,
     }
 
 
@@ -128,9 +140,6 @@ def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[
 #: Warps that a multiprocessor should hold: as many as may have all registers.
 _WARPS = 8
 
-#: Of shared memory: what a block may have on every GPU since sm_80, and all blocks of a multiprocessor on an A100.
-_BLOCK_BYTES, _ALL_BYTES = 99 << 10, 164 << 10
-
 
 def _resident(threads: int) -> int:
     """Return how many blocks make the warps that a multiprocessor should hold."""
@@ -173,10 +182,10 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
         tiles = (
             ceil_div(p.N, found["TILE_IMAGES"]) * ceil_div(rows, found["TILE_P"]) * ceil_div(columns, found["TILE_Q"])
         )
-        return tiles * (t["TILE_N"] + _pixels(found) / 4)
+        return tiles * (t["TILE_N"] + halo_pixels(found) / 4)
 
     resident = _resident(_warp(pass_name, p, t, True)["THREADS"])
-    most = min(_BLOCK_BYTES, _ALL_BYTES // min(resident, 2) - 1024)
+    most = min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)
     sizes = [1 << i for i in range(9)]
     is_costly = pass_name == "input_grad" and p.saved is not None and p.activation not in EXACT_GRADS
     for vector in (2, 1) if is_costly else (4, 2, 1):  # phi' itself takes many registers
@@ -191,14 +200,9 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
     return {}
 
 
-def _pixels(t: Constants) -> int:
-    """Return the pixels of a halo."""
-    return t["TILE_IMAGES"] * t["HALO_P"] * t["HALO_Q"]
-
-
 def _halo_bytes(t: Constants) -> int:
     """Return the bytes of two groups of taps of the filter, and of two halos."""
-    taps, pixels = t["TAPS_AT_ONCE"], _pixels(t)
+    taps, pixels = t["TAPS_AT_ONCE"], halo_pixels(t)
     return 2 * 4 * (taps * t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + t["RIGHT_PARTS"] * pixels * _PITCH)
 
 
@@ -216,14 +220,59 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             "ONE_TAP": one_tap(pass_name, p, {**t, **factors}),
         }
         if pass_name == "kernel_grad":
-            return {**found, **widths(pass_name, p, alignment, 4)}
+            none = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"],
+                    "TAPS_DOWN": 1, "TAPS_ACROSS": 1, "COL_STEP": 1, "STEPS_AT_ONCE": 1,
+                    "GRADS_AT_ONCE": 1}  # fmt: skip
+            halo = tap_halo(p, alignment, {**t, **factors})
+            return {**found, **none, **widths(pass_name, p, alignment, 4), **halo}
         if halo:
             pixels = "X_PIXELS" if pass_name == "forward" else "G_PIXELS"
-            return {**found, "HALO": 1, pixels: halo.pop("VECTOR"), **halo}
-        none = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"]}
-        return {**found, **none, **widths(pass_name, p, alignment, 2)}
+            known = _results(pass_name, p, alignment, {**t, **halo})
+            groups = _tap_groups(pass_name, p, {**found, **halo})
+            return {**found, "HALO": 1, pixels: halo.pop("VECTOR"), **halo, **known, **groups}
+        none = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"],
+                "ROW_GROUPS": 0, "COL_STEP": 1, "UNITS_AT_ONCE": 1}  # fmt: skip
+        known = _results(pass_name, p, alignment, t)
+        return {**found, **none, **widths(pass_name, p, alignment, 2), **known}
 
     return rule
+
+
+def _tap_groups(pass_name: str, p: ConvProblem, t: Constants) -> dict[str, int]:
+    """Return what is known of the groups of taps that are multiplied between two barriers: whether each is a row."""
+    is_row = p.stride == (1, 1) and t["TAPS_AT_ONCE"] == p.S
+    units = halo_pixels(t) // t["VECTOR"]
+    own = ceil_div(units, t["THREADS"] // 4)
+    return {
+        "ROW_GROUPS": int(is_row),
+        "COL_STEP": p.dilation_w if pass_name == "forward" else -p.dilation_w,
+        "UNITS_AT_ONCE": min(ceil_div(own, p.R), p.S) if is_row else t["TAPS_AT_ONCE"],
+    }
+
+
+def _results(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, int]:
+    """Return what is known of the results of forward's and of input_grad's tiles.
+
+    BIAS: whether one is added. RESULTS_TOGETHER: how many neighbouring pixels of a tile one instruction writes.
+    WHOLE_TILES: whether no tile passes the last filter, row, column or image.
+    """
+    m, n, _, _ = product(pass_name, p)
+    (rows, columns), (down, across), aligned = (
+        ((p.P, p.Q), (1, 1), alignment.y) if pass_name == "forward" else ((p.H, p.W), p.stride, alignment.x)
+    )
+    ends: tuple[tuple[int, str], ...]
+    if "TILE_Q" in t:
+        width, ends = columns, ((rows // down, "TILE_P"), (columns // across, "TILE_Q"), (p.N, "TILE_IMAGES"))
+    else:
+        width, ends = rows * columns, ((n, "TILE_N"),)
+    is_pair = down == across == 1 and width % 2 == 0 and aligned >= 2 * DTYPES[p.dtype]
+    is_whole = all(size % t[tile] == 0 for size, tile in ((m, "TILE_M"), *ends))
+    is_whole &= rows % down == 0 and columns % across == 0
+    return {
+        **({"BIAS": int(p.bias)} if pass_name == "forward" else {}),
+        "RESULTS_TOGETHER": 2 if is_pair else 1,
+        "WHOLE_TILES": int(is_whole),
+    }
 
 
 # -- the launches ----------------------------------------------------------------------------------------------------
@@ -265,6 +314,8 @@ def _shared_bytes(p: ConvProblem, t: Constants) -> int:
 
 def _splits(p: ConvProblem, t: Constants) -> int:
     """Return among how many blocks the pixels are split: as implicit_gemm's, and so that runs need no totals."""
+    if t["HALO"]:
+        return tile_splits(p, t)
     slices = slices_of("kernel_grad", p, t)
     enough = kernel_grad_splits(p, {**t, "RUN_STEPS": RUN})
     least = 1 if t["LONG_SUMS"] else ceil_div(slices * t["DEPTH"], t["RUN_STEPS"])
@@ -272,17 +323,23 @@ def _splits(p: ConvProblem, t: Constants) -> int:
 
 
 def _slices_of_split(p: ConvProblem, t: Constants) -> int:
+    if t["HALO"]:
+        return ceil_div(pixel_tiles(p, t), tile_splits(p, t))
     return ceil_div(slices_of("kernel_grad", p, t), _splits(p, t))
 
 
 def _kernel_grad_grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
     """Return the tiles, and the splits."""
+    if t["HALO"]:
+        return tap_blocks(p, t), _splits(p, t)
     m, n, _, products = product("kernel_grad", p)
     return ceil_div(m, t["TILE_M"]) * ceil_div(n, t["TILE_N"]) * products, _splits(p, t)
 
 
 def _kernel_grad_bytes(p: ConvProblem, t: Constants) -> int:
-    """Return the bytes of two slices, whose rows are staged alike."""
+    """Return the bytes of two slices, whose rows are staged alike, or of what a halo takes."""
+    if t["HALO"]:
+        return staged_bytes(t)
     return 2 * 4 * _PITCH * (t["LEFT_PARTS"] * t["TILE_M"] + t["RIGHT_PARTS"] * t["TILE_N"])
 
 

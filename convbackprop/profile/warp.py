@@ -75,7 +75,7 @@ class Turn:
         """Time a way round a loop."""
         fused = sum(sass.multiply_adds(i.matrices) or sass.multiply_adds(i.base) for i in way if i.is_multiply_add)
         loads = sum(i.base in ("LDG", "LDGSTS") for i in way)
-        shared = sum(i.width // 8 for i in way if i.base in ("LDS", "LDSM"))
+        shared = sum(i.width // 8 for i in way if i.base in ("LDS", "LDSM") and i.guard != "@!PT")  # that: never
         pipes = [sum(every for i in way if i.base in names) for names, _, every in _PIPES if every > 1]
         halves = 2 * sum(i.base.startswith(_HALF_RATE) for i in way)
         clocks = tuple(_clocks(way, latency) for latency in LATENCIES)

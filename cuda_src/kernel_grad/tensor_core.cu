@@ -11,12 +11,9 @@
 // What limits it: no GPU has run it. Each element of a window is loaded and stored by instructions of its own, which in
 // 16 bits are more work than its products.
 #include "kernel_grad_total.cuh"
+#include "tap_halo.cuh"
 #include "tap_product.cuh"
 #include "tensor_product.cuh"
-
-using GradSlice = ChunkRows<LEFT_PARTS, TILE_M, true, true>;
-using WindowSlice = ChunkRows<RIGHT_PARTS, TILE_N, false, true>;
-using Product = TensorProduct<GradSlice, WindowSlice>;
 
 // Writes what a thread has read to chunks of its rows.
 template <class Reader, int ROWS, int PIXELS, bool ARE_PLANES>
@@ -53,43 +50,45 @@ struct PixelLoader : PixelReads<Reader, ROWS, PIXELS, ARE_PLANES> {
     }
 };
 
-// The sum of g for each row of the tile, from the slices as they pass by: the thread of the same number has it.
+// The sum of g for each row of the tile, from what is staged of g as it passes by: the thread of the same number has it.
 struct RowSums {
     const bool wanted;
     LongSum sum;
 
-    __device__ __forceinline__ void add(const Product::Slice& slice) {
+    template <class Slice>
+    __device__ __forceinline__ void add(const Slice& slice) {
+        using Rows = decltype(slice.a);
         if (!wanted) return;
         Acc steps = 0;
 #pragma unroll 1
-        for (int i = 0; i < LEFT_PARTS * CHUNKS; ++i) {
-            const Chunk chunk = slice.a.chunks[i / CHUNKS][GradSlice::at(threadIdx.x, i % CHUNKS)];
+        for (int i = 0; i < LEFT_PARTS * Rows::ACROSS; ++i) {
+            const Chunk chunk = slice.a.chunks[i / Rows::ACROSS][Rows::at(threadIdx.x, i % Rows::ACROSS)];
 #pragma unroll
             for (int e = 0; e < CHUNK_STEPS; ++e)
                 steps += IS_TF32 ? __uint_as_float(chunk.words[e / Factor::PER_WORD])
                                  : Factor::element(chunk.words[e / Factor::PER_WORD], e % Factor::PER_WORD);
         }
-        sum.add(steps);
+        sum.run = steps;
+        sum.end_run();  // each time: then no register holds a run
     }
 };
 static_assert(THREADS >= TILE_M, "a row's sum has a thread");
 
-// partial[split][tap], with gridDim.y splits; the K biases are the last taps
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
-            Acc* __restrict__ partial, Conv2dShape shape, int with_bias, int split_slices) {
+// Windows staged tap by tap, by all strides.
+template <class RowSums, int ROWS, int COLUMNS>
+__device__ __forceinline__ void add_windows(const Scalar* dy, const Saved* saved, const Scalar* x, Acc* split,
+                                            const Conv2dShape& shape, bool with_bias, int split_slices) {
     const TapTile tile(shape, split_slices);
-    PixelLoader<GradReader, TILE_M, G_PIXELS, true> grads(GradReader(dy, saved, shape, tile.group), tile);
+    PixelLoader<GradReader, ROWS, G_PIXELS, true> grads(GradReader(dy, saved, shape, tile.group), tile);
     grads.offsets[0] = tile.row_offset(grads.row(0));
     grads.rows = tile.filters - tile.first_m - grads.first_row;
-    PixelLoader<InputReader, TILE_N, X_PIXELS, ONE_TAP> windows(InputReader(x, shape, tile.group), tile);
+    PixelLoader<InputReader, COLUMNS, X_PIXELS, ONE_TAP> windows(InputReader(x, shape, tile.group), tile);
 #pragma unroll
     for (int i = 0; i < (ONE_TAP ? 1 : windows.OWN); ++i) windows.offsets[i] = tile.column_offset(windows.row(i));
-    Product product;
+    TensorProduct<ChunkRows<LEFT_PARTS, ROWS, true, true>, ChunkRows<RIGHT_PARTS, COLUMNS, false, true>> product;
     RowSums bias = {with_bias && tile.number == 0 && threadIdx.x < TILE_M};
     add_slices(product, grads, windows, bias, tile.slices);
 
-    Acc* const split = partial + blockIdx.y * (shape.w_size() + shape.K);
     write_partial(split, product, tile, dy, saved, x);
     if (!bias.wanted || !tile.has_row(threadIdx.x)) return;
     Acc& sum = split[tile.bias_at(threadIdx.x)];
@@ -97,4 +96,38 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     const int first = tile.first_slice * DEPTH, end = min(first + tile.slices * DEPTH, tile.grid.count());
     if (IS_TF32 && !isfinite(sum))  // its terms may have been scaled to infinity
         sum = db_of_pixels(dy, saved, shape, tile.group * tile.filters + tile.first_m + threadIdx.x, first, end);
+}
+
+// Images with their halo, of unit stride.
+template <class RowSums>
+__device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, const Scalar* x, Acc* split,
+                                          const Conv2dShape& shape, bool with_bias, int split_tiles) {
+    const TapBlock block(shape, split_tiles);
+    const int lead = unsigned(shape.input_col(0, block.first_s)) % X_PIXELS;  // a halo begins with a whole vector
+    GradLoader grads(GradReader(dy, saved, shape, block.group), block.filters - block.first_m);
+    HaloLoader<InputReader, X_PIXELS> images(InputReader(x, shape, block.group), 0, 0, 0);
+    TapSums sums(shape, lead);
+    RowSums bias = {with_bias && block.has_first_taps() && threadIdx.x < TILE_M};
+    add_tiles(sums, block, grads, images, lead, bias);
+
+    write_taps(split, sums, block, dy, saved, x);
+    if (!bias.wanted || block.first_m + int(threadIdx.x) >= block.filters) return;
+    const int k = block.filter(threadIdx.x);
+    Acc& sum = split[shape.w_size() + k];
+    sum = bias.sum.value() / SCALE;
+    if (IS_TF32 && !isfinite(sum))
+        sum = block.sum([&](int n, int first_p, int end_p, int first_q, int end_q) {
+            return db_of_pixels(dy, saved, shape, n, k, first_p, end_p, first_q, end_q);
+        });
+}
+
+// partial[split][tap], with gridDim.y splits of slices or of tiles; the K biases are the last taps
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
+            Acc* __restrict__ partial, Conv2dShape shape, int with_bias, int split) {
+    Acc* const sums = partial + blockIdx.y * (shape.w_size() + shape.K);
+    if constexpr (HALO)
+        add_halos<RowSums>(dy, saved, x, sums, shape, with_bias, split);
+    else
+        add_windows<RowSums, TILE_M, TILE_N>(dy, saved, x, sums, shape, with_bias, split);
 }

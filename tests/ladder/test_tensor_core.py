@@ -9,6 +9,7 @@ import pytest
 
 from convbackprop import check
 from convbackprop.ladder.registry import select
+from convbackprop.ladder.variant import ALIGNED, Alignment
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import replaced
 
@@ -66,6 +67,100 @@ def test_a_part_of_a_halo_that_is_left_out_shows(quick, tmp_path):
         "input_grad/tensor_core", "halo.cuh", "if (has_next) loader.bring(next, next_plane);", "", tmp_path
     )
     assert faults(wrong, quick, text) != []
+
+
+#: Problems whose images kernel_grad stages with a halo, and why.
+TAP_HALOS = (
+    ("2,32,5,16,33,3,3,padding=1", {"dtype": "float16", "mask": True}),  # 16-bit factors, turned as they are read
+    ("3,32,4,7,10,2,5,dilation=2x1,padding=3,groups=2", {"activation": "tanh"}),  # several images and groups of taps
+    ("1,16,9,12,33,3,3", {"precision": "tf32"}),  # a g whose low part is for db alone
+)
+
+
+@pytest.mark.parametrize(("text", "changes"), TAP_HALOS)
+@pytest.mark.parametrize("offset", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_halos_of_kernel_grad(quick, text, changes, offset):
+    problem = ConvProblem.parse(text, **{"bias": True, "activation": "relu", **changes})
+    assert KERNEL_GRAD.constants("cpu", problem)["HALO"]
+    assert faults(KERNEL_GRAD, quick, text, offset=offset, **changes) == []
+
+
+#: Of a halo: what is wrong, in which file, what is replaced, and by what.
+WRONG_TAP_HALOS = (
+    ("a tap is its neighbour", "tap_halo.cuh", "(s * COL_STEP +", "((s + 1) * COL_STEP +"),
+    ("a row of taps is the one above", "tap_halo.cuh", "tap_row * shape.dilation_h", "0"),
+    ("a column of the halo is not staged", "halo_loader.cuh", "unit % ACROSS * VECTOR", "unit % (ACROSS - 1) * VECTOR"),
+    ("the next tile overwrites this one", "tap_halo.cuh", "next = staged[turn ^ 1]", "next = staged[turn]"),
+    ("a part of the next halo is left out", "tap_halo.cuh", "images.bring(next.b, block.first_c);", ""),
+    ("a tile's last filters are left out", "tap_halo.cuh", "row + i * AT_ONCE < filters", "row + 1 < filters"),
+    ("tiles are added by two splits", "tap_halo.cuh", "first_tile + split_tiles,", "first_tile + split_tiles + 1,"),
+    ("db leaves out a chunk", "tensor_core.cu", "LEFT_PARTS * Rows::ACROSS; ++i", "LEFT_PARTS * Rows::ACROSS - 1; ++i"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        pytest.param(file, old, new, id=what, marks=() if i in (0, 2, 3) else pytest.mark.slow)
+        for i, (what, file, old, new) in enumerate(WRONG_TAP_HALOS)
+    ],
+)
+def test_a_wrong_halo_of_kernel_grad_shows(quick, file, old, new, tmp_path):
+    wrong = replaced("kernel_grad/tensor_core", file, old, new, tmp_path)
+    assert faults(wrong, quick, "2,32,7,16,33,3,3,padding=1", dtype="float16") != []
+
+
+def test_nan_of_padding_is_formed_anew_in_a_halo_of_kernel_grad(quick, tmp_path):
+    """An infinity of g beside the padding of x gives no NaN."""
+    problem = ConvProblem.parse("2,32,5,9,8,3,3,padding=1", dtype="float16", bias=True)
+    given = check.inputs("kernel_grad", problem)
+    given["dy"][1, 3, 0, 8] = np.inf
+    assert check.check(KERNEL_GRAD, problem, quick, given=given).faults == []
+    wrong = replaced("kernel_grad/tensor_core", "tap_halo.cuh", "is_nan |= sum != sum;", "", tmp_path)
+    assert check.check(wrong, problem, quick, given=given).faults != []
+
+
+def test_halos_of_kernel_grad_are_within_the_bound():
+    """Zeros that fill up tiles do not lengthen sums beyond what may be cut off; else windows are staged tap by tap."""
+    for dtype, activation, products in (("float16", "relu", 1), ("float16", "tanh", 2), ("float32", "relu", 3)):
+        for text in ("1,32,3,3,8,3,3,padding=1", "1,32,7,8,8,3,3,padding=1", "9,32,9,9,8,3,3,padding=1",
+                     "32,32,33,33,8,3,3,padding=1", "64,64,224,9,64,3,3,padding=1"):  # fmt: skip
+            problem = ConvProblem.parse(text, dtype=dtype, activation=activation, bias=True)
+            t = KERNEL_GRAD.constants("cuda", problem)
+            if not t["HALO"]:
+                assert problem.N * problem.P * problem.Q < 64
+                continue
+            _, tiles = KERNEL_GRAD.launches[0].integers(problem, t)
+            n, steps = problem.N * problem.P * problem.Q, tiles * t["TILE_IMAGES"] * t["TILE_P"] * t["TILE_Q"]
+            run, depth = min(steps, t["RUN_STEPS"]), 16 if t["FACTOR_BITS"] == 16 else 8
+            assert t["LONG_SUMS"] or steps <= run
+            cut = 2 * (products * math.ceil(run / depth) - (products - 1)) + 8 * (products == 3)
+            assert cut + (steps / run if t["LONG_SUMS"] else 0) <= min(n + 3, 8 * math.sqrt(n + 2)), text
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+@of_windows
+def test_what_is_known_of_results(variant):
+    """Pairs are written where they are neighbours at aligned addresses; no ends are looked for of whole tiles."""
+
+    def known(text, alignment=ALIGNED, **changes):
+        t = variant.constants("cuda", ConvProblem.parse(text, dtype="float16", **changes), alignment)
+        return t["RESULTS_TOGETHER"], t["WHOLE_TILES"]
+
+    square = "32,128,112,112,128,3,3,padding=1"
+    assert known(square) == (2, 1)
+    assert known(square, Alignment(2, 2)) == (1, 1)
+    assert known("32,128,112,111,128,3,3,padding=1") == (1, 0)
+    assert known("32,129,112,112,129,3,3,padding=1") == (2, 0)
+    assert known("32,96,112,112,96,3,3,padding=1") == (2, 0)
+    assert known("32,128,112,112,128,3,3,padding=1,stride=2")[0] == (2 if variant is FORWARD else 1)
+
+
+@of_windows
+def test_whole_tiles(quick, variant):
+    text = "1,64,16,16,64,2,2,padding=1:0x1:0"
+    assert variant.constants("cpu", ConvProblem.parse(text, dtype="float16"))["WHOLE_TILES"]
+    assert faults(variant, quick, text, dtype="float16") == []
 
 
 @of_windows

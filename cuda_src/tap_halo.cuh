@@ -1,0 +1,311 @@
+// How kernel_grad's tensor_core multiplies where the stride is 1: images with their halo serve many taps.
+//
+// A block computes TILE_M filters at the channels of a slice and a group of TAPS_DOWN x TAPS_ACROSS taps, for some tiles
+// of pixels. Of a tile g is staged as it lies in memory, pixels side by side, and x with its halo, a pixel's channels
+// side by side (halo_loader.cuh): both once. A warp has WARP_M filters, 16 channels and one row of the taps: a number of
+// g that it reads serves all of them. What mma wants of x is turned: 16-bit numbers by ldmatrix, 32-bit ones word by
+// word.
+#pragma once
+#include "halo_loader.cuh"
+#include "kernel_grad_of_pixels.cuh"
+#include "slices.cuh"
+#include "vector.cuh"
+
+constexpr int TILE_C = CHUNKS * CHUNK_STEPS, WARPS_C = TILE_C / 16;
+constexpr int TILE_STEPS = TILE_PIXELS / Factor::K, STEP_GROUPS = TILE_STEPS / STEPS_AT_ONCE;
+static_assert(!HALO || THREADS == WARPS_M * WARPS_C * TAPS_DOWN * 32, "warps make the tile");
+static_assert(!HALO || STEP_GROUPS * STEPS_AT_ONCE * Factor::K == TILE_PIXELS, "a tile is groups of steps");
+
+// What a block computes, and from which tiles of pixels. What lies beyond the last filter or tap is not written.
+struct TapBlock {
+    const Conv2dShape& shape;
+    const PixelGrid grid;
+    const int filters, channels;  // of the group
+    int group, first_m, first_c, first_r, first_s, first_tile, end_tile;
+
+    __device__ __forceinline__ TapBlock(const Conv2dShape& shape, int split_tiles)
+        : shape(shape), grid{shape.N, shape.P, shape.Q}, filters(shape.group_filters()),
+          channels(shape.group_channels()) {
+        const int m_tiles = (filters + TILE_M - 1) / TILE_M, c_tiles = channels / TILE_C;
+        const int across = (shape.S + TAPS_ACROSS - 1) / TAPS_ACROSS, down = (shape.R + TAPS_DOWN - 1) / TAPS_DOWN;
+        int number = blockIdx.x;
+        const auto next = [&](int count) {
+            const int index = number % count;
+            number /= count;
+            return index;
+        };
+        first_m = next(m_tiles) * TILE_M;
+        first_c = next(c_tiles) * TILE_C;
+        first_s = next(across) * TAPS_ACROSS;
+        first_r = next(down) * TAPS_DOWN;
+        group = number;
+        first_tile = blockIdx.y * split_tiles;
+        end_tile = min(first_tile + split_tiles, HaloTile::count(grid));
+    }
+    __device__ __forceinline__ bool has_first_taps() const { return first_c + first_r + first_s == 0; }
+    __device__ __forceinline__ int filter(int row) const { return group * filters + first_m + row; }
+
+    // What is summed over this block's tiles: of the rows and columns of one in one image.
+    template <class OfPixels>
+    __device__ __forceinline__ Acc sum(OfPixels&& of_pixels) const {
+        LongSum sum;
+        for (int number = first_tile; number < end_tile && !isnan(sum.value()); ++number) {
+            const HaloTile tile(number, grid);
+            for (int n = tile.n; n < min(tile.n + TILE_IMAGES, grid.N); ++n)
+                sum.add(of_pixels(n, tile.p, tile.p + TILE_P, tile.q, tile.q + TILE_Q));
+        }
+        return sum.value();
+    }
+};
+
+// g of a tile: of each filter its pixels, in chunks, and a gap that keeps 8 filters' chunks of one number in all banks.
+struct GradRows {
+    static constexpr int ACROSS = TILE_PIXELS / CHUNK_STEPS, PITCH = ACROSS + 1;
+    static_assert(!HALO || PITCH % 2 == 1, "filters lie an odd number of chunks apart");
+    Chunk chunks[LEFT_PARTS][TILE_M * PITCH];
+
+    static __device__ __forceinline__ int at(int row, int chunk) { return row * PITCH + chunk; }
+};
+
+// Brings g of a tile, G_PIXELS pixels of a few filters at a time. Neighbouring pixels are consecutive in threadIdx.x.
+struct GradLoader {
+    static constexpr int ACROSS = TILE_PIXELS / G_PIXELS, AT_ONCE = ACROSS < THREADS ? THREADS / ACROSS : 1;
+    static constexpr int OWN = (TILE_M + AT_ONCE - 1) / AT_ONCE, EACH = (OWN + STEP_GROUPS - 1) / STEP_GROUPS;
+    static constexpr int UNITS = EACH < GRADS_AT_ONCE ? EACH : GRADS_AT_ONCE;  // under way at a time
+    static_assert(!HALO || ACROSS <= THREADS, "a thread has one place in all rows");
+
+    GradReader reader;
+    const int filters;  // that exist, of this block's
+    const int first_row = threadIdx.x / ACROSS, step = threadIdx.x % ACROSS * G_PIXELS;
+    int row = TILE_M;  // the next one, or the first of those that are under way
+    decltype(reader.template read<G_PIXELS>()) own[UNITS];
+
+    __device__ __forceinline__ GradLoader(const GradReader& reader, int filters) : reader(reader), filters(filters) {}
+    __device__ __forceinline__ void begin(const HaloTile& tile, int first_plane) {
+        const TilePixel pixel(step);
+        reader.set_corner(tile.n + pixel.image, tile.p + pixel.row, tile.q + pixel.col);
+        reader.go_to(reader.offset(first_plane + first_row, 0, 0));
+        row = first_row < AT_ONCE ? first_row : TILE_M;
+    }
+    __device__ __forceinline__ bool has_units() const { return row < TILE_M; }
+    __device__ __forceinline__ void ask() {
+#pragma unroll
+        for (int i = 0; i < UNITS; ++i) {
+            own[i] = reader.template read<G_PIXELS>(row + i * AT_ONCE < filters);
+            reader.skip_planes(AT_ONCE);
+        }
+    }
+    __device__ __forceinline__ void put(GradRows& rows) {
+        struct alignas(4 * G_PIXELS) Words {
+            unsigned words[G_PIXELS];
+        } words[LEFT_PARTS];
+#pragma unroll
+        for (int i = 0; i < UNITS; ++i, row += AT_ONCE) {
+            if (row >= TILE_M) continue;
+            const int at = GradRows::at(row, step / CHUNK_STEPS), in_chunk = step % CHUNK_STEPS;
+            if constexpr (IS_TF32) {
+#pragma unroll
+                for (int e = 0; e < G_PIXELS; ++e) {
+                    const Tf32Parts<LEFT_PARTS> both(own[i].value(e));
+#pragma unroll
+                    for (int part = 0; part < LEFT_PARTS; ++part) words[part].words[e] = both.words[part];
+                }
+#pragma unroll
+                for (int part = 0; part < LEFT_PARTS; ++part)
+                    *reinterpret_cast<Words*>(&rows.chunks[part][at].words[in_chunk]) = words[part];
+            } else {
+                Vector<G_PIXELS> vector;
+#pragma unroll
+                for (int e = 0; e < G_PIXELS; ++e) vector.elements[e] = own[i].exact(e);
+                *reinterpret_cast<Vector<G_PIXELS>*>(reinterpret_cast<Scalar*>(&rows.chunks[0][at]) + in_chunk) =
+                    vector;
+            }
+        }
+    }
+    // All that are left.
+    __device__ __forceinline__ void bring(GradRows& rows) {
+#pragma unroll 1
+        while (has_units()) {
+            ask();
+            put(rows);
+        }
+    }
+};
+
+// 8 pixels of 8 channels of 4 bytes, or 8 of 2 bytes a lane's row, lie in all banks.
+using Halo = HaloPixels<IS_TF32 ? 2 : 1>;
+
+// A tile: both factors.
+struct StagedTile {
+    GradRows a;
+    Halo b;
+};
+
+// A warp's sums: ROWS x COLS of a lane, the columns being two channels of each 8, for each tap.
+struct TapSums {
+    static constexpr int ROWS_16 = WARP_M / 16, ROWS = ROWS_16 * 2, COLS = TAPS_ACROSS * 4;
+
+    // Where am I: my warp's filters, channels and row of taps.
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % WARPS_M * WARP_M;
+    const int warp_channel = threadIdx.x / 32 / WARPS_M % WARPS_C * 16, tap_row = threadIdx.x / 32 / WARPS_M / WARPS_C;
+    int own_grads, own_pixels;  // bytes
+    float sums[ROWS_16][TAPS_ACROSS][2][4] = {}, totals[LONG_SUMS ? ROWS_16 : 1][TAPS_ACROSS][2][4] = {};
+
+    __device__ __forceinline__ TapSums(const Conv2dShape& shape, int lead) {
+        const int first_pixel = tap_row * shape.dilation_h * HALO_Q + lead;
+        const int pixel = IS_TF32 ? lane % 4 : Halo::pixel_of(lane % 16);
+        const int channel = IS_TF32 ? (warp_channel + lane / 4) * 4 : warp_channel * 2 + lane / 16 * int(sizeof(Chunk));
+        own_pixels = (first_pixel + pixel) * Halo::PIXEL_BYTES + channel;
+        own_grads = GradRows::at(warp_row + lane % 16, lane / 16) * int(sizeof(Chunk));
+    }
+    __device__ __forceinline__ int row(int i) const { return warp_row + i * 8 + lane / 4; }
+    __device__ __forceinline__ int channel(int j) const { return warp_channel + j / 2 % 2 * 8 + lane % 4 * 2 + j % 2; }
+    static __device__ __forceinline__ int tap(int j) { return j / 4; }
+    // NaN stands for a sum that is not finite where its factors were scaled: it is to be formed anew.
+    __device__ __forceinline__ Acc sum(int i, int j) const {
+        const float scaled = sums[i / 2][j / 4][j / 2 % 2][i % 2 * 2 + j % 2];
+        return IS_TF32 ? scaled * UNSCALE + (scaled - scaled) : scaled;
+    }
+
+    // A lane's words of 16 channels at the pixels of a step: pixels 0 to 7 and 8 to 15, or 0 to 3 and 4 to 7, of the
+    // first 8 channels and of the others.
+    static __device__ __forceinline__ void read(unsigned (&words)[4], const char* first) {
+        if constexpr (IS_TF32) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                words[i] = *reinterpret_cast<const unsigned*>(first + i % 2 * 4 * Halo::PIXEL_BYTES + i / 2 * 32);
+        } else {
+            load_turned_matrices(words, first);
+        }
+    }
+    // STEPS_AT_ONCE steps of a tile.
+    __device__ __forceinline__ void add(const GradRows& grads, const Halo& halo, int group) {
+        const char* const own = reinterpret_cast<const char*>(&grads) + own_grads +
+                                group * int(STEPS_AT_ONCE * 2 * sizeof(Chunk));
+        const char* const pixels = reinterpret_cast<const char*>(&halo) + own_pixels +
+                                   Halo::pixel_of(group * STEPS_AT_ONCE * Factor::K) * Halo::PIXEL_BYTES;
+#pragma unroll
+        for (int step = 0; step < STEPS_AT_ONCE; ++step) {
+            unsigned left[LEFT_FACTORS][ROWS_16][4];
+#pragma unroll
+            for (int part = 0; part < LEFT_FACTORS; ++part)
+#pragma unroll
+                for (int i = 0; i < ROWS_16; ++i)
+                    load_matrices(left[part][i], own + part * int(sizeof(grads.chunks[0])) +
+                                                     (i * 16 * GradRows::PITCH + step * 2) * int(sizeof(Chunk)));
+#pragma unroll
+            for (int s = 0; s < TAPS_ACROSS; ++s) {
+                unsigned right[RIGHT_PARTS][4];
+#pragma unroll
+                for (int part = 0; part < RIGHT_PARTS; ++part)
+                    read(right[part], pixels + part * int(sizeof(halo.chunks[0])) +
+                                          (s * COL_STEP + Halo::pixel_of(step * Factor::K)) * Halo::PIXEL_BYTES);
+
+                // The small products first.
+                if constexpr (LEFT_FACTORS == 2) add_products(s, left[1], right[0]);
+                if constexpr (RIGHT_PARTS == 2) add_products(s, left[0], right[1]);
+                add_products(s, left[0], right[0]);
+            }
+        }
+    }
+    __device__ __forceinline__ void add_products(int s, const unsigned (&left)[ROWS_16][4],
+                                                 const unsigned (&right)[4]) {
+#pragma unroll
+        for (int i = 0; i < ROWS_16; ++i)
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+                multiply_add<Factor>(sums[i][s][j], left[i], {right[j * 2], right[j * 2 + 1]});
+    }
+    __device__ __forceinline__ void end_run(bool is_last) {
+        if constexpr (LONG_SUMS) {
+#pragma unroll
+            for (int i = 0; i < ROWS_16 * TAPS_ACROSS * 8; ++i) {
+                float& sum = sums[i / 8 / TAPS_ACROSS][i / 8 % TAPS_ACROSS][i / 4 % 2][i % 4];
+                float& total = totals[i / 8 / TAPS_ACROSS][i / 8 % TAPS_ACROSS][i / 4 % 2][i % 4];
+                total += sum;
+                sum = is_last ? total : 0;
+            }
+        }
+    }
+};
+
+// Adds up the products of a block's tiles. RowSums sees g of each of them, too.
+template <class RowSums>
+__device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, GradLoader& grads,
+                                          HaloLoader<InputReader, X_PIXELS>& images, int lead, RowSums& row_sums) {
+    constexpr int RUN_GROUPS = RUN_STEPS / (STEPS_AT_ONCE * Factor::K);
+    static_assert(RUN_GROUPS * STEPS_AT_ONCE * Factor::K == RUN_STEPS, "a run is made of whole groups of steps");
+    StagedTile* const staged = reinterpret_cast<StagedTile*>(shared);
+    const auto begin = [&](int number) {
+        const HaloTile tile(number, block.grid);
+        grads.begin(tile, block.first_m);
+        images.move_to(tile.n, block.shape.input_row(tile.p, block.first_r),
+                       block.shape.input_col(tile.q, block.first_s) - lead);
+        images.begin();
+    };
+    if (block.first_tile >= block.end_tile) return;
+    begin(block.first_tile);
+    grads.bring(staged[0].a);
+    images.bring(staged[0].b, block.first_c);
+    __syncthreads();  // the first tile is there
+    int run = 0, turn = 0;
+#pragma unroll 1
+    for (int number = block.first_tile; number < block.end_tile; ++number, turn ^= 1) {
+        const bool has_next = number + 1 < block.end_tile;
+        if (has_next) begin(number + 1);
+        const StagedTile& tile = staged[turn];
+        StagedTile& next = staged[turn ^ 1];
+#pragma unroll 1
+        for (int group = 0; group < STEP_GROUPS; ++group) {
+            const bool brings_image = has_next && images.has_units(), brings_grads = has_next && grads.has_units();
+            if (brings_image) images.ask(block.first_c);
+            if (brings_grads) grads.ask();
+            __syncwarp();  // or ptxas moves the loads to where they are wanted
+            sums.add(tile.a, tile.b, group);
+            if (brings_image) images.put(next.b);
+            if (brings_grads) grads.put(next.a);
+            if (LONG_SUMS && ++run == RUN_GROUPS) run = 0, sums.end_run(false);
+        }
+        row_sums.add(tile);
+        if (has_next) {
+            images.bring(next.b, block.first_c);
+            grads.bring(next.a);
+        }
+        __syncthreads();  // the next tile is there, and nobody reads this one any more
+    }
+    sums.end_run(true);
+}
+
+// Writes a block's sums to its split's part.
+__device__ __forceinline__ void write_taps(Acc* split, const TapSums& sums, const TapBlock& block, const Scalar* dy,
+                                           const Saved* saved, const Scalar* x) {
+    const Conv2dShape& shape = block.shape;
+    const int r = block.first_r + sums.tap_row;
+    if (r >= shape.R) return;
+    // Of sum (i, j): whether there is such a tap, and where it lies.
+    const auto exists = [&](int i, int j) {
+        return block.first_m + sums.row(i) < block.filters && block.first_s + sums.tap(j) < shape.S;
+    };
+    const auto at = [&](int i, int j) {
+        return split + shape.w_at(block.filter(sums.row(i)), block.first_c + sums.channel(j), r, block.first_s) +
+               sums.tap(j);
+    };
+    bool is_nan = false;
+#pragma unroll
+    for (int i = 0; i < TapSums::ROWS; ++i)
+#pragma unroll
+        for (int j = 0; j < TapSums::COLS; ++j) {
+            const Acc sum = sums.sum(i, j);
+            if (exists(i, j)) *at(i, j) = sum;
+            is_nan |= sum != sum;
+        }
+#pragma unroll 1
+    for (int number = 0; is_nan && number < TapSums::ROWS * TapSums::COLS; ++number) {
+        const int i = number / TapSums::COLS, j = number % TapSums::COLS;
+        if (!exists(i, j) || !isnan(*at(i, j))) continue;
+        const int k = block.filter(sums.row(i)), c = block.first_c + sums.channel(j), s = block.first_s + sums.tap(j);
+        *at(i, j) = block.sum([&](int n, int first_p, int end_p, int first_q, int end_q) {
+            return dw_of_pixels(dy, saved, x, shape, n, k, c, r, s, first_p, end_p, first_q, end_q);
+        });
+    }
+}
