@@ -91,6 +91,12 @@ def test_matrices_are_waited_for_by_all_of_their_registers():
     assert first.clocks == last.clocks and first.clocks[0] > other.clocks[0] == 33
 
 
+def test_loads_that_are_never_executed_do_not_count():
+    """nvcc puts three of them before asynchronous copies."""
+    never = "@!PT | LDS RZ, [RZ]"
+    assert warp_code(never, "LDS.128 R12, [R2]", SUM.format(1, 4), *TURN_AROUND).turn.shared_bytes == 16
+
+
 def test_the_usual_way_has_the_loads_and_no_border():
     inside, border = ["LDG.E.64 R4, desc[UR8][R8.64]"], [LOAD.format(4, 8), LOAD.format(5, 10), "MOV R6, R7"]
     code = warp_code("@P0 | BRA 0x30", *inside, "BRA 0x60", *border, SUM.format(1, 4), *TURN_AROUND)
