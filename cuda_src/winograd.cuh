@@ -239,13 +239,14 @@ __device__ __forceinline__ void compute_tiles(const Place& place, const Tiles& s
     for (int slice = 0; slice < slices; ++slice) {
         const bool has_next = slice + 1 < slices;
         if (has_next) {
-            filter.fetch();
+            if (!Tiles::CROWDED) filter.fetch();
             loader.fetch();
         }
         __syncwarp();  // or ptxas moves the loads to where they are wanted
         product.add(staged);
         __syncthreads();  // nobody reads the slice any more
         if (has_next) {
+            if (Tiles::CROWDED) filter.fetch();
             filter.put(staged);
             loader.put(staged);
         }

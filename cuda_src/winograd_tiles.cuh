@@ -9,6 +9,7 @@ constexpr int ELEMENTS = 16;
 
 // Of x, in every DEPTH-th plane.
 struct InputTiles {
+    static constexpr bool CROWDED = false;
     const Scalar* corner;  // of the tile, in the next plane
     const int rows, cols;
     const Index image_pitch;
@@ -43,11 +44,15 @@ struct InputTiles {
 // Of g = dy * phi'(s), formed from dy and from what the forward pass saved: y, or its bit mask.
 struct GradTiles {
     InputTiles dy;
-    const Saved* corner;  // of the tile in y, or the first byte of its row in the mask
-    const int pitch;      // from a row to the next
+    // Whether phi' takes so many registers that no filter can wait in others.
+    static constexpr bool CROWDED = ACTIVATION == GELU;
+    static constexpr int ACROSS = SAVED_MASK ? 2 : 4;  // a tile's row is in two bytes of the mask at most
+    const Saved* corner;                               // of the tile in y, or its first byte in the mask
+    const int pitch;                                   // from a row to the next
     const Index image_pitch;
-    int col = 0;  // of the tile in the mask
-    Saved own[ELEMENTS] = {};
+    unsigned inside = 0;  // bit i: whether there is own[i]
+    int bit = 0;          // of the tile's first column in its byte
+    Saved own[4 * ACROSS] = {};
 
     __device__ __forceinline__ GradTiles(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int group)
         : dy(dy, shape.K, group * shape.group_filters(), shape.P, shape.Q),
@@ -58,25 +63,34 @@ struct GradTiles {
     }
     __device__ __forceinline__ void begin(int n, int plane, int row, int first_col, bool exists) {
         dy.begin(n, plane, row, first_col, exists);
-        corner += n * image_pitch + (Index(plane) * dy.rows + row) * pitch + (SAVED_MASK ? 0 : first_col);
-        col = first_col;
+        const int col = SAVED_MASK ? first_col >> 3 : first_col;
+#pragma unroll
+        for (int i = 0; i < 4 * ACROSS; ++i) {
+            const int h = row + i / ACROSS, w_ = col + i % ACROSS;
+            if (exists && unsigned(h) < unsigned(dy.rows) && unsigned(w_) < unsigned(pitch)) inside |= 1u << i;
+        }
+        corner += n * image_pitch + (Index(plane) * dy.rows + row) * pitch + col;
+        bit = first_col & 7;
     }
     __device__ __forceinline__ void fetch(bool exists) {
         dy.fetch(exists);
         if constexpr (ACTIVATION == IDENTITY) return;
-        const unsigned here = exists ? dy.inside : 0;
+        const unsigned here = exists ? inside : 0;
         const Saved* row = corner;
 #pragma unroll
-        for (int e = 0; e < ELEMENTS; ++e) {
-            if (here >> e & 1) own[e] = __ldg(row + (SAVED_MASK ? (col + e % 4) / 8 : e % 4));
-            if (e % 4 == 3) row += pitch;
+        for (int i = 0; i < 4 * ACROSS; ++i) {
+            if (here >> i & 1) own[i] = __ldg(row + i % ACROSS);
+            if (i % ACROSS == ACROSS - 1) row += pitch;
         }
         corner += DEPTH * Index(dy.rows * pitch);
     }
     __device__ __forceinline__ Acc value(int e) const {
         const Acc g = dy.value(e);
         if constexpr (ACTIVATION == IDENTITY) return g;
-        if constexpr (SAVED_MASK) return int(own[e]) >> (col + e % 4) % 8 & 1 ? g : Acc(0);
-        else return times_derivative(g, to_acc(own[e]));
+        if constexpr (SAVED_MASK) {
+            const int bits = int(own[e / 4 * 2]) | int(own[e / 4 * 2 + 1]) << 8;
+            return bits >> bit >> e % 4 & 1 ? g : Acc(0);
+        } else
+            return times_derivative(g, to_acc(own[e]));
     }
 };

@@ -666,8 +666,8 @@ _TABLE = {
         Mutation("the filter is not turned", "phase.seen_rows().step > 0 ? r : 2 - r", "r", file="winograd.cuh"),
         Mutation("phi' is forgotten", "return times_derivative(g, to_acc(own[e]));", "return g;",
                  file="winograd_tiles.cuh"),
-        Mutation("the mask's bits are those of the columns beside", "(col + e % 4) % 8 & 1",
-                 "(col + e % 4 + 1) % 8 & 1", file="winograd_tiles.cuh", shown_in="mask"),
+        Mutation("the mask's bits are those of the columns beside", "bit = first_col & 7;",
+                 "bit = first_col + 1 & 7;", file="winograd_tiles.cuh", shown_in="mask"),
     ),
     "kernel_grad/tensor_core": (
         Mutation("the halves of a step are exchanged in one factor", "threadIdx.x % 16, threadIdx.x / 16 % 2)",
