@@ -120,7 +120,8 @@ BlockOutcome BlockRunner::run(uint64_t block_number) {
     thread_count_ = alive_ = int(launch_->block[0] * launch_->block[1] * launch_->block[2]);
     started_ = 0;
     next_thread_index_ = {0, 0, 0};
-    at_barrier_count_ = predicate_count_ = 0;
+    at_barrier_count_ = predicate_count_ = at_mbarrier_count_ = 0;
+    forget_async_work();
     ready_begin_ = ready_end_ = 0;
     for (int first = 0; first < thread_count_; first += LANES) {
         const int lanes = thread_count_ - first;
@@ -262,6 +263,35 @@ void BlockRunner::release_barrier(Fiber* last) {
     at_barrier_count_ = predicate_count_ = 0;
 }
 
+// ------------------------------------------------------------------------------------------------ mbarriers
+
+// Also where the phase has ended others come first: what they may do by now they have done.
+void BlockRunner::wait_at_mbarrier(const void* barrier, bool (*has_ended)(const void*, unsigned), unsigned parity) {
+    poll();
+    do {
+        if (has_ended(barrier, parity))
+            make_ready(current_);
+        else
+            at_mbarrier_[at_mbarrier_count_++] = {current_, barrier};
+        wait();
+    } while (!has_ended(barrier, parity));
+}
+
+bool BlockRunner::is_awaited(const void* barrier) const {
+    const auto* const end = at_mbarrier_ + at_mbarrier_count_;
+    return std::any_of(at_mbarrier_, end, [=](const AtMbarrier& each) { return each.barrier == barrier; });
+}
+
+void BlockRunner::wake_at_mbarrier(const void* barrier) {
+    int left = 0;
+    for (int i = 0; i < at_mbarrier_count_; ++i)
+        if (at_mbarrier_[i].barrier == barrier)
+            make_ready(at_mbarrier_[i].fiber);
+        else
+            at_mbarrier_[left++] = at_mbarrier_[i];
+    at_mbarrier_count_ = left;
+}
+
 // ------------------------------------------------------------------------------------------- warp operations
 
 inline void BlockRunner::wait_for_warp(unsigned mask, void* record, ConvbackpropWarpOperation operation) {
@@ -342,11 +372,16 @@ void BlockRunner::fail(const char* format, ...) {
 }
 
 void BlockRunner::fail_with_deadlock() {
+    if (at_mbarrier_count_)
+        fail("deadlock: %d of its threads wait at __syncthreads, %d at warp operations and %d at mbarriers, forever",
+             at_barrier_count_, alive_ - at_barrier_count_ - at_mbarrier_count_, at_mbarrier_count_);
     fail("deadlock: %d of its threads wait at __syncthreads and %d at warp operations, forever",
          at_barrier_count_, alive_ - at_barrier_count_);
 }
 
 // ----------------------------------------------------------------------------------------- called by kernels
+
+BlockRunner* current_runner() { return this_runner; }
 
 extern "C" {
 

@@ -45,6 +45,11 @@ extern __thread Index3 convbackprop_gridDim CONVBACKPROP_BUILT_IN;
 }
 #pragma GCC visibility pop
 
+class BlockRunner;
+BlockRunner* current_runner();
+
+void forget_async_work();  // hopper.cpp: what is under way
+
 enum class BlockOutcome {
     FINISHED,
     PAUSED,   // the time slice is over: resume() goes on, from the same OS thread
@@ -75,12 +80,23 @@ class BlockRunner {
     void wait_for_warp(unsigned mask, void* record, ConvbackpropWarpOperation operation);
     [[noreturn]] void stop(const char* why) { fail("%s", why); }
 
+    // Of hopper.cpp, for the CUDA thread that is running.
+    int thread() const { return current_->thread; }
+    void wait_at_mbarrier(const void* barrier, bool (*has_ended)(const void*, unsigned), unsigned parity);
+    void wake_at_mbarrier(const void* barrier);
+    bool is_awaited(const void* barrier) const;
+
   private:
     struct Fiber {
         Context context;
         int thread;  // the CUDA thread it is running: its number in the block, x fastest
         Index3 thread_index;
         bool prepared;  // context is one that can be switched to
+    };
+
+    struct AtMbarrier {
+        Fiber* fiber;
+        const void* barrier;
     };
 
     struct WarpOperation {  // one for which some lanes have arrived and others are awaited
@@ -134,11 +150,13 @@ class BlockRunner {
     Warp warps_[MAX_WARPS];
     Fiber* at_barrier_[MAX_THREADS];
     int at_barrier_count_;
+    AtMbarrier at_mbarrier_[MAX_THREADS];
+    int at_mbarrier_count_;
     int predicate_count_;  // of those at the barrier, how many brought a true predicate
     ConvbackpropBarrier barrier_kind_;
     int barrier_result_;
 
-    // The fibers: each is current, idle, ready to go on, or waits in at_barrier_ or in a warp's fibers
+    // The fibers: each is current, idle, ready to go on, or waits in at_barrier_, at_mbarrier_ or a warp's fibers
     Fiber* current_;
     Fiber fibers_[MAX_THREADS];
     Fiber* idle_[MAX_THREADS];

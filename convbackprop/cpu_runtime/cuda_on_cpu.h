@@ -104,6 +104,9 @@ extern __thread const dim3 CONVBACKPROP_BUILT_IN(gridDim);
 #undef CONVBACKPROP_BUILT_IN
 constexpr int warpSize = 32;
 
+// Of an address in shared memory, the number that machine code knows it by.
+static inline size_t __cvta_generic_to_shared(const void* address) { return size_t(address); }
+
 // -------------------------------------------------------------------------------------------------- barriers
 
 static inline void __syncthreads() { convbackprop_syncthreads(); }

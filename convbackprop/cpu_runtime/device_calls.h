@@ -17,5 +17,31 @@ int convbackprop_syncthreads_reduce(ConvbackpropBarrier kind, int predicate);
 // block does not have), records[lane] is what each brought. It leaves each lane's result in its record.
 typedef void (*ConvbackpropWarpOperation)(unsigned lanes, void** records);
 void convbackprop_warp_operation(unsigned mask, void* record, ConvbackpropWarpOperation operation);
+
+// What sm_90 does beside its threads (hopper.cpp): barriers that count arrivals and bytes, copies that end there, and
+// products of matrices in shared memory.
+//
+// mbarrier: 8 bytes. A phase of it ends when so many have arrived and all bytes that they expect have come.
+void convbackprop_mbarrier_init(void* barrier, unsigned arrivals);
+void convbackprop_mbarrier_arrive(void* barrier, unsigned expected_bytes);
+void convbackprop_mbarrier_wait(const void* barrier, unsigned parity);  // of the phase that is to have ended
+
+// cp.async.bulk and cp.async.bulk.tensor: a run of bytes, or the box of a ConvbackpropTensorMap that begins at these
+// five coordinates. They are done in turn at once and when somebody waits for them: as early and as late as a GPU may.
+void convbackprop_copy_bytes(void* to, const void* from, unsigned bytes, void* barrier);
+void convbackprop_copy_box(void* to, const void* map, const int* at, void* barrier);
+
+// wgmma: the calling thread's part of sums (64 x columns) += a * b. It is done when its thread waits for it: as late as
+// a GPU may do it.
+struct ConvbackpropMatrix {
+    const void* start;  // of which the descriptor has 18 bits
+    unsigned long long descriptor;
+    int transposed;  // contiguous along its other index, not along the one that is summed
+};
+enum ConvbackpropFactor { FACTOR_TF32, FACTOR_FLOAT16, FACTOR_BFLOAT16 };
+void convbackprop_wgmma(float* sums, ConvbackpropMatrix a, ConvbackpropMatrix b, int columns, ConvbackpropFactor factor,
+                        int accumulate);
+void convbackprop_wgmma_commit(void);
+void convbackprop_wgmma_wait(int groups_left);
 }
 #pragma GCC visibility pop
