@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from convbackprop.arguments import shown
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.gpus import Target
+from convbackprop.devices.mapped import Mapped
 from convbackprop.errors import InvalidArgument
 
 
@@ -41,8 +42,12 @@ class Device(Protocol):
         pointers: int,
         shape: bytes,
         integers: Sequence[int],
+        maps: Sequence[Mapped] = (),
     ) -> Kernel:
-        """Compile, load and prepare a launch: `pointers` arrays, then the shape struct, then the integers."""
+        """Compile, load and prepare a launch: `pointers` arrays, then the shape struct, then the integers.
+
+        `maps`: tensor maps of these arrays, which come before all else.
+        """
 
     def __hash__(self) -> int:
         """Tell devices apart by identity: there is one object a device."""

@@ -113,7 +113,7 @@ class CheckedKernel(CpuKernel):
     def launch(self, pointers: Sequence[int], stream: object = None) -> None:
         """Run the grid; what is found is kept in the device's `launched`."""
         device: Any = self._device
-        own = (self._values, self._arguments, *self._constants)
+        own = (self._values, self._arguments, *self._constants, self._no_note, *(room for _, _, room in self._maps))
         device.begin(self, [(ctypes.addressof(buffer), ctypes.sizeof(buffer)) for buffer in own])
         try:
             super().launch(pointers, stream)

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from convbackprop.arguments import integer
-from convbackprop.devices import cache, compiler
+from convbackprop.devices import cache, compiler, mapped
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.cpu_level import cpu_level, cpu_vector_bytes, processor
 from convbackprop.devices.gpus import Target
+from convbackprop.devices.mapped import Mapped
 from convbackprop.errors import DeviceUnusable, InvalidArgument, LaunchFailed, ProblemTooLarge
 
 #: How long a launch may stay away from Python, so that Ctrl-C is seen (milliseconds).
@@ -81,13 +82,17 @@ class CpuKernel:
     """A loaded entry point with its launch geometry."""
 
     def __init__(self, device: CpuDevice, library: ctypes.CDLL, entry: str, launch: _Launch, pointers: int,
-                 shape: bytes, integers: Sequence[int]) -> None:  # fmt: skip
+                 shape: bytes, integers: Sequence[int], maps: Sequence[Mapped] = ()) -> None:  # fmt: skip
         function = getattr(library, f"{entry}_entry")
         self._device = device
         self._values = (ctypes.c_void_p * pointers)()
         self._fill = struct.Struct(f"{pointers}P").pack_into
         self._constants = [ctypes.create_string_buffer(shape, len(shape)), *map(ctypes.c_int, integers)]
-        addresses = [ctypes.addressof(self._values) + 8 * i for i in range(pointers)]
+        self._maps = [(i, each, ctypes.create_string_buffer(mapped.BYTES)) for i, each in maps]
+        self._no_note = ctypes.c_void_p()  # a wait that does not end is a deadlock here, which the runtime tells
+        addresses = [ctypes.addressof(room) for _, _, room in self._maps]
+        addresses += [ctypes.addressof(self._no_note)] * bool(maps)
+        addresses += [ctypes.addressof(self._values) + 8 * i for i in range(pointers)]
         addresses += [ctypes.addressof(constant) for constant in self._constants]
         self._arguments = (ctypes.c_void_p * len(addresses))(*addresses)
         launch.entry = ctypes.cast(function, ctypes.c_void_p)
@@ -109,6 +114,8 @@ class CpuKernel:
         device = self._device
         with device.lock:
             self._fill(self._values, 0, *pointers)
+            for i, each, room in self._maps:
+                room.raw = each.on_cpu(pointers[i])
             device.run(self._launch)
 
 
@@ -190,13 +197,14 @@ class CpuDevice:
             self.run(launch)
 
     def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
-             shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CpuKernel:  # fmt: skip
+             shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int], maps: Sequence[Mapped] = ()
+             ) -> CpuKernel:  # fmt: skip
         """Compile the file where needed, load it, and prepare a launch of an entry point."""
         with _memory_for(f"{source.path.name} on the cpu device"):
             library = self._module(source)
         launch = _Launch(grid=grid, block=block, shared_bytes=shared_bytes, first_block=0, end_block=0, workers=1)
-        self._check_parameters(library, source, entry, pointers, shape, integers)
-        return self._kernel(self, library, entry, launch, pointers, shape, integers)
+        self._check_parameters(library, source, entry, pointers, shape, integers, len(maps))
+        return self._kernel(self, library, entry, launch, pointers, shape, integers, maps)
 
     def compile(self, source: Source) -> Path:
         """Compile a file for this device, where that has not been done yet."""
@@ -213,7 +221,7 @@ class CpuDevice:
         return load_from_memory(path, cache.content(path, again), mode)
 
     def _check_parameters(self, library: ctypes.CDLL, source: Source, entry: str, pointers: int, shape: bytes,
-                          integers: Sequence[int]) -> None:  # fmt: skip
+                          integers: Sequence[int], maps: int) -> None:  # fmt: skip
         """A kernel with other parameters would read arguments that are not there."""
         try:
             sizes = getattr(library, f"{entry}_parameter_sizes")
@@ -225,7 +233,7 @@ class CpuDevice:
             if size == 0:
                 break
             declared.append(size)
-        given = [8] * pointers + [len(shape)] + [4] * len(integers)
+        given = [mapped.BYTES] * maps + [8] * (pointers + bool(maps)) + [len(shape)] + [4] * len(integers)
         if declared != given:
             raise LaunchFailed(
                 f"{entry} in {source.path} takes parameters of {declared} bytes, but is launched with {given}: "

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from convbackprop.devices import cache, compiler
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.gpus import Target
+from convbackprop.devices.mapped import Mapped, MappedKernel, WaitNote, load_module
 from convbackprop.errors import (
     CompileError,
     ConvBackpropError,
@@ -197,6 +198,8 @@ class CudaDevice:
         # Modules live as long as the process: unloading one from another thread leaks with a warning.
         self._modules: dict[Path, Any] = {}
         self._streams: dict[tuple[int, int], Any] = {}
+        self._mapped_modules: dict[Path, ctypes.c_void_p] = {}
+        self._wait_note: WaitNote | None = None
 
     def check_usable(self) -> None:
         """Refuse to work in a forked child, where the driver does not, and after the context was lost."""
@@ -213,6 +216,8 @@ class CudaDevice:
         """Return our exception in place of one of the driver's, or of a library's that uses it."""
         said = str(error).removesuffix(" - ")
         if self._is_lost():
+            if self._wait_note is not None and (waited := self._wait_note.sentence()):
+                said = f"{said}; {waited}"
             self._unusable = (
                 f"{self.name} cannot be used in this process any more, since its context was lost ({said}); start the "
                 "program again, or use device 'cpu'"
@@ -291,9 +296,12 @@ class CudaDevice:
         return self._streams[key]
 
     def load(self, source: Source, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int],
-             shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int]) -> CudaKernel:  # fmt: skip
+             shared_bytes: int, pointers: int, shape: bytes, integers: Sequence[int], maps: Sequence[Mapped] = ()
+             ) -> CudaKernel | MappedKernel:  # fmt: skip
         """Compile the file where needed, load it, and prepare a launch of an entry point."""
         path, _ = compiler.cubin(source, self.architecture)
+        if maps:
+            return self._load_mapped(path, source, entry, grid, block, shared_bytes, shape, integers, maps)
         with self.active():
             if path not in self._modules:
                 code = cache.content(path, lambda: compiler.cubin(source, self.architecture))
@@ -303,6 +311,18 @@ class CudaDevice:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared_bytes)
         return CudaKernel(function, grid, block, shared_bytes, pointers, shape, integers)
+
+    def _load_mapped(self, path: Path, source: Source, entry: str, grid: tuple[int, int, int],
+                     block: tuple[int, int, int], shared_bytes: int, shape: bytes, integers: Sequence[int],
+                     maps: Sequence[Mapped]) -> MappedKernel:  # fmt: skip
+        with self.active():
+            if self._wait_note is None:
+                self._wait_note = WaitNote(_library())
+            if path not in self._mapped_modules:
+                code = cache.content(path, lambda: compiler.cubin(source, self.architecture))
+                self._mapped_modules[path] = load_module(_library(), code)
+            return MappedKernel(_library(), self._mapped_modules[path], entry, grid, block, shared_bytes, shape,
+                                integers, maps, self._wait_note)  # fmt: skip
 
     def _module(self, code: bytes, path: Path, source: Source) -> Any:
         try:

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef REAL_CUDA_H
 #include <cuda.h>
@@ -33,6 +34,17 @@ enum CUdevice_attribute : int;
 enum CUfunction_attribute : int;
 enum CUpointer_attribute : int;
 enum CUjit_option : int;
+enum CUtensorMapDataType : int;
+enum CUtensorMapInterleave : int;
+enum CUtensorMapSwizzle : int;
+enum CUtensorMapL2promotion : int;
+enum CUtensorMapFloatOOBfill : int;
+typedef uint32_t cuuint32_t;
+typedef uint64_t cuuint64_t;
+struct alignas(64) CUtensorMap_st {
+    cuuint64_t opaque[16];
+};
+typedef CUtensorMap_st CUtensorMap;
 enum CUstreamCaptureMode : int;
 enum CUstreamCaptureStatus : int;
 // A macro names no type, so that these stand in for the enumerators of all the types above.
@@ -111,6 +123,14 @@ CONSTANT(CU_POINTER_ATTRIBUTE_DEVICE_POINTER, 3)
 CONSTANT(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, 9)
 CONSTANT(CU_MEMORYTYPE_DEVICE, 2)
 
+CONSTANT(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 6)
+CONSTANT(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 7)
+CONSTANT(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 9)
+CONSTANT(CU_TENSOR_MAP_INTERLEAVE_NONE, 0)
+CONSTANT(CU_TENSOR_MAP_SWIZZLE_128B, 3)
+CONSTANT(CU_TENSOR_MAP_L2_PROMOTION_L2_128B, 2)
+CONSTANT(CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE, 0)
+
 CONSTANT(CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, 4)
 CONSTANT(CU_JIT_ERROR_LOG_BUFFER, 5)
 CONSTANT(CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, 6)
@@ -122,6 +142,7 @@ CONSTANT(CU_STREAM_CAPTURE_STATUS_ACTIVE, 1)
 CONSTANT(CU_STREAM_CAPTURE_STATUS_INVALIDATED, 2)
 
 #ifndef REAL_CUDA_H
+#define CU_MEMHOSTALLOC_DEVICEMAP 0x02
 // Distinct addresses that are no handles of the driver's.
 #define CU_LAUNCH_PARAM_END ((void*)0)
 #define CU_LAUNCH_PARAM_BUFFER_POINTER ((void*)1)

@@ -129,6 +129,21 @@ STAND_IN CUresult cuMemFree_v2(CUdeviceptr address) {
     });
 }
 
+STAND_IN CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
+    return call("cuMemHostAlloc", Needs::WORK, [&] {
+        require(flags == CU_MEMHOSTALLOC_DEVICEMAP, CUDA_ERROR_NOT_SUPPORTED, "the stand-in knows mapped memory only");
+        std::unique_ptr<char[]> memory(new char[bytes]);
+        *address = memory.get();
+        driver.of_host[*address] = std::move(memory);
+    });
+}
+
+STAND_IN CUresult cuMemFreeHost(void* address) {
+    return release("cuMemFreeHost", Needs::WORK, [&] {
+        require(driver.of_host.erase(address), CUDA_ERROR_INVALID_VALUE, "no such memory of the host");
+    });
+}
+
 STAND_IN CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
     return call("cuMemGetInfo", Needs::WORK, [&] {
         *total = driver.memory;

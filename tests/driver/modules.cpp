@@ -128,11 +128,12 @@ std::vector<std::string> arguments_of(const Function& function, void** parameter
     return values;
 }
 
-// Every parameter of 8 bytes is an array: the address becomes the host's, if the kernel could reach it.
+// Every parameter of 8 bytes is an array, and one of a tensor map's size begins with the address of one: it becomes the
+// host's, if the kernel could reach it.
 void translate(std::string& value, const Context& context, size_t index) {
     CUdeviceptr address;
     memcpy(&address, value.data(), sizeof address);
-    if (!address) return;
+    if (!address || driver.of_host.count(reinterpret_cast<const void*>(address))) return;
     const std::string which = "argument " + std::to_string(index);
     Allocation* allocation = allocation_at(address);
     if (!allocation && driver.shares_host_memory) return;
@@ -150,7 +151,7 @@ void run(const Function& function, const Context& context, const Geometry& at, s
     require(module, CUDA_ERROR_ILLEGAL_INSTRUCTION, "its module was unloaded before it ran");
     std::vector<void*> args;
     for (size_t i = 0; i < values.size(); ++i) {
-        if (values[i].size() == 8) translate(values[i], context, i);
+        if (values[i].size() == 8 || values[i].size() == sizeof(CUtensorMap)) translate(values[i], context, i);
         args.push_back(&values[i][0]);
     }
     ConvbackpropLaunch launch{};

@@ -4,6 +4,7 @@
 //     contexts.cpp   devices, primary and other contexts, the current context of a thread
 //     memory.cpp     device memory between guard zones, copies
 //     streams.cpp    streams and events; work is queued, and run as late (or as untimely) as the rules allow
+//     tensor_maps.cpp  what boxes of a tensor are, for a kernel's parameter
 //     modules.cpp    modules, functions, launches: a kernel is the cpu device's, compiled from the same .cu
 //     unsupported.cpp  the rest of what PyCUDA names; each says that it is not supported
 //
@@ -148,6 +149,7 @@ struct Driver {
     Table<CUgraph, std::shared_ptr<Graph>> graphs{"the graph", CUDA_ERROR_INVALID_VALUE};
     Table<CUgraphExec, std::shared_ptr<Graph>> executables{"the executable graph", CUDA_ERROR_INVALID_VALUE};
     std::map<CUdeviceptr, Allocation> allocations;  // by their first address
+    std::map<const void*, std::unique_ptr<char[]>> of_host;  // memory of the host that kernels reach
 };
 
 extern Driver driver;
