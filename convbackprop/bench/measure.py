@@ -90,7 +90,7 @@ class Shared:
 def time_pass(case: Case, variants: Sequence[Variant], shared: Shared, how: Settings) -> list[Row]:
     """Check the variants of one pass on one problem, then time the right ones in turn with a copy and the peers."""
     pass_name, problem = variants[0].pass_name, case.problem
-    refusals = [variant.refusal(problem, how.device.kind) for variant in variants]
+    refusals = [variant.refusal(problem, how.device) for variant in variants]
     rows = [Row(v.title, problem, case.label, refusal) for v, refusal in zip(variants, refusals, strict=True)]
     if all(row.refusal for row in rows):
         return rows

@@ -52,10 +52,9 @@ class Suite:
 
     def rungs(self, variants: Sequence[Variant], case: Case, device: Device | str) -> tuple[Variant, ...]:
         """Return those of the variants that are timed on a case, naive first where it is timed beside another."""
-        kind = device if isinstance(device, str) else device.kind
         passes = [p for p in self.passes if any(variant.pass_name == p for variant in variants)]
         if not self.beside_naive:
-            return tuple(v for v in variants if v.pass_name in passes and v.refusal(case.problem, kind) is None)
+            return tuple(v for v in variants if v.pass_name in passes and v.refusal(case.problem, device) is None)
         return tuple(
             rung
             for pass_name in passes

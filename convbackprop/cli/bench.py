@@ -222,11 +222,9 @@ def _time_all(work: Work, beside_naive: bool, how: Settings) -> list[Row]:
     """Return a row for each variant on each of its problems."""
     rows: list[Row] = []
     with progress() as bar:
-        kind = how.device.kind
-        wanted = [
-            (v, case.problem) for case, variants in work for v in variants if v.refusal(case.problem, kind) is None
-        ]
-        compile_ahead(wanted, how.device, kind, bar)
+        device = how.device
+        wanted = [(v, case.problem) for case, some in work for v in some if v.refusal(case.problem, device) is None]
+        compile_ahead(wanted, device, device.kind, bar)
         task = bar.add_task("timing", total=sum(len(variants) for _, variants in work))
         for case, variants in work:
             shared = Shared()

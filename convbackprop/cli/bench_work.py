@@ -126,7 +126,7 @@ def work_of(ladder: Suite | None, cases: Sequence[Case], variants: Sequence[Vari
     if not ladder.beside_naive:
         refused: dict[str, list[str]] = {}
         for variant, case in itertools.product(variants, cases):
-            if sentence := variant.refusal(case.problem, device.kind):
+            if sentence := variant.refusal(case.problem, device):
                 refused.setdefault(sentence, []).append(str(variant))
         notes += [f"Not timed: {', '.join(distinct(names))}: {sentence}" for sentence, names in refused.items()]
     return [(case, ladder.rungs(variants, case, device)) for case in cases]

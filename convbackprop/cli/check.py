@@ -195,7 +195,7 @@ def _chosen(
     """Return what is to be run: all that is not refused, or of it what the budget of compilations allows."""
     problems = distinct(task.problem for task in work)
     if whole:
-        return {(v, problem) for v in variants for problem in problems if v.refusal(problem, device.kind) is None}
+        return {(v, problem) for v in variants for problem in problems if v.refusal(problem, device) is None}
     there = [v for v in variants if device.kind in v.runs_on]
     return {(v, problem) for v in there for problem in within_budget(v, problems, target)}
 
@@ -218,7 +218,7 @@ def _check_all(
                 for variant in (v for v in variants if v.pass_name == pass_name):
                     row = rows[variant, task.problem.dtype]
                     shield.doing(f"{variant.title} on {task.problem}")
-                    if sentence := variant.refusal(task.problem, device.kind):
+                    if sentence := variant.refusal(task.problem, device):
                         row.refused += 1
                         row.reasons.append(sentence)
                     elif (variant, task.problem) not in chosen:

@@ -119,7 +119,7 @@ def _again(arguments: argparse.Namespace, variants: Any, shield: Shielded) -> in
         raise InvalidArgument("--law tries one case again; name one variant, --problem and --seed, too")
     device, _ = choice_of_device(arguments.device)
     (variant,), problem = variants, ConvProblem.parse(arguments.problem)
-    if sentence := variant.refusal(problem, device.kind):
+    if sentence := variant.refusal(problem, device):
         raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
     if not applies(arguments.law, variant, problem, device):
         raise InvalidArgument(f"the law {arguments.law!r} says nothing about {variant.title} on {problem}")

@@ -141,7 +141,7 @@ def configurations(arguments: argparse.Namespace) -> tuple[Configuration, ...]:
     return tuple(
         Configuration(variant, dtype, size, architecture)
         for variant in variants
-        for architecture in architectures
+        for architecture in filter(variant.is_for, architectures)
         for dtype in dtypes
         for size in filters
     )

@@ -276,6 +276,8 @@ def _emit(arguments: argparse.Namespace, variants: Sequence[Variant], problem: C
     (variant,) = variants
     if sentence := variant.refusal(problem, "cuda"):
         raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
+    if not variant.is_for(architecture):
+        raise UnsupportedProblem(f"{variant.title} is written for {' and '.join(variant.architectures)} alone")
     if kind == "cubin" and arguments.output is None and sys.stdout.isatty():
         raise InvalidArgument("a cubin is no text; say with --output where it goes")
     source = Source.of(variant.path, constants_of(variant, problem, meant.target))

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def command() -> int:
         device, _ = choice_of_device(arguments.device)
-        if sentence := variant.refusal(problem, device.kind):
+        if sentence := variant.refusal(problem, device):
             raise UnsupportedProblem(f"{variant.title} does not compute this problem: {sentence}")
         rng = np.random.default_rng(0)
         own = {}

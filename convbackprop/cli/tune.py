@@ -114,7 +114,7 @@ def _jobs(arguments: argparse.Namespace, device: Device) -> list[tuple[str, Conv
         jobs = [(name, problem) for problem in problems for name in passes]
     able: dict[table.Class, tuple[str, ConvProblem]] = {}
     for name, problem in jobs:
-        if name in passes and any(rung.refusal(problem, device.kind) is None for rung in of_pass(name)):
+        if name in passes and any(rung.refusal(problem, device) is None for rung in of_pass(name)):
             able.setdefault(table.class_of(name, problem), (name, problem))
     return list(able.values())
 

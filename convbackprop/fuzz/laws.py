@@ -158,7 +158,7 @@ def agree(subject: Subject) -> list[str]:
     for pass_name in passes:
         others = [v for v in of_pass(pass_name) if v.name != subject.variant.name and not v.specialised]
         other = others[subject.seed % len(others)]
-        if other.refusal(subject.problem, subject.device.kind) is None:
+        if other.refusal(subject.problem, subject.device) is None:
             found += _differences(f"beside {other}", own, subject.run(arrays, variant=other))
     return found
 

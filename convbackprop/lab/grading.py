@@ -279,7 +279,7 @@ def _first_error(text: str) -> str:
 
 
 def _check(found: Grade, variant: Variant, device: Device, doing: Doing, ahead: Any) -> None:
-    work = [(p, data) for p, data in problems(found.exercise) if variant.refusal(p, device.kind) is None]
+    work = [(p, data) for p, data in problems(found.exercise) if variant.refusal(p, device) is None]
     ahead([(variant, problem) for problem, _ in work], device)
     for problem, data in work:
         doing(f"{variant.title} on {problem}")

@@ -9,6 +9,7 @@ from convbackprop.ladder import (
     coalesced,
     few_channels,
     fused,
+    hopper,
     implicit_gemm,
     naive,
     pipelined,
@@ -35,6 +36,7 @@ TECHNIQUES = (
     vectorised,
     implicit_gemm,
     tensor_core,
+    hopper,
     winograd,
     vectorised_gemm,
 )

@@ -6,12 +6,16 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from convbackprop.devices.gpus import Target
+from convbackprop.devices.mapped import TensorMap
 from convbackprop.errors import LaunchFailed
 from convbackprop.problem import OPTIONAL, PASSES, ConvProblem
 from convbackprop.sources import head_comment, source_root
+
+if TYPE_CHECKING:
+    from convbackprop.devices import Device
 
 Constants = Mapping[str, int]
 Geometry = Callable[[ConvProblem, Constants], tuple[int, ...]]
@@ -72,6 +76,8 @@ class Launch:
         (problem, constants) -> bytes of dynamic shared memory.
     when : callable
         (problem, constants) -> whether this launch is needed.
+    maps : callable
+        (problem, constants) -> tensor maps of its operands, which are parameters before all others.
     """
 
     entry: str
@@ -81,6 +87,7 @@ class Launch:
     integers: Geometry = lambda p, t: ()
     shared_bytes: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     when: Callable[[ConvProblem, Constants], bool] = lambda p, t: True
+    maps: Callable[[ConvProblem, Constants], tuple[TensorMap, ...]] = lambda p, t: ()
 
 
 #: Says in one sentence why a problem is refused, or None.
@@ -131,6 +138,8 @@ class Variant:
         Each looks at a problem and returns None, or one sentence on why it is refused.
     runs_on : tuple of str
         The kinds of device that it can be compiled for.
+    architectures : tuple of str
+        Of GPUs, that it is written for; none: all.
     auto_on : tuple of str
         Those of them on which `variant="auto"` may choose it.
     unproven : bool
@@ -154,6 +163,7 @@ class Variant:
     scratch: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
     requires: tuple[Requirement, ...] = ()
     runs_on: tuple[str, ...] = ("cuda", "cpu")
+    architectures: tuple[str, ...] = ()
     auto_on: tuple[str, ...] = ("cuda", "cpu")
     unproven: bool = False
     auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
@@ -198,19 +208,27 @@ class Variant:
         """The .cu file."""
         return self.file or source_root() / self.pass_name / f"{self.name}.cu"
 
+    def is_for(self, architecture: str) -> bool:
+        """Return whether it can be compiled for a GPU's architecture."""
+        return not self.architectures or architecture in self.architectures
+
     @property
     def summary(self) -> str:
         """What the variant does, from the head comment of its file: the first sentence after the equation."""
         paragraphs = head_comment(self.path)
         return paragraphs[min(1, len(paragraphs) - 1)].split(". ")[0].rstrip(".") + "." if paragraphs else ""
 
-    def refusal(self, problem: ConvProblem, device_kind: str | None = None) -> str | None:
+    def refusal(self, problem: ConvProblem, device: Device | str | None = None) -> str | None:
         """Return the sentence on why this variant does not compute `problem`, or None if it does.
 
-        `device_kind`: where; None: on any device that it runs on.
+        `device`: where, or on which kind of device; None: on any that it runs on.
         """
-        if device_kind is not None and device_kind not in self.runs_on:
-            return f"it is written for {' and '.join(self.runs_on)}; it does not run on {device_kind}"
+        kind = getattr(device, "kind", device)
+        if kind is not None and kind not in self.runs_on:
+            return f"it is written for {' and '.join(self.runs_on)}; it does not run on {kind}"
+        architecture = getattr(device, "architecture", None)  # of a GPU
+        if architecture is not None and not self.is_for(architecture):
+            return f"it is written for {' and '.join(self.architectures)}; this GPU is {architecture}"
         sentences = (
             requirement(problem) for requirement in (self._transposed, self._options, *self.requires, self._grid_fits)
         )

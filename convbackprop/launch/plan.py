@@ -13,6 +13,7 @@ from convbackprop import activations
 from convbackprop.devices import Device, Kernel
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.gpus import Target
+from convbackprop.errors import UnsupportedProblem
 from convbackprop.ladder.variant import ALIGNED, WIDEST, Alignment, Variant
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import source_root
@@ -65,6 +66,11 @@ class Plan:
     def __init__(
         self, variant: Variant, problem: ConvProblem, device: Device, target: Target | str, alignment: Alignment
     ) -> None:
+        architecture = getattr(device, "architecture", None)  # of a GPU
+        if architecture is not None and not variant.is_for(architecture):
+            raise UnsupportedProblem(
+                f"{variant} is written for {' and '.join(variant.architectures)}; {device.name} is {architecture}"
+            )
         constants = variant.constants(target, problem, alignment)
         source = Source.of(variant.path, constants_of(variant, problem, target, alignment))
         shape = pack_shape(problem)
@@ -86,6 +92,7 @@ class Plan:
                     len(launch.operands),
                     shape,
                     launch.integers(problem, constants),
+                    [(launch.operands.index(each.operand), each) for each in launch.maps(problem, constants)],
                 )
                 self.steps.append((launch.operands, kernel))
         # What a kernel may be given; the rest of what it names is null.

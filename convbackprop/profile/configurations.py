@@ -80,6 +80,7 @@ def configurations() -> Mapping[Source, Variant]:
         if not (mask and base.transposed)
     ]
     wanted += [base.with_(activation="relu", **needs) for base in problems() for needs in _NEEDS]
+    wanted += [base.with_(activation="gelu", precision="tf32") for base in problems() if base.C > 1]
     pairs = ((variant, problem) for problem in wanted for variant in VARIANTS)
     return configured((pair for pair in pairs if pair[0].refusal(pair[1], "cuda") is None), (ALIGNED, UNALIGNED))
 

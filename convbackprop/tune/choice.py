@@ -39,7 +39,7 @@ class Tuned:
 def tuned(pass_name: str, problem: ConvProblem, device: Device) -> Tuned | None:
     """Return the measured choice for a problem on a device, or None where there is none that computes it."""
     for distance, entry in table.lookup(device.title, pass_name, problem):
-        if entry.rung is None or entry.rung.refusal(problem, device.kind) is None:
+        if entry.rung is None or entry.rung.refusal(problem, device) is None:
             return Tuned(entry, distance)
     return None
 

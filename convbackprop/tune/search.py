@@ -118,7 +118,7 @@ def rungs(pass_name: str, problem: ConvProblem, device: Device, seconds: float) 
     return [
         rung
         for rung in reversed(of_pass(pass_name))
-        if kind in rung.auto_on and rung.transforms is None and rung.refusal(problem, kind) is None
+        if kind in rung.auto_on and rung.transforms is None and rung.refusal(problem, device) is None
         and (rung.name != "naive" or problem.flops / _SLOWEST[kind] < seconds / 2)
     ]  # fmt: skip
 

@@ -85,7 +85,7 @@ def tune(
 
     The passes that together compute what backward does are tuned before it, where they have not been.
     """
-    if all(rung.refusal(problem, device.kind) for rung in of_pass(pass_name)):
+    if all(rung.refusal(problem, device) for rung in of_pass(pass_name)):
         return None
     others = []
     if pass_name == "backward":
@@ -99,7 +99,7 @@ def tune(
     else:
         rule = [(choice.choose(pass_name, UNTUNED, problem, device), problem)]
     near = (entry.rung for _, entry in table.lookup(device.title, pass_name, problem))
-    hints = [rung for rung in near if rung and rung.refusal(problem, device.kind) is None]
+    hints = [rung for rung in near if rung and rung.refusal(problem, device) is None]
     entry = Search(pass_name, problem, device, seconds, doing or _log.info).run(rule, others, hints)
     table.update(device.title, [entry])
     calls.forget()
