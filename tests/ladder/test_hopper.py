@@ -1,0 +1,208 @@
+"""What is special about sm_90's warpgroups and copy engine: boxes, rings of slots, swizzles, tensor maps.
+
+The kernels themselves run here, on what cpu_runtime/hopper.cpp makes of barriers, copies and products.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import convbackprop
+from convbackprop import check
+from convbackprop.devices.gpus import Target
+from convbackprop.devices.mapped import MOST_SPANNED, MOST_STEP
+from convbackprop.ladder.registry import select
+from convbackprop.problem import DTYPES, ConvProblem
+from convbackprop.profile.configurations import problems
+from tests import driver
+from tests.support.mutations import replaced
+
+FORWARD, INPUT_GRAD, KERNEL_GRAD = VARIANTS = [
+    select(f"{name}/hopper")[0] for name in ("forward", "input_grad", "kernel_grad")
+]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+of_windows = pytest.mark.parametrize("variant", [FORWARD, INPUT_GRAD], ids=str)
+
+#: Two multiprocessors: a block has several tiles in turn, and the slots pass through both parities.
+FEW = Target("cpu", 2)
+
+
+def faults(variant, device, text, data="normal", offset=0, **changes):
+    problem = ConvProblem.parse(text, **{"bias": True, "activation": "relu", "dtype": "float16", **changes})
+    assert variant.refusal(problem) is None
+    found = check.check(variant, problem, device, data, tunables=FEW, offset=offset)
+    return [f"{problem}: {fault}" for fault in found.faults]
+
+
+# -- the kernels ------------------------------------------------------------------------------------------------------
+#: Problems, and why. Few pixels, so that emulation is quick.
+TEXTS = (
+    "3,72,9,20,70,3,3,padding=1",  # ragged channels, filters, rows and columns; two chunks, boxes of three taps
+    "5,16,7,7,130,2,3,padding=1:0x2:1,dilation=2x3,groups=2",  # several images in a box, groups, a wide halo
+    "2,40,9,14,32,3,4,stride=2x3,padding=1",  # strides of the tensor map, or phases with different taps
+    "1,16,5,6,16,2,5,padding=2,stride=2x1,dilation=2x1",  # a phase without taps
+    "2,24,5,8,40,1,1",  # one tap
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@each_variant
+def test_boxes(quick, variant, text):
+    assert faults(variant, quick, text, "integers", 1) == []
+
+
+@each_variant
+def test_tf32_and_bfloat16(quick, variant):
+    if variant is not KERNEL_GRAD:
+        assert faults(variant, quick, TEXTS[0], dtype="float32", precision="tf32", activation="tanh") == []
+    assert faults(variant, quick, TEXTS[2], dtype="bfloat16", activation="identity") == []
+
+
+#: Its sums are longer than a run of 3,840 steps.
+LONG = "1,440,3,9,70,3,3,padding=1"
+
+
+@of_windows
+@pytest.mark.parametrize(("channels", "changes"), [(440, {}), (121, {"dtype": "float32", "precision": "tf32"})])
+def test_long_sums_have_totals(quick, variant, channels, changes):
+    """Of runs that end within the taps of a box, and of one that has just begun."""
+    text = f"1,{channels},3,9,{channels},3,3,padding=1"
+    t = variant.constants("cpu", ConvProblem.parse(text, **{"dtype": "float16", **changes}))
+    assert t["LONG_SUMS"] and t["RUN_STEPS"] % (9 * t["DEPTH"])
+    assert faults(variant, quick, text, **changes) == []
+
+
+def test_the_mask_and_a_transposed_convolution(quick):
+    assert faults(FORWARD, quick, TEXTS[0], mask=True) == []
+    assert faults(KERNEL_GRAD, quick, TEXTS[0], mask=True) == []
+    assert faults(INPUT_GRAD, quick, TEXTS[2], transposed=True, activation="gelu", data="integers") == []
+
+
+def not_a_number(variant, device, value, name, **changes):
+    """Return what is wrong where one element of x, dy or w is such a value."""
+    problem = ConvProblem.parse("1,32,5,9,32,3,3,padding=1", **{"dtype": "float16", **changes})
+    given = check.inputs(variant.pass_name, problem)
+    given[name][0, 3, 1, 2] = value
+    return check.check(variant, problem, device, given=given).faults
+
+
+@each_variant
+def test_what_is_no_number_stays_where_it_is(quick, variant):
+    """A pixel that is no number reaches the results that see it; one beside padding does not make NaN of zeros."""
+    tf32 = {"dtype": "float32", "precision": "tf32"}
+    for name in {"forward": "xw", "input_grad": ("dy", "w"), "kernel_grad": ("x", "dy")}[variant.pass_name]:
+        for value, changes in ((np.inf, {}), (np.nan, {}), (-np.inf, tf32)):
+            if variant is KERNEL_GRAD and changes:
+                continue
+            assert not_a_number(variant, quick, value, name, **changes) == []
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+class Mistake(NamedTuple):
+    """What is wrong, in which header or .cu file, and what stands there in place of what."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    is_deadlock: bool = False
+    variant: str = "forward/hopper"
+
+
+WAIT, BOX = "empty[turn.slot].wait(turn.parity ^ 1, note", "box_product.cuh"
+MISTAKES = (
+    Mistake("a slot's parity never changes", "mbarrier.cuh", "slot = 0, parity ^= 1", "slot = 0"),
+    Mistake("an empty slot is not waited for", "mbarrier.cuh", WAIT, f"if (0) {WAIT}"),
+    Mistake("empty slots are waited for from the other parity on", "mbarrier.cuh", WAIT, WAIT.replace(" ^ 1", ""), True),
+    Mistake("slots are given back before products have ended", BOX, "sums.product.wait<1>();", ""),
+    Mistake("a tap is given back at once", BOX, "read_tap = &rings.taps.empty[tap.slot],",
+            "if (sums.lane == 0) rings.taps.empty[tap.slot].arrive();\nread_tap = nullptr,"),
+    Mistake("a box is never given back", BOX, "read_box = &rings.boxes.empty[box.slot];", "", True),
+    Mistake("a full box is not waited for", BOX, "if (TAPS_DOWN == 1 || i == 0) rings.boxes.wait_until_full(box, note);",
+            ""),
+    Mistake("a full tap is not waited for", BOX, "rings.taps.wait_until_full(tap, note);", ""),
+    Mistake("the last products are not waited for", BOX, "        sums.product.wait<0>();\n        if (sums.lane",
+            "        if (sums.lane"),
+    Mistake("the bytes of half a box are expected", BOX, "expect(BOX_BYTES)", "expect(BOX_BYTES / 2)", True),
+    Mistake("the filter is not swizzled", BOX, "to[unit ^ m % 8]", "to[unit]"),
+    Mistake("the filter is swizzled by four rows", BOX, "to[unit ^ m % 8]", "to[unit ^ m % 4]"),
+    Mistake("a descriptor's stride is twice as long", BOX, "first_b + shift, PATTERN", "first_b + shift, 2 * PATTERN"),
+    Mistake("a step of products is that of the neighbour", BOX, "b + step * 32", "b + (step ^ 1) * 32"),
+    Mistake("both warpgroups have the first one's rows", BOX, "(sums.group % ROW_GROUPS) * 64", "0 * 64"),
+    Mistake("a tap sees the row of its neighbour", BOX, "shift += rows.step", "shift -= rows.step"),
+    Mistake("the sums of the tile before are added", BOX, "accumulate = LONG_SUMS;", "accumulate = number >= gridDim.x;"),
+    Mistake("a run is added twice", BOX, "is_last ? totals[i] : 0", "is_last ? totals[i] : product.sums[i]"),
+    Mistake("a phase without taps has boxes", BOX, "? min(phase.down, 1)", "? 1", True, "input_grad/hopper"),
+    Mistake("taps lie a row too near", "hopper.cu", "? TAP_ROWS * BOX_ROW_BYTES", "? 0 * BOX_ROW_BYTES", False,
+            "kernel_grad/hopper"),
+    Mistake("a box is given back at once", "hopper.cu", "product.wait<1>();", "if (lane == 0) ring.empty[turn.slot].arrive();",
+            False, "kernel_grad/hopper"),
+    Mistake("padding is a pixel", "hopper.cu", "if (isnan(sum.value())) {", "if (false) {", False, "kernel_grad/hopper"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.what for mistake in MISTAKES])
+def test_a_mistake_shows(quick, mistake, tmp_path):
+    wrong = replaced(mistake.variant, mistake.file, mistake.old, mistake.new, tmp_path)
+    text = {"a run is added twice": LONG, "a phase without taps has boxes": TEXTS[3]}.get(mistake.what, TEXTS[0])
+    if mistake.what == "padding is a pixel":
+        found = not_a_number(wrong, quick, np.inf, "dy")
+    else:
+        found = faults(wrong, quick, text)
+    assert found != []
+    assert not mistake.is_deadlock or "at mbarriers, forever" in found[0]
+
+
+# -- tensor maps ------------------------------------------------------------------------------------------------------
+@each_variant
+def test_maps_are_what_a_driver_takes(variant):
+    """Of layers of real networks: the rules of cuTensorMapEncodeTiled, and what a block may have of shared memory."""
+    taken = 0
+    for base in problems():
+        for changes in ({"dtype": "float16"}, {"precision": "tf32"}):
+            problem = base.with_(**changes)
+            if variant.refusal(problem) is not None:
+                continue
+            taken += 1
+            t = variant.constants("cuda", problem)
+            for launch in variant.launches:
+                assert launch.shared_bytes(problem, t) <= 227 << 10
+                for each in launch.maps(problem, t):
+                    element = DTYPES[each.dtype]
+                    assert each.box[0] * element == 128 and each.steps[0] == 1
+                    assert all(1 <= span <= MOST_SPANNED for span in each.box)
+                    assert all(1 <= step <= MOST_STEP for step in each.steps)
+                    assert all(stride % 16 == 0 for stride in (*each.strides, each.offset))
+                    last = sum((size - 1) * stride for size, stride in zip(each.sizes[1:], each.strides, strict=True))
+                    end = each.offset + last + each.sizes[0] * element
+                    assert end <= variant.scratch(problem, t) * problem.accumulator_bytes
+    assert taken > 20
+
+
+@each_variant
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1,64,40,40,64,3,3,dtype=float64", "the dtype is float64"),
+        ("1,64,40,40,64,3,3", "float32 factors"),
+        ("1,64,40,40,64,3,3,dtype=float16,activation=tanh", "would be rounded to float16"),
+        ("1,4,9,9,4,3,3,groups=4,dtype=float16", "a group has one channel and one filter"),
+        ("1,64,90,90,64,3,3,stride=9,dtype=float16", "a tensor map takes each 8th pixel at most"),
+        ("1,3,40,3,3,31,1,dtype=float16", "its bound has"),
+    ],
+)
+def test_refused(variant, text, why):
+    sentence = variant.refusal(ConvProblem.parse(text))
+    is_taken = (variant is FORWARD and "rounded" in why) or (variant is INPUT_GRAD and "stride=9" in text)
+    assert sentence is None if is_taken else why in sentence
+
+
+def test_other_gpus_are_refused_in_a_sentence(stand_in, monkeypatch):
+    device = driver.device()
+    monkeypatch.setattr(device, "architecture", "sm_80")
+    for call in (lambda x, w: convbackprop.conv2d(x, w, variant="hopper", device="cuda"),):
+        with pytest.raises(convbackprop.UnsupportedProblem, match="written for sm_90a; cuda:0 is sm_80"):
+            call(np.zeros((1, 16, 8, 8), np.float16), np.zeros((8, 16, 3, 3), np.float16))
