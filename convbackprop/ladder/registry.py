@@ -17,6 +17,7 @@ from convbackprop.ladder import (
     tensor_core,
     tiled,
     vectorised,
+    vectorised_direct,
     vectorised_gemm,
     winograd,
 )
@@ -39,6 +40,7 @@ TECHNIQUES = (
     hopper,
     winograd,
     vectorised_gemm,
+    vectorised_direct,
 )
 
 #: What `variant` may be in place of a rung: the fastest one, as far as it was measured; and what the rule chooses.
