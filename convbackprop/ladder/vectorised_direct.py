@@ -25,6 +25,9 @@ _TILE_ROWS = {"forward": 32, "input_grad": 32, "kernel_grad": 16}
 #: Pixels of a tile, about: the more, the fewer lines are laid out twice, and the fewer vectors of sums are added up.
 _PIXELS = {"forward": 512, "input_grad": 512, "kernel_grad": 1024}
 
+#: Planes that should be laid out at once; where there are fewer, all of them.
+_PLANES = 16
+
 #: Blocks that there should be, for the threads of a CPU, and the parts of a kernel gradient's sums at most.
 _BLOCKS, _PARTS = 16, 64
 
@@ -83,10 +86,10 @@ def tile(pass_name: str, p: ConvProblem, t: Constants) -> Tile:
         else:
             kept = ceil_div(tile_rows, t["REG_M"]) * t["REG_M"] * (lines * laid.pitch // columns + 2) * columns
         fit = (_BYTES // p.accumulator_bytes - kept) // size
-        if fit >= min(planes, 4) or lines == 1 and tile_rows <= t["REG_M"]:
+        if fit >= min(planes, _PLANES) or lines == 1 and tile_rows <= t["REG_M"]:
             break
         if lines > 1:
-            lines = ceil_div(lines, 2)
+            lines = ceil_div(3 * lines, 4) - (lines < 4)
         else:
             tile_rows = max(t["REG_M"], tile_rows // 2)
     chunk = max(1, min(planes, fit, max(1, _RUN // (p.R * p.S)) if pass_name != "kernel_grad" else planes))

@@ -27,8 +27,10 @@ __forceinline__ Lane totals(Lane (&lanes)[LANES]) {
     else
         return totals<HALF / 2>(lanes);
 }
-__forceinline__ void add_up(Acc (&found)[REG_M][REG_N], const Lane (&sums)[REG_M][REG_N]) {
+// found = the sums of all elements. Returns whether there is a NaN among them.
+__forceinline__ bool add_up(Acc (&found)[REG_M][REG_N], const Lane (&sums)[REG_M][REG_N]) {
     constexpr int COUNT = REG_M * REG_N;
+    Lane all = {};
     unroll<(COUNT + LANES - 1) / LANES>([&](auto group) INLINED {
         constexpr int first = group * LANES, count = COUNT - first < LANES ? COUNT - first : LANES;
         Lane lanes[LANES];
@@ -40,7 +42,9 @@ __forceinline__ void add_up(Acc (&found)[REG_M][REG_N], const Lane (&sums)[REG_M
         });
         const Lane sum = totals(lanes);
         memcpy(&found[0][0] + first, &sum, count * sizeof(Acc));
+        all += sum;
     });
+    return isnan(total(all));
 }
 
 // partial[part][tap], with gridDim.y parts; the K biases are the last taps. A part is `ranges` ranges of `lines` lines.
@@ -60,8 +64,15 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     Acc* const x_signals = reinterpret_cast<Acc*>(settled(shared));
     Acc* const g_signals = x_signals + chunk * size;
     Acc* const mine = partial + blockIdx.y * (shape.w_size() + shape.K);
-    const int first_line = blockIdx.y * ranges * lines, end_line = min(first_line + ranges * lines, shape.N * images.height);
+    const int first_line = blockIdx.y * ranges * lines;
+    const int end_line = min(first_line + ranges * lines, shape.N * images.height);
+    const int row_tiles = (rows + REG_M - 1) / REG_M, tap_tiles = (count * window + REG_N - 1) / REG_N;
+    // Where the sum of row i and tap j lies, of this block's.
+    const auto sum_at = [&](int i, int j) INLINED {
+        return mine + (Index(first_k + i) * channels + first_c) * window + j;
+    };
 
+    bool is_nan = false;
     for (int line = first_line; line == first_line || line < end_line; line += lines) {  // no image: once, zeros
         const int here = min(lines, end_line - line), pixels = here * images.pitch;
         if (line > first_line) __syncthreads();  // nobody reads the lines before any more
@@ -75,8 +86,6 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
                     return GradPlane(dy, saved, Index(n) * shape.K + first_k + i - count, shape);
                 });
         __syncthreads();  // the lines are there
-
-        const int row_tiles = (rows + REG_M - 1) / REG_M, tap_tiles = (count * window + REG_N - 1) / REG_N;
         for (int t = threadIdx.x; t < row_tiles * tap_tiles; t += THREADS) {
             const int row = t / tap_tiles * REG_M, tap = t % tap_tiles * REG_N;
             const Acc *g[REG_M], *windows[REG_N];
@@ -98,9 +107,9 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
                 });
             }
             Acc found[REG_M][REG_N];
-            add_up(found, sums);
+            is_nan |= add_up(found, sums);
             for (int i = 0; i < min(REG_M, rows - row); ++i) {
-                Acc* const to = mine + (Index(first_k + row + i) * channels + first_c) * window + tap;
+                Acc* const to = sum_at(row + i, tap);
                 for (int j = 0; j < min(REG_N, count * window - tap); ++j)
                     to[j] = line == first_line ? found[i][j] : to[j] + found[i][j];
             }
@@ -112,18 +121,19 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
             to = line == first_line ? total(sum) : to + total(sum);
         }
     }
-    __syncthreads();  // all sums are there
 
     // What is NaN may be so because zeros were multiplied that are no pixels: it is formed anew, of pixels alone.
-    for (int i = threadIdx.x; i < rows * count * window; i += THREADS) {
-        const int k = first_k + i / (count * window), t = i % (count * window), c = first_c + t / window;
-        Acc& to = mine[(Index(k) * channels + c) * window + t % window];
-        if (!isnan(to)) continue;
+    if (!is_nan) return;
+    for (int i = threadIdx.x * REG_M * REG_N; i < row_tiles * tap_tiles * REG_M * REG_N; ++i) {
+        const int t = i / (REG_M * REG_N), row = t / tap_tiles * REG_M + i / REG_N % REG_M;
+        const int tap = t % tap_tiles * REG_N + i % REG_N, k = first_k + row, c = first_c + tap / window;
+        if (t % THREADS != threadIdx.x || row >= rows || tap >= count * window || !isnan(*sum_at(row, tap))) continue;
+        const int r = tap / shape.S % shape.R, s = tap % shape.S;
         LongSum sum;
         for (int line = first_line; line < end_line && !isnan(sum.value()); ++line) {
             const int n = line / images.height, p = line % images.height;
-            sum.add(dw_of_pixels(dy, saved, x, shape, n, k, c, t % window / shape.S, t % shape.S, p, p + 1, 0, shape.Q));
+            sum.add(dw_of_pixels(dy, saved, x, shape, n, k, c, r, s, p, p + 1, 0, shape.Q));
         }
-        to = sum.value();
+        *sum_at(row, tap) = sum.value();
     }
 }
