@@ -11,6 +11,7 @@ from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.requirements import LARGEST, unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.variant import Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.ladder.vectorised_gemm import NARROW
 from convbackprop.problem import ConvProblem
 
 #: Terms that are added up plainly, at most: a chunk of planes has no more taps, as in implicit_gemm's runs.
@@ -27,6 +28,9 @@ _PIXELS = {"forward": 512, "input_grad": 512, "kernel_grad": 1024}
 
 #: Planes that should be laid out at once; where there are fewer, all of them.
 _PLANES = 16
+
+#: Filters a channel that there should be, where rows of an image are narrow: wide ones need four times as many.
+_FEW = 4
 
 #: Blocks that there should be, for the threads of a CPU, and the parts of a kernel gradient's sums at most.
 _BLOCKS, _PARTS = 16, 64
@@ -75,7 +79,9 @@ def tile(pass_name: str, p: ConvProblem, t: Constants) -> Tile:
     columns = t["LANES"] * (1 if pass_name == "kernel_grad" else t["REG_N"])
     tile_rows = min(_TILE_ROWS[pass_name], ceil_div(rows, t["REG_M"]) * t["REG_M"])
     blocks_a_line = ceil_div(rows, tile_rows) * p.groups
-    lines = max(1, min(_PIXELS[pass_name] // laid.pitch, laid.lines * blocks_a_line // _BLOCKS))
+    wanted = max(_PIXELS[pass_name] // laid.pitch, 2 * laid.reach)
+    lines = max(1, min(wanted, max(laid.lines * blocks_a_line // _BLOCKS, columns // laid.pitch), laid.lines))
+    enough = min(planes, _PLANES if pass_name == "kernel_grad" else max(1, _RUN // 4 // (p.R * p.S)))
     while True:
         # What is read beyond the last line: by its windows, and by a thread's last columns. An odd number of vectors:
         # signals that lie whole pages apart would share few lines of the cache.
@@ -86,12 +92,13 @@ def tile(pass_name: str, p: ConvProblem, t: Constants) -> Tile:
         else:
             kept = ceil_div(tile_rows, t["REG_M"]) * t["REG_M"] * (lines * laid.pitch // columns + 2) * columns
         fit = (_BYTES // p.accumulator_bytes - kept) // size
-        if fit >= min(planes, _PLANES) or lines == 1 and tile_rows <= t["REG_M"]:
+        if fit >= enough or lines == 1 and tile_rows <= t["REG_M"]:
             break
         if lines > 1:
             lines = ceil_div(3 * lines, 4) - (lines < 4)
         else:
             tile_rows = max(t["REG_M"], tile_rows // 2)
+    lines = ceil_div(laid.lines, ceil_div(laid.lines, lines)) if laid.lines else 1
     chunk = max(1, min(planes, fit, max(1, _RUN // (p.R * p.S)) if pass_name != "kernel_grad" else planes))
     chunk = ceil_div(planes, ceil_div(planes, chunk))
     return Tile(tile_rows, lines, chunk, size, (kept + chunk * size) * p.accumulator_bytes)
@@ -155,7 +162,7 @@ def _columns(pass_name: str) -> Callable[[ConvProblem, Target], int]:
     """Return the rule for REG_N: sums that hide the time that a multiply-add takes, in three quarters of registers."""
 
     def columns(p: ConvProblem, target: Target) -> int:
-        sums = 24 if cpu_vector_bytes() == 64 else 12
+        sums = {64: 24, 32: 12, 16: 8}[cpu_vector_bytes()]
         return min(6, sums // _rows(pass_name)(p, target))
 
     return columns
@@ -209,9 +216,22 @@ def _fits(pass_name: str) -> Callable[[ConvProblem], str | None]:
 
 
 def _auto_not(pass_name: str) -> Callable[[ConvProblem, str], str | None]:
-    """Return the rule of "auto"."""
+    """Return the rule of "auto": what it is faster at than vectorised and vectorised_gemm, as measured.
+
+    A tap of every pixel is to be used for several rows, and a laid out pixel by several taps. Of one plane, vectorised
+    marches down an image with all unfinished rows in registers; of few planes and rows, it is the faster one where the
+    image's rows fill a CPU's registers.
+    """
 
     def rule(p: ConvProblem, device_kind: str) -> str | None:
+        rows, planes = rows_and_planes(pass_name, p)
+        columns = p.W if pass_name == "input_grad" else p.Q
+        if p.R * p.S == 1:
+            return "a filter has one tap a channel; it lays out an image to read each pixel several times"
+        if rows == 1 or (planes == 1 and pass_name != "kernel_grad"):
+            return f"a group has {p.C // p.groups} x {p.K // p.groups} channels and filters; it works on several of both"
+        if rows * planes < (enough := _FEW if columns < NARROW else _FEW * 4):
+            return f"a group has {rows * planes} filters a channel in all; it is the faster one from {enough} on"
         return None
 
     return rule

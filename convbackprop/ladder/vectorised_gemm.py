@@ -15,7 +15,7 @@ from convbackprop.ladder.variant import Alignment, Constants, Tunable, ceil_div
 from convbackprop.problem import ConvProblem
 
 #: Rows of fewer columns leave most of a CPU's vector registers empty in a strip: measured, one and a half registers.
-_NARROW = 24
+NARROW = 24
 
 
 def _rows(pass_name: str) -> Callable[[ConvProblem, Target], int]:
@@ -95,7 +95,7 @@ def _enough(pass_name: str) -> Callable[[ConvProblem], int]:
             return 1 if pass_name == "input_grad" else 4
         enough = 32 if pass_name == "kernel_grad" or p.R * p.S == 1 else 64
         columns = p.W if pass_name == "input_grad" else p.Q
-        return min(enough, columns) if columns < _NARROW else enough
+        return min(enough, columns) if columns < NARROW else enough
 
     return rule
 

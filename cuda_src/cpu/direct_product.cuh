@@ -31,11 +31,17 @@ struct RowTaps {
         });
         for (int a = 0; a < count; ++a) {
             Index at = a * plane_step;
+            // Turned, a row's taps for the next planes lie far apart, where no CPU looks for them by itself.
+            if (TURNED && a + 2 < count)
+                unroll<REG_M>([&](auto i) INLINED { __builtin_prefetch(taps[i] + at + 2 * plane_step); });
             for (int r = 0; r < R; ++r) {
                 const Acc* from = signals + a * size + r * line;
                 for (int s = 0; s < S; ++s, from += step, at += NEXT) {
                     Lane x[REG_N];
-                    unroll<REG_N>([&](auto j) INLINED { x[j] = load_accs(from + j * LANES); });
+                    unroll<REG_N>([&](auto j) INLINED {
+                        x[j] = load_accs(from + j * LANES);
+                        settle(x[j]);  // or each product would load it again
+                    });
                     unroll<REG_M>([&](auto i) INLINED {
                         const Acc tap = to_acc(taps[i][at]);
                         unroll<REG_N>([&](auto j) INLINED { sums[i][j] += tap * x[j]; });
