@@ -29,6 +29,7 @@ GEMM, VECTORISED = (
     {name: next(v for v in of_pass(name) if v.name == rung) for name in PASSES}
     for rung in ("implicit_gemm", "vectorised_gemm")
 )
+POINTWISE = ConvProblem.parse("8,64,14,14,64,1,1")  # vectorised_direct leaves it
 each_rung = pytest.mark.parametrize("gemm", [GEMM, VECTORISED], ids=["implicit_gemm", "vectorised_gemm"])
 
 
@@ -317,7 +318,8 @@ def test_auto_takes_it_for_many_channels(pass_name):
     for kind, below, gemm, other in (
         ("cuda", "tiled", GEMM, VECTORISED), ("cpu", "vectorised", VECTORISED, GEMM)
     ):  # fmt: skip
-        reasons = why_not(pass_name, WHOLE.problem(), kind)
+        problem = WHOLE.problem() if kind == "cuda" else POINTWISE
+        reasons = why_not(pass_name, problem, kind)
         assert reasons[gemm[pass_name]] is None
         assert reasons[next(v for v in of_pass(pass_name) if v.name == below)] == (
             f"{gemm[pass_name].name} is a higher rung"
@@ -333,12 +335,14 @@ def test_auto_takes_it_for_many_channels(pass_name):
         ("forward", "1,3,56,56,15,3,3", "cuda", "register_tiled",
          "a group has 15 filters; it is the faster one from 16 on"),
         ("forward", "1,3,56,56,16,3,3", "cuda", "implicit_gemm", None),
-        ("forward", "1,3,56,56,63,3,3", "cpu", "vectorised", "a group has 63 filters; it is the faster one from 64 on"),
-        ("forward", "1,3,9,9,6,3,3", "cpu", "vectorised", "a group has 6 filters; it is the faster one from 7 on"),
-        ("forward", "1,3,9,9,7,3,3", "cpu", "vectorised_gemm", None),
+        ("forward", "1,3,56,56,63,3,3", "cpu", "vectorised_direct",
+         "a group has 63 filters; it is the faster one from 64 on"),
+        ("forward", "1,3,9,9,6,1,1", "cpu", "vectorised", "a group has 6 filters; it is the faster one from 9 on"),
+        ("forward", "1,3,9,9,9,1,1", "cpu", "vectorised_gemm", None),
         ("forward", "1,3,56,56,32,1,1", "cpu", "vectorised_gemm", None),
-        ("kernel_grad", "1,3,56,56,32,3,3", "cpu", "vectorised_gemm", None),
-        ("input_grad", "1,3,56,56,64,3,3", "cpu", "vectorised",
+        ("kernel_grad", "1,3,56,56,32,3,3", "cpu", "vectorised_direct", "vectorised_direct is a higher rung"),
+        ("kernel_grad", "1,3,56,56,32,3,3,padding=3", "cpu", "vectorised_gemm", None),
+        ("input_grad", "1,3,56,56,64,3,3,padding=3", "cpu", "vectorised",
          "a group has 3 channels; it is the faster one from 64 on"),
         ("input_grad", "1,9,56,56,64,3,3,stride=2", "cpu", "vectorised_gemm", None),
         ("input_grad", "1,1,56,56,64,3,3,stride=2", "cpu", "vectorised_gemm", None),

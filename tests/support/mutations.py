@@ -89,6 +89,7 @@ _STRIDED_DEPTHWISE = ("2,3,12,15,3,3,3,groups=3,padding=1,stride=2",)
 _LONG_SUM = ("1,700,2,3,2,1,1",)
 _LONG_STRIDED = ("1,20,5,6,300,3,3,stride=2,padding=1",)
 _SEVERAL_TILES = ("2,130,7,7,10,3,3,groups=2,padding=1",)
+_GROUPS, _SEVERAL_LINES = ("2,130,7,7,10,3,3,groups=2,padding=1",), ("2,3,16,17,4,3,3,padding=1",)
 _STRIDED = ("1,33,13,13,66,3,3,stride=2,padding=1",)
 _FEW_OF_GROUPS, _FEW_STRIDED = ("2,6,9,8,4,3,3,groups=2,padding=1",), ("2,3,11,13,4,3,3,stride=2,padding=1",)
 
@@ -491,8 +492,8 @@ _TABLE = {
     "input_grad/vectorised": (
         Mutation("the filter is not turned", "correlate<true>", "correlate<false>"),
         Mutation("phi' is applied twice", "lane = times_derivative(lane, y);",
-                 "lane = times_derivative(times_derivative(lane, y), y);", file="strip.cuh"),
-        Mutation("the mask's bits are those of other columns", "bits >> (i * LANES)", "bits >> i", file="strip.cuh",
+                 "lane = times_derivative(times_derivative(lane, y), y);", file="planes.cuh"),
+        Mutation("the mask's bits are those of other columns", "bits >> (i * LANES)", "bits >> i", file="planes.cuh",
                  shown_in="mask"),
         Mutation(_ANEW, "if (form_anew)", "if (false)", shown_in="nonfinite"),
     ),
@@ -716,6 +717,38 @@ _TABLE = {
         Mutation("db leaves out a step of each slice", "for (int d = 0; d < STEPS; ++d)",
                  "for (int d = 1; d < STEPS; ++d)"),
         Mutation(_ANEW, "is_nan |=", "(void)", shown_in="nonfinite"),
+    ),
+    "forward/vectorised_direct": (
+        Mutation("all chunks but the last are dropped", "first == 0 ? sums[i][j] : load_accs(to) + sums[i][j]",
+                 "sums[i][j]", file="direct_product.cuh", shown_by=_WHOLE_TILES),
+        Mutation("planes are read before they are laid out", "__syncthreads();  // the chunk is there", "",
+                 file="direct_product.cuh", shown_by=_WHOLE_TILES),
+        Mutation("a chunk is overwritten while it is read", "if (first > 0) __syncthreads();", "",
+                 file="direct_product.cuh", shown_by=_WHOLE_TILES),
+        Mutation("the padding between two lines is what lay there", "zero(to + cols, pitch - cols);", "",
+                 file="signal.cuh", shown_by=_WHOLE_TILES),
+        Mutation("the last image's last pixel is left out", "i < min(LANES, cols - col)", "i < min(LANES, cols - col - 1)",
+                 file="signal.cuh", shown_by=_WHOLE_TILES),
+        Mutation("every group reads the channels of the first", "group * channels + c", "c", shown_by=_GROUPS),
+        Mutation("what does not fill a vector is not written", "store_partial(to + col, results, cols - col);", ";",
+                 file="direct_product.cuh", shown_by=_WHOLE_TILES),
+        Mutation(_ANEW, "return isnan(total(all));", "return false;", file="direct_product.cuh", shown_in="nonfinite"),
+    ),
+    "input_grad/vectorised_direct": (
+        Mutation("the filter is not turned", "const RowTaps<true> taps", "const RowTaps<false> taps",
+                 shown_by=_WHOLE_TILES),
+        Mutation("the padding is the forward pass's", "reach_h - shape.pad_top,", "shape.pad_top,",
+                 shown_by=_EQUAL_TERMS),
+        Mutation("the mask's bits are those of other columns", "plane.finish(lanes, row, col);",
+                 "plane.finish(lanes, row, 0);", file="signal.cuh", shown_by=_SEVERAL_LINES, shown_in="mask"),
+    ),
+    "kernel_grad/vectorised_direct": (
+        Mutation("g's lines are not those of x", "0, images.height - shape.P, 0", "0, 0, 0", shown_by=_SEVERAL_LINES),
+        Mutation("db leaves out all vectors but the last", "sum += load_accs(g_signals", "sum = load_accs(g_signals",
+                 shown_by=_WHOLE_TILES),
+        Mutation("all parts are the first one", "first_line = blockIdx.y * ranges * lines;", "first_line = 0;",
+                 shown_by=_SEVERAL_LINES),
+        Mutation(_ANEW, "if (!is_nan) return;", "return;", shown_in="nonfinite"),
     ),
 }  # fmt: skip
 
