@@ -52,12 +52,13 @@ struct RowTaps {
     }
 };
 
-// rows: of the group, of which the tile's begin at first_m. plane_of(n, a): plane a of image n. write(m, n, row, from):
+// rows: of the group, of which the tile's begin at first_m. Of the signal's planes it is summed over
+// `planes` from first_plane on. write(m, n, row, from):
 // a row of results, from's first ones.
 template <class Taps, class PlaneOf, class Write>
 __forceinline__ void direct_product(const Signal& signal, const Taps& taps, const DirectTile& tile, int first_m,
-                                    int rows, int first_line, int planes, PlaneOf&& plane_of, int out_rows,
-                                    Write&& write) {
+                                    int rows, int first_line, int first_plane, int planes, PlaneOf&& plane_of,
+                                    int out_rows, Write&& write) {
     constexpr int TILE_COLS = REG_N * LANES;
     const int row_tiles = (tile.rows + REG_M - 1) / REG_M;
     const int col_tiles = (tile.lines * signal.pitch + TILE_COLS - 1) / TILE_COLS, width = (col_tiles + 1) * TILE_COLS;
@@ -69,8 +70,8 @@ __forceinline__ void direct_product(const Signal& signal, const Taps& taps, cons
         const int count = min(tile.chunk, planes - first);
         if (first > 0) __syncthreads();  // nobody reads the chunk before any more
         for (int a = threadIdx.x; a < count; a += THREADS)
-            signal.lay_out(signals + a * tile.size, tile.size, first_line, lines_read,
-                           [&](int n) INLINED { return plane_of(n, first + a); });
+            signal.lay_out(signals + a * tile.size, tile.size, first_line, lines_read, first_plane + first + a,
+                           plane_of);
         __syncthreads();  // the chunk is there
         for (int t = threadIdx.x; t < row_tiles * col_tiles; t += THREADS) {
             const int row = t % row_tiles * REG_M, col = t / row_tiles * TILE_COLS;
@@ -86,6 +87,8 @@ __forceinline__ void direct_product(const Signal& signal, const Taps& taps, cons
                     Acc* const to = results + (row + i) * width + col + j * LANES;
                     store_accs(to, first == 0 ? sums[i][j] : load_accs(to) + sums[i][j]);
                 });
+                // What is read, and not written, with the last elements of a row.
+                if (col + 2 * TILE_COLS == width) store_accs(results + (row + i) * width + col + TILE_COLS, Lane{});
             });
         }
     }

@@ -19,26 +19,30 @@ __forceinline__ Lane load_accs(const Acc* from) {
 __forceinline__ void store_accs(Acc* to, Lane lane) { memcpy(to, &lane, sizeof lane); }
 
 struct Signal {
-    const int N, rows, cols;  // the images
+    const int N, planes, rows, cols;  // the images
     const int top, left;      // of the padding
     const int height, pitch;  // the lines of an image, and the elements of a line
 
-    __forceinline__ Signal(int N, int rows, int cols, int top, int bottom, int left, int right)
-        : N(N), rows(rows), cols(cols), top(top), left(left), height(rows + max(top, bottom)),
+    __forceinline__ Signal(int N, int planes, int rows, int cols, int top, int bottom, int left, int right)
+        : N(N), planes(planes), rows(rows), cols(cols), top(top), left(left), height(rows + max(top, bottom)),
           pitch(cols + max(left, right)) {}
 
-    // Lays out `count` lines from `first` on of one plane of each image, plane_of(n), and after them zeros: `size`
-    // elements in all. What is stored beyond the end of a line is overwritten by the next one.
+    // Lays out `count` lines from `first` on of plane number `plane` of each image, and after them zeros: `size`
+    // elements in all. plane_of(n * planes + plane) is one. What is stored beyond the end of a line is overwritten by
+    // the next one.
     template <class PlaneOf>
-    __forceinline__ void lay_out(Acc* to, int size, int first, int count, PlaneOf&& plane_of) const {
+    __forceinline__ void lay_out(Acc* to, int size, int first, int count, int plane, PlaneOf&& plane_of) const {
         int n = first / height, row = first % height - top;
         Acc* const end = to + size;
         zero(to, left);
         to += left;
         for (int i = 0; i < count; ++i, to += pitch) {
             if (n < N && 0 <= row && row < rows) {
-                const auto plane = plane_of(n);
-                for (int col = 0; col < cols; col += LANES) store_accs(to + col, lane_of(plane, n, row, col));
+                const Index number = Index(n) * planes + plane;
+                const auto image = plane_of(number);
+                const Index left_of_all = ((Index(N) * planes - number) * rows - row) * cols;
+                for (int col = 0; col < cols; col += LANES)
+                    store_accs(to + col, lane_of(image, row, col, col + LANES <= left_of_all));
                 zero(to + cols, pitch - cols);
             } else {
                 zero(to, pitch);
@@ -51,22 +55,21 @@ struct Signal {
         for (; to < end; ++to) *to = 0;
     }
 
-    // What lies from (row, col) on in memory, if so much is there.
-    template <class Plane>
-    __forceinline__ Lane lane_of(const Plane& plane, int n, int row, int col) const {
+private:
+    // What lies from (row, col) on in memory, if so much is there; else what the row has.
+    template <class Image>
+    __forceinline__ Lane lane_of(const Image& image, int row, int col, bool is_there) const {
         Lane lanes[1];
-        if (n + 1 < N || Index(row) * cols + col + LANES <= Index(rows) * cols) {
-            plane.read(lanes[0], row, col);
-            plane.finish(lanes, row, col);
+        if (is_there) {
+            image.read(lanes[0], row, col);
+            image.finish(lanes, row, col);
         } else {
             Acc elements[LANES] = {};
-            for (int i = 0; i < min(LANES, cols - col); ++i) elements[i] = plane.at(row, col + i);
+            for (int i = 0; i < min(LANES, cols - col); ++i) elements[i] = image.at(row, col + i);
             memcpy(lanes, elements, sizeof elements);
         }
         return lanes[0];
     }
-
-private:
     static __forceinline__ void zero(Acc* to, int count) {
         for (int i = 0; i < count; i += LANES) store_accs(to + i, Lane{});
     }

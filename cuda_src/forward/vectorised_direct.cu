@@ -18,17 +18,14 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     const int tiles = (filters + tile_rows - 1) / tile_rows, number = blockIdx.x % (tiles * shape.groups);
     const int group = number / tiles, first_m = number % tiles * tile_rows, first_k = group * filters;
     const int reach_h = (shape.R - 1) * shape.dilation_h, reach_w = (shape.S - 1) * shape.dilation_w;
-    const Signal signal(shape.N, shape.H, shape.W, shape.pad_top, shape.P + reach_h - shape.H - shape.pad_top,
+    const Signal signal(shape.N, shape.C, shape.H, shape.W, shape.pad_top, shape.P + reach_h - shape.H - shape.pad_top,
                         shape.pad_left, shape.Q + reach_w - shape.W - shape.pad_left);
     const RowTaps<false> taps = {w + shape.w_at(first_k, 0, 0, 0), shape.w_at(1, 0, 0, 0), shape.R * shape.S,
                                  shape.R, shape.S, shape.dilation_h * signal.pitch, shape.dilation_w};
     direct_product(
         signal, taps, {tile_rows, lines, chunk, size}, first_m, filters,
-        int(blockIdx.x / (tiles * shape.groups)) * lines, channels,
-        [&](int n, int c) INLINED {
-            return Plane(x, Index(n) * shape.C + group * channels + c, shape.H, shape.W);
-        },
-        shape.P,
+        int(blockIdx.x / (tiles * shape.groups)) * lines, group * channels, channels,
+        [&](Index plane) INLINED { return Plane(x, plane, shape.H, shape.W); }, shape.P,
         [&](int m, int n, int p, const Acc* from) INLINED {
             const int k = first_k + m;
             const Acc bias = b ? to_acc(b[k]) : Acc(0);

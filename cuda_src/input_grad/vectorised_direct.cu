@@ -16,14 +16,14 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const int tiles = (channels + tile_rows - 1) / tile_rows, number = blockIdx.x % (tiles * shape.groups);
     const int group = number / tiles, first_m = number % tiles * tile_rows, first_k = group * filters;
     const int reach_h = (shape.R - 1) * shape.dilation_h, reach_w = (shape.S - 1) * shape.dilation_w;
-    const Signal signal(shape.N, shape.P, shape.Q, reach_h - shape.pad_top, shape.H - shape.P + shape.pad_top,
+    const Signal signal(shape.N, shape.K, shape.P, shape.Q, reach_h - shape.pad_top, shape.H - shape.P + shape.pad_top,
                         reach_w - shape.pad_left, shape.W - shape.Q + shape.pad_left);
     const RowTaps<true> taps = {w + shape.w_at(first_k, 0, 0, 0), shape.R * shape.S, shape.w_at(1, 0, 0, 0),
                                 shape.R, shape.S, shape.dilation_h * signal.pitch, shape.dilation_w};
     direct_product(
         signal, taps, {tile_rows, lines, chunk, size}, first_m, channels,
-        int(blockIdx.x / (tiles * shape.groups)) * lines, filters,
-        [&](int n, int k) INLINED { return GradPlane(dy, saved, Index(n) * shape.K + first_k + k, shape); }, shape.H,
+        int(blockIdx.x / (tiles * shape.groups)) * lines, first_k, filters,
+        [&](Index plane) INLINED { return GradPlane(dy, saved, plane, shape); }, shape.H,
         [&](int m, int n, int h, const Acc* from) INLINED {
             const int c = group * channels + m;
             const bool is_nan = write_row(dx + shape.x_at(n, c, h, 0), from, shape.W,

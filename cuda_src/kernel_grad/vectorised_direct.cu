@@ -58,9 +58,9 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     const int first_k = group * filters + blockIdx.x / chunks % tiles * tile_rows;
     const int rows = min(tile_rows, (group + 1) * filters - first_k), count = min(chunk, channels - first_c);
     const int reach_h = (shape.R - 1) * shape.dilation_h, reach_w = (shape.S - 1) * shape.dilation_w;
-    const Signal images(shape.N, shape.H, shape.W, shape.pad_top, shape.P + reach_h - shape.H - shape.pad_top,
+    const Signal images(shape.N, shape.C, shape.H, shape.W, shape.pad_top, shape.P + reach_h - shape.H - shape.pad_top,
                         shape.pad_left, shape.Q + reach_w - shape.W - shape.pad_left);
-    const Signal grads(shape.N, shape.P, shape.Q, 0, images.height - shape.P, 0, images.pitch - shape.Q);
+    const Signal grads(shape.N, shape.K, shape.P, shape.Q, 0, images.height - shape.P, 0, images.pitch - shape.Q);
     Acc* const x_signals = reinterpret_cast<Acc*>(settled(shared));
     Acc* const g_signals = x_signals + chunk * size;
     Acc* const mine = partial + blockIdx.y * (shape.w_size() + shape.K);
@@ -78,13 +78,11 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
         if (line > first_line) __syncthreads();  // nobody reads the lines before any more
         for (int i = threadIdx.x; i < count + rows; i += THREADS)
             if (i < count)
-                images.lay_out(x_signals + i * size, size, line, here + reach_h, [&](int n) INLINED {
-                    return Plane(x, Index(n) * shape.C + group * channels + first_c + i, shape.H, shape.W);
-                });
+                images.lay_out(x_signals + i * size, size, line, here + reach_h, group * channels + first_c + i,
+                               [&](Index plane) INLINED { return Plane(x, plane, shape.H, shape.W); });
             else
-                grads.lay_out(g_signals + (i - count) * size, size, line, here, [&](int n) INLINED {
-                    return GradPlane(dy, saved, Index(n) * shape.K + first_k + i - count, shape);
-                });
+                grads.lay_out(g_signals + (i - count) * size, size, line, here, first_k + i - count,
+                              [&](Index plane) INLINED { return GradPlane(dy, saved, plane, shape); });
         __syncthreads();  // the lines are there
         for (int t = threadIdx.x; t < row_tiles * tap_tiles; t += THREADS) {
             const int row = t / tap_tiles * REG_M, tap = t % tap_tiles * REG_N;
