@@ -262,14 +262,14 @@ __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, 
             if (brings_grads) grads.ask();
             __syncwarp();  // or ptxas moves the loads to where they are wanted
             sums.add(tile.a, tile.b, group);
-            if (brings_image) images.put(next.b);
             if (brings_grads) grads.put(next.a);
+            if (brings_image) images.put(next.b);
             if (LONG_SUMS && ++run == RUN_GROUPS) run = 0, sums.end_run(false);
         }
         row_sums.add(tile);
         if (has_next) {
             images.bring(next.b, block.first_c);
-            grads.bring(next.a);
+            if constexpr (GradLoader::OWN > GradLoader::UNITS * STEP_GROUPS) grads.bring(next.a);
         }
         __syncthreads();  // the next tile is there, and nobody reads this one any more
     }

@@ -24,7 +24,8 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     """Return the constants of kernel_grad's tiles of pixels and taps; none where windows are staged tap by tap.
 
     That is where the stride is not 1, where there is one tap, where channels do not fill slices, and where so few of
-    a tile's pixels exist that zeros would cost digits.
+    a tile's pixels exist that zeros would cost digits. The order of a sum follows from its tiles: these do not depend
+    on where arrays lie, which only decides how many pixels are read at once.
     """
     if unit_stride(p) or p.R * p.S == 1 or (p.C // p.groups) % t["DEPTH"]:
         return {}
@@ -44,8 +45,8 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         "TAPS_DOWN": down,
         "TAPS_ACROSS": across,
         "COL_STEP": p.dilation_w,
-        "STEPS_AT_ONCE": (4, 2, 1)[t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 2],
-        "GRADS_AT_ONCE": 1 if t["LEFT_FACTORS"] == 2 else 2,
+        "STEPS_AT_ONCE": _steps_at_once(p, t),
+        "GRADS_AT_ONCE": 1 if t["LEFT_FACTORS"] == 2 or not p.saved else 2,
         "G_PIXELS": g_pixels,
     }
 
@@ -69,15 +70,27 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     fitting = [
         found
         for x_pixels in (4, 2, 1)
-        if p.W % x_pixels == 0 and alignment.x >= x_pixels * DTYPES[p.dtype]
+        if p.W % x_pixels == 0
         for pixels in (least, 2 * least, 4 * least)
         for tile_q in (8, 16, 32, 64)
         for tile_p in (1, 2, 4, 8, 16)
-        if tile_p * tile_q <= pixels <= threads * g_pixels
+        if tile_p * tile_q <= pixels <= threads
         for found in [tile(x_pixels, pixels // tile_p // tile_q, tile_p, tile_q)]
         if staged_bytes({**t, **found}) <= most_bytes and 0 < _least_splits(p, {**t, **found}) <= most_slices(p)
     ]
-    return min(fitting, key=cost, default={})
+    if not fitting:
+        return {}
+    best = min(fitting, key=cost)
+    x_pixels = min(best["X_PIXELS"], alignment.x // DTYPES[p.dtype])
+    return tile(x_pixels, best["TILE_IMAGES"], best["TILE_P"], best["TILE_Q"])
+
+
+def _steps_at_once(p: ConvProblem, t: Constants) -> int:
+    """Return how many steps are unrolled: as many as nvcc finds registers for beside what is read of g meanwhile."""
+    products = t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 1
+    if products == 1:
+        return 2 if t["FACTOR_BITS"] == 16 else 4
+    return 2 if products == 2 else 1
 
 
 def _tile_pixels(t: Constants) -> int:

@@ -85,6 +85,19 @@ def test_halos_of_kernel_grad(quick, text, changes, offset):
     assert faults(KERNEL_GRAD, quick, text, offset=offset, **changes) == []
 
 
+def test_tiles_of_kernel_grad_do_not_depend_on_where_arrays_lie():
+    """For the order of a sum follows from them."""
+    for text in ("32,64,112,112,128,3,3,padding=1", "8,64,55,56,64,1,3", "4,32,28,14,64,2,2"):
+        for dtype in ("float16", "float32"):
+            problem = ConvProblem.parse(text, dtype=dtype, activation="relu")
+            apart, aligned = (
+                KERNEL_GRAD.constants("cuda", problem, alignment) for alignment in (Alignment(4, 4), ALIGNED)
+            )
+            assert aligned["HALO"] and {name for name in apart if apart[name] != aligned[name]} <= {
+                "X_PIXELS", "G_PIXELS", "HALO_Q"
+            }  # fmt: skip
+
+
 #: Of a halo: what is wrong, in which file, what is replaced, and by what.
 WRONG_TAP_HALOS = (
     ("a tap is its neighbour", "tap_halo.cuh", "(s * COL_STEP +", "((s + 1) * COL_STEP +"),
