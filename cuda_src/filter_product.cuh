@@ -60,10 +60,10 @@ struct PixelRun {
     __device__ __forceinline__ Pixel at(int column) const { return {first + column, grid}; }
 };
 
-// Writes the sums of a tile, whose pixels may lie beyond the last image, unless ALL_EXIST, and all rows do. Results know
-// where a pixel's result for row 0 lies (at), how many rows there are and how far apart (rows, row_pitch), what becomes
-// of a sum at such a place (result), and how a result is formed anew of pixels alone: the padding is none, but was
-// multiplied as zeros.
+// Writes the sums of a tile, whose pixels may lie beyond the last image, unless ALL_EXIST, and all rows do. Results
+// know where a pixel's result for row 0 lies (at), how many rows there are and how far apart (rows, row_pitch), what
+// becomes of a sum at such a place (result), and how a result is formed anew of pixels alone: the padding is none, but
+// was multiplied as zeros.
 template <class Product, class Pixels, class Results>
 __device__ __forceinline__ void write_product(const Product& product, const Tile& tile, const Pixels& pixels,
                                               Scalar* out, const Results& results) {

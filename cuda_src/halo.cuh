@@ -75,8 +75,8 @@ struct FilterGroups {
     }
 };
 
-// How a tile of forward or input_grad is multiplied. ROW_GROUPS: a group is a row of taps, COL_STEP pixels apart; then a
-// halo has UNITS_AT_ONCE of a thread's units under way one after another while a group is multiplied.
+// How a tile of forward or input_grad is multiplied. ROW_GROUPS: a group is a row of taps, COL_STEP pixels apart; then
+// a halo has UNITS_AT_ONCE of a thread's units under way one after another while a group is multiplied.
 struct HaloWindows {
     using Product = TensorProduct<FilterSlice, HaloRows>;
     using Pixels = HaloRun;

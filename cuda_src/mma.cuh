@@ -132,8 +132,8 @@ __device__ __forceinline__ void load_matrices(unsigned (&words)[4], const void* 
 #endif
 }
 
-// The same of 16-bit numbers, and turned: of matrix i each lane gets the numbers of column lane / 4 in rows lane % 4 * 2
-// and lane % 4 * 2 + 1.
+// The same of 16-bit numbers, and turned: of matrix i each lane gets the numbers of column lane / 4 in rows
+// lane % 4 * 2 and lane % 4 * 2 + 1.
 __device__ __forceinline__ void load_turned_matrices(unsigned (&words)[4], const void* row) {
 #if defined(CONVBACKPROP_ON_CPU) || __CUDA_ARCH__ < 750
     const int lane = threadIdx.x % 32;
