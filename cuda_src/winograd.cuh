@@ -36,9 +36,11 @@ __device__ __forceinline__ PixelGrid tiles_of(const PixelGrid& grid) {
     return {grid.N, (grid.P + 1) / 2, (grid.Q + 1) / 2};
 }
 
-// A thread transforms one filter of one channel: scratch[group][tile of rows] is slices.
+// A thread transforms one filter of one channel, of an input gradient with its scale: scratch[group][tile of rows] is
+// slices.
 template <class Phase>
-__device__ __forceinline__ void pack_transformed(const Scalar* w, Acc* scratch, const Conv2dShape& shape, int slices) {
+__device__ __forceinline__ void pack_transformed(const Scalar* w, Acc* scratch, const Conv2dShape& shape, int slices,
+                                                 const Scalar* scale = nullptr) {
     // Where am I: row m of a tile, consecutive in threadIdx.x, and the channel.
     const Index i = Index(blockIdx.x) * THREADS + threadIdx.x, slice_number = i / (DEPTH * TILE_M);
     const int rows = Phase::rows(shape), tiles = (rows + TILE_M - 1) / TILE_M;
@@ -55,7 +57,7 @@ __device__ __forceinline__ void pack_transformed(const Scalar* w, Acc* scratch, 
                 // In the order of the pixels that are seen.
                 tap.i = phase.seen_rows().step > 0 ? r : 2 - r;
                 tap.j = phase.seen_cols().step > 0 ? s : 2 - s;
-                g[r][s] = to_acc(w[phase.weight(group, m, tap)]);
+                g[r][s] = phase.element(w, scale, group, m, tap);
             }
     for (int s = 0; s < 3; ++s) transform_taps(&g[0][s], 3, &down[0][s], 3);
     for (int r = 0; r < 4; ++r) transform_taps(down[r], 1, both[r], 1);
@@ -186,7 +188,8 @@ struct TileWriter {
             transform_products(down[i], 1, both[i], 1);
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                both[i][j] = results.result(m, fma(both[i][j], Acc(0), both[i][j]));
+                const bool exists = at[i] >= 0 && (j == 0 || has_second);
+                both[i][j] = results.result(m, fma(both[i][j], Acc(0), both[i][j]), exists ? at[i] + j : -1);
                 is_nan |= isnan(both[i][j]);
             }
         }

@@ -225,16 +225,18 @@ def transformed_error(
 
     What is added up for a tile of results is |A^T| [sum over n channels (|G| |w| |G^T|) * (|B^T| |x| |B|)] |A|. Each
     term passes through n additions of products, those of its transforms, along both axes, and one of a bias, or through
-    forming g; all of it is rounded each time: gamma of so many round-offs. In an input gradient |x| are the magnitudes
-    of the terms of g, and the filter is turned. Products may be rounded to a subnormal number each.
+    forming g; a scale and a residual make it one more each. All is rounded each time: gamma of so many round-offs. In
+    an input gradient |x| are the magnitudes of the terms of g, and the filter is turned. Products may be rounded to a
+    subnormal number each.
 
     Returns
     -------
     numpy.ndarray
         Of the shape of y or dx; not finite where one of the 4 x 4 pixels of the tile is not.
     """
-    p, filters, phi = problem, abs(_filters(problem, given["w"])), activation(problem.activation)
-    is_forward = pass_name == "forward"
+    p, is_forward, phi = problem, pass_name == "forward", activation(problem.activation)
+    scale = abs(_factors(p, given))
+    filters = abs(_filters(p, given["w"].astype(scale.dtype) * (1 if is_forward else scale)))
     if is_forward:
         planes, result, corner = abs(_images(p, given["x"])), p.y_shape, (p.pad_top, p.pad_left)
     else:
@@ -256,12 +258,17 @@ def transformed_error(
         products = np.einsum("gkcij,ngcpqij->ngkpqij", g @ filters @ g.T, b @ tiles @ b.T, optimize=True)
         size = (a @ products @ a.T).swapaxes(-3, -2).reshape(*result[:2], *(tile * count for count in counts))
         size = size[..., : result[2], : result[3]]
+        if is_forward:
+            size = size * scale[..., 0]
+            size = size + (abs(given["residual"].astype(size.dtype)) if p.residual else 0)
         if p.bias and (is_forward or p.transposed):
             size = size + abs(given["b"].astype(size.dtype).reshape(-1, 1, 1))
     channels = filters.shape[2]
     u, smallest = round_off(ACCUMULATORS[p.dtype]), _SMALLEST[ACCUMULATORS[p.dtype]]
     round_offs = channels + transforms.additions + (2 if is_forward or p.transposed else phi.grad_round_offs)
-    return round_offs * u / (1 - round_offs * u) * size + np.ldexp(2.0 * channels + 2, smallest)
+    round_offs += p.scale + (is_forward and p.residual)
+    subnormals = np.ldexp(2.0 * channels + 2, smallest) * (np.maximum(1, scale[..., 0]) if is_forward else 1)
+    return round_offs * u / (1 - round_offs * u) * size + subnormals
 
 
 def error_bound(

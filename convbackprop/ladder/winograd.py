@@ -92,7 +92,8 @@ def _packable(pass_name: str) -> Requirement:
 
 
 def _entry(pass_name: str, launch: Launch, *more: Launch) -> Variant:
-    pack = Launch("pack", ("w", "scratch"),
+    taken = ("w", "scratch") if pass_name == "forward" else ("w", "scale", "scratch")
+    pack = Launch("pack", taken,
                   lambda p, t: (ceil_div(_filters(pass_name, p, t["DEPTH"], t["TILE_M"]), t["THREADS"]),),
                   block("THREADS"), integers=_slices(pass_name))  # fmt: skip
     return Variant(
@@ -111,13 +112,13 @@ def _entry(pass_name: str, launch: Launch, *more: Launch) -> Variant:
 ENTRIES = (
     _entry(
         "forward",
-        Launch("forward", ("x", "w", "scratch", "b", "y"), _grid("forward"), block("THREADS"),
+        Launch("forward", ("x", "w", "scratch", "scale", "b", "residual", "y"), _grid("forward"), block("THREADS"),
                integers=_slices("forward"), shared_bytes=_shared_bytes),
         PACK_MASK,
     ),
     _entry(
         "input_grad",
-        Launch("input_grad", ("dy", "saved", "w", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
+        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
                integers=_slices("input_grad"), shared_bytes=_shared_bytes),
     ),
 )  # fmt: skip

@@ -11,16 +11,17 @@
 #include "winograd.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
-    pack_transformed<Phase>(w, scratch, shape, slices);
+pack(const Scalar* __restrict__ w, const Scalar* __restrict__ scale, Acc* __restrict__ scratch, Conv2dShape shape,
+     int slices) {
+    pack_transformed<Phase>(w, scratch, shape, slices, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           const Scalar* __restrict__ b, Acc* __restrict__ scratch, Scalar* __restrict__ dx, Conv2dShape shape,
-           int slices) {
+           const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Acc* __restrict__ scratch,
+           Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
     const Phase phase(shape, 0);
     const Place place(scratch, phase, slices);
     compute_tiles(place, GradTiles(dy, saved, shape, place.group), phase, slices, dx,
-                  InputGrads<NOT_FINITE>(dy, saved, w, b, phase, place.group));
+                  InputGrads<NOT_FINITE>(dy, saved, w, scale, b, phase, place.group));
 }

@@ -53,6 +53,15 @@ def test_ragged_images(quick, variant):
 
 
 @each_variant
+def test_scale_and_residual(quick, variant):
+    """Also in the last column of an odd image, which has no neighbour, and after sums that are formed anew."""
+    options = "scale=1,residual=1" if variant is FORWARD else "scale=1"
+    for text in ("2,6,5,7,10,3,3,groups=2,padding=1", "1,9,3,3,66,3,3,padding=1"):
+        for data in ("normal", "integers", "nonfinite"):
+            assert faults(variant, quick, f"{text},{options}", data) == []
+
+
+@each_variant
 def test_any_padding(quick, variant):
     """Also more than a filter, on one side only, and more than the image."""
     for top, bottom, left, right in ((0, 0, 0, 0), (5, 0, 0, 4), (1, 2, 3, 0), (0, 3, 7, 7)):
