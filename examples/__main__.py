@@ -28,7 +28,7 @@ from convbackprop.cli.common import console, print_json, progress, say
 from convbackprop.errors import InvalidArgument
 
 EXAMPLES = ("edge_filter", "numeric_gradient", "basic_cnn", "linear_scaling", "unet_level", "resnet_block",
-            "frozen_batch_norm", "checkpointing", "whole_layer")  # fmt: skip
+            "frozen_batch_norm", "checkpointing", "whole_layer", "training_speed")  # fmt: skip
 
 
 def carried_out(name: str, picture: Path, seed: int) -> dict[str, Any]:

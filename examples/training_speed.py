@@ -1,8 +1,8 @@
 """How long a training step takes with our layers and with torch's: the course's CNN, and the level of a U-Net.
 
-Both libraries train the same networks, on the same batches from the same beginning, with torch's optimizers and all that
-is around a convolution. A few steps of one and of the other take turns, so that whatever else the machine does meets
-both alike; the ratio is the median of the turns' ratios. Kernels are compiled before, in steps that do not count.
+Both libraries train the same networks, on the same batches from the same beginning, with torch's optimizers and all
+that is around a convolution. A few steps of one and of the other take turns, so that whatever else the machine does
+meets both alike; the ratio is the median of the turns' ratios. Kernels are compiled before, in steps that do not count.
 
 Of each time there are two: the clock's, and the processors' own, which what else the machine does changes least.
 """

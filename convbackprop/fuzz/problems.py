@@ -123,7 +123,8 @@ def taken_by(variant: Variant, kind: Kind) -> Kind:
 
 def is_product(variant: Variant) -> bool:
     """Return whether a variant is a product of matrices: it is there for channels, not for filters of one size."""
-    return variant.name.endswith("_gemm") or variant.name in ("tensor_core", "hopper", "winograd")
+    others = ("tensor_core", "hopper", "winograd", "vectorised_direct")
+    return variant.name.endswith("_gemm") or variant.name in others
 
 
 def some_filter(variant: Variant, kind: Kind, rng: random.Random) -> Filter:

@@ -10,7 +10,7 @@ from convbackprop.devices.gpus import Target
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.requirements import LARGEST, unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
-from convbackprop.ladder.variant import Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.ladder.variant import ALIGNED, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
 from convbackprop.ladder.vectorised_gemm import NARROW
 from convbackprop.problem import ConvProblem
 
@@ -29,7 +29,7 @@ _PIXELS = {"forward": 512, "input_grad": 512, "kernel_grad": 1024}
 #: Planes that should be laid out at once; where there are fewer, all of them.
 _PLANES = 16
 
-#: Filters a channel that there should be, where rows of an image are narrow: wide ones need four times as many.
+#: Pairs of a filter and a channel that there should be, where rows of an image are narrow; four times as many if not.
 _FEW = 4
 
 #: Blocks that there should be, for the threads of a CPU, and the parts of a kernel gradient's sums at most.
@@ -74,33 +74,38 @@ class Tile(NamedTuple):
 
 
 def tile(pass_name: str, p: ConvProblem, t: Constants) -> Tile:
-    """Return the tile of a pass: as many lines as have enough pixels, unless blocks would be too few."""
+    """Return the tile of a pass.
+
+    It has as many lines as have enough pixels, unless there would be too few blocks; and fewer lines, and then rows,
+    until enough planes fit beside what the block keeps: all results of its tile, or of kernel_grad the signals of g.
+    """
     laid, (rows, planes) = signal(pass_name, p), rows_and_planes(pass_name, p)
-    columns = t["LANES"] * (1 if pass_name == "kernel_grad" else t["REG_N"])
+    lanes, is_kernel_grad = t["LANES"], pass_name == "kernel_grad"
+    columns = lanes * (1 if is_kernel_grad else t["REG_N"])
     tile_rows = min(_TILE_ROWS[pass_name], ceil_div(rows, t["REG_M"]) * t["REG_M"])
-    blocks_a_line = ceil_div(rows, tile_rows) * p.groups
+    busy = laid.lines * ceil_div(rows, tile_rows) * p.groups // _BLOCKS
     wanted = max(_PIXELS[pass_name] // laid.pitch, 2 * laid.reach)
-    lines = max(1, min(wanted, max(laid.lines * blocks_a_line // _BLOCKS, columns // laid.pitch), laid.lines))
-    enough = min(planes, _PLANES if pass_name == "kernel_grad" else max(1, _RUN // 4 // (p.R * p.S)))
+    lines = max(1, min(wanted, max(busy, columns // laid.pitch), laid.lines))
+    run = planes if is_kernel_grad else max(1, _RUN // (p.R * p.S))
+    enough = min(planes, _PLANES if is_kernel_grad else max(1, run // 4))
+
     while True:
-        # What is read beyond the last line: by its windows, and by a thread's last columns. An odd number of vectors:
-        # signals that lie whole pages apart would share few lines of the cache.
-        size = (lines + laid.reach) * laid.pitch + laid.across + columns + 2 * t["LANES"]
-        size = (size // t["LANES"] | 1) * t["LANES"] + 2 * t["LANES"]
-        if pass_name == "kernel_grad":
-            kept = tile_rows * size
-        else:
+        # With what is read beyond the last line, by its windows and by a thread's last columns. An odd number of
+        # vectors: signals that lie whole pages apart would share few lines of the cache.
+        size = (lines + laid.reach) * laid.pitch + laid.across + columns + 4 * lanes
+        size = (size // lanes | 1) * lanes
+        kept = tile_rows * size
+        if not is_kernel_grad:
             kept = ceil_div(tile_rows, t["REG_M"]) * t["REG_M"] * (lines * laid.pitch // columns + 2) * columns
         fit = (_BYTES // p.accumulator_bytes - kept) // size
-        if fit >= enough or lines == 1 and tile_rows <= t["REG_M"]:
+        if fit >= enough or (lines == 1 and tile_rows <= t["REG_M"]):
             break
         if lines > 1:
             lines = ceil_div(3 * lines, 4) - (lines < 4)
         else:
             tile_rows = max(t["REG_M"], tile_rows // 2)
-    lines = ceil_div(laid.lines, ceil_div(laid.lines, lines)) if laid.lines else 1
-    chunk = max(1, min(planes, fit, max(1, _RUN // (p.R * p.S)) if pass_name != "kernel_grad" else planes))
-    chunk = ceil_div(planes, ceil_div(planes, chunk))
+    lines = ceil_div(laid.lines, max(1, ceil_div(laid.lines, lines))) or 1
+    chunk = ceil_div(planes, ceil_div(planes, max(1, min(planes, fit, run))))
     return Tile(tile_rows, lines, chunk, size, (kept + chunk * size) * p.accumulator_bytes)
 
 
@@ -195,7 +200,8 @@ def _inner_padding(p: ConvProblem) -> str | None:
     """Padding between lines is there once."""
     reach = (p.R - 1) * p.dilation_h, (p.S - 1) * p.dilation_w
     if any(max(sides) > most for sides, most in zip(p.padding, reach, strict=True)):
-        return f"padding is {p.padding}; it works with at most {reach[0]} rows and {reach[1]} columns, a window's but one"
+        most = f"{reach[0]} rows and {reach[1]} columns, a window's but one"
+        return f"padding is {p.padding}; it works with at most {most}"
     return None
 
 
@@ -207,7 +213,7 @@ def _fits(pass_name: str) -> Callable[[ConvProblem], str | None]:
         if (count := laid.lines * laid.pitch) > LARGEST:
             return f"the images are laid out in {count:,} elements; it counts up to {LARGEST:,}"
         t = {name: tunable.value("cpu", p) for name, tunable in _tunables(pass_name).items()}
-        needed = tile(pass_name, p, {**t, **_constants(p, None, t)}).bytes
+        needed = tile(pass_name, p, {**t, **_constants(p, ALIGNED, t)}).bytes
         if needed > _MOST_BYTES:
             return f"a line of {laid.pitch} pixels takes {needed:,} bytes of shared memory; a block has {_MOST_BYTES:,}"
         return None
@@ -229,9 +235,10 @@ def _auto_not(pass_name: str) -> Callable[[ConvProblem, str], str | None]:
         if p.R * p.S == 1:
             return "a filter has one tap a channel; it lays out an image to read each pixel several times"
         if rows == 1 or (planes == 1 and pass_name != "kernel_grad"):
-            return f"a group has {p.C // p.groups} x {p.K // p.groups} channels and filters; it works on several of both"
-        if rows * planes < (enough := _FEW if columns < NARROW else _FEW * 4):
-            return f"a group has {rows * planes} filters a channel in all; it is the faster one from {enough} on"
+            return f"a group has {p.C // p.groups} x {p.K // p.groups} channels and filters; it is for several of both"
+        enough = _FEW if columns < NARROW else 4 * _FEW
+        if rows * planes < enough:
+            return f"a group has {rows * planes} pairs of a filter and a channel; it is the faster one from {enough} on"
         return None
 
     return rule

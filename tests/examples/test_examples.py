@@ -22,7 +22,7 @@ from convbackprop import ops  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NAMES = ("edge_filter", "numeric_gradient", "basic_cnn", "linear_scaling", "unet_level", "resnet_block",
-         "frozen_batch_norm", "checkpointing", "whole_layer")  # fmt: skip
+         "frozen_batch_norm", "checkpointing", "whole_layer", "training_speed")  # fmt: skip
 PROBLEM = "2,3,10,9,4,3,3,padding=1,activation=relu,bias=1"
 
 if not FOLDER.exists():
@@ -215,6 +215,20 @@ def test_the_whole_layer_is_held_against_its_bound():
     for name in module.RESULTS:
         wrong = {**found, name: found[name] * (1 + 1e-4)}
         assert module.error_shares(problem, wrong, given)[name].max() > 1
+
+
+def test_training_speed_times_both_libraries_on_the_same_steps(tmp_path, capfd, monkeypatch):
+    module = load("training_speed")
+    monkeypatch.setattr(module, "NETS", {"basic_cnn": module.cnn_steps})
+    monkeypatch.setattr(module, "RATIO", 0)
+    code, found = numbers(module, capfd, "--turns", "2", "--output", str(tmp_path / "t.svg"))
+    row = found["nets"]["basic_cnn"]
+    assert code == 1 and [claim["ok"] for claim in found["claims"]] == [False]  # no step takes no time
+    assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2) and len(row["ratios"]) == 2
+    assert min(*row["seconds"], *row["processor_seconds"]) > 0
+    unlike = [module.cnn_steps("convbackprop", 0), module.cnn_steps("torch", 1)]
+    with pytest.raises(AssertionError, match="they should learn the same"):
+        module.in_turns(unlike, range(1))
 
 
 @pytest.mark.parametrize("package", ["skimage", "sklearn.datasets"])

@@ -106,7 +106,7 @@ def on(device, tunables, variant, dtype="float32"):
 
     The CPU's own products take seconds to compile: as users compile them they are tried in float32.
     """
-    is_long = variant.name == "vectorised_gemm" and dtype != "float32"
+    is_long = variant.name in ("vectorised_gemm", "vectorised_direct") and dtype != "float32"
     return quick_on_cpu(device) if is_tried(device, tunables) or "cpu" not in variant.auto_on or is_long else device
 
 

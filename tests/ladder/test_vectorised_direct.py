@@ -17,7 +17,10 @@ from convbackprop.problem import ConvProblem
 
 PASSES = ("forward", "input_grad", "kernel_grad")
 RUNG = {name: next(v for v in of_pass(name) if v.name == "vectorised_direct") for name in PASSES}
-NETS = ("64,2,9,9,4,2,2,padding=1", "8,32,48,48,16,3,3,padding=1", "1,4,3,4000,4,3,3,padding=1", "1,300,3,2,70,1,9,padding=0x4")
+NETS = (
+    "64,2,9,9,4,2,2,padding=1", "8,32,48,48,16,3,3,padding=1", "1,4,3,4000,4,3,3,padding=1",
+    "1,300,3,2,70,1,9,padding=0x4",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -44,8 +47,8 @@ def test_tiles_fit_and_make_up_the_whole(pass_name):
     [
         ("1,2,9,9,2,3,3,stride=2", "stride is 2x2; it works with stride 1 only"),
         ("1,2,20,20,2,16,17", "a filter has 272 taps a channel; it adds up at most 256 of them"),
-        ("1,2,9,9,2,3,2,padding=2", "padding is ((2, 2), (2, 2)); it works with at most 2 rows and 1 columns, a window's "
-         "but one"),
+        ("1,2,9,9,2,3,2,padding=2",
+         "padding is ((2, 2), (2, 2)); it works with at most 2 rows and 1 columns, a window's but one"),
         ("1,2,9,40000,2,3,3,padding=1", "a line of 40001 pixels takes "),
         ("70000,2,128,128,2,3,3", "the images are laid out in 1,146,880,000 elements; it counts up to 1,073,741,824"),
     ],
@@ -63,12 +66,12 @@ def test_refusals(text, sentence):
         ("forward", "8,16,48,48,16,1,1", "vectorised",
          "a filter has one tap a channel; it lays out an image to read each pixel several times"),
         ("forward", "8,1,48,48,16,3,3", "vectorised",
-         "a group has 1 x 16 channels and filters; it works on several of both"),
+         "a group has 1 x 16 channels and filters; it is for several of both"),
         ("input_grad", "8,1,48,48,16,3,3", "vectorised",
-         "a group has 1 x 16 channels and filters; it works on several of both"),
+         "a group has 1 x 16 channels and filters; it is for several of both"),
         ("kernel_grad", "8,1,48,48,16,3,3", "vectorised_direct", None),
-        ("kernel_grad", "8,2,48,48,2,3,3", "vectorised", "a group has 4 filters a channel in all; it is the faster one "
-         "from 16 on"),
+        ("kernel_grad", "8,2,48,48,2,3,3", "vectorised",
+         "a group has 4 pairs of a filter and a channel; it is the faster one from 16 on"),
     ],
 )  # fmt: skip
 def test_auto(pass_name, text, chosen, reason):
