@@ -6,6 +6,7 @@ the function, the types, shapes, dtypes and devices of the arrays, their address
 arguments. The short way: a call that agrees in all this looks the launches up. What is left is what may differ between
 two such calls: memory for the results, whether `out` lies apart, and the addresses. Before it is looked up, a call on
 tensors is held against the latest one of its sort: to compare them takes less time than to name all that decides.
+Arrays that are not contiguous are copied first, so that a call on the copies takes the short way too.
 Whatever the short way cannot vouch for takes the long one, the only one that refuses anything.
 """
 
@@ -410,6 +411,27 @@ def _device_of_environment() -> object:
         return os.environ.get("CONVBACKPROP_DEVICE")
 
 
+def _copied(library: arrays.Arrays, function: Function, present: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the arrays of a call, with contiguous copies of those that are not contiguous.
+
+    None where there is none of that kind, where something else has to be looked at more closely, and where there are
+    arrays to write to: these should not share memory with any that is read, which copies would not show.
+    """
+    reads, outs = present[: len(function.reads)], present[len(function.reads) :]
+    if any(out is not None for out in outs):
+        return None
+    copies = list(reads)
+    for i, (name, array) in enumerate(zip(function.reads, reads, strict=True)):
+        if array is None:
+            continue
+        if arrays.QUICK.get(type(array)) is not library or library.refusal(array) is not None:
+            return None
+        if not library.is_plain(array):
+            copies[i] = arrays.contiguous(library, array, name)
+    is_copied = any(copy is not array for copy, array in zip(copies, reads, strict=True))
+    return (*copies, *outs) if is_copied and library.glance(copies) is not None else None
+
+
 def run(
     function: Function, present: tuple[Any, ...], device: Any, options: tuple[Any, ...], flags: tuple[bool, ...] = ()
 ) -> Sequence[Any]:
@@ -451,6 +473,8 @@ def run(
                 if sort:
                     _recent.put(sort, repeat)
                 return made
+        if library is not None and (copies := _copied(library, function, present)) is not None:
+            return run(function, copies, device, options, flags)
     given = dict(zip(function.reads, present, strict=False))
     outs = dict(zip(function.writes, present[len(given) :], strict=True))
     if type(device) is Preparation:

@@ -16,6 +16,7 @@ from convbackprop import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kern
 from convbackprop.devices import get_device
 from convbackprop.devices.cpu import CpuKernel, set_num_threads
 from convbackprop.devices.cuda import CudaKernel
+from convbackprop.errors import InvalidArgument
 from convbackprop.launch import calls
 from tests.driver import cupy as cupy_on_stand_in
 
@@ -109,6 +110,18 @@ def test_own_cost_on_a_gpu(stand_in, monkeypatch, current):
 
 
 # -- the second call of a kind is not checked again, and right ---------------------------------------------------------
+@pytest.mark.parametrize("make", (numpy_arrays, torch_tensors))
+def test_what_is_not_contiguous_is_copied_and_not_checked_again(make, checks):
+    x, w, b = make()
+    view = (x.repeat(2, 3) if make is numpy_arrays else x.repeat_interleave(2, 3))[..., ::2]
+    y = conv2d(x, w, b, **OPTIONS)
+    checked = len(checks)
+    found = conv2d(view, w, b, **OPTIONS)
+    assert len(checks) == checked and (found == y).all()
+    with pytest.raises(InvalidArgument, match="out shares memory with input"):
+        conv2d(view, w, b, **OPTIONS, out=view)
+
+
 @pytest.mark.parametrize("make", (numpy_arrays, torch_tensors))
 @pytest.mark.parametrize("with_out", (False, True))
 def test_other_arrays_of_the_same_kind(make, with_out, checks):
