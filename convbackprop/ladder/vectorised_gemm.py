@@ -20,7 +20,13 @@ NARROW = 24
 
 def _rows(pass_name: str) -> Callable[[ConvProblem, Target], int]:
     """Return the rule for TILE_M: the larger tile, unless it computes more rows that are not there."""
-    return lambda p, target: min((128, 64), key=lambda tile: ceil_div(product(pass_name, p)[0], tile) * tile)
+    tiles = (64, 32) if pass_name == "kernel_grad" else (128, 64, 32)
+
+    def rows(p: ConvProblem, target: Target) -> int:
+        there = product(pass_name, p)[0]
+        return min(tiles if there <= 32 else tiles[:-1], key=lambda tile: ceil_div(there, tile) * tile)
+
+    return rows
 
 
 def _sums(many: int, few: int) -> Callable[[ConvProblem, Target], int]:
@@ -46,14 +52,14 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
     """Return the tunables of a pass. TILE_M x TILE_N: what a block computes. DEPTH: steps that are staged at once."""
     if pass_name == "kernel_grad":
         return {
-            "TILE_M": Tunable(legal=(32, 64, 128), cpu=64),
+            "TILE_M": Tunable(legal=(32, 64, 128), cpu=_rows(pass_name)),
             "TILE_N": Tunable(legal=(32, 64), cpu=32),
             "DEPTH": Tunable(legal=(64, 128, 256), cpu=_pixels),
             **_ALL,
             **TOTAL,
         }
     return {
-        "TILE_M": Tunable(legal=(64, 128), cpu=_rows(pass_name)),
+        "TILE_M": Tunable(legal=(32, 64, 128), cpu=_rows(pass_name)),
         "TILE_N": Tunable(legal=(64, 128), cpu=64),
         "DEPTH": Tunable(legal=(16, 32, 64), cpu=lambda p, target: 256 // p.accumulator_bytes),
         **_ALL,
