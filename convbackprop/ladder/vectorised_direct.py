@@ -265,7 +265,7 @@ def _launch(pass_name: str, *operands: str) -> Launch:
 
 
 ENTRIES = (
-    _entry("forward", [_launch("forward", "x", "w", "b", "y"), PACK_MASK]),
+    _entry("forward", [_launch("forward", "x", "w", "scale", "b", "residual", "y"), PACK_MASK]),
     _entry("input_grad", [_launch("input_grad", "dy", "saved", "w", "b", "dx")]),
     _entry(
         "kernel_grad",

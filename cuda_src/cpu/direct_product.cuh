@@ -101,12 +101,12 @@ __forceinline__ void direct_product(const Signal& signal, const Taps& taps, cons
     }
 }
 
-// Writes a row of results, finish(Lane) of each. Returns whether there is a NaN among them.
+// Writes a row of results, finish(sums, column) of each Lane. Returns whether there is a NaN among them.
 template <class Finish>
 __forceinline__ bool write_row(Scalar* to, const Acc* from, int cols, Finish&& finish) {
     Lane all = {};
     for (int col = 0; col < cols; col += LANES) {
-        const Lane results = finish(load_accs(from + col));
+        const Lane results = finish(load_accs(from + col), col);
         if (col + LANES <= cols) {
             store(to + col, results);
             all += results;

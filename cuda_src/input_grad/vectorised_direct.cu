@@ -27,7 +27,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
         [&](int m, int n, int h, const Acc* from) INLINED {
             const int c = group * channels + m;
             const bool is_nan = write_row(dx + shape.x_at(n, c, h, 0), from, shape.W,
-                                          [&](Lane sum) INLINED { return dx_result(sum, b, c); });
+                                          [&](Lane sum, int) INLINED { return dx_result(sum, b, c); });
             if (is_nan)
                 form_dx_anew(dx, dy, saved, w, b, shape, Index(n) * shape.C + c, h, h + 1, 0, shape.W);
         });

@@ -91,6 +91,13 @@ def test_images_of_any_width(quick, pass_name):
         assert check.check(RUNG[pass_name], problem, quick).faults == []
 
 
+@pytest.mark.parametrize("options", [{"scale": True}, {"residual": True}, {"scale": True, "residual": True}])
+def test_scale_and_residual(quick, options):
+    problem = ConvProblem.parse("2,3,9,19,5,3,3,padding=1,activation=relu", bias=True, **options)
+    for data in ("normal", "nonfinite"):
+        assert check.check(RUNG["forward"], problem, quick, data).faults == []
+
+
 def test_a_part_of_a_kernel_gradient_is_several_ranges_of_lines(quick, monkeypatch):
     """As few parts as scratch memory holds, at least one; each adds up its ranges in their order."""
     problem = ConvProblem.parse("8,5,40,40,7,3,3,padding=1", bias=True)
