@@ -66,7 +66,8 @@ class TensorMap(NamedTuple):
     def on_cpu(self, address: int) -> bytes:
         """Return it as a ConvbackpropTensorMap of cpu_runtime/tensor_map.h."""
         _, element = _ELEMENTS[self.dtype]
-        return struct.pack("=Q4Q5I5I5II24x", address + self.offset, *self.strides, *self.sizes, *self.box, *self.steps, element)
+        first = address + self.offset
+        return struct.pack("=Q4Q5I5I5II24x", first, *self.strides, *self.sizes, *self.box, *self.steps, element)
 
     def on_gpu(self, cuda: ctypes.CDLL, address: int) -> ctypes.Array[Any]:
         """Return what the driver makes of it, at an aligned address.

@@ -181,7 +181,7 @@ def _tile(pass_name: str, p: ConvProblem, tile_m: int, columns: int) -> dict[str
                 "BOXES": slots.boxes, "TAPS": slots.taps,
             }  # fmt: skip
             cost = tiles * (column_steps * max(products, copied // _L2_BYTES) + written)
-            found.append((cost, -tile_q, tile_p, tile))
+            found.append((cost, tiles * copied, -tile_q, tile))
     return min(found, key=lambda each: each[:3])[3] if found else None
 
 
@@ -550,7 +550,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
 ENTRIES = (
     _entry(
         "forward",
-        *_launches("forward", ("x",), ("x", "w", "scratch", "b", "y")),
+        *_launches("forward", ("x",), ("x", "w", "scratch", "scale", "b", "residual", "y")),
         PACK_MASK,
         tunables=_tunables("forward"),
         specialise=_constants("forward"),

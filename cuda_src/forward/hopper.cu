@@ -1,4 +1,5 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
+//              if wanted, the sum times scale[k], and plus residual[n,k,p,q] (epilogue.cuh)
 //
 // The matrix product of tensor_core with what sm_90 has for it: a warpgroup multiplies matrices in shared memory, which
 // the copy engine fills. One block computes TILE_M filters at TILE_P x TILE_Q pixels of TILE_IMAGES images, and then the
@@ -33,13 +34,15 @@ pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape,
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 forward(const __grid_constant__ TensorMap map, WaitNote* note, const Scalar* __restrict__ x,
-        const Scalar* __restrict__ w, Acc* __restrict__ scratch, const Scalar* __restrict__ b, Scalar* __restrict__ y,
-        Conv2dShape shape, int taps, int tiles) {
+        const Scalar* __restrict__ w, Acc* __restrict__ scratch, const Scalar* __restrict__ scale,
+        const Scalar* __restrict__ b, const Scalar* __restrict__ residual, Scalar* __restrict__ y, Conv2dShape shape,
+        int taps, int tiles) {
     const ImageExtents image = extents(shape);
     const PackedTaps<Phase> packed(scratch + image.words(), shape, taps);
+    constexpr FormedAnew WHAT = IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING;
     multiply_boxes(map, note, packed, shape, image, tiles,
                    [&](const BoxTile<Phase>& at, const Phase&, const BoxSums& sums) {
                        write_box(sums, at, y,
-                                 Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, b, shape, at.tile.group));
+                                 Outputs<WHAT>(x, w, {b, scale, residual}, shape, at.tile.group));
                    });
 }

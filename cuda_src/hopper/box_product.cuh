@@ -78,7 +78,7 @@ __device__ __forceinline__ void pack_taps(const Scalar* w, const PackedTaps<Phas
         for (int channel = 0; channel < 4 * WORD_ELEMENTS; ++channel) {
             at.plane = first + unit * 4 * WORD_ELEMENTS + channel;
             const bool exists = row < Phase::rows(shape) && at.plane < image.channels;
-            put_channel(words, channel, exists ? to_acc(w[phase.weight(group, row, at)]) : Acc(0));
+            put_channel(words, channel, exists ? phase.element(w, nullptr, group, row, at) : Acc(0));
         }
         to[unit ^ m % 8] = make_uint4(words[0], words[1], words[2], words[3]);
     }
@@ -196,7 +196,8 @@ __device__ __forceinline__ void write_box(const BoxSums& sums, const BoxTile<Pha
     for (int run = 0; run < GROUP_COLUMNS; run += RUN) {
         const Pixel first = tile.at(sums.first_column + run + sums.own_column);
         if (first.n >= tile.grid.N || first.p >= tile.grid.P) continue;  // the whole warp
-        Scalar* const to = out + results.at(first);
+        const Index at = results.at(first);
+        const int pixels = tile.grid.Q - first.q;  // from the thread's first one on
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int m = tile.tile.first_m + sums.first_row + i * 8, last = results.rows - 1;
@@ -205,9 +206,10 @@ __device__ __forceinline__ void write_box(const BoxSums& sums, const BoxTile<Pha
             for (int j = 0; j < RUN / 8 * 2; ++j) {
                 const Acc sum = sums.sum(run / 8 + j / 2, i, j % 2);
                 probe = fmaf(sum, 0.0f, probe);
-                values[j / 2][j % 2] = results.result(min(m, last), sum);
+                const int pixel = j / 2 * 8 + j % 2;
+                values[j / 2][j % 2] = results.result(min(m, last), sum, pixel < pixels ? at + pixel * PIXEL_STEP : -1);
             }
-            store_row<RUN>(to + m * results.row_pitch, m <= last ? tile.grid.Q - first.q : 0, values);
+            store_row<RUN>(out + at + m * results.row_pitch, m <= last ? pixels : 0, values);
         }
     }
 #pragma unroll 1

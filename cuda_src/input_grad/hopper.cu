@@ -37,7 +37,7 @@ input_grad(const __grid_constant__ TensorMap map, WaitNote* note, const Scalar* 
     multiply_boxes(map, note, packed, shape, image, tiles,
                    [&](const BoxTile<Phase>& at, const Phase& phase, const BoxSums& sums) {
                        write_box(sums, at, dx,
-                                 InputGrads<IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER>(dy, saved, w, b, phase,
+                                 InputGrads<IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER>(dy, saved, w, nullptr, b, phase,
                                                                                      at.tile.group));
                    });
 }

@@ -245,6 +245,8 @@ def test_published_variants_are_clean(variant):
     for text in SAMPLE:
         for mask in (False, True) if variant.name in ("naive", "tiled") else (False,):
             problem = ConvProblem.parse(text, bias=True, activation="relu", mask=mask)
+            if variant.name == "hopper":
+                problem = problem.with_(dtype="float16")  # of float32 it takes TF32 alone
             if variant.specialised and text == SAMPLE[-1] and runs:
                 continue  # compiled once more, for nothing that is new
             if is_product(variant) and runs:
