@@ -131,7 +131,7 @@ STAND_IN CUresult cuMemFree_v2(CUdeviceptr address) {
 
 STAND_IN CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
     return call("cuMemHostAlloc", Needs::WORK, [&] {
-        require(flags == CU_MEMHOSTALLOC_DEVICEMAP, CUDA_ERROR_NOT_SUPPORTED, "the stand-in knows mapped memory only");
+        require(flags == CU_MEMHOSTALLOC_DEVICEMAP, CUDA_ERROR_NOT_SUPPORTED, "the stand-in has no cuMemHostAlloc but of mapped memory");
         std::unique_ptr<char[]> memory(new char[bytes]);
         *address = memory.get();
         driver.of_host[*address] = std::move(memory);

@@ -5,6 +5,7 @@ The kernels themselves run here, on what cpu_runtime/hopper.cpp makes of barrier
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -214,6 +215,70 @@ def test_refused(variant, text, why):
         or ("bound" in why and (variant is KERNEL_GRAD) == ("31" in text))
     )
     assert sentence is None if is_taken else why in sentence
+
+
+#: A problem whose kernel is compiled quickly, and runs on what stands in for a driver.
+SMALL = ConvProblem.parse("1,16,5,8,16,2,3", dtype="float16")
+
+
+def on_device(device, variant, times=1):
+    """Run a variant on arrays of a device, on the same memory each time."""
+    ready, blocks = check.stage(variant, SMALL, check.inputs("forward", SMALL), device)
+    with device.holding() as there:
+        for name, held in blocks.items():
+            there[name] = device.upload(held.array.ctypes.data, held.array.nbytes)
+        for _ in range(times):
+            ready.run({name: int(allocation) for name, allocation in there.items()})
+
+
+def test_maps_of_the_same_memory_are_made_once(stand_in):
+    device = driver.device()
+    assert check.check(FORWARD, SMALL, device).faults == []
+    stand_in.record()
+    on_device(device, FORWARD, 3)
+    assert stand_in.recorded("cuTensorMap") == ["cuTensorMapEncodeTiled"]
+    assert (
+        stand_in.recorded("cuLaunchKernel")
+        == ["cuLaunchKernel stage", "cuLaunchKernel pack", "cuLaunchKernel forward"] * 3
+    )
+    assert stand_in.counts().allocations == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "value", "why"),
+    [
+        ("strides", 1, 40, "a multiple of 16 bytes"),
+        ("box", 2, 257, "1 to 256 elements"),
+        ("box", 0, 128, "longer than what is swizzled together"),
+        ("steps", 2, 9, "1 to 8 elements"),
+        ("sizes", 3, 0, "1 to 2^32 elements"),
+    ],
+)
+def test_a_map_that_breaks_a_rule_is_refused(stand_in, name, position, value, why):
+    def spoilt(problem, constants):
+        (made,) = FORWARD.launches[2].maps(problem, constants)
+        values = list(getattr(made, name))
+        values[position] = value
+        return (made._replace(**{name: tuple(values)}),)
+
+    launches = [
+        dataclasses.replace(each, maps=spoilt) if each.entry == "forward" else each for each in FORWARD.launches
+    ]
+    wrong = dataclasses.replace(FORWARD, launches=tuple(launches))
+    with pytest.raises(convbackprop.LaunchFailed, match="cuTensorMapEncodeTiled failed: invalid argument"):
+        on_device(driver.device(), wrong)
+    assert why in stand_in.why()
+
+
+def test_a_wait_that_does_not_end_is_told(stand_in):
+    """What a kernel leaves in memory of the host before it ends stands in the error."""
+    device = driver.device()
+    on_device(device, FORWARD)
+    device._wait_note._note[:] = [3, 2, 1, 7, 160]
+    stand_in.fail("cuLaunchKernel", 3, driver.CONTEXT_LOST)
+    sentence = "block 7, thread 160 waited in vain for a box in slot 2, parity 1"
+    with pytest.raises(convbackprop.LaunchFailed, match=sentence):
+        on_device(device, FORWARD)
 
 
 def test_other_gpus_are_refused_in_a_sentence(stand_in, monkeypatch):
