@@ -151,14 +151,18 @@ _PRODUCT_SUMS, _L2_BYTES, _WRITE = 32, 36, 40
 
 
 def _tile(pass_name: str, p: ConvProblem, tile_m: int, columns: int) -> dict[str, int] | None:
+    return _tile_of(_image(pass_name, p), p.N, _depth(p), tile_m, columns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _tile_of(image: _Image, count: int, depth: int, tile_m: int, columns: int) -> dict[str, int] | None:
     """Return the constants of a tile and of its box, that of least work; None: there is none.
 
     A box serves all taps of a column where pixels below each other see rows that follow each other, and shared memory
     is large enough.
     """
-    image = _image(pass_name, p)
     sizes = [1 << i for i in range(columns.bit_length())]
-    column_steps = ceil_div(image.channels, _depth(p)) * image.taps[1]
+    column_steps = ceil_div(image.channels, depth) * image.taps[1]
     found = []
     # With a thread's sums in fewer columns of a row, where rows begin takes all registers.
     for tile_q, tile_p in combinations(sizes[4 if tile_m * columns == 128 * 256 else 3 :], sizes):
@@ -172,7 +176,7 @@ def _tile(pass_name: str, p: ConvProblem, tile_m: int, columns: int) -> dict[str
             slots = _slots(box, tap, taps_down)
             if max(*spans, images) > MOST_SPANNED or slots.ahead < _AHEAD:
                 continue
-            tiles = ceil_div(image.pixel_rows, tile_p) * ceil_div(image.pixel_cols, tile_q) * ceil_div(p.N, images)
+            tiles = ceil_div(image.pixel_rows, tile_p) * ceil_div(image.pixel_cols, tile_q) * ceil_div(count, images)
             copied = box * image.taps[0] // taps_down + tap * image.taps[0]
             products = image.taps[0] * columns * tile_m // _PRODUCT_SUMS
             written = _WRITE * (columns // tile_q) * (2 + tile_q // 8) * tile_m // 128
@@ -319,27 +323,33 @@ def _launches(pass_name: str, image: tuple[str, ...], operands: tuple[str, ...])
 _BOX_PIXELS, _DEEP_PIXELS = 128, 16
 
 
-@functools.lru_cache(maxsize=256)
 def _grad_tile(p: ConvProblem) -> dict[str, int] | None:
+    return _grad_tile_of((p.N, p.P, p.Q), p.R, p.stride, p.dilation_h)
+
+
+@functools.lru_cache(maxsize=4096)
+def _grad_tile_of(
+    pixels: tuple[int, int, int], taps_down: int, stride: tuple[int, int], dilation: int
+) -> dict[str, int] | None:
     """Return the constants of a box of pixels, and of the taps that are multiplied at once; None: there are none."""
     found = []
     sizes = [1 << i for i in range(_BOX_PIXELS.bit_length())]
-    one_box = p.stride_h == 1
-    for aside, tile_q, tile_p in combinations(range(1, min(p.R, 4) + 1), sizes[3:], sizes):
+    one_box = stride[0] == 1
+    for aside, tile_q, tile_p in combinations(range(1, min(taps_down, 4) + 1), sizes[3:], sizes):
         images = _BOX_PIXELS // tile_q // tile_p
-        rows = tile_p + (aside - 1) * p.dilation_h if one_box else tile_p
+        rows = tile_p + (aside - 1) * dilation if one_box else tile_p
         x_bytes = rows * tile_q * images * _ROW * (1 if one_box else aside)
         slot = 2 * _BOX_PIXELS * _ROW + x_bytes
-        spans = (tile_q - 1) * p.stride_w + 1, (rows - 1) * p.stride_h + 1
+        spans = (tile_q - 1) * stride[1] + 1, (rows - 1) * stride[0] + 1
         if not images or max(spans) > MOST_SPANNED or 2 * slot > _SLOT_BYTES:
             continue
-        boxes = ceil_div(p.N, images) * ceil_div(p.P, tile_p) * ceil_div(p.Q, tile_q)
+        boxes = ceil_div(pixels[0], images) * ceil_div(pixels[1], tile_p) * ceil_div(pixels[2], tile_q)
         products = 2 * _BOX_PIXELS * 64 * aside // _PRODUCT_SUMS
         tile = {
             "TILE_P": tile_p, "TILE_Q": tile_q, "TILE_IMAGES": images, "TAPS_ASIDE": aside, "BOX_ROWS": rows,
-            "ONE_BOX": int(one_box), "TAP_ROWS": p.dilation_h, "BOXES": min(8, _SLOT_BYTES // slot),
+            "ONE_BOX": int(one_box), "TAP_ROWS": dilation, "BOXES": min(8, _SLOT_BYTES // slot),
         }  # fmt: skip
-        found.append((boxes * ceil_div(p.R, aside) * max(products, slot // _L2_BYTES), images, -tile_q, tile))
+        found.append((boxes * ceil_div(taps_down, aside) * max(products, slot // _L2_BYTES), images, -tile_q, tile))
     return min(found, key=lambda each: each[:3])[3] if found else None
 
 
