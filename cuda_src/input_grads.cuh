@@ -16,8 +16,8 @@ struct InputGrads {
 
     __device__ __forceinline__ InputGrads(const Scalar* dy, const Saved* saved, const Scalar* w,
                                           const Scalar* scale, const Scalar* b, const Phase& phase, int group)
-        : dy(dy), saved(saved), w(w), scale(scale), b(b), phase(phase), rows(phase.shape.group_channels()), first_c(group * rows),
-          row_pitch(Index(phase.shape.H) * phase.shape.W) {}
+        : dy(dy), saved(saved), w(w), scale(scale), b(b), phase(phase), rows(phase.shape.group_channels()),
+          first_c(group * rows), row_pitch(Index(phase.shape.H) * phase.shape.W) {}
 
     __device__ __forceinline__ Index at(const Pixel& pixel) const {
         return phase.result_at(pixel.n, first_c, pixel.p, pixel.q);
