@@ -44,8 +44,9 @@ extern "C" {
 void convbackprop_copy_later(void* to, const void* from, size_t bytes, size_t zeros) {
     using namespace checks;
     const void* const site = __builtin_return_address(0);
-    if (zeros < bytes) note_access(from, bytes - zeros, Access::READ, bytes == 4 || bytes == 8 || bytes == 16, site);
+    // First what every lane does: of one that reads nothing the others are then in step, where traffic is counted.
     note_access(to, bytes, Access::WRITE, true, site);
+    if (zeros < bytes) note_access(from, bytes - zeros, Access::READ, bytes == 4 || bytes == 8 || bytes == 16, site);
     note_uninitialised(to, bytes);
     groups[current_thread()].open.push_back({to, from, bytes, zeros, site});
 }
