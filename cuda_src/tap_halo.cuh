@@ -1,10 +1,10 @@
 // How kernel_grad's tensor_core multiplies where the stride is 1: images with their halo serve many taps.
 //
-// A block computes TILE_M filters at the channels of a slice and a group of TAPS_DOWN x TAPS_ACROSS taps, for some tiles
-// of pixels. Of a tile g is staged as it lies in memory, pixels side by side, and x with its halo, a pixel's channels
-// side by side (halo_loader.cuh): both once. A warp has WARP_M filters, 16 channels and one row of the taps: a number of
-// g that it reads serves all of them. What mma wants of x is turned: 16-bit numbers by ldmatrix, 32-bit ones word by
-// word.
+// A block computes TILE_M filters at the channels of a slice and a group of TAPS_DOWN x TAPS_ACROSS taps, for some
+// tiles of pixels. Of a tile g is staged as it lies in memory, pixels side by side, and x with its halo, a pixel's
+// channels side by side (halo_loader.cuh): both once. A warp has WARP_M filters, 16 channels and one row of the taps:
+// a number of g that it reads serves all of them. What mma wants of x is turned: 16-bit numbers by ldmatrix, 32-bit
+// ones word by word.
 #pragma once
 #include "halo_loader.cuh"
 #include "kernel_grad_of_pixels.cuh"

@@ -8,10 +8,11 @@
 // staged once for all taps, with its halo (halo.cuh), where the rung below loads each element anew for each of them;
 // other windows come as there, tap by tap (filter_chunks.cuh). A warp reads both by ldmatrix without a bank conflict.
 //
-// What limits it: no GPU has run it. For 64 channels to 128 at 112 x 112, 3 x 3, 32 images the profile expects 223 us of
-// an H200 in float16, where mma.sync alone would take 89; beside it stand what warps read from shared memory and what
-// comes through the second-level cache, 70 each. TF32 is expected to take 475 us and float32, whose totals leave no
-// registers for larger tiles, 1,006. Where windows are staged tap by tap it is the loads, an instruction for each element.
+// What limits it: no GPU has run it. For 64 channels to 128 at 112 x 112, 3 x 3, 32 images the profile expects 223 us
+// of an H200 in float16, where mma.sync alone would take 89; beside it stand what warps read from shared memory and
+// what comes through the second-level cache, 70 each. TF32 is expected to take 475 us and float32, whose totals leave
+// no registers for larger tiles, 1,006. Where windows are staged tap by tap it is the loads, an instruction for each
+// element.
 #include "forward_phase.cuh"
 #include "halo.cuh"
 #include "outputs.cuh"

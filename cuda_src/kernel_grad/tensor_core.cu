@@ -53,7 +53,8 @@ struct PixelLoader : PixelReads<Reader, ROWS, PIXELS, ARE_PLANES> {
     }
 };
 
-// The sum of g for each row of the tile, from what is staged of g as it passes by: the thread of the same number has it.
+// The sum of g for each row of the tile, from what is staged of g as it passes by: the thread of the same number has
+// it.
 struct RowSums {
     const bool wanted;
     LongSum sum;
