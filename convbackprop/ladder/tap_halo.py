@@ -121,7 +121,7 @@ def _least_splits(p: ConvProblem, t: Constants) -> int:
     cut = 2 * (products * ceil_div(run, t["DEPTH"] // 2) - (products - 1))
     left_out = 8 if products == 3 else 0
     additions = int(min(n + 3, 8 * math.sqrt(n + 2)) - cut - left_out)  # that there is room for
-    if additions < t["LONG_SUMS"]:
+    if not steps or additions < t["LONG_SUMS"]:
         return 0
     return ceil_div(steps, run * additions if t["LONG_SUMS"] else run)
 
