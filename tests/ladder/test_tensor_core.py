@@ -137,7 +137,8 @@ def test_halos_of_kernel_grad_are_within_the_bound():
     """Zeros that fill up tiles do not lengthen sums beyond what may be cut off; else windows are staged tap by tap."""
     for dtype, activation, products in (("float16", "relu", 1), ("float16", "tanh", 2), ("float32", "relu", 3)):
         for text in ("0,32,9,9,8,3,3", "1,32,3,3,8,3,3,padding=1", "1,32,7,8,8,3,3,padding=1",
-                     "9,32,9,9,8,3,3,padding=1", "32,32,33,33,8,3,3,padding=1", "64,64,224,9,64,3,3,padding=1"):  # fmt: skip
+                     "9,32,9,9,8,3,3,padding=1", "32,32,33,33,8,3,3,padding=1",
+                     "64,64,224,9,64,3,3,padding=1"):  # fmt: skip
             problem = ConvProblem.parse(text, dtype=dtype, activation=activation, bias=True)
             t = KERNEL_GRAD.constants("cuda", problem)
             if not t["HALO"]:
