@@ -68,7 +68,7 @@ stage_g(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, Acc* __r
         parts.staged_g(), parts.g,
         [&](int n, int k, int p, int q) { return pre_activation_grad(dy, saved, shape, n, k, p, q); },
         [&](int run, int first, int filters, const StagedChunk& chunk) {
-            if (!with_bias || threadIdx.x >= filters) return;
+            if (!with_bias || int(threadIdx.x) >= filters) return;
             Acc sum = 0;
             for (int pixel = 0; pixel < STAGED_PIXELS; ++pixel)
                 sum += Factor::element(chunk[pixel][threadIdx.x / 2], threadIdx.x % 2);

@@ -141,7 +141,10 @@ def test_every_problem_in_every_kind(cpu, variant, kinds):
     assert faults_of(variant, cpu, PROBLEMS, kinds, "cpu", among) == []
 
 
-@with_kinds([kind for kind in EVERY_KIND if kind[1] == "relu"])
+EXACT = [kind for kind in EVERY_KIND if kind[1] in ("relu", "identity")]
+
+
+@with_kinds([kind for kind in EXACT if kind[1] == "relu"], costly=EXACT)
 def test_integers_are_exact(device, variant, kinds):
     integers = [dataclasses.replace(entry, data="integers") for entry in PROBLEMS]
     assert faults_of(variant, device, integers, kinds) == []
@@ -296,14 +299,20 @@ determined = pytest.mark.parametrize(
     [
         pytest.param(variant, text, id=f"{text}-{variant}", marks=pytest.mark.slow if text == DETERMINISM[1] else ())
         for variant in VARIANTS
-        for text in (DETERMINISM_BRIEFLY if variant.name in ("tensor_core", "winograd") else DETERMINISM)
+        for text in (DETERMINISM_BRIEFLY if variant.name in ("tensor_core", "hopper", "winograd") else DETERMINISM)
     ],
 )
 
 
+def determined_problem(variant, text):
+    """Return the problem, in float32 where the variant takes it."""
+    dtype = "float32" if computes(variant, "float32") else "float16"
+    return ConvProblem.parse(text, bias=True, activation="relu", dtype=dtype)
+
+
 @determined
 def test_same_bits_in_every_run(device, variant, text):
-    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    problem = determined_problem(variant, text)
     first = bits(variant, problem, shared(variant, device))
     for _ in range(20):
         assert bits(variant, problem, shared(variant, device)) == first
@@ -312,7 +321,7 @@ def test_same_bits_in_every_run(device, variant, text):
 @determined
 @pytest.mark.parametrize("tunables", ["cpu", "cuda"])
 def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunables):
-    problem = ConvProblem.parse(text, bias=True, activation="relu")
+    problem = determined_problem(variant, text)
     runs = []
     for count in (1, 2, 3, 4):
         set_num_threads(count)
