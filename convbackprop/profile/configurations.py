@@ -80,7 +80,9 @@ def configurations() -> Mapping[Source, Variant]:
         if not (mask and base.transposed)
     ]
     wanted += [base.with_(activation="relu", **needs) for base in problems() for needs in _NEEDS]
-    wanted += [base.with_(activation="gelu", precision="tf32") for base in problems() if base.C > 1]
+    several = [base for base in problems() if base.C > 1]
+    wanted += [base.with_(activation="gelu", precision="tf32") for base in several if base.transposed]
+    wanted += [base.with_(activation="relu", mask=True, precision="tf32") for base in several if not base.transposed]
     pairs = ((variant, problem) for problem in wanted for variant in VARIANTS)
     return configured((pair for pair in pairs if pair[0].refusal(pair[1], "cuda") is None), (ALIGNED, UNALIGNED))
 
@@ -94,7 +96,8 @@ def sample(each: int) -> list[Source]:
         count = Counter(itertools.chain(*values.values()))
         met: set[tuple[str, str]] = set()
         for _ in range(min(each, len(sources))):
-            worth = {source: sum(1 / count[value] for value in values[source] - met) for source in sources}
+            # In order, or the last bit of a sum depends on how strings are hashed.
+            worth = {source: sum(1 / count[value] for value in sorted(values[source] - met)) for source in sources}
             taken.append(max(worth, key=lambda source: worth[source]))
             met |= values[taken[-1]]
     return taken
