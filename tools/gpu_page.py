@@ -239,7 +239,8 @@ def since(run: Recorded) -> str:
     if run.changed:
         untimed.append(f"the code of {len(run.changed)} of its {len(run.kept['code'])} variants has changed")
     if missing:
-        untimed.append(f"{_code(missing)} {'have' if len(missing) > 1 else 'has'} been added")
+        rungs = dict.fromkeys(variant.name for variant in missing)
+        untimed.append(f"{_code(rungs)} {'have' if len(rungs) > 1 else 'has'} been added")
     if not untimed:
         return "Its variants are those of this tree."
     return f"Since then {' and '.join(untimed)}, and no GPU has timed that yet."

@@ -212,7 +212,7 @@ def _fits(pass_name: str) -> Callable[[ConvProblem], str | None]:
         laid = signal(pass_name, p)
         if (count := laid.lines * laid.pitch) > LARGEST:
             return f"the images are laid out in {count:,} elements; it counts up to {LARGEST:,}"
-        t = {name: tunable.value("cpu", p) for name, tunable in _tunables(pass_name).items()}
+        t = {name: max(tunable.legal) for name, tunable in _tunables(pass_name).items()}  # whoever chooses them
         needed = tile(pass_name, p, {**t, **_constants(p, ALIGNED, t)}).bytes
         if needed > _MOST_BYTES:
             return f"a line of {laid.pitch} pixels takes {needed:,} bytes of shared memory; a block has {_MOST_BYTES:,}"

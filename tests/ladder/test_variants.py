@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from convbackprop import check, devices
-from convbackprop.activations import COMMON
 from convbackprop.check import reference
 from convbackprop.check.curated import CURATED
 from convbackprop.devices.cpu import CpuDevice, set_num_threads
@@ -177,14 +176,16 @@ def test_every_variant_meets_every_kind():
     for variant, device in product(VARIANTS, ("cpu", "cuda")):
         among = chosen(variant, device)
         kinds = {kind_of(problem) for problem in among}
-        assert {dtype for dtype, _, _ in kinds} == {dtype for dtype in DTYPES if computes(variant, dtype)}, variant
-        assert {activation for _, activation, _ in kinds} == set(COMMON), variant
-        assert {mask for _, _, mask in kinds} == {False, True}, variant
-        if not variant.specialised:
+        taken = {kind_of(problem) for problem in EVERYTHING if variant.refusal(problem) is None}
+        for i in range(3):
+            missing = {kind[i] for kind in taken} - {kind[i] for kind in kinds}
+            # Of hopper's constants, nearly each problem's own, ten have not all activations: see test_activations.py.
+            assert not missing or (variant.name == "hopper" and i == 1), (variant, missing)
+        if not variant.specialised and taken >= kinds_once(variant):
             tried = chosen(variant, device, briefly=True)
             assert {kind_of(problem) for problem in tried} == kinds_once(variant), variant
         if not is_costly(variant):
-            assert kinds == set(EVERY_KIND), variant
+            assert kinds == taken, variant
             computed = {str(entry.text) for entry in PROBLEMS if variant.refusal(entry.problem()) is None}
             met = {entry.text for entry in PROBLEMS if entry.problem(activation="relu") in among}
             assert met == computed, variant
@@ -192,7 +193,9 @@ def test_every_variant_meets_every_kind():
             for entry in PROBLEMS:
                 for dtype, some in of_each.items():
                     as_is = entry.problem(dtype=dtype)
-                    if as_is.transposed:  # which has no mask, and so no kind that all problems meet
+                    # What is transposed has no mask, and so no kind that all problems meet. A scale and a residual are
+                    # constants of their own, and met in some kind (above), in each dtype in test_epilogue.py.
+                    if as_is.transposed or as_is.scale or as_is.residual:
                         continue
                     is_met = any(p.with_(activation="identity", mask=False) == as_is for p in some)
                     assert is_met or is_long(variant, as_is) or variant.refusal(as_is), (variant, entry.text, dtype)
