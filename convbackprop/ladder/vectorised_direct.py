@@ -130,7 +130,7 @@ def _shared_bytes(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
 def _grid(pass_name: str) -> Geometry:
     def grid(p: ConvProblem, t: Constants) -> tuple[int, ...]:
         rows, _, lines = tiles(pass_name, p, t)
-        return (rows * lines,)
+        return (rows * lines if p.N else 0,)
 
     return grid
 
