@@ -65,13 +65,18 @@ def expected_part() -> str:
 
 
 def ladder_part() -> str:
-    """Return the techniques as a Markdown table."""
+    """Return the techniques as a Markdown table; the CPU's own, which a reader looks at last, in one row."""
     rows = ["| rung | passes | what its first file does |", "|---|---|---|"]
+    for_a_cpu = []
     for name in dict.fromkeys(variant.name for variant in VARIANTS):
         own = [variant for variant in VARIANTS if variant.name == name]
-        passes = ", ".join(variant.pass_name for variant in own)
-        cpu = " Written for a CPU." if all(variant.runs_on == ("cpu",) for variant in own) else ""
-        rows.append(f"| [{name}](cuda_src/{own[0]}.cu) | {passes} | {own[0].summary}{cpu} |")
+        link = f"[{name}](cuda_src/{own[0]}.cu)"
+        if all(variant.runs_on == ("cpu",) for variant in own):
+            for_a_cpu.append(link)
+        else:
+            passes, summary = (variant.pass_name for variant in own), re.sub(r" \(\w+\.cuh\)", "", own[0].summary)
+            rows.append(f"| {link} | {', '.join(passes)} | {summary} |")
+    rows.append(f"| {', '.join(for_a_cpu)} | {', '.join(PASSES)} | The CPU's own rungs, with its vectors. |")
     return "\n".join(rows)
 
 

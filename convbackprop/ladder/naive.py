@@ -49,5 +49,6 @@ ENTRIES = (
         ),
         tunables={**TUNABLES, **TOTAL},
         scratch=lambda p, t: kernel_grad_slices(p, t) * taps(p),
+        unproven=True,
     ),
 )  # fmt: skip

@@ -67,8 +67,8 @@ def test_parameters_can_be_exchanged():
     """By whom it may: what is refused is a fusion, and nothing else."""
     layer, other = (nn.Conv2d(3, 4, 3, activation="relu", dtype=torch.float64).eval() for _ in range(2))
     layer.weight = layer.weight
-    layer.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
-    layer.load_state_dict({**other.state_dict(), "scale": torch.ones(1)}, assign=True)
+    layer.register_parameter("gain", torch.nn.Parameter(torch.ones(1)))
+    layer.load_state_dict({**other.state_dict(), "gain": torch.ones(1)}, assign=True)
     x = image()
     assert torch.equal(layer(x), other(x))
 
