@@ -81,7 +81,7 @@ def test_the_nearest_comes_first(tuned, entry):
         ({"code": "0123456789abcdef"}, "forward/naive has changed since"),
         ({"tunables": {"THREADS": 7}}, "forward/naive has no THREADS 7"),
         ({"tunables": {"WARPS": 7}}, "forward/naive has no WARPS 7"),
-        ({"variant": "winograd"}, "there is no forward/winograd"),
+        ({"variant": "fft"}, "there is no forward/fft"),
         ({"variant": table.SEPARATE}, "there is no forward/separate"),
     ],
 )
