@@ -153,12 +153,12 @@ def test_strips_read_each_sector_hardly_more_than_once(name, size):
 @pytest.mark.parametrize("size", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "cuda" in v.runs_on], ids=str)
 def test_no_bank_conflicts(variant, size):
-    problem = ConvProblem.parse(f"1,1,256,512,1,{size},{size},padding=same", bias=True, activation="relu")
-    if variant.refusal(problem):
-        problem = ConvProblem.parse(f"2,64,14,16,64,{size},{size},padding=same", bias=True, activation="relu")
-    if variant.refusal(problem):
-        problem = ConvProblem.parse(f"1,1,256,512,1,{3 * size},{3 * size},padding=same", bias=True, activation="relu")
-    assert variant.refusal(problem) is None
+    texts = (
+        f"1,1,256,512,1,{size},{size}", f"2,64,14,16,64,{size},{size}", f"1,1,256,512,1,{3 * size},{3 * size}",
+        f"2,64,14,16,64,{size},{size},dtype=float16",
+    )  # fmt: skip
+    problems = [ConvProblem.parse(f"{text},padding=same", bias=True, activation="relu") for text in texts]
+    problem = next(problem for problem in problems if variant.refusal(problem) is None)
     for kernel in traffic(variant, problem, blocks=4):
         for line in kernel.lines:
             assert line.wavefronts == line.least_wavefronts, (kernel.entry, line)
