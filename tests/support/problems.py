@@ -84,12 +84,15 @@ def chosen(variant, tunables, briefly=False):
     return check.within_budget(variant, some, tunables)
 
 
+@functools.cache
 def kinds_once(variant):
-    """Return each kind once, in float32 where a variant refuses float64."""
-    takes_float64 = any(variant.refusal(entry.problem(dtype="float64")) is None for entry in PROBLEMS)
-    return {
-        ("float32" if dtype == "float64" and not takes_float64 else dtype, *kind) for dtype, *kind in EACH_KIND_ONCE
-    }
+    """Return each kind once; for one that a variant refuses, with another dtype or activation that it takes."""
+    taken = {kind_of(problem) for problem in EVERYTHING if variant.refusal(problem) is None}
+    found = set()
+    for dtype, activation, mask in EACH_KIND_ONCE:
+        others = product((dtype, "float32", "float16"), (activation, "relu"), (mask,))
+        found.update([kind for kind in others if kind in taken][:1])
+    return found
 
 
 def facts_of(problems):
