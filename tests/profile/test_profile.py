@@ -526,8 +526,8 @@ def test_run_only_launches(run, launched, name):
 def test_run_with_a_mask(run, launched):
     code, _, err = run("run", "input_grad/naive", "--problem", "2,2,9,8,2,3,3,mask=1", "--device", "cpu")
     assert code == 0 and not err and len(launched) == 1
-    dy, saved, w, b, dx = launched[0]
-    assert all((dy, saved, w, dx)) and not b  # which is a transposed convolution's
+    dy, saved, w, scale, b, dx = launched[0]
+    assert all((dy, saved, w, dx)) and not scale and not b  # which is a transposed convolution's
 
 
 def test_run_on_a_gpu(run, stand_in):
