@@ -252,17 +252,27 @@ def test_images_are_loaded_and_stored_128_bits_at_a_time(name, dtype):
 
 @needs_nvcc
 @needs_cuobjdump
-@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "kernel_grad"])
-def test_a_slice_is_on_its_way_while_the_one_before_is_multiplied(pass_name):
-    """Left alone, ptxas moves its loads behind the multiply-adds, to where they are wanted."""
+@pytest.mark.parametrize(
+    ("pass_name", "arrive"),
+    [("forward", {"DEPBAR"}), ("input_grad", {"STS", "DEPBAR"}), ("kernel_grad", {"STS", "DEPBAR"})],
+)
+def test_a_slice_is_on_its_way_while_the_one_before_is_multiplied(pass_name, arrive):
+    """Left alone, ptxas moves its loads behind the multiply-adds, to where they are wanted.
+
+    What needs arithmetic is loaded to registers and stored after the multiply-adds (LDG, STS); the rest is copied past
+    the registers and waited for after them (LDGSTS, DEPBAR). forward's LDG tells where the
+    window's numbers lie.
+    """
     (variant,) = select(f"{pass_name}/implicit_gemm")
     made_from = Source.of(variant.path, constants_of(variant, WHOLE.problem(), "cuda"))
     path, _ = compiler.cubin(made_from, "sm_90a")
     loop = sass.hot_loop(sass.functions(sass.dump(sass.find_cuobjdump(), path))[pass_name])
     assert loop is not None
-    kinds = [each.base for each in loop.instructions if each.base in ("LDG", "FFMA", "STS")]
+    watched = ("LDG", "LDGSTS", "FFMA", "STS", "DEPBAR")
+    kinds = [each.base for each in loop.instructions if each.base in watched]
     first, last = kinds.index("FFMA"), len(kinds) - kinds[::-1].index("FFMA")
-    assert set(kinds[:first]) == {"LDG"} and set(kinds[last:]) == {"STS"} and "LDG" not in kinds[first:]
+    assert set(kinds[:first]) == {"LDG", "LDGSTS"} and set(kinds[last:]) == arrive
+    assert set(kinds[first:last]) == {"FFMA"}
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
