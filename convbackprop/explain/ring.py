@@ -66,7 +66,8 @@ Event = tuple[str, int]
 def _events(recording: Recording, name: str, result: str) -> list[Event]:
     """Return what happens to rows, in the order in which a thread that stores as many as any meets it.
 
-    What other lanes of its warp bring to places in shared memory from which it reads is asked for, too.
+    What other lanes of its warp bring to places in shared memory from which it reads is asked for, too. A copy past the
+    registers is recorded as a store and then a load, both of one site; other stores follow what was loaded.
     """
     stores = recording.of(result, STORE)
     keys = stores["block"] * recording.threads + stores["thread"]
@@ -82,20 +83,26 @@ def _events(recording: Recording, name: str, result: str) -> list[Event]:
     number, result_number = recording.arrays.index(name), recording.arrays.index(result)
     lies: dict[int, int | None] = {}  # in shared memory, at this time: the row, by address
     last: dict[int, int] = {}  # that a lane has just loaded
+    copies: dict[int, tuple[int, int]] = {}  # site and address of a lane's last store to shared memory
     found: list[Event] = []
     for access in warp[np.argsort(warp["request"], kind="stable")]:
         lane, address = int(access["thread"]), int(access["address"])
         loaded = last.pop(lane, None)
         if access["shared"] and access["kind"] == STORE:
-            lies[address] = loaded
+            lies[address], copies[lane] = loaded, (int(access["site"]), address)
             if loaded is not None and address in read and ("ask", loaded) not in found[-WARP:]:
                 found.append(("ask", loaded))
         elif access["shared"] and lane == thread and (row := lies.get(address)) is not None:
             found.append(("read", row))
         elif access["array"] == number and access["kind"] == LOAD and not access["shared"]:
-            last[lane] = address // recording.item_bytes(name) // width % height
-            if lane == thread:
-                found.append(("ask", last[lane]))
+            row = address // recording.item_bytes(name) // width % height
+            site, place = copies.get(lane, (None, 0))
+            if site == access["site"]:
+                lies[place] = row
+            else:
+                last[lane] = row
+            if lane == thread or (site == access["site"] and place in read and ("ask", row) not in found[-WARP:]):
+                found.append(("ask", row))
         elif access["array"] == result_number and access["kind"] == STORE and lane == thread:
             found.append(("store", address // recording.item_bytes(result) // result_width % result_height))
     return found
