@@ -38,31 +38,32 @@ struct WindowLoader : WindowReads<Reader, PIXELS, 1> {
         return &slice[this->first_step + this->step(i)][this->first_pixel];
     }
     __device__ __forceinline__ void fetch() {
-        if constexpr (!Reader::IS_PLAIN) {
-            WindowReads<Reader, PIXELS, 1>::fetch();
-            return;
-        }
+        if constexpr (Reader::IS_PLAIN) {
 #pragma unroll
-        for (int i = 0; i < this->OWN; ++i) {
-            this->go_to_step(i);
-            this->reader.template copy<PIXELS>(place(slices_of<Product>()[turn].b, i));
+            for (int i = 0; i < this->OWN; ++i) {
+                this->go_to_step(i);
+                this->reader.template copy<PIXELS>(place(slices_of<Product>()[turn].b, i));
+            }
+            __pipeline_commit();
+            this->offsets += DEPTH;
+            turn ^= 1;
+        } else {
+            WindowReads<Reader, PIXELS, 1>::fetch();
         }
-        __pipeline_commit();
-        this->offsets += DEPTH;
-        turn ^= 1;
     }
     __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_N]) const {
-        if constexpr (Reader::IS_PLAIN) return;
+        if constexpr (!Reader::IS_PLAIN) {
 #pragma unroll
-        for (int i = 0; i < this->OWN; ++i) {
-            Acc* const to = place(slice, i);
-            if constexpr (PIXELS == 1) {
-                *to = this->own[i].value(0);
-            } else {
-                AccVector values;
+            for (int i = 0; i < this->OWN; ++i) {
+                Acc* const to = place(slice, i);
+                if constexpr (PIXELS == 1) {
+                    *to = this->own[i].value(0);
+                } else {
+                    AccVector values;
 #pragma unroll
-                for (int e = 0; e < VECTOR; ++e) values.elements[e] = this->own[i].value(e);
-                *reinterpret_cast<AccVector*>(to) = values;
+                    for (int e = 0; e < VECTOR; ++e) values.elements[e] = this->own[i].value(e);
+                    *reinterpret_cast<AccVector*>(to) = values;
+                }
             }
         }
     }

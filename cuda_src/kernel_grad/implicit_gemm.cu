@@ -39,18 +39,18 @@ struct WindowLoader : PixelLoader<Reader, TILE_N, PIXELS, ONE_TAP> {
     int turn = 0;  // which of the two slices in shared memory is the next
 
     __device__ __forceinline__ void fetch() {
-        if constexpr (!IS_COPIED) {
-            Base::fetch();
-            return;
-        }
+        if constexpr (IS_COPIED) {
 #pragma unroll
-        for (int i = 0; i < this->OWN; ++i) {
-            this->go_to_row(i);
-            this->reader.template copy<1>(&slices_of<Product>()[turn].b[this->first_step][this->row(i)]);
+            for (int i = 0; i < this->OWN; ++i) {
+                this->go_to_row(i);
+                this->reader.template copy<1>(&slices_of<Product>()[turn].b[this->first_step][this->row(i)]);
+            }
+            __pipeline_commit();
+            this->pixel.advance(DEPTH, this->grid);
+            turn ^= 1;
+        } else {
+            Base::fetch();
         }
-        __pipeline_commit();
-        this->pixel.advance(DEPTH, this->grid);
-        turn ^= 1;
     }
     template <int LENGTH>
     __device__ __forceinline__ void put(Acc (&slice)[DEPTH][LENGTH]) const {
