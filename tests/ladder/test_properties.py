@@ -47,6 +47,9 @@ MANY_CHANNELS = ConvProblem.parse("1,64,9,9,64,3,3,padding=same")
 #: Examples of all variants together, so that the time does not grow with their number; in the slow tests, of each one.
 EXAMPLES, EXAMPLES_EACH = 1700, 2000
 
+#: Examples of hopper, which is compiled anew for nearly each of them.
+EXAMPLES_OF_HOPPER = 12
+
 
 def strategy_for(variant, filters):
     """Return a strategy for the problems that a variant computes."""
@@ -87,7 +90,8 @@ def hold(variant, where, filters, examples):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("where", devices.usable_devices())
 def test_any_problem(where, variant):
-    hold(variant, where, FILTERS[:2], max(40, EXAMPLES // len(VARIANTS)))
+    examples = EXAMPLES_OF_HOPPER if variant.name == "hopper" else max(40, EXAMPLES // len(VARIANTS))
+    hold(variant, where, FILTERS[:2], examples)
 
 
 @pytest.mark.slow

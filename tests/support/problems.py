@@ -87,12 +87,13 @@ def chosen(variant, tunables, briefly=False):
 @functools.cache
 def kinds_once(variant):
     """Return each kind once; for one that a variant refuses, with another dtype or activation that it takes."""
-    taken = {kind_of(problem) for problem in EVERYTHING if variant.refusal(problem) is None}
-    found = set()
+    # What is transposed has the kinds of a forward pass.
+    taken = {kind_of(p) for p in EVERYTHING if not p.transposed and variant.refusal(p) is None}
+    found = {}
     for dtype, activation, mask in EACH_KIND_ONCE:
         others = product((dtype, "float32", "float16"), (activation, "relu"), (mask,))
-        found.update([kind for kind in others if kind in taken][:1])
-    return found
+        found.update(dict.fromkeys([kind for kind in others if kind in taken][:1]))
+    return tuple(found)
 
 
 def facts_of(problems):
