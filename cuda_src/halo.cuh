@@ -101,8 +101,8 @@ struct HaloWindows {
 
         HaloMemory& memory = *reinterpret_cast<HaloMemory*>(shared);
         FilterGroups groups(filter);
-        HaloLoader<Reader, VECTOR_PIXELS> loader(reader, pixels.n, pixels.p + rows.lowest(phase.down),
-                                                 pixels.q + cols.lowest(phase.across) - lead);
+        HaloLoader<Reader, VECTOR_PIXELS, HaloRows> loader(reader, pixels.n, pixels.p + rows.lowest(phase.down),
+                                                           pixels.q + cols.lowest(phase.across) - lead);
         groups.ask(memory.filter[0], min(taps, TAPS_AT_ONCE));
         loader.begin();
         loader.bring(memory.halos[0], 0);

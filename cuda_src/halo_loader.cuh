@@ -63,16 +63,19 @@ __device__ __forceinline__ void exchange_if(bool is_wanted, Chunk (&a)[PARTS], C
 
 // Brings the halo of a tile, the channels of a slice at a time, in units: a chunk's channels at VECTOR_PIXELS
 // neighbouring pixels, which a thread turns as it writes them. One of its units is under way at a time. Each chunk has
-// threads of its own, whose units are consecutive in threadIdx.x.
-template <class Reader, int VECTOR_PIXELS>
+// threads of its own, whose units are consecutive in threadIdx.x; where pixels lie an even number of chunks apart, of 8
+// threads half have the next chunk, or they would meet half of the banks.
+template <class Reader, int VECTOR_PIXELS, class Halo>
 struct HaloLoader {
+    static constexpr int CHUNKS_BESIDE = Halo::PITCH % 2 == 0 ? 2 : 1, BESIDE = 8 / CHUNKS_BESIDE;  // of 8 threads
+    static_assert(Halo::PITCH % 4 != 0, "4 pixels' chunks lie in other banks");
     static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, UNITS = TILE_IMAGES * HALO_P * ACROSS;
     static constexpr int AT_ONCE = THREADS / CHUNKS;
-    static_assert(HALO_Q % VECTOR_PIXELS == 0 && THREADS % CHUNKS == 0, "units do not overlap");
+    static_assert(HALO_Q % VECTOR_PIXELS == 0 && THREADS % (8 * CHUNKS) == 0, "units do not overlap");
 
     Reader reader;
     int n, first_row, first_col;  // of the halo, in the images
-    const int chunk = threadIdx.x / AT_ONCE;
+    const int chunk = threadIdx.x / BESIDE % CHUNKS_BESIDE + threadIdx.x / (AT_ONCE * CHUNKS_BESIDE) * CHUNKS_BESIDE;
     int unit = 0;  // the next one, or the one that is under way
     decltype(reader.template read<VECTOR_PIXELS>()) own[CHUNK_STEPS];
 
@@ -84,7 +87,9 @@ struct HaloLoader {
         this->n = n, this->first_row = first_row, this->first_col = first_col;
         reader.set_corner(n, first_row, first_col);
     }
-    __device__ __forceinline__ void begin() { unit = threadIdx.x % AT_ONCE; }
+    __device__ __forceinline__ void begin() {
+        unit = threadIdx.x % (AT_ONCE * CHUNKS_BESIDE) / 8 * BESIDE + threadIdx.x % BESIDE;
+    }
     __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
 
     __device__ __forceinline__ void ask(int first_plane) {
@@ -97,13 +102,12 @@ struct HaloLoader {
             own[i] = reader.template read<VECTOR_PIXELS>();
         }
     }
-    template <class Halo>
     __device__ __forceinline__ void put(Halo& halo) {
         Chunk parts[VECTOR_PIXELS][RIGHT_PARTS];
 #pragma unroll
         for (int e = 0; e < VECTOR_PIXELS; ++e) make_chunk(parts[e], own, 0, e);
         // Threads write their pixels in other orders, so that 8 of them are in all banks at once: pixel e ^ turned.
-        const int turned = unit * VECTOR_PIXELS / 8 % VECTOR_PIXELS;
+        const int turned = unit * VECTOR_PIXELS / BESIDE % VECTOR_PIXELS;
 #pragma unroll
         for (int bit = 1; bit < VECTOR_PIXELS; bit *= 2)
 #pragma unroll
@@ -117,7 +121,6 @@ struct HaloLoader {
         unit += AT_ONCE;
     }
     // All that are left.
-    template <class Halo>
     __device__ __forceinline__ void bring(Halo& halo, int first_plane) {
 #pragma unroll 1
         while (has_units()) {

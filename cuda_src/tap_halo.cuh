@@ -232,7 +232,8 @@ struct TapSums {
 // Adds up the products of a block's tiles. RowSums sees g of each of them, too.
 template <class RowSums>
 __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, GradLoader& grads,
-                                          HaloLoader<InputReader, X_PIXELS>& images, int lead, RowSums& row_sums) {
+                                          HaloLoader<InputReader, X_PIXELS, Halo>& images, int lead,
+                                          RowSums& row_sums) {
     constexpr int RUN_GROUPS = RUN_STEPS / (STEPS_AT_ONCE * Factor::K);
     static_assert(RUN_GROUPS * STEPS_AT_ONCE * Factor::K == RUN_STEPS, "a run is made of whole groups of steps");
     StagedTile* const staged = reinterpret_cast<StagedTile*>(shared);

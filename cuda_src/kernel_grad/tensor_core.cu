@@ -109,7 +109,7 @@ __device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, 
     const TapBlock block(shape, split_tiles);
     const int lead = unsigned(shape.input_col(0, block.first_s)) % X_PIXELS;  // a halo begins with a whole vector
     GradLoader grads(GradReader(dy, saved, shape, block.group), block.filters - block.first_m);
-    HaloLoader<InputReader, X_PIXELS> images(InputReader(x, shape, block.group), 0, 0, 0);
+    HaloLoader<InputReader, X_PIXELS, Halo> images(InputReader(x, shape, block.group), 0, 0, 0);
     TapSums sums(shape, lead);
     RowSums bias = {with_bias && block.has_first_taps() && threadIdx.x < TILE_M};
     add_tiles(sums, block, grads, images, lead, bias);
