@@ -35,7 +35,10 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     warp_m = 64 if is_short else 32
     threads = 32 * (t["TILE_M"] // warp_m) * (t["DEPTH"] // 16) * down
     resident = max(1, 32 * _TAP_WARPS // threads)
-    most = t["DEPTH"] // 4  # pixels of a chunk
+    is_split = t["RIGHT_PARTS"] == 2
+    has_saved = p.saved is not None and not p.mask
+    # What is read at once waits in registers: as much as nvcc finds beside the sums, spilling none.
+    most = 2 if is_split and not p.saved else 4 if has_saved else t["DEPTH"] // 4
     g_pixels = next(n for n in (8, 4, 2, 1) if n <= most and p.Q % n == 0 and alignment.y >= n * DTYPES[p.dtype])
     found = {
         "HALO": 1,
@@ -46,7 +49,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         "TAPS_ACROSS": across,
         "COL_STEP": p.dilation_w,
         "STEPS_AT_ONCE": _steps_at_once(p, t),
-        "GRADS_AT_ONCE": 1 if t["LEFT_FACTORS"] == 2 or not p.saved else 2,
+        "GRADS_AT_ONCE": 2 if t["LEFT_FACTORS"] == 1 and has_saved else 1,
         "G_PIXELS": g_pixels,
     }
 
@@ -69,7 +72,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     most_bytes = min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)
     fitting = [
         found
-        for x_pixels in (4, 2, 1)
+        for x_pixels in ((2, 1) if is_split else (4, 2, 1))
         if p.W % x_pixels == 0
         for pixels in (least, 2 * least, 4 * least)
         for tile_q in (8, 16, 32, 64)
@@ -87,10 +90,9 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
 
 def _steps_at_once(p: ConvProblem, t: Constants) -> int:
     """Return how many steps are unrolled: as many as nvcc finds registers for beside what is read of g meanwhile."""
-    products = t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 1
-    if products == 1:
-        return 2 if t["FACTOR_BITS"] == 16 else 4
-    return 2 if products == 2 else 1
+    if t["LEFT_FACTORS"] + t["RIGHT_PARTS"] > 2:
+        return 1
+    return 2 if t["FACTOR_BITS"] == 16 else 4
 
 
 def _tile_pixels(t: Constants) -> int:
