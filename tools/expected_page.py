@@ -48,7 +48,7 @@ KEPT = DATA / "expected.json"
 LAYERS = ("deepbench", "resnet", "vgg", "unet", "mobilenet", "convnext", "depthwise")
 THREE = ("forward", "input_grad", "kernel_grad")
 
-#: The rungs that no GPU has run and that "auto" therefore leaves out, the one that is for most channels first.
+#: Rungs that no GPU has run, shown beside what "auto" takes; the one that is for most channels first.
 UNPROVEN = ("tensor_core", "pipelined")
 
 #: Of one channel: the rung before `pipelined`, by pass.

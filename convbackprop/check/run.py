@@ -331,9 +331,8 @@ def within_budget(
     sets = compiled_alike(variant, problems, target)
     kinds: dict[tuple[str, str, bool], list[list[ConvProblem]]] = {}
     for alike in sets:
-        for kind in dict.fromkeys(
-            (p.dtype, p.activation, p.mask) for p in alike
-        ):  # a forward pass saves no mask itself
+        # A set may have several kinds: the mask of a forward pass is a launch of its own.
+        for kind in dict.fromkeys((p.dtype, p.activation, p.mask) for p in alike):
             kinds.setdefault(kind, []).append(alike)
     if not variant.specialised:
         usual = [max(same_kind, key=len) for same_kind in kinds.values()]
