@@ -10,16 +10,114 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch, which is not installed: other people's tests")
 
-from convbackprop.torch import conv2d  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from convbackprop import ConvBackpropError, ConvProblem  # noqa: E402
+from convbackprop.arguments import sides  # noqa: E402
+from convbackprop.check import reference  # noqa: E402
+from convbackprop.launch.given import problem_of  # noqa: E402
+from convbackprop.torch import conv2d, conv_transpose2d  # noqa: E402
+
+# -- torch ------------------------------------------------------------------------------------------------------------
+OURS = {"conv2d": conv2d, "conv_transpose2d": conv_transpose2d}
 
 
-def test_torchs_own_samples():
-    """The samples of torch.nn.functional.conv2d's OpInfo: values, gradients, and dtypes that it can take."""
+@functools.cache
+def info_of(name):
+    """Return torch's OpInfo of a function of torch.nn.functional."""
     infos = pytest.importorskip(
         "torch.testing._internal.common_methods_invocations", reason="needs torch's own tests (and expecttest)",
         exc_type=ImportError,
     )  # fmt: skip
-    samples = list(infos.sample_inputs_conv2d(None, "cpu", torch.float64, requires_grad=True))
+    (info,) = (info for info in infos.op_db if info.name == f"nn.functional.{name}")
+    return info
+
+
+def problems_of(name, given, options, size):
+    """Return (operand, problem), which its bound follows from, of the output and of the gradients of what is given."""
+    x, w, *b = given
+    stride, padding, dilation, groups = (
+        options.get(key, usual) for key, usual in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+    )
+    how, dtype = {"activation": "identity", "bias": bool(b)}, str(x.dtype).removeprefix("torch.")
+    if name == "conv2d":
+        problem = problem_of(tuple(x.shape), "input", tuple(w.shape), "weight", stride, padding, dilation, groups,
+                             dtype=dtype, **how)  # fmt: skip
+        return [(operand, problem) for operand in ("y", "dx", "dw", "db")]
+    made = problem_of(tuple(size), "output", tuple(w.shape), "weight", stride, sides(padding), dilation, groups,
+                      dtype=dtype, **how, transposed=True)  # fmt: skip
+    gradient = made.with_(transposed=False, bias=False)  # of the input: a convolution of the output's
+    pixels = ConvProblem(made.N, made.C, made.H, made.W, made.C, 1, 1, dtype=dtype)
+    return [("dx", made), ("y", gradient), ("dw", gradient), ("db", pixels)]
+
+
+def shares(name, function, sample):
+    """Return the errors of a function's output and gradients, as shares of the bound, from torch's in float64."""
+    given = [t.detach() for t in (sample.input, *sample.args) if t is not None]
+    dy = torch.randn_like(getattr(functional, name)(*given, **sample.kwargs))
+
+    def results(function, of_dy, given):
+        leaves = [tensor.detach().requires_grad_() for tensor in given]
+        y = function(*leaves, **sample.kwargs)
+        return [y, *torch.autograd.grad(y, leaves, of_dy)]
+
+    theirs = getattr(functional, name)
+    want = results(theirs, dy.double(), [tensor.double() for tensor in given])
+    sizes = results(theirs, dy.double().abs(), [tensor.double().abs() for tensor in given])
+    bounds = problems_of(name, given, sample.kwargs, dy.shape)
+    found = []
+    for got, value, size, (operand, problem) in zip(results(function, dy, given), want, sizes, bounds, strict=False):
+        value, size = value.detach().numpy(), size.detach().numpy()
+        bound = reference.error_bound(operand, problem, value, size)
+        found.append(reference.error_share(got.detach().double().numpy(), value, bound, problem.dtype).max())
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OURS)
+def test_torchs_own_samples_in_half(quick_commands, name, dtype):
+    """Values and gradients are within the derived bound of float64's of the rounded inputs.
+
+    Each sample is there as a batch and as one image: of float16 the batches are taken, of bfloat16 the images.
+    """
+    samples = list(info_of(name).sample_inputs("cpu", dtype, requires_grad=True))[dtype == torch.bfloat16 :: 2]
+    assert len(samples) >= 6
+    ours = functools.partial(OURS[name], variant="naive")
+    found = [shares(name, ours, sample) for sample in samples]
+    assert {len(each) for each in found} == {3, 4}  # without a bias, and with one
+    assert max(max(each) for each in found) <= 1
+
+
+@pytest.mark.parametrize("wrong", ["a filter's last bit", "the bias after rounding"])
+def test_a_wrong_half_shows(quick_commands, wrong):
+    def function(x, w, *b, **options):
+        if wrong == "a filter's last bit":
+            return conv2d(x, w * (1 + torch.finfo(w.dtype).eps), *b, **options, variant="naive")
+        return conv2d(x, w, **options, variant="naive") + b[0].reshape(-1, 1, 1)
+
+    torch.manual_seed(0)
+    first = next(iter(info_of("conv2d").sample_inputs("cpu", torch.float16, requires_grad=True)))
+    assert max(shares("conv2d", function, first)) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_torchs_own_errors(dtype):
+    """What torch refuses is refused: strides and paddings below 0, groups that do not divide, dtypes that differ."""
+    errors = list(info_of("conv2d").error_inputs("cpu"))
+    assert len(errors) >= 10
+    for each in errors:
+        sample = each.sample_input
+        given = [t.to(dtype) if t.dtype == torch.float64 else t for t in (sample.input, *sample.args)]
+        with pytest.raises(each.error_type, match=each.error_regex):
+            functional.conv2d(*given, **sample.kwargs)
+        with pytest.raises(ConvBackpropError):
+            conv2d(*given, **sample.kwargs, variant="naive")
+
+
+def test_torchs_own_samples():
+    """The samples of torch.nn.functional.conv2d's OpInfo: values and gradients."""
+    samples = list(info_of("conv2d").sample_inputs("cpu", torch.float64, requires_grad=True))
     assert len(samples) >= 20
     for sample in samples:
         given = [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor)]
@@ -32,6 +130,7 @@ def test_torchs_own_samples():
         torch.testing.assert_close(got, expected)
 
 
+# -- ONNX -------------------------------------------------------------------------------------------------------------
 @functools.cache
 def all_cases():
     """ONNX's cases, which it makes once a process, or none without ONNX."""

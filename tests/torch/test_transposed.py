@@ -19,6 +19,7 @@ import convbackprop  # noqa: E402
 from convbackprop.check import reference  # noqa: E402
 from convbackprop.torch import conv_transpose2d, nn  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
+from tests.torch.test_torch_peers import cases_of, info_of  # noqa: E402
 
 #: The input's and the filters' shapes, and the options.
 LAYERS = {
@@ -257,12 +258,7 @@ def test_what_is_refused_as_by_conv2d():
 # -- other people's tests --------------------------------------------------------------------------------------------
 def test_torchs_own_samples():
     """The samples of torch.nn.functional.conv_transpose2d's OpInfo."""
-    infos = pytest.importorskip(
-        "torch.testing._internal.common_methods_invocations", reason="needs torch's own tests (and expecttest)",
-        exc_type=ImportError,
-    )  # fmt: skip
-    (info,) = (info for info in infos.op_db if info.name == "nn.functional.conv_transpose2d")
-    samples = list(info.sample_inputs("cpu", torch.float64, requires_grad=True))
+    samples = list(info_of("conv_transpose2d").sample_inputs("cpu", torch.float64, requires_grad=True))
     assert len(samples) >= 5
     for sample in samples:
         y = conv_transpose2d(sample.input, *sample.args, **sample.kwargs, variant="naive")
@@ -278,8 +274,6 @@ def test_torchs_own_samples():
 def test_onnx_cases():
     pytest.importorskip("onnx", reason="needs onnx, which is not installed: its cases of ConvTranspose")
     from onnx import helper
-
-    from tests.torch.test_torch_peers import cases_of
 
     tried = 0
     for case in cases_of("ConvTranspose"):
