@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from convbackprop.check.reference import error_bound
+from convbackprop.check.reference import error_bound, transformed_error
+from convbackprop.ladder.variant import Transforms
 from convbackprop.problem import ConvProblem
 
 Tensor = Any
@@ -89,14 +90,35 @@ def exact(torch: Any, pass_name: str, p: ConvProblem, t: Mapping[str, Tensor]) -
     return results
 
 
-def share_of_bound(torch: Any, name: str, p: ConvProblem, got: Tensor, value: Tensor, magnitude: Tensor) -> float:
+def transformed(torch: Any, pass_name: str, p: ConvProblem, t: Mapping[str, Tensor], transforms: Transforms) -> Tensor:
+    """Return reference.transformed_error, on the host and one image after the other: its tiles take much memory."""
+
+    def on_host(tensor: Tensor) -> Any:
+        return (tensor if tensor.dtype == torch.uint8 else tensor.double()).cpu().numpy()
+
+    same = {name: on_host(t[name]) for name in ("w", "b") if name in t}
+    errors = [
+        transformed_error(pass_name, p.with_(N=1), {**same, **own}, transforms)
+        for i in range(p.N)
+        for own in [{name: on_host(t[name][i : i + 1]) for name in ("x", "dy", "saved") if name in t}]
+    ]
+    return torch.from_numpy(np.concatenate(errors)).to(t["w"].device)
+
+
+def share_of_bound(
+    torch: Any, name: str, p: ConvProblem, got: Tensor, value: Tensor, magnitude: Tensor,
+    transformed: Tensor | None = None,
+) -> float:  # fmt: skip
     """Return the largest error as a share of reference.error_bound, which is linear in magnitude and |value|."""
     zero, one = np.zeros(1), np.ones(1)
     least = float(error_bound(name, p, zero, zero)[0])
     by_magnitude, by_value = (
         float(error_bound(name, p, value, magnitude)[0]) - least for value, magnitude in ((zero, one), (one, zero))
     )
-    bound = by_magnitude * magnitude + by_value * value.abs() + least
+    sums = by_magnitude * magnitude
+    if transformed is not None:  # of the sums, on which a ReLU acts with a slope of 1
+        sums = torch.where(transformed.isfinite(), torch.maximum(sums, transformed), sums)
+    bound = sums + by_value * value.abs() + least
     if p.dtype == "float64":
         bound *= 2  # the sums that it is held against are no more precise
     worst = float(((got.double() - value).abs() / bound).nan_to_num(nan=math.inf).max())

@@ -144,11 +144,12 @@ def check_small(row: Row, variant: Variant, problem: ConvProblem, place: Place) 
 
 
 def check_full(
-    row: Row, pass_name: str, problem: ConvProblem, place: Place, call: Call, tensors: Mapping[str, Tensor],
+    row: Row, variant: Variant, problem: ConvProblem, place: Place, call: Call, tensors: Mapping[str, Tensor],
     expected: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:  # fmt: skip
     """Hold every element at full size against the exact sums, and a second run against the first."""
-    torch, names = place.torch, results_of(pass_name, problem)
+    torch, pass_name = place.torch, variant.pass_name
+    names = results_of(pass_name, problem)
     first = {}
     for _ in range(2):
         poison(tensors, pass_name, problem)
@@ -159,7 +160,10 @@ def check_full(
         same = not first or all(torch.equal(as_bytes(torch, first[n]), as_bytes(torch, now[n])) for n in names)
         first = first or now
     row.deterministic = same and row.deterministic is not False
-    share = max(exact.share_of_bound(torch, name, problem, first[name], *values) for name, values in expected.items())
+    wider = variant.transforms and exact.transformed(torch, pass_name, problem, tensors, variant.transforms)
+    share = max(
+        exact.share_of_bound(torch, name, problem, first[name], *values, wider) for name, values in expected.items()
+    )
     row.full_share = max(share, row.full_share or 0.0)
     if not share <= 1:
         raise ArithmeticError(f"wrong at full size: the largest error is {share:.3g} times its bound")
@@ -259,7 +263,7 @@ def measure_pass(job: Job, place: Place) -> Outcome:
         def prepare(variant: Variant = variant, row: Row = row) -> None:
             check_small(row, variant, problem, place)
             call = place.call(variant, problem, tensors)
-            check_full(row, name, problem, place, call, tensors, expected)
+            check_full(row, variant, problem, place, call, tensors, expected)
             timed[str(variant)] = (row, call)
 
         tried(row, prepare)
@@ -297,7 +301,7 @@ def measure_layer(job: Job, place: Place) -> Outcome:
             check_small(row, variant, problem, place)
             calls.append(place.call(variant, problem, tensors))
             expected = exact.exact(torch, pass_name, problem, tensors)
-            check_full(row, pass_name, problem, place, calls[-1], tensors, expected)
+            check_full(row, variant, problem, place, calls[-1], tensors, expected)
 
         def both() -> None:
             for call in calls:

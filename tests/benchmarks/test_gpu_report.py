@@ -22,6 +22,7 @@ from convbackprop import errors
 from convbackprop.bench import torch_calls
 from convbackprop.check import inputs, reference
 from convbackprop.devices import compiler
+from convbackprop.ladder.registry import select
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.profile.configurations import configurations
 
@@ -175,6 +176,28 @@ def test_the_full_size_check_agrees_with_the_reference():
     y = torch.randn(2, 3, 4, 13)
     packed = np.packbits(y.numpy() > 0, axis=-1, bitorder="little")
     assert np.array_equal(exact.packed_mask(torch, y).numpy(), packed)
+
+
+@pytest.mark.parametrize("name", ["forward/winograd", "input_grad/winograd"])
+def test_the_full_size_check_has_the_bound_of_transforms(name):
+    """Which is wider than that of sums where large pixels cancel."""
+    import torch
+
+    (variant,) = select(name)
+    problem = ConvProblem.parse("2,3,6,8,3,3,3,activation=relu,bias=1")
+    given = inputs(variant.pass_name, problem)
+    given["w"][..., 2] = 0
+    given["x" if "x" in given else "dy"][..., 2::4] *= 2.0**6
+    tensors = {operand: torch.from_numpy(array) for operand, array in given.items()}
+    wider = exact.transformed(torch, variant.pass_name, problem, tensors, variant.transforms)
+    right = reference.transformed_error(variant.pass_name, problem, given, variant.transforms)
+    assert np.array_equal(wider.numpy(), right)
+    ((result, (value, magnitude)),) = exact.exact(torch, variant.pass_name, problem, tensors).items()
+    bound = torch.from_numpy(reference.error_bound(result, problem, value.numpy(), magnitude.numpy(), right))
+    shares = [
+        exact.share_of_bound(torch, result, problem, value + bound, value, magnitude, *by) for by in ((), (wider,))
+    ]
+    assert shares[1] == pytest.approx(1, rel=1e-6) and shares[0] > 2
 
 
 @pytest.mark.parametrize("options", ["", ",dx=0", ",dw=0", ",bias=0", ",dw=0,bias=0", ",padding=0:1x2:0"])
