@@ -310,7 +310,7 @@ def within_budget(
 
     Each set of compile-time constants is one compilation, of seconds. A variant that chooses among a few of them is
     compiled for the usual one of each kind (dtype, activation and what is saved), and for all of one kind. One that is
-    compiled anew for other sizes is compiled at most `budget` times.
+    compiled anew for other sizes is compiled at most `budget` times, for problems that differ most.
 
     Parameters
     ----------
@@ -338,8 +338,26 @@ def within_budget(
         usual = [max(same_kind, key=len) for same_kind in kinds.values()]
         sets = usual + max(kinds.values(), key=lambda same_kind: sum(map(len, same_kind)), default=[])
     elif len(sets) > len(kinds):
-        sets = sets[:budget]
+        sets = _most_varied(sets, budget)
     return frozenset(problem for alike in sets for problem in alike)
+
+
+#: What problems differ in.
+_FACTS = (
+    "activation", "mask", "scale", "residual", "transposed", "R", "S", "stride", "padding", "dilation", "groups"
+)  # fmt: skip
+
+
+def _most_varied(sets: list[list[ConvProblem]], count: int) -> list[list[ConvProblem]]:
+    """Return so many of the sets: each time the one that meets most that no other of them does in a dtype."""
+    facts = [{(p.dtype, name, getattr(p, name)) for p in alike for name in _FACTS} for alike in sets]
+    taken: list[int] = []
+    met: set[tuple[str, str, object]] = set()
+    for _ in range(min(count, len(sets))):
+        left = (i for i in range(len(sets)) if i not in taken)
+        taken.append(max(left, key=lambda i: (len(facts[i] - met), len(sets[i]))))
+        met |= facts[taken[-1]]
+    return [sets[i] for i in taken]
 
 
 def _describe(name: str, got: Array, value: Array, shares: Array) -> list[str]:

@@ -45,7 +45,7 @@ Without --problem these are the curated problems: each with the activations
 identity and relu (also with the bit mask) in every dtype, and with logistic and
 tanh on a quarter of the problems, another quarter for each dtype; --activation
 all checks each activation on all. A variant whose compile-time constants follow
-from the sizes is compiled for 10 sets of them, taken over all curated problems;
+from the sizes is compiled for 10 sets of them, those whose problems differ most;
 the others are left out, unless there is --all.
 
 What is checked with normal numbers is checked once more with a few NaN and

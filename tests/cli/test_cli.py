@@ -375,7 +375,8 @@ def test_the_budget_of_compilations(variant):
         assert len(sets(chosen)) == checking.BUDGET
         left = [problem for problem in computed if problem not in chosen]
         assert left and not sets(left) & sets(chosen)
-        assert {problem.dtype for problem in chosen} == {problem.dtype for problem in computed}
+        for dtype in {problem.dtype for problem in computed}:  # which take turns
+            assert len(sets(problem for problem in chosen if problem.dtype == dtype)) >= 2
         larger = checking.within_budget(variant, problems, "cpu", 2 * checking.BUDGET)
         assert chosen < larger
 
