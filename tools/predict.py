@@ -137,7 +137,11 @@ def facts(report: dict[str, Any], cubin: Path, problem: str, gpu: Gpu) -> list[d
     }
     (variant,) = select(report["variant"])
     launches = [
-        replace(_launch(each, loops[each["kernel"]]), multiplications=variant.multiplications)
+        replace(
+            _launch(each, loops[each["kernel"]]),
+            multiplications=variant.multiplications,
+            all_phases=variant.all_phases,
+        )
         for each in report["launches"]
     ]
     found = works(gpu, report["variant"].partition("/")[0], ConvProblem.parse(problem), launches)

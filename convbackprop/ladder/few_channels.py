@@ -203,6 +203,7 @@ class Rung:
             requires=(self.is_few, self.fits, countable),
             auto_on=("cuda",),
             unproven=True,
+            all_phases=not self.is_forward,
         )
 
 

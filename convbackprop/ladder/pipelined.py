@@ -240,6 +240,7 @@ ENTRIES = (
         specialise=_strided(_input_grad_constants),
         requires=(*_MARCH, one_source(False), filter_fits, _strided_filter_fits, *_COUNTABLE),
         auto_not=_no_faster,
+        all_phases=True,
         **_COMMON,
     ),
     Variant(

@@ -146,6 +146,8 @@ class Variant:
         Whether no GPU has run it as it stands.
     auto_not : callable
         (problem, device kind) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
+    all_phases : bool
+        Of input_grad: whether each thread has pixels of all phases of a stride, so that none has more taps than others.
     transforms : Transforms or None
         By which it forms the sums, with a bound of the error that is wider than the one that is promised, so that it is
         chosen by its name alone; None: it forms them as they stand.
@@ -167,6 +169,7 @@ class Variant:
     auto_on: tuple[str, ...] = ("cuda", "cpu")
     unproven: bool = False
     auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
+    all_phases: bool = False
     transforms: Transforms | None = None
     file: Path | None = None
     rule: Variant | None = None

@@ -160,7 +160,7 @@ def _work(gpu: Gpu, pass_name: str, problem: ConvProblem, launch: LaunchFacts) -
         warps=warps,
         resident=max(1, kernel.occupancy.blocks),
         turns=turns,
-        busiest=_busiest(pass_name, problem) if launch.main else 1.0,
+        busiest=_busiest(pass_name, problem) if launch.main and not launch.all_phases else 1.0,
         turn_issue=turn.issue,
         turn_clocks=turn.clocks,
         loads=turn.loads,

@@ -100,6 +100,7 @@ def launches_of(variant: Variant, problem: ConvProblem, target: Target | str = "
             three(launch.block(problem, constants)),
             launch.entry == main,
             multiplications=variant.multiplications,
+            all_phases=variant.all_phases,
         )
         for launch in variant.launches
         if launch.when(problem, constants)

@@ -39,6 +39,8 @@ class LaunchFacts:
         Whether it does the multiply-adds.
     multiplications : float
         How many of these there are for each of the problem's own.
+    all_phases : bool
+        As the variant has it.
     """
 
     entry: str
@@ -49,6 +51,7 @@ class LaunchFacts:
     hot: HotLoop | None = None
     traffic: KernelTraffic | None = None
     multiplications: float = 1.0
+    all_phases: bool = False
 
     @property
     def blocks(self) -> int:

@@ -8,10 +8,12 @@ import re
 import pytest
 
 from convbackprop.devices.gpus import gpu
+from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile import expected as model, sass
 from convbackprop.profile.expected import FITTED, Work, alone_seconds, expected, works
 from convbackprop.profile.hot_loop import HotLoop
+from convbackprop.profile.report import launches_of
 from convbackprop.profile.roofline import LaunchFacts
 from convbackprop.profile.traffic import ArrayTraffic, KernelTraffic, LineTraffic
 from convbackprop.profile.warp import LATENCIES, WarpCode
@@ -148,6 +150,17 @@ def test_a_stride_leaves_some_pixels_of_dx_all_the_taps():
     strided = ConvProblem.parse("1,1,1000,1000,1,3,1,padding=1,stride=2")
     busiest = [works(H200, name, strided, [launch([], hot)])[0].busiest for name in ("forward", "input_grad")]
     assert busiest == pytest.approx([1, 4 / 3 * 2])  # of 3 taps 2, where 1.5 are the mean; of 1 tap 1, where 0.5 are
+
+
+@pytest.mark.parametrize(
+    ("name", "busiest"), [("implicit_gemm", 8 / 3), ("tiled", 8 / 3), ("few_channels", 1), ("pipelined", 1)]
+)
+def test_threads_with_all_phases_have_taps_alike(name, busiest):
+    (variant,), strided = select(f"input_grad/{name}"), ConvProblem.parse("1,1,1000,1000,1,3,1,padding=1,stride=2")
+    (main,) = (facts for facts in launches_of(variant, strided) if facts.main)
+    facts = launch([], loop(LOAD.format(4, 8), SUM.format(1, 4)))
+    (work,) = works(H200, "input_grad", strided, [dataclasses.replace(facts, all_phases=main.all_phases)])
+    assert work.busiest == pytest.approx(busiest)
 
 
 # -- how long it takes -----------------------------------------------------------------------------------------------
