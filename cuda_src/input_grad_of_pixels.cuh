@@ -41,13 +41,13 @@ __device__ __forceinline__ Scalar dx_of_pixels(const Scalar* dy, const Saved* sa
 template <FormedAnew WHAT = NAN_BESIDE_BORDER>
 __device__ __forceinline__ void form_dx_anew(Scalar* dx, const Scalar* dy, const Saved* saved, const Scalar* w,
                                              const Scalar* b, const Conv2dShape& shape, Index plane, int first_h,
-                                             int end_h, int first_w, int end_w) {
+                                             int end_h, int first_w, int end_w, const Scalar* scale = nullptr) {
     if (WHAT != NOT_FINITE && !reaches_beyond(shape, first_h, end_h, first_w, end_w)) return;
     for (int h = first_h; h < end_h; ++h)
         for (int w_ = first_w; w_ < end_w; ++w_) {
             Scalar& element = dx[(plane * shape.H + h) * shape.W + w_];
             if (WHAT == NOT_FINITE ? isfinite(to_acc(element)) : !isnan(to_acc(element))) continue;
             if (WHAT == NOT_FINITE || reaches_beyond(shape, h, h + 1, w_, w_ + 1))
-                element = dx_of_pixels(dy, saved, w, b, shape, plane / shape.C, plane % shape.C, h, w_);
+                element = dx_of_pixels(dy, saved, w, b, shape, plane / shape.C, plane % shape.C, h, w_, scale);
         }
 }

@@ -212,12 +212,13 @@ _FORWARD, _INPUT_GRAD = Rung(is_forward=True), Rung(is_forward=False)
 ENTRIES = (
     _FORWARD.entry(
         "forward",
-        Launch("forward", ("x", "w", "b", "y"), lambda p, t: (_FORWARD.tiles(p, t),), block("THREADS")),
+        Launch("forward", ("x", "w", "scale", "b", "residual", "y"), lambda p, t: (_FORWARD.tiles(p, t),),
+               block("THREADS")),
         PACK_MASK,
     ),
     _INPUT_GRAD.entry(
         "input_grad",
-        Launch("input_grad", ("dy", "saved", "w", "b", "dx"), lambda p, t: (_INPUT_GRAD.tiles(p, t),),
+        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "dx"), lambda p, t: (_INPUT_GRAD.tiles(p, t),),
                block("THREADS")),
     ),
 )  # fmt: skip

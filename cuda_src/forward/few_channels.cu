@@ -1,5 +1,6 @@
 // y[n,k,p,q] = phi(b[k] + sum_{c,r,s} x[n, c, p*stride - pad + r*dilation, q*stride - pad + s*dilation] * w[k,c,r,s])
 //                of a group of few filters and many channels
+//              if wanted, the sum times scale[k], and plus residual[n,k,p,q] (epilogue.cuh)
 //
 // One block computes all filters of a group at a tile of outputs, a thread those of TILE_ROWS x TILE_COLS pixels. It
 // brings x to shared memory, for CHUNK channels at a time; a number of it in a register then serves every tap and filter
@@ -28,8 +29,8 @@ using Tile = PlaneTile<Rows, Cols, X_VECTOR>;
 static_assert(Cols::OWN % Y_VECTOR == 0, "a row of the thread's pixels is stored as whole vectors");
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar* __restrict__ b,
-        Scalar* __restrict__ y, Conv2dShape shape) {
+forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar* __restrict__ scale,
+        const Scalar* __restrict__ b, const Scalar* __restrict__ residual, Scalar* __restrict__ y, Conv2dShape shape) {
     // Where am I: a tile of the planes of group (n, group); pixels side by side are consecutive in threadIdx.x.
     constexpr int TILE_P = THREADS / LANES * Rows::OWN, TILE_Q = LANES * Cols::OWN;
     const int across = (shape.Q + TILE_Q - 1) / TILE_Q, down = (shape.P + TILE_P - 1) / TILE_P;
@@ -78,6 +79,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
         __syncthreads();  // nobody reads the tile any more
     }
 
+    const Epilogue epilogue(b, scale, residual);
     bool is_nan = false;
     const Index first_k = Index(n) * shape.K + group * FEW;  // among all planes of y
 #pragma unroll
@@ -85,13 +87,15 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
         if (first_p + i >= shape.P) continue;
 #pragma unroll
         for (int k = 0; k < FEW; ++k) {
+            const Index row = (first_k + k) * shape.P + first_p + i;
             Acc y_row[Cols::OWN];
 #pragma unroll
             for (int j = 0; j < Cols::OWN; ++j) {
-                y_row[j] = activate(sums.sum(i, k, j) + (b ? to_acc(b[group * FEW + k]) : Acc(0)));
+                const bool is_output = first_q + j < shape.Q;
+                const Acc shortcut = RESIDUAL && is_output ? to_acc(residual[row * shape.Q + first_q + j]) : Acc(0);
+                y_row[j] = activate(epilogue.pre_activation(sums.sum(i, k, j), group * FEW + k, shortcut));
                 is_nan |= isnan(y_row[j]);
             }
-            const Index row = (first_k + k) * shape.P + first_p + i;
 #pragma unroll
             for (int j = 0; j < Cols::OWN; j += Y_VECTOR)
                 if (first_q + j < shape.Q) store_vector<Y_VECTOR>(y + row * shape.Q + first_q + j, y_row + j);
@@ -99,6 +103,6 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     }
     if (is_nan)
         for (int k = 0; k < FEW; ++k)
-            form_y_anew(y, nullptr, x, w, b, shape, first_k + k, first_p, min(first_p + Rows::OWN, shape.P), first_q,
-                        min(first_q + Cols::OWN, shape.Q));
+            form_y_anew(y, nullptr, x, w, epilogue, shape, first_k + k, first_p, min(first_p + Rows::OWN, shape.P),
+                        first_q, min(first_q + Cols::OWN, shape.Q));
 }

@@ -32,7 +32,7 @@ static_assert(Cols::OWN % X_VECTOR == 0, "a row of the thread's pixels is stored
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
-           const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
+           const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Scalar* __restrict__ dx, Conv2dShape shape) {
     // Where am I: a tile of the planes of group (n, group); pixels side by side are consecutive in threadIdx.x.
     constexpr int TILE_H = THREADS / LANES * Rows::OWN, TILE_W = LANES * Cols::OWN;
     const int across = (shape.W + TILE_W - 1) / TILE_W, down = (shape.H + TILE_H - 1) / TILE_H;
@@ -76,7 +76,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
         for (int i = threadIdx.x; i < chunk * FEW * FILTER_R * FILTER_S; i += THREADS) {
             const int s = i % FILTER_S, r = i / FILTER_S % FILTER_R, c = i / FILTER_S / FILTER_R % FEW;
             const int k = i / FILTER_S / FILTER_R / FEW;
-            w_tiles[k].at(r, s, c) = to_acc(w[shape.w_at(first_k, 0, 0, 0) + i]);
+            w_tiles[k].at(r, s, c) = scaled(to_acc(w[shape.w_at(first_k, 0, 0, 0) + i]), scale, first_k + k);
         }
         __syncthreads();  // the tile is complete
         for (int k = 0; k < chunk; ++k) sums.add(g_tiles[k], w_tiles[k]);
@@ -105,5 +105,5 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     if (is_nan)
         for (int c = 0; c < FEW; ++c)
             form_dx_anew(dx, dy, saved, w, b, shape, first_c + c, first_h, min(first_h + Rows::OWN, shape.H), first_w,
-                         min(first_w + Cols::OWN, shape.W));
+                         min(first_w + Cols::OWN, shape.W), scale);
 }

@@ -10,7 +10,8 @@ from convbackprop import check, ops
 from convbackprop.check import reference
 from convbackprop.errors import InvalidArgument, InvalidType, UnsupportedProblem
 from convbackprop.ladder.implicit_gemm import splits
-from convbackprop.ladder.registry import VARIANTS, of_pass, select
+from convbackprop.ladder.registry import VARIANTS, choose, of_pass, select
+from convbackprop.ladder.variant import pinned
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, ConvProblem
 
@@ -18,13 +19,20 @@ from convbackprop.problem import DTYPES, ConvProblem
 TEXTS = ("1,34,5,9,132,3,3,groups=2,padding=1", "2,6,9,11,10,3,3,groups=2,padding=1")
 BOTH = {"scale": True, "residual": True, "bias": True}
 
+#: For rungs that take groups of few channels alone.
+FEW = "2,6,5,9,4,3,3,groups=2,stride=2x1,padding=1"
+
 TAKING = [variant for variant in VARIANTS if variant.takes("scale")]
+
+
+def text_for(variant):
+    return FEW if variant.name == "few_channels" else TEXTS[0]
 
 
 def rungs_and_dtypes():
     """Every rung in every dtype; by default in one, and of the kernel gradients, which end alike, the first."""
     for variant in TAKING:
-        problem = ConvProblem.parse(TEXTS[0], activation="relu", **BOTH)
+        problem = ConvProblem.parse(text_for(variant), activation="relu", **BOTH)
         dtypes = [dtype for dtype in DTYPES if variant.refusal(problem.with_(dtype=dtype), "cpu") is None]
         assert dtypes, variant
         for dtype in dtypes:
@@ -35,10 +43,20 @@ def rungs_and_dtypes():
 
 @pytest.mark.parametrize(("variant", "dtype"), list(rungs_and_dtypes()))
 def test_every_rung_that_takes_them_is_right(quick, variant, dtype):
-    problem = ConvProblem.parse(TEXTS[0], dtype=dtype, activation="relu", **BOTH)
+    problem = ConvProblem.parse(text_for(variant), dtype=dtype, activation="relu", **BOTH)
     assert variant.refusal(problem, "cpu") is None
     for data in ("normal", "nonfinite"):
         assert check.check(variant, problem, quick, data, seed=3).faults == []
+
+
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+def test_several_pixels_of_a_thread(quick, pass_name):
+    """And what is formed anew, beside the padding, of an infinite tap."""
+    variant = pinned(select(f"{pass_name}/few_channels")[0], (("TILE_ROWS", 2), ("TILE_COLS", 2)))
+    problem = ConvProblem.parse(FEW, activation="relu", **BOTH)
+    given = check.inputs(pass_name, problem, seed=3)
+    given["w"][1, 2, 0, 0] = np.inf
+    assert check.check(variant, problem, quick, given=given).faults == []
 
 
 @pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
@@ -56,8 +74,8 @@ def test_who_takes_them():
     }
     products = {"implicit_gemm", "tensor_core", "winograd", "vectorised_gemm"}
     assert names == {
-        "forward": {"naive", "vectorised", "vectorised_direct", "hopper", *products},
-        "input_grad": {"naive", *products},
+        "forward": {"naive", "few_channels", "vectorised", "vectorised_direct", "hopper", *products},
+        "input_grad": {"naive", "few_channels", *products},
         "backward": set(),
     }
     assert [v.name for v in of_pass("kernel_grad") if not v.takes("scale")] == ["hopper", "vectorised_direct"]
@@ -171,5 +189,11 @@ def test_auto_passes_by_who_does_not_take_them(kind):
     )
     for problem in (few, many):
         for pass_name in ("forward", "input_grad", "kernel_grad"):
-            assert convbackprop.ladder.registry.choose(pass_name, "auto", problem, kind).takes("scale")
+            assert choose(pass_name, "auto", problem, kind).takes("scale")
     assert select("forward/naive")[0].refusal(few) is None
+
+
+def test_depthwise_layers_with_them_do_not_fall_to_naive():
+    problem = ConvProblem.parse("8,64,56,56,64,3,3,padding=1,groups=64", **BOTH)
+    chosen = [choose(pass_name, "auto", problem, "cuda").name for pass_name in ("forward", "input_grad")]
+    assert chosen == ["few_channels", "few_channels"]
