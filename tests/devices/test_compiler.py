@@ -71,7 +71,7 @@ def test_what_is_compiled_by_default():
 @needs_nvcc
 @pytest.mark.parametrize("which", [some, pytest.param(everything, marks=pytest.mark.slow)])
 def test_nvcc_compiles_without_a_spill_or_warning(which):
-    """All of them: half an hour on two cores."""
+    """All of them: two hours on two cores."""
     wanted = sorted(set(which()), key=str)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         logs = list(pool.map(lambda each: compiler.cubin(*each)[1], wanted))
