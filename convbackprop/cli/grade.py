@@ -16,7 +16,8 @@ from convbackprop.devices import Device, choice_of_device
 from convbackprop.errors import InvalidArgument
 from convbackprop.files import check_writable, write_whole
 from convbackprop.lab import exercises, grade_report, progress as progress_of_lab
-from convbackprop.lab.grading import Grade, grade
+from convbackprop.lab.grade import Grade
+from convbackprop.lab.grading import grade
 from convbackprop.lab.verdict import first_wrong
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import ConvProblem

@@ -13,7 +13,7 @@ from convbackprop.sources import source_root
 
 if TYPE_CHECKING:
     from convbackprop.lab.counts import Counts
-    from convbackprop.lab.grading import Grade
+    from convbackprop.lab.grade import Grade
 
 
 @dataclass(frozen=True)

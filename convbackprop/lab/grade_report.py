@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from convbackprop._version import __version__
 from convbackprop.check.sanitize import Finding
-from convbackprop.lab.grading import Grade
+from convbackprop.lab.grade import Grade
 from convbackprop.lab.page import page, table
 from convbackprop.lab.verdict import first_wrong, line_of
 from convbackprop.profile.roofline import duration

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from convbackprop.bench.timing import alternate, stage
-from convbackprop.check import Outcome, check, inputs
+from convbackprop.check import check, inputs
 from convbackprop.check.curated import CURATED
-from convbackprop.check.sanitize import WRONG, Finding, sanitize
+from convbackprop.check.sanitize import WRONG, sanitize
 from convbackprop.devices import Device, get_device
 from convbackprop.devices.checked import checked_device
 from convbackprop.devices.gpus import GPUS, gpu_titled
@@ -20,8 +19,8 @@ from convbackprop.lab import exercises
 from convbackprop.lab.counts import Counts
 from convbackprop.lab.device_code import refuse_host_code
 from convbackprop.lab.exercises import Exercise
-from convbackprop.lab.mistakes import Mistake, recognise, recognise_findings
-from convbackprop.lab.verdict import first_wrong, line_of
+from convbackprop.lab.grade import Grade, Times
+from convbackprop.lab.mistakes import recognise, recognise_findings
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import of_pass
 from convbackprop.ladder.variant import Variant
@@ -49,124 +48,6 @@ _SECONDS, _BLOCKS = 1.0, 16
 
 #: Tells what is done next: for a progress bar, and for the message where it crashes.
 Doing = Callable[[str], None]
-
-
-@dataclass
-class Times:
-    """How long a variant takes, in microseconds; None: not known."""
-
-    name: str
-    cpu: float | None = None
-    expected: float | None = None
-    measured: float | None = None
-
-
-@dataclass
-class Grade:
-    """What is known of a file; what was not looked at, since something before it is wrong, is None or empty.
-
-    Attributes
-    ----------
-    error : str or None
-        The compiler's first error, or that of a ``//@`` line.
-    wrong : list of Outcome
-        Checks whose results are wrong.
-    mistake : Mistake or None
-        What the wrong results come of, where it is recognised with certainty.
-    counts : Counts or None
-        What it asks of memory.
-    times : list of Times
-        Of the ladder's rungs, then of the file.
-    limit : str or None
-        What limits it, in a sentence.
-    """
-
-    file: str
-    exercise: Exercise
-    device: str
-    pass_name: str | None = None
-    variant: str | None = None
-    compiled: bool = False
-    error: str | None = None
-    checks: int = 0
-    wrong: list[Outcome] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    sanitized: int = 0
-    mistake: Mistake | None = None
-    crashed: str | None = None
-    counts: Counts | None = None
-    times: list[Times] = field(default_factory=list)
-    limit: str | None = None
-
-    @property
-    def right(self) -> bool:
-        """Whether every result that was looked at is right."""
-        return bool(self.checks) and not self.wrong and not self.crashed
-
-    @property
-    def clean(self) -> bool:
-        """Whether the sanitizer has run and found nothing."""
-        return bool(self.sanitized) and not self.findings and not self.crashed
-
-    @property
-    def coalescing(self) -> float | None:
-        """Sectors asked for over those needed."""
-        return self.counts.coalescing if self.counts else None
-
-    @property
-    def done(self) -> bool:
-        """Whether all that the exercise asks is done."""
-        return all(task.done(self) for task in self.exercise.tasks)
-
-    @property
-    def rank(self) -> dict[str, Any] | None:
-        """Where the file stands in the ladder: by a GPU's time, else by the expected one, else by the CPU's."""
-        for by, key in (("gpu", "measured"), ("expected", "expected"), ("cpu", "cpu")):
-            own = getattr(self.times[-1], key) if self.times else None
-            if own is None:
-                continue
-            others = [(each.name, getattr(each, key)) for each in self.times[:-1] if getattr(each, key) is not None]
-            return {
-                "by": by,
-                "faster_than": [name for name, time in others if own < time],
-                "slower_than": [name for name, time in others if own >= time],
-            }
-        return None
-
-    @property
-    def said(self) -> str:
-        """The first thing that is wrong, in plain words, or that nothing is."""
-        return " ".join(first_wrong(self))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `grade --json` prints."""
-        own = self.times[-1] if self.times else Times("")
-        return {
-            "file": self.file,
-            "exercise": self.exercise.number or None,
-            "pass": self.pass_name,
-            "variant": self.variant,
-            "device": self.device,
-            "compiled": self.compiled,
-            "error": self.error,
-            "right": self.right,
-            "checks": self.checks,
-            "wrong_checks": len(self.wrong),
-            "clean": self.clean,
-            "findings": [
-                {"kind": each.kind, "line": line_of(each), "sentence": each.sentence} for each in self.findings
-            ],
-            "mistake": self.mistake and asdict(self.mistake),
-            "said": self.said,
-            "coalescing": self.coalescing,
-            "bank_conflicts": self.counts.bank_conflicts if self.counts else None,
-            "cpu_us": own.cpu,
-            "expected_us": own.expected,
-            "measured_us": own.measured,
-            "rank": self.rank,
-            "limit": self.limit,
-            "tasks": [{"task": task.text, "done": task.done(self)} for task in self.exercise.tasks],
-        }
 
 
 def _size(p: ConvProblem) -> int:

@@ -12,7 +12,7 @@ from convbackprop.lab.mistakes import KINDS, recognise_finding
 from convbackprop.problem import ConvProblem
 
 if TYPE_CHECKING:
-    from convbackprop.lab.grading import Grade
+    from convbackprop.lab.grade import Grade
 
 
 def first_wrong(grade: Grade) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ import pytest
 from convbackprop.check.curated import CURATED
 from convbackprop.devices.gpus import GPUS
 from convbackprop.errors import InvalidArgument
-from convbackprop.lab import exercises, grading
+from convbackprop.lab import exercises
 from convbackprop.lab.counts import Counts
 from convbackprop.lab.exercises import EXERCISES, RIGHT
+from convbackprop.lab.grade import Grade
 from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile.report import report
@@ -90,7 +91,7 @@ def test_the_rung_does_what_is_asked(number):
     (rung,) = select(exercise.solution)
     phi = "relu" if rung.pass_name == "forward" else "tanh"
     told = report(rung, ConvProblem.parse(exercise.profiled, bias=True, activation=phi), GPUS[0], 4)
-    found = grading.Grade("", exercise, "cpu", checks=1, sanitized=1, counts=Counts.of(told))
+    found = Grade("", exercise, "cpu", checks=1, sanitized=1, counts=Counts.of(told))
     assert found.done, (found.said, found.counts)
 
 

@@ -18,7 +18,7 @@ from convbackprop.cli import grade as command
 from convbackprop.errors import InvalidArgument
 from convbackprop.lab import exercises, grade_report, grading, progress
 from convbackprop.lab.counts import Counts
-from convbackprop.lab.grading import Grade, Times
+from convbackprop.lab.grade import Grade, Times
 from convbackprop.lab.mistakes import KINDS
 from convbackprop.lab.page import page, table
 from convbackprop.problem import ConvProblem
