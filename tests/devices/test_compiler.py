@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import groupby, product
 
 import numpy as np
 import pytest
@@ -29,23 +29,20 @@ OTHERS = (ARCHITECTURES[0], ALSO, ARCHITECTURES[-1])
 
 
 def some():
-    """Yield (source, architecture): of each variant two configurations for one architecture, one for another one.
+    """Yield (source, architecture): as few as compile each variant for one architecture, and each rung for all.
 
-    Which is another one in each pass, so that a rung of three passes meets all of them. And of each rung a transposed
-    convolution.
+    Of each variant the configuration with the rarest constants for another architecture, which is another one in each
+    pass, and for the one the next configuration, or a transposed convolution where it takes that.
     """
-    for source in sample(2):
-        yield source, FULL
+    names = list(dict.fromkeys(variant.name for variant in VARIANTS))
     gelu = ("OUTPUT_ACTIVATION", "GELU")
     transposed = {of: source for source, of in configurations().items() if gelu in source.constants}
-    for source in transposed.values():
-        yield source, FULL
-    names = list(dict.fromkeys(variant.name for variant in VARIANTS))
-    for source in sample(1):
-        variant = configurations()[source]
+    sampled = {variant: list(some) for variant, some in groupby(sample(2), configurations().__getitem__)}
+    for variant, (first, *further) in sampled.items():
+        yield transposed.get(variant, further[0]), FULL
         # Before sm_80 the products of tensor_core are right, and slow: there it may spill.
         others = variant.architectures or (OTHERS[1:] if variant.name == "tensor_core" else OTHERS)
-        yield source, others[(names.index(variant.name) + list(PASSES).index(variant.pass_name)) % len(others)]
+        yield first, others[(names.index(variant.name) + list(PASSES).index(variant.pass_name)) % len(others)]
 
 
 def everything():
