@@ -363,12 +363,13 @@ def test_the_budget_of_compilations(variant):
         def sets_of(kind, some):
             return sets(p for p in some if (p.dtype, p.activation, p.mask) == kind)
 
-        assert all(sets_of(kind, chosen) for kind in kinds)
+        # Of each kind those that most problems share, and of one kind all.
+        alike = checking.compiled_alike(variant, computed, "cpu")
+        for kind in kinds:
+            of_kind = [some for some in alike if kind in {(p.dtype, p.activation, p.mask) for p in some}]
+            most = max(map(len, of_kind))
+            assert any(len(some) == most and chosen >= set(some) for some in of_kind)
         assert any(len(sets_of(kind, chosen)) == len(sets_of(kind, computed)) for kind in kinds)
-        # A scale and a residual are constants of their own; so are few problems' boxes of hopper, and registers of
-        # vectorised_direct.
-        plain = [problem for problem in computed if not (problem.scale or problem.residual)]
-        assert len(chosen) > len(plain) / (4 if variant.name in ("hopper", "vectorised_direct") else 2)
     elif len(sets(computed)) <= len(kinds):
         assert chosen == set(computed)
     else:

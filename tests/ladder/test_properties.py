@@ -8,6 +8,7 @@ import pytest
 from convbackprop import check, conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, devices
 from convbackprop.fuzz.problems import is_product, problems, with_filters
 from convbackprop.ladder.registry import VARIANTS
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
 from tests.support.problems import is_costly
 from tests.support.quick import quick_on_cpu
@@ -47,8 +48,11 @@ MANY_CHANNELS = ConvProblem.parse("1,64,9,9,64,3,3,padding=same")
 #: Examples of all variants together, so that the time does not grow with their number; in the slow tests, of each one.
 EXAMPLES, EXAMPLES_EACH = 1700, 2000
 
-#: Examples of hopper, which is compiled anew for nearly each of them.
-EXAMPLES_OF_HOPPER = 12
+#: Of one that is written for a few architectures, whose instructions a CPU takes long to stand in for.
+EXAMPLES_STOOD_IN_FOR = 12
+
+#: Sets of compile-time constants of one variant: examples that need more of them are passed over.
+COMPILATIONS, COMPILATIONS_EACH = 6, EXAMPLES_EACH
 
 
 def strategy_for(variant, filters):
@@ -69,8 +73,8 @@ def strategy_for(variant, filters):
     return with_filters(pairs, largest=80 if len(filters) == len(FILTERS) else 27)
 
 
-def hold(variant, where, filters, examples):
-    device = quick_on_cpu(devices.get_device(where))
+def hold(variant, where, filters, examples, compilations):
+    device, compiled = quick_on_cpu(devices.get_device(where)), set()
 
     @hypothesis.settings(
         max_examples=examples,
@@ -82,6 +86,9 @@ def hold(variant, where, filters, examples):
     @hypothesis.given(strategy_for(variant, filters), st.sampled_from(check.DATA), st.integers(0, 2**16))
     def holds(problem, data, seed):
         hypothesis.assume(variant.refusal(problem) is None)
+        constants = frozenset(constants_of(variant, problem, device.target).items())
+        hypothesis.assume(constants in compiled or len(compiled) < compilations)
+        compiled.add(constants)
         assert check.check(variant, problem, device, data, seed).faults == []
 
     holds()
@@ -90,15 +97,15 @@ def hold(variant, where, filters, examples):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("where", devices.usable_devices())
 def test_any_problem(where, variant):
-    examples = EXAMPLES_OF_HOPPER if variant.name == "hopper" else max(40, EXAMPLES // len(VARIANTS))
-    hold(variant, where, FILTERS[:2], examples)
+    examples = EXAMPLES_STOOD_IN_FOR if variant.architectures else max(40, EXAMPLES // len(VARIANTS))
+    hold(variant, where, FILTERS[:2], examples, COMPILATIONS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("where", devices.usable_devices())
 def test_any_problem_at_length(where, variant):
-    hold(variant, where, FILTERS, EXAMPLES_EACH)
+    hold(variant, where, FILTERS, EXAMPLES_EACH, COMPILATIONS_EACH)
 
 
 @hypothesis.settings(

@@ -18,13 +18,14 @@ from convbackprop.check import reference
 from convbackprop.check.curated import CURATED
 from convbackprop.devices.cpu import CpuDevice, set_num_threads
 from convbackprop.fuzz import laws
+from convbackprop.fuzz.problems import is_product
 from convbackprop.ladder.launches import TOTAL
 from convbackprop.ladder.registry import VARIANTS, of_pass, why_not
 from convbackprop.ladder.variant import ALIGNED, Alignment, Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ACCUMULATORS, DTYPES, PASSES, ConvProblem
 from tests.conftest import compile_ahead
-from tests.support.levels import FOLLOW_THE_LEVEL, cpu_at
+from tests.support.levels import FOLLOW_THE_LEVEL, OTHER_LEVELS, cpu_at
 from tests.support.problems import (
     ACTIVATION_KINDS,
     BUDGET,
@@ -82,7 +83,7 @@ def with_dtypes(variants, dtypes=DTYPES, costly=("float32",)):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(request):
-    wanted = [(variant, problem) for variant in VARIANTS for problem in chosen(variant, "cpu")]
+    wanted = ((variant, problem) for variant in VARIANTS for problem in chosen(variant, "cpu"))
     compile_ahead(request, wanted, devices.get_device("cpu"))
 
 
@@ -105,8 +106,8 @@ def on(device, tunables, variant, dtype="float32"):
 
     The CPU's own products take seconds to compile: as users compile them they are tried in float32.
     """
-    is_long = variant.name in ("vectorised_gemm", "vectorised_direct") and dtype != "float32"
-    return quick_on_cpu(device) if is_tried(device, tunables) or "cpu" not in variant.auto_on or is_long else device
+    takes_long = is_product(variant) and dtype != "float32"
+    return quick_on_cpu(device) if is_tried(device, tunables) or "cpu" not in variant.auto_on or takes_long else device
 
 
 def faults_of(variant, device, problems, kinds, tunables=None, among=None):
@@ -178,9 +179,7 @@ def test_every_variant_meets_every_kind():
         kinds = {kind_of(problem) for problem in among}
         taken = {kind_of(problem) for problem in EVERYTHING if variant.refusal(problem) is None}
         for i in range(3):
-            missing = {kind[i] for kind in taken} - {kind[i] for kind in kinds}
-            # Of its many sets of constants few are tried: none of a transposed problem with another activation.
-            assert not missing or (str(variant) == "input_grad/hopper" and i == 1), (variant, missing)
+            assert {kind[i] for kind in taken} == {kind[i] for kind in kinds}, variant
         if not variant.specialised:
             tried = chosen(variant, device, briefly=True)
             assert {kind_of(problem) for problem in tried} == set(kinds_once(variant)), variant
@@ -256,28 +255,32 @@ def test_defaults_are_legal(variant):
 
 
 # -- other levels of x86-64 ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("variant", "name", "value"),
-    [
-        pytest.param(
-            variant,
-            name,
-            value,
-            id=f"{variant}-{name}-{value}",
-            marks=() if value == max(tunable.legal) else pytest.mark.slow,
-        )
-        for variant in FOLLOW_THE_LEVEL
-        for name, tunable in variant.tunables.items()
-        for value in tunable.legal
-        if name not in TOTAL
-    ],
-)
+def legal_values_at_levels():
+    """Yield (level, variant, tunable, value); the largest values at one level, by turns: all others are slow tests."""
+    tunables = [(variant, name) for variant in FOLLOW_THE_LEVEL for name in variant.tunables if name not in TOTAL]
+    for turn, (variant, name) in enumerate(tunables):
+        legal = variant.tunables[name].legal
+        for level, value in product(OTHER_LEVELS, legal):
+            is_quick = value == max(legal) and level == OTHER_LEVELS[turn % len(OTHER_LEVELS)]
+            marks = () if is_quick else pytest.mark.slow
+            yield pytest.param(level, variant, name, value, id=f"{level}-{variant}-{name}-{value}", marks=marks)
+
+
+@pytest.mark.parametrize(("level", "variant", "name", "value"), list(legal_values_at_levels()), indirect=["level"])
 def test_every_legal_value_at_other_levels(level, variant, name, value):
-    """Beside what the rules make of the other constants there; values below the largest are slow tests."""
+    """Beside what the rules make of the other constants there."""
     assert faults_of_value(variant, name, value, lambda is_usual: cpu_at(level, *([] if is_usual else [QUICK]))) == []
 
 
-@each_variant
+#: Those that are other ones at each level, and the first rung of each pass: what is the same at each level is converted
+#: by a header that all share.
+AT_LEVELS = {*FOLLOW_THE_LEVEL, *(of_pass(pass_name)[0] for pass_name in PASSES)}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, id=str(v), marks=() if v in AT_LEVELS else pytest.mark.slow) for v in VARIANTS],
+)
 def test_each_dtype_at_other_levels(level, variant):
     """As users compile it; of a rung that is the same at each level, what it is converted by: float16."""
     kinds = (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]) if variant in FOLLOW_THE_LEVEL else EACH_KIND_ONCE[3:4]

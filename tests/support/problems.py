@@ -8,6 +8,7 @@ from itertools import product
 from convbackprop import check
 from convbackprop.check.curated import CURATED, Curated
 from convbackprop.fuzz.problems import is_product
+from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES
 
 #: What is known at compile time: (activation, mask).
@@ -44,7 +45,7 @@ EVERYTHING = tuple(
     for dtype, activation, mask in EVERY_KIND
 )
 
-#: Sets of compile-time constants that a variant is compiled for, if they follow from the problem.
+#: Sets of compile-time constants for which a variant is compiled that is compiled anew for other sizes.
 BUDGET, BUDGET_BRIEFLY = 5, 3
 
 
@@ -66,22 +67,43 @@ def is_long(variant, problem):
 def chosen(variant, tunables, briefly=False):
     """Return the problems on which a variant is checked.
 
-    All of them in float32, and in each other dtype, where the activations take turns. Each kind once where that is
-    costly, and briefly. One that is compiled anew for other sizes: for as few sets of constants as `BUDGET` says,
-    those that differ most.
+    All of them in one kind, and in each dtype, where the activations take turns; each kind once, briefly. What is
+    costly is compiled as seldom as it can be: see `covering`.
     """
     if variant.specialised:
-        sets, met, taken = check.compiled_alike(variant, EVERYTHING, tunables), set(), []
-        for _ in range(BUDGET_BRIEFLY if briefly else BUDGET):
-            taken.append(max(sets, key=lambda alike: len(facts_of(alike) - met)))
-            met |= facts_of(taken[-1])
-        return frozenset(problem for alike in taken for problem in alike)
-    if is_costly(variant) or briefly:
-        some = [p for p in EVERYTHING if kind_of(p) in kinds_once(variant)]
+        return covering(variant, EVERYTHING, tunables, BUDGET_BRIEFLY if briefly else BUDGET)
+    once = [p for p in EVERYTHING if kind_of(p) in kinds_once(variant)]
+    if is_costly(variant):
+        return covering(variant, once, tunables, len(kinds_once(variant)) if briefly else None)
+    if briefly:
+        some = once
     else:
-        some = [p for i, p in enumerate(EVERYTHING) if p.dtype == "float32" or sum(divmod(i, len(EVERY_KIND))) % 3 == 0]
+        turns = len(ACTIVATION_KINDS)
+        in_turn = [p for i, p in enumerate(EVERYTHING) if sum(divmod(i, len(EVERY_KIND))) % turns == 0]
+        some = [*in_turn, *(p for p in EVERYTHING if kind_of(p) == EACH_KIND_ONCE[0])]
     some = [p for p in some if not is_long(variant, p) or kind_of(p) in EACH_KIND_ONCE[:2]]
     return check.within_budget(variant, some, tunables)
+
+
+def covering(variant, problems, tunables, budget=None):
+    """Return problems for which a variant is compiled with few sets of constants, and that meet all there is to meet.
+
+    That is each kind, and each dtype, activation and mask, each size of problem, and each value of each constant. Of no
+    more sets than a budget they meet what they can, what belongs to kinds first.
+    """
+    sets = check.compiled_alike(variant, problems, tunables)
+    kinds = [{fact for p in alike for fact in (kind_of(p), *enumerate(kind_of(p)))} for alike in sets]
+    others = [
+        {p.with_(dtype="float32", activation="identity", mask=False) for p in alike}
+        | set(constants_of(variant, alike[0], tunables).items())
+        for alike in sets
+    ]
+    taken, unmet = [], (set().union(*kinds), set().union(*others))
+    while any(unmet) and len(taken) != budget:
+        best = max(range(len(sets)), key=lambda i: (len(kinds[i] & unmet[0]), len(others[i] & unmet[1])))
+        unmet = unmet[0] - kinds[best], unmet[1] - others[best]
+        taken.append(sets[best])
+    return frozenset(problem for alike in taken for problem in alike)
 
 
 @functools.cache
@@ -94,11 +116,6 @@ def kinds_once(variant):
         others = product((dtype, "float32", "float16"), (activation, "relu"), (mask,))
         found.update(dict.fromkeys([kind for kind in others if kind in taken][:1]))
     return tuple(found)
-
-
-def facts_of(problems):
-    """Return what is to be met at least once: dtypes, activations, masks and filters."""
-    return {fact for p in problems for fact in (p.dtype, p.activation, p.mask, (p.R, p.S, p.groups == p.C))}
 
 
 #: What torch computes too: it refuses some empty batches.
