@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pytest
@@ -28,8 +29,16 @@ def faults(variant, device, text, data="normal", offset=0, **changes):
     return [f"{problem}: {fault}" for fault in check.check(variant, problem, device, data, offset=offset).faults]
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [
+        (FORWARD, "float16"),
+        (INPUT_GRAD, "float32"),
+        pytest.param(FORWARD, "float32", marks=pytest.mark.slow),
+        pytest.param(INPUT_GRAD, "float16", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_every_width(quick, variant, dtype):
     """A tile and one column more and less, of arrays that begin at aligned addresses and not."""
     found = []
@@ -49,19 +58,17 @@ def test_every_height(quick, variant):
     assert found == []
 
 
+def filters():
+    """Yield (rows, columns, dtype): each is compiled anew, and all but a few extreme ones are slow tests."""
+    extreme = {(5, 31, "float32"), (31, 6, "bfloat16"), (31, 31, "float32"), (31, 31, "float16")}
+    sizes = *((size, size) for size in range(5, 32)), (5, 31), (31, 5), (31, 6), (6, 31), (9, 24), (24, 9), (16, 17)
+    for (rows, columns), dtype in product(sizes, ("float32", "float16", "bfloat16")):
+        yield pytest.param(rows, columns, dtype, marks=() if (rows, columns, dtype) in extreme else pytest.mark.slow)
+
+
 @each_variant
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize(
-    # Each size is compiled anew.
-    ("rows", "columns"),
-    [
-        pytest.param(rows, columns, marks=() if (rows, columns) in ((5, 31), (31, 6), (31, 31)) else pytest.mark.slow)
-        for rows, columns in (
-            *((size, size) for size in range(5, 32)), (5, 31), (31, 5), (31, 6), (6, 31), (9, 24), (24, 9), (16, 17),
-        )
-    ],
-)  # fmt: skip
-def test_every_filter(quick, variant, dtype, rows, columns):
+@pytest.mark.parametrize(("rows", "columns", "dtype"), list(filters()))
+def test_every_filter(quick, variant, rows, columns, dtype):
     found = []
     size = f"{rows},{columns}"
     for text in (f"1,1,34,37,1,{size},padding=same", f"1,2,{rows + 3},{columns + 9},2,{size},groups=2"):

@@ -156,7 +156,24 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.what for mistake in MISTAKES])
+def mistakes():
+    """Yield the mistakes; but for the first of each variant, file and way to fail they are slow tests."""
+    met = set()
+    for mistake in MISTAKES:
+        sort = mistake.variant, mistake.file, mistake.is_deadlock
+        yield pytest.param(mistake, id=mistake.what, marks=pytest.mark.slow if sort in met else ())
+        met.add(sort)
+
+
+def test_every_mistake_finds_its_text(tmp_path):
+    """Also those that are tried in the slow tests only."""
+    for i, mistake in enumerate(MISTAKES):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        assert replaced(mistake.variant, mistake.file, mistake.old, mistake.new, folder).path.is_file()
+
+
+@pytest.mark.parametrize("mistake", list(mistakes()))
 def test_a_mistake_shows(quick, mistake, tmp_path):
     wrong = replaced(mistake.variant, mistake.file, mistake.old, mistake.new, tmp_path)
     text = MORE.get(mistake.what, TEXTS[0])
