@@ -37,14 +37,14 @@ assert (y == 4).all(), y
 
 
 class Place:
-    """A cache directory, and a compiler that logs its calls."""
+    """A cache directory, and a compiler that logs its calls, and optimises nothing: here little is computed."""
 
     def __init__(self, tmp_path):
         self.folder = tmp_path / "cache"
         self.log = tmp_path / "calls"
         self.log.touch()
         wrapper = tmp_path / "g++"
-        wrapper.write_text(f'#!/bin/sh\necho "$*" >> "{self.log}"\nexec "{compiler.find_cxx()}" "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\necho "$*" >> "{self.log}"\nexec "{compiler.find_cxx()}" "$@" -O0\n')
         wrapper.chmod(0o755)
         self.environment = {
             **os.environ,
@@ -123,12 +123,10 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", [truncate, flip])
-def test_damaged_kernels_are_never_loaded(place, damage):
+def test_damaged_kernels_are_never_loaded(place):
     place.run()
     kernels = place.files(".so")
-    assert len(kernels) == 2  # the runtime and the kernel
-    for path in kernels:
+    for path, damage in zip(kernels, (truncate, flip), strict=True):  # the runtime and the kernel
         damage(path)
     assert place.run()[1] >= 2
     assert place.run()[1] == 0

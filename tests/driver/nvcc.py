@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ISOLATED = ("-Wl,-Bsymbolic",)  # as in tests/driver/__init__.py, which takes long to import
+# As in tests/driver/__init__.py and tests/support/quick.py, which take long to import.
+ISOLATED, QUICK = ("-Wl,-Bsymbolic",), "-O1"
 
 
 def facts(cubin: bytes, log: str) -> list[str]:
@@ -81,7 +82,7 @@ def main() -> int:
     os.environ["CONVBACKPROP_CACHE_DIR"] = str(output.parent.parent)  # where the package wants the cubin
     try:
         runtime = compiler.cpu_runtime(ISOLATED)
-        kernels = compiler.shared_object(Source.of(Path(source), constants), runtime=runtime)
+        kernels = compiler.shared_object(Source.of(Path(source), constants), (QUICK,), runtime)
     except ConvBackpropError as error:
         print(error, file=sys.stderr)
         return 1

@@ -30,8 +30,8 @@ if not FOLDER.exists():
 
 
 @pytest.fixture(autouse=True)
-def beside_one_another(monkeypatch):
-    """Scripts find each other because they lie in one folder."""
+def beside_one_another(monkeypatch, quick_commands):
+    """Scripts find each other because they lie in one folder; their kernels are compiled quickly."""
     monkeypatch.syspath_prepend(str(FOLDER))
     before = torch.get_num_threads()
     torch.set_num_threads(1)

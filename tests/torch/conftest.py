@@ -1,10 +1,15 @@
-"""Groups of processes for the tests of what is distributed."""
+"""Kernels that are compiled quickly, and groups of processes for the tests of what is distributed."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.support.ranks import Ranks
+
+
+@pytest.fixture(autouse=True)
+def quickly(quick_commands):
+    """What torch asks of the package does not follow from the machine code of its kernels."""
 
 
 @pytest.fixture(scope="module")

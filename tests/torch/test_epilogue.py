@@ -17,7 +17,6 @@ from convbackprop.problem import DTYPES, ConvProblem  # noqa: E402
 from convbackprop.torch import decompositions, operators  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_commands")
 NAMES = ("x", "w", "b", "scale", "residual")
 
 #: Shapes of x, w and y, and the options.
