@@ -24,6 +24,7 @@ from tests.support.quick import quick_cpu
 # Tests choose their devices themselves, and how wide a terminal is (pytest-xdist tells its workers its own width).
 os.environ.pop("CONVBACKPROP_DEVICE", None)
 os.environ.pop("COLUMNS", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the many processes compiles the package anew
 os.environ["CONVBACKPROP_TUNED"] = "off"  # what the user has tuned is no test's concern
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -354,23 +355,30 @@ def torch_answer(p, given, dy):
     return {"y": y.detach().numpy(), "dx": x.grad.numpy(), "dw": w.grad.numpy(), "db": b.grad.numpy()}
 
 
+@functools.cache
+def before_activation(entry, seed):
+    """Return a problem without its activation, inputs of all passes, and the reference's answers, by pass."""
+    plain = entry.problem(activation="identity").with_(bias=True, transposed=False)
+    given = check.inputs("forward", plain, entry.data, seed) | check.inputs("kernel_grad", plain, entry.data, seed)
+    return plain, given, {name: reference.answer(name, plain, given) for name in PASSES}
+
+
 @pytest.mark.parametrize("activation", PHI)
 def test_against_torch_autograd(activation):
     pytest.importorskip("torch", reason="needs torch, which is not installed: the reference against torch.autograd")
     u = 2.0**-53
     for seed, entry in enumerate(WITH_IMAGES):
-        p = entry.problem(activation=activation).with_(bias=True, transposed=False)  # float32 data, answered in float64
-        plain = p.with_(activation="identity")
-        given = check.inputs("forward", plain, entry.data, seed) | check.inputs("kernel_grad", plain, entry.data, seed)
+        plain, given, answers = before_activation(entry, seed)
+        p, given = plain.with_(activation=activation), dict(given)  # float32 data, answered in float64
         expected = torch_answer(p, given, given["dy"])
         y, y_terms = reference.answer("forward", p, given)["y"]
-        given["saved"] = reference.answer("forward", plain, given)["y"][0] if p.saved == "pre_activation" else y
+        given["saved"] = answers["forward"]["y"][0] if p.saved == "pre_activation" else y
         # How far two float64 computations of y may be apart, and hence phi', whose slope is at most 2.
         n = RESULTS["y"].reduction_length(p)
         y_slack = 3 * (n + 2) * u * y_terms + 14 * u * abs(y)
         assert np.all(abs(y - expected["y"]) <= y_slack), f"y of {p}"
         for pass_name in ("input_grad", "kernel_grad", "backward"):
-            dy_terms = reference.answer(pass_name, plain, given)
+            dy_terms = answers[pass_name]
             for name, (value, magnitude) in reference.answer(pass_name, p, given).items():
                 n = RESULTS[name].reduction_length(p)
                 slack = 2 * (n + 4) * u * magnitude

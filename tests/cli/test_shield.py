@@ -41,8 +41,8 @@ COMMANDS = [
     ("run", "mine.cu", *PROBLEM, "--device", "cpu"),
 ]
 
-#: Of each process: that a launch takes long is told after a second; the rest is a test's own.
-PROGRAM = "import sys; from convbackprop.cli import main, shield; shield.LONG = 1.0; {}; sys.exit(main(sys.argv[1:]))"
+#: Of each process: that a launch takes long is told at once; the rest is a test's own.
+PROGRAM = "import sys; from convbackprop.cli import main, shield; shield.LONG = 0.1; {}; sys.exit(main(sys.argv[1:]))"
 
 
 @contextlib.contextmanager
@@ -57,7 +57,9 @@ def endless(command, folder, setting="pass"):
     )  # fmt: skip
     try:
         line = process.stderr.readline()
-        assert "a launch of endless has been running for 1 s; Ctrl-C stops it within 3 s, a second one at once" in line
+        assert (
+            "a launch of endless has been running for 0.1 s; Ctrl-C stops it within 3 s, a second one at once" in line
+        )
         assert (
             "forward" in line and "--problem" in line
             if command[0] == "fuzz"
@@ -83,7 +85,7 @@ def members(group):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
 def test_ctrl_c_ends_a_kernel_that_never_does(tmp_path, command):
-    with endless(command, tmp_path) as process:
+    with endless(command, tmp_path, setting="shield.GRACE = 0.1") as process:
         os.killpg(process.pid, signal.SIGINT)
         err = process.communicate(timeout=PATIENCE)[1]  # until nobody is left who could write
         assert process.returncode == 130 and "did not stop by itself and was ended" in err and "Traceback" not in err
