@@ -4,6 +4,7 @@
 #include <cuda_pipeline.h>
 
 #include "filter_product.cuh"
+#include "run_parts.cuh"
 #include "tensor_product.cuh"
 
 using FilterSlice = LaneOrder<LEFT_PARTS>;
@@ -60,18 +61,24 @@ struct NumberedPixels : PixelRun {
 // How a tile of forward or input_grad is multiplied whose windows are staged tap by tap, by all strides.
 struct TapWindows {
     using Product = TapProduct;
+    using Parts = RunParts<Product, MAY_SPLIT>;
     using Pixels = NumberedPixels;
 
     static __device__ __forceinline__ int count(const PixelGrid& grid) { return grid.count(); }
     static __device__ __forceinline__ Pixels pixels(const Tile& tile, const PixelGrid& grid) {
         return {{grid, tile.first_pixel}};
     }
+    template <class Phase>
+    static __device__ __forceinline__ int run_slices(const Phase&) {
+        return RUN_SLICES;
+    }
     template <int VECTOR_PIXELS, class Reader, class Phase>
     static __device__ __forceinline__ void add(Product& product, const Acc* filter, const Offset* offsets,
-                                               const Reader& reader, const Phase& phase, const Tile& tile) {
+                                               const Reader& reader, const Phase& phase, const Tile& tile,
+                                               const Parts& parts) {
         FilterLoader rows(filter);
         WindowLoader<Reader, VECTOR_PIXELS> windows(offsets, reader, phase.grid, tile.first_pixel);
         NoRowSums none;
-        add_slices(product, rows, windows, none, (phase.depth + DEPTH - 1) / DEPTH);
+        add_slices(product, rows, windows, none, parts.slices, parts);
     }
 };

@@ -79,6 +79,7 @@ struct FilterGroups {
 // a halo has UNITS_AT_ONCE of a thread's units under way one after another while a group is multiplied.
 struct HaloWindows {
     using Product = TensorProduct<FilterSlice, HaloRows>;
+    using Parts = RunParts<Product, MAY_SPLIT>;
     using Pixels = HaloRun;
 
     static __device__ __forceinline__ int count(const PixelGrid& grid) { return HaloTile::count(grid) * TILE_N; }
@@ -86,12 +87,20 @@ struct HaloWindows {
         return {tile.first_pixel / TILE_N, grid};
     }
 
+    // All taps of as many blocks of channels as a run holds, where sums may be split: a block is staged once.
+    template <class Phase>
+    static __device__ __forceinline__ int run_slices(const Phase& phase) {
+        const int taps = max(1, phase.down * phase.across);
+        return max(1, RUN_SLICES / taps) * taps;
+    }
     template <int VECTOR_PIXELS, class Reader, class Phase>
     static __device__ __forceinline__ void add(Product& product, const Acc* filter, const Offset*, const Reader& reader,
-                                               const Phase& phase, const Tile& tile) {
-        constexpr int RUN_SLICES = RUN_STEPS / DEPTH, UNROLLED = ROW_GROUPS ? TAPS_AT_ONCE : 1;
-        const int taps = phase.down * phase.across, blocks = taps ? phase.depth / taps / DEPTH : 0;
-        if (blocks == 0) return;
+                                               const Phase& phase, const Tile& tile, Parts parts) {
+        constexpr int UNROLLED = ROW_GROUPS ? TAPS_AT_ONCE : 1;
+        const int taps = phase.down * phase.across;
+        if (taps == 0 || parts.slices <= 0) return;
+        const int first_block = parts.first_slice / taps, end_block = first_block + parts.slices / taps;
+        const int run_blocks = run_slices(phase) / taps;
 
         // The halo begins where the first taps see the tile's first pixel, and with a whole vector. A tap's shift:
         const Pixels pixels = HaloWindows::pixels(tile, phase.grid);
@@ -105,11 +114,11 @@ struct HaloWindows {
                                                            pixels.q + cols.lowest(phase.across) - lead);
         groups.ask(memory.filter[0], min(taps, TAPS_AT_ONCE));
         loader.begin();
-        loader.bring(memory.halos[0], 0);
+        loader.bring(memory.halos[first_block & 1], first_block * DEPTH);
         int run = 0, turn = 0;
 #pragma unroll 1
-        for (int block = 0; block < blocks; ++block) {
-            const bool has_next = block + 1 < blocks;
+        for (int block = first_block; block < end_block; ++block) {
+            const bool has_next = block + 1 < end_block;
             HaloRows &halo = memory.halos[block & 1], &next = memory.halos[block + 1 & 1];
             const int next_plane = (block + 1) * DEPTH;
             int row_shift = first_shift * HaloRows::PIXEL_BYTES, shift = row_shift, across = 0;
@@ -131,12 +140,17 @@ struct HaloWindows {
                     shift += (ROW_GROUPS ? COL_STEP : cols.step) * HaloRows::PIXEL_BYTES;
                     if (++across == (ROW_GROUPS ? TAPS_AT_ONCE : phase.across))
                         across = 0, shift = row_shift += rows.step * (HALO_Q * HaloRows::PIXEL_BYTES);
-                    if (LONG_SUMS && ++run == RUN_SLICES) run = 0, product.end_run(nullptr, false, false);
+                    if (LONG_SUMS && !MAY_SPLIT && ++run == RUN_SLICES)
+                        run = 0, product.end_run(nullptr, false, false);
                 }
             }
             if (has_next) loader.bring(next, next_plane);
+            if (MAY_SPLIT && (++run == run_blocks || !has_next)) {
+                run = 0;
+                if (!parts.take(product)) product.end_run(nullptr, false, !has_next);
+            }
         }
-        product.end_run(nullptr, false, true);
+        if (!MAY_SPLIT) product.end_run(nullptr, false, true);
     }
 };
 

@@ -34,10 +34,14 @@ struct ThreadTile {
 template <int PADDING>
 struct MatrixProduct : ThreadTile {
     using Slice = ::Slice<PADDING>;
-    static constexpr int ROWS = REG_M, COLS = REG_N, ASIDE = VECTOR;
+    using Place = ThreadTile;
+    static constexpr int ROWS = REG_M, COLS = REG_N, ASIDE = VECTOR, VECTOR_ROWS = 1;
     Acc sums[ROWS][COLS] = {};
 
     __device__ __forceinline__ Acc sum(int i, int j) const { return sums[i][j]; }
+    static __device__ __forceinline__ Acc result(Acc sum) { return sum; }
+    static __device__ __forceinline__ Part part_of(int i, int j) { return {(i * COLS + j) / VECTOR, j % VECTOR}; }
+    __device__ __forceinline__ void leave_run(AccVector* to) { end_run(to, true, false); }
 
     __device__ __forceinline__ void end_run(AccVector* totals, bool is_first, bool is_last) {
         ::end_run(sums, totals, is_first, is_last);

@@ -9,10 +9,16 @@
 
 static_assert(RUN_STEPS % DEPTH == 0, "a run is made of whole slices");
 constexpr int RUN_SLICES = RUN_STEPS / DEPTH;
+__device__ __forceinline__ int runs_of(int slices) { return (slices + RUN_SLICES - 1) / RUN_SLICES; }
 
 constexpr int VECTOR = 16 / sizeof(Acc);  // numbers in shared memory that are moved at once
 struct alignas(16) AccVector {
     Acc elements[VECTOR];
+};
+
+// Where one of a thread's sums lies among the vectors of them that it writes.
+struct Part {
+    int vector, element;
 };
 
 extern __shared__ __align__(16) unsigned char shared[];

@@ -107,29 +107,43 @@ struct ChunkRows {
     };
 };
 
+// Where am I in the tile: my warp's rows and columns, and my lane's sums among them.
+struct WarpTile {
+    const int first_row = threadIdx.x / 32 % WARPS_M * WARP_M, first_col = threadIdx.x / 32 / WARPS_M * WARP_N;
+
+    __device__ __forceinline__ int row(int i) const { return first_row + i * 8 + threadIdx.x % 32 / 4; }
+    __device__ __forceinline__ int col(int j) const { return first_col + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
+};
+
 template <class Left, class Right>
-struct TensorProduct {
+struct TensorProduct : WarpTile {
+    using Place = WarpTile;
     struct Slice {
         Left a;
         Right b;
     };
-    static constexpr int ROWS = WARP_M / 8, COLS = WARP_N / 4, ASIDE = 2;  // a lane's
+    static constexpr int ROWS = WARP_M / 8, COLS = WARP_N / 4, ASIDE = 2, VECTOR_ROWS = 2;  // a lane's
     static constexpr int ROWS_16 = WARP_M / 16, COLS_16 = WARP_N / 16;     // a warp's, 16 at once
     static_assert(THREADS == WARPS_M * (Right::COLUMNS / WARP_N) * 32 && Right::COLUMNS % WARP_N == 0 &&
                       WARP_N % 32 == 0,
                   "warps make the tile; swizzles know 32 columns");
 
-    // Where am I in the tile: my warp's rows and columns, and my lane's sums among them.
-    const int first_row = threadIdx.x / 32 % WARPS_M * WARP_M, first_col = threadIdx.x / 32 / WARPS_M * WARP_N;
     const typename Left::Reader left_reader = typename Left::Reader(first_row);
     const typename Right::Reader right_reader = typename Right::Reader(first_col);
-    float sums[ROWS_16][COLS_16 * 2][4] = {}, totals[LONG_SUMS ? ROWS_16 : 1][COLS_16 * 2][4] = {};
+    float sums[ROWS_16][COLS_16 * 2][4] = {}, totals[LONG_SUMS ? ROWS_16 : 1][COLS_16 * 2][4];
 
-    __device__ __forceinline__ int row(int i) const { return first_row + i * 8 + threadIdx.x % 32 / 4; }
-    __device__ __forceinline__ int col(int j) const { return first_col + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
+    __device__ __forceinline__ TensorProduct() {
+#pragma unroll
+        for (int i = 0; i < (LONG_SUMS ? ROWS_16 * COLS_16 * 8 : 0); ++i)
+            totals[i / COLS_16 / 8][i / 4 % (COLS_16 * 2)][i % 4] = -0.0f;  // what changes no bit of what is added
+    }
+
+    __device__ __forceinline__ Acc sum(int i, int j) const { return result(sums[i / 2][j / 2][i % 2 * 2 + j % 2]); }
+    static __device__ __forceinline__ Part part_of(int i, int j) {
+        return {i / 2 * (COLS / 2) + j / 2, i % 2 * 2 + j % 2};
+    }
     // NaN stands for a sum that is not finite where its factors were scaled: it is to be formed anew.
-    __device__ __forceinline__ Acc sum(int i, int j) const {
-        const float scaled = sums[i / 2][j / 2][i % 2 * 2 + j % 2];
+    static __device__ __forceinline__ Acc result(Acc scaled) {
         return IS_TF32 ? scaled * UNSCALE + (scaled - scaled) : scaled;
     }
 
@@ -160,6 +174,18 @@ struct TensorProduct {
 #pragma unroll
             for (int j = 0; j < COLS_16 * 2; ++j)
                 multiply_add<Factor>(sums[i][j], left[i], {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]});
+    }
+    // The sums of a run, THREADS vectors apart.
+    __device__ __forceinline__ void leave_run(AccVector* to) {
+#pragma unroll
+        for (int i = 0; i < ROWS_16; ++i)
+#pragma unroll
+            for (int j = 0; j < COLS_16 * 2; ++j, to += THREADS) {
+                AccVector run;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) run.elements[e] = sums[i][j][e], sums[i][j][e] = 0;
+                *to = run;
+            }
     }
     __device__ __forceinline__ void end_run(AccVector*, bool, bool is_last) {
         if constexpr (LONG_SUMS) {

@@ -213,29 +213,42 @@ def _parts_elements(pass_name: str, p: ConvProblem, t: Constants) -> int:
     return tiles(pass_name, p, t) * runs(pass_name, p) * t["TILE_M"] * t["TILE_N"]
 
 
+def best_splits(
+    tiles: int, runs: int, moved: int, resident: int, multiprocessors: int, clocks: Callable[[int, int, int], float]
+) -> tuple[float, int]:
+    """Return the clocks that a product takes at best, and among how many blocks each sum is split then.
+
+    `moved`: bytes of the sums of all runs; if they do not fit in the workspace, nothing is split: fewer parts than runs
+    would have other bits. `clocks`: (blocks of a multiprocessor, rounds of them, runs of a block) -> those of a launch.
+    """
+
+    def time(splits: int) -> float:
+        blocks = ceil_div(tiles * splits, multiprocessors)
+        added = _SECOND_LAUNCH + 2 * moved / (multiprocessors * _CACHE_BYTES) if splits > 1 else 0
+        return clocks(blocks, ceil_div(blocks, resident), ceil_div(runs, splits)) + added
+
+    enough = ceil_div(4 * resident * multiprocessors, max(1, tiles))  # four rounds of blocks
+    most = min(runs, enough) if moved <= limit() else 1
+    return min((time(splits), splits) for splits in range(1, max(most, 1) + 1))
+
+
 def _best_splits(pass_name: str, p: ConvProblem, t: Constants) -> tuple[float, int]:
     """Return the clocks that the product takes at best, and among how many blocks each sum is split then.
 
     A multiprocessor's blocks take the time of their multiply-adds, and each round of them once more what a block waits.
-    If the sums of all runs do not fit in the workspace, nothing is split: fewer parts than runs would have other bits.
     """
-    steps, all_runs, all_tiles = product(pass_name, p)[2], runs(pass_name, p), tiles(pass_name, p, t)
-    moved = _parts_elements(pass_name, p, t) * p.accumulator_bytes
+    steps = product(pass_name, p)[2]
     threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
-    resident = max(1, _resident_threads(pass_name, p, t) // threads)
 
-    def clocks(splits: int) -> float:
-        blocks = ceil_div(all_tiles * splits, t["multiprocessors"])
-        rounds = ceil_div(blocks, resident)
-        each = min(steps, ceil_div(all_runs, splits) * RUN) / RUN
+    def clocks(blocks: int, rounds: int, block_runs: int) -> float:
+        each = min(steps, block_runs * RUN) / RUN
         staged = 1.0 if t["TILE_M"] == 128 else 1.15
         work, wait = (1.4 * each + 0.25) * staged * blocks * threads / 128, (2.3 * each + 0.3) * rounds
-        added = _SECOND_LAUNCH + 2 * moved / (t["multiprocessors"] * _CACHE_BYTES) if splits > 1 else 0
-        return math.hypot(work, wait) * t["REG_M"] * t["REG_N"] * RUN + added
+        return math.hypot(work, wait) * t["REG_M"] * t["REG_N"] * RUN
 
-    enough = ceil_div(4 * resident * t["multiprocessors"], max(1, all_tiles))  # four rounds of blocks
-    most = min(all_runs, enough) if moved <= limit() else 1
-    return min((clocks(splits), splits) for splits in range(1, max(most, 1) + 1))
+    moved = _parts_elements(pass_name, p, t) * p.accumulator_bytes
+    resident = max(1, _resident_threads(pass_name, p, t) // threads)
+    return best_splits(tiles(pass_name, p, t), runs(pass_name, p), moved, resident, t["multiprocessors"], clocks)
 
 
 def splits(pass_name: str, p: ConvProblem, t: Constants) -> int:

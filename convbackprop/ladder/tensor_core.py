@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from convbackprop.devices.gpus import Target
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
 from convbackprop.ladder.implicit_gemm import (
     RUN,
+    best_splits,
     grid,
     kernel_grad_splits,
     one_tap,
@@ -52,10 +54,17 @@ from convbackprop.problem import DTYPES, RESULTS, ConvProblem
 #: Words of a row's part of a slice, and those from one row to the next.
 _WORDS, _PITCH = 16, 20
 
-#: RUN_STEPS: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits,
+#: RUN_STEPS, where sums are not split: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits,
 #: and may be cut each time, by two round-offs at most. Of 64 steps these are 48, where the bound is 65; of 3,840 they
 #: are 480 of 496.
 _RUN, _RUN_OF_16_BITS = 64, 3840
+
+#: Steps of the runs that sums may be split into, at most; what of their bound is left to cut sums then.
+_SPLIT_RUN, _CUT_SHARE = 320, 0.5
+
+#: Results of an image, up to which 16-bit sums are made of such runs: of 16 images there are half as many tiles as an
+#: H200 has multiprocessors. Totals take registers, so that warps of larger images would be smaller.
+_FEW_RESULTS = 1 << 17
 
 #: Products of a float32 sum, of which TF32's parts leave out up to 8 round-offs of its bound, and cut sums the rest.
 _LEAST_PRODUCTS = 32
@@ -87,6 +96,8 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     left, right = _parts(pass_name, p)
     bits = 16 if (left, right) == (1, 1) and p.dtype != "float32" else 32
     run = _RUN_OF_16_BITS if bits == 16 else _RUN * (2 if p.is_tf32 else 1)
+    split_run = _split_run(pass_name, p, bits) if pass_name != "kernel_grad" else 0
+    run = split_run or run
     return {
         "LEFT_PARTS": left,
         "RIGHT_PARTS": right,
@@ -95,8 +106,31 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
         "DEPTH": _WORDS * 32 // bits,
         "RUN_STEPS": run,
         "LONG_SUMS": int(_longest(pass_name, p, run) > run),
+        **({"MAY_SPLIT": int(split_run > 0)} if pass_name != "kernel_grad" else {}),
         "TAPS_AT_ONCE": (p.S if p.S in (2, 3) else 3) if (left, right) == (1, 1) else 1,
     }
+
+
+def _split_run(pass_name: str, p: ConvProblem, bits: int) -> int:
+    """Return the steps of a run that a sum of several may be split into, 0 if its bound or its tiles forbid it.
+
+    They are whole blocks of channels, all taps of them, so that a block of a split sum stages what it multiplies alone.
+    """
+    is_forward = pass_name == "forward"
+    if bits == 16 and (p.K * p.P * p.Q if is_forward else p.C * p.H * p.W) > _FEW_RESULTS:
+        return 0
+    depth, steps, planes = _WORDS * 32 // bits, product(pass_name, p)[2], (p.C if is_forward else p.K) // p.groups
+    block = depth * (steps // planes if one_tap(pass_name, p, {"DEPTH": depth}) else 1)
+    n, (left, right) = planes * p.R * p.S, _parts(pass_name, p)
+    products = 1 if p.is_tf32 else left + right - 1
+
+    def cut(run: int) -> float:
+        """Return the round-offs by which a sum may be out, of what low parts leave out and of additions, too."""
+        matrices = products * ceil_div(run, 256 // bits) - (products - 1)  # the first low ones are too small to be cut
+        return 2 * matrices + 8 * (products == 3) + steps / run
+
+    fitting = (run for run in range(max(1, _SPLIT_RUN // block) * block, 0, -block) if _RUN <= run < steps)
+    return next((run for run in fitting if cut(run) <= _CUT_SHARE * min(n + 3, 8 * math.sqrt(n + 2))), 0)
 
 
 # -- the tile --------------------------------------------------------------------------------------------------------
@@ -275,13 +309,75 @@ def _results(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants)
     }
 
 
+# -- how sums are split among blocks ----------------------------------------------------------------------------------
+#: Of 16 x 8 sums: clocks that a multiprocessor takes to issue what a step of them wants, at 8 TF32 or 16 16-bit
+#: numbers; how many times as long a block of 8 warps waits for each; and what a block takes besides, to begin and to
+#: write. What the profile expects of an H200.
+_STEP_CLOCKS, _STEP_WAITS, _BLOCK_CLOCKS = 1.6, 1.5, 3000
+
+
+def _runs(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the runs of the longest sums."""
+    return ceil_div(slices_of(pass_name, p, t) * t["DEPTH"], t["RUN_STEPS"])
+
+
+def _window_tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the tiles of forward and input_grad."""
+    return math.prod(_grid(pass_name)(p, t))
+
+
+def _parts_elements(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the sums of all runs of all tiles."""
+    return _window_tiles(pass_name, p, t) * _runs(pass_name, p, t) * t["TILE_M"] * t["TILE_N"]
+
+
+def _window_splits(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return among how many blocks each sum of forward or input_grad is split."""
+    if not t["MAY_SPLIT"]:
+        return 1
+    products = t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 1
+    steps = t["TILE_M"] * t["TILE_N"] / 128 * products * t["RUN_STEPS"] / (256 // t["FACTOR_BITS"])
+    waits = _STEP_WAITS * 8 * 32 / t["THREADS"]
+
+    def clocks(blocks: int, rounds: int, block_runs: int) -> float:
+        return math.hypot(blocks, waits * rounds) * (block_runs * steps * _STEP_CLOCKS + _BLOCK_CLOCKS)
+
+    moved, all_runs = 4 * _parts_elements(pass_name, p, t), _runs(pass_name, p, t)
+    tiles = _window_tiles(pass_name, p, t)
+    return best_splits(tiles, all_runs, moved, t["RESIDENT"], t["multiprocessors"], clocks)[1]
+
+
+def _split_grid(pass_name: str) -> Geometry:
+    """Return the tiles, and the splits."""
+    return lambda p, t: (*_grid(pass_name)(p, t), _window_splits(pass_name, p, t))
+
+
+def _run_integers(pass_name: str) -> Geometry:
+    """Return the rule for the slices and runs of the longest sums, and how many runs a block adds up."""
+
+    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+        all_runs = _runs(pass_name, p, t)
+        return slices_of(pass_name, p, t), all_runs, ceil_div(all_runs, _window_splits(pass_name, p, t))
+
+    return rule
+
+
+def _run_total(pass_name: str, *operands: str) -> Launch:
+    """Return the launch that adds up the parts of split sums: a block for each two rows of a lane's."""
+    return Launch(f"{pass_name}_total", operands,
+                  lambda p, t: (_window_tiles(pass_name, p, t), t["WARP_M"] // 16), block("THREADS"),
+                  integers=lambda p, t: (slices_of(pass_name, p, t), _runs(pass_name, p, t)),
+                  when=lambda p, t: _window_splits(pass_name, p, t) > 1)  # fmt: skip
+
+
 # -- the launches ----------------------------------------------------------------------------------------------------
-def _packed_elements(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
-    """Return the rule for the words of scratch memory: the table of offsets (4 each), then the filter."""
+def _scratch(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
+    """Return the rule for the words of scratch memory: a table of offsets (4 each), the filter, and parts of sums."""
 
     def rule(p: ConvProblem, t: Constants) -> int:
         offsets = phases(pass_name, p) * slices_of(pass_name, p, t) * t["DEPTH"]
-        return offsets * 4 + rows_packed(pass_name, p, t) // t["DEPTH"] * _WORDS * t["LEFT_PARTS"]
+        filters = rows_packed(pass_name, p, t) // t["DEPTH"] * _WORDS * t["LEFT_PARTS"]
+        return offsets * 4 + filters + (_parts_elements(pass_name, p, t) if _window_splits(pass_name, p, t) > 1 else 0)
 
     return rule
 
@@ -376,20 +472,22 @@ ENTRIES = (
     _entry(
         "forward",
         Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
-        Launch("forward", ("x", "w", "scratch", "scale", "b", "residual", "y"), _grid("forward"), block("THREADS"),
-               integers=slices("forward"), shared_bytes=_shared_bytes),
+        Launch("forward", ("x", "w", "scratch", "scale", "b", "residual", "y"), _split_grid("forward"),
+               block("THREADS"), integers=_run_integers("forward"), shared_bytes=_shared_bytes),
+        _run_total("forward", "x", "w", "scratch", "scale", "b", "residual", "y"),
         PACK_MASK,
         tunables=_tunables("forward"),
-        scratch=_packed_elements("forward"),
+        scratch=_scratch("forward"),
     ),
     _entry(
         "input_grad",
         Launch("pack", ("w", "scale", "scratch"), pack_grid("input_grad"), block("THREADS"),
                integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "scratch", "dx"), _grid("input_grad"), block("THREADS"),
-               integers=slices("input_grad"), shared_bytes=_shared_bytes),
+        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "scratch", "dx"), _split_grid("input_grad"),
+               block("THREADS"), integers=_run_integers("input_grad"), shared_bytes=_shared_bytes),
+        _run_total("input_grad", "dy", "saved", "w", "scale", "b", "scratch", "dx"),
         tunables=_tunables("input_grad"),
-        scratch=_packed_elements("input_grad"),
+        scratch=_scratch("input_grad"),
     ),
     _entry(
         "kernel_grad",

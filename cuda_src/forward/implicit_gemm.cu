@@ -31,7 +31,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
     const Tile tile = filter.tile_of_block(grid.count());
-    const RunParts parts(filter, slices, split_slices);
+    const RunParts<Product> parts(filter, runs_of(slices), slices, split_slices);
 
     const InputReader reader(x, shape, tile.group);
     FilterLoader rows(filter.rows_of(tile, parts.first_slice));
@@ -54,6 +54,7 @@ forward_total(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* _
     const PackedFilter<Phase> filter(scratch, shape, slices);
     const PixelGrid grid = {shape.N, shape.P, shape.Q};
     const Tile tile = filter.tile_of_block(grid.count());
-    write_product(RunTotals(filter, slices), tile, PixelRun{grid, tile.first_pixel}, y,
+    const int runs = runs_of(slices);
+    write_product(RunTotals<Product>(filter, runs, runs), tile, PixelRun{grid, tile.first_pixel}, y,
                   Outputs<NAN_BESIDE_PADDING>(x, w, {b, scale, residual}, shape, tile.group));
 }

@@ -18,6 +18,8 @@
 #include "outputs.cuh"
 #include "pack_mask.cuh"
 
+constexpr FormedAnew FORMED_ANEW = IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING;
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape, int slices) {
     pack_filter<Phase, FilterSlice>(w, scratch, shape, slices);
@@ -26,7 +28,7 @@ pack(const Scalar* __restrict__ w, Acc* __restrict__ scratch, Conv2dShape shape,
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
         const Scalar* __restrict__ scale, const Scalar* __restrict__ b, const Scalar* __restrict__ residual,
-        Scalar* __restrict__ y, Conv2dShape shape, int slices) {
+        Scalar* __restrict__ y, Conv2dShape shape, int slices, int runs, int split_runs) {
     if (BIAS != (b != nullptr)) return;  // never: but where nvcc does not know, it makes two epilogues
 
     // Where am I: a tile of filters and pixels.
@@ -34,9 +36,28 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
     const Phase phase(shape);
     const Tile tile = filter.tile_of_block(Windows::count(phase.grid));
 
+    const int run_slices = Windows::run_slices(phase);
+    const Windows::Parts parts(filter, runs, slices, split_runs * run_slices, run_slices);
+
     Windows::Product product;
-    Windows::add<X_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile),
-                           InputReader(x, shape, tile.group), phase, tile);
+    Windows::add<X_PIXELS>(product, filter.rows_of(tile, parts.first_slice), filter.offsets_of(tile, parts.first_slice),
+                           InputReader(x, shape, tile.group), phase, tile, parts);
+    if (parts.is_split) return;  // the whole block
+
     write_product(product, tile, Windows::pixels(tile, phase.grid), y,
-                  Outputs<IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING>(x, w, {b, scale, residual}, shape, tile.group));
+                  Outputs<FORMED_ANEW>(x, w, {b, scale, residual}, shape, tile.group));
+}
+
+// Of split sums: a block makes results of two rows of those of each lane.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+forward_total(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restrict__ scratch,
+              const Scalar* __restrict__ scale, const Scalar* __restrict__ b, const Scalar* __restrict__ residual,
+              Scalar* __restrict__ y, Conv2dShape shape, int slices, int runs) {
+    if (BIAS != (b != nullptr)) return;  // never, as above
+
+    const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
+    const Phase phase(shape);
+    const Tile tile = filter.tile_of_block(Windows::count(phase.grid));
+    write_product(RunTotals<Windows::Product>(filter, runs, runs), tile, Windows::pixels(tile, phase.grid), y,
+                  Outputs<FORMED_ANEW>(x, w, {b, scale, residual}, shape, tile.group));
 }

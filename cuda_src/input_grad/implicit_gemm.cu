@@ -31,7 +31,7 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const Phase phase(shape, tile.phase);
     if (tile.first_pixel >= phase.grid.count()) return;  // the whole block
 
-    const RunParts parts(filter, phase.slices(), split_slices);
+    const RunParts<Product> parts(filter, runs_of(slices), phase.slices(), split_slices);
 
     const GradReader reader(dy, saved, shape, tile.group);
     FilterLoader rows(filter.rows_of(tile, parts.first_slice));
@@ -55,6 +55,7 @@ input_grad_total(const Scalar* __restrict__ dy, const Saved* __restrict__ saved,
     const Tile tile = filter.tile_of_block(Phase(shape, 0).grid.count());
     const Phase phase(shape, tile.phase);
     if (tile.first_pixel < phase.grid.count())
-        write_product(RunTotals(filter, phase.slices()), tile, PixelRun{phase.grid, tile.first_pixel}, dx,
+        write_product(RunTotals<Product>(filter, runs_of(slices), runs_of(phase.slices())), tile,
+                      PixelRun{phase.grid, tile.first_pixel}, dx,
                       InputGrads<NAN_BESIDE_BORDER>(dy, saved, w, scale, b, phase, tile.group));
 }

@@ -11,6 +11,8 @@
 #include "halo.cuh"
 #include "input_grads.cuh"
 
+constexpr FormedAnew FORMED_ANEW = IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER;
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack(const Scalar* __restrict__ w, const Scalar* __restrict__ scale, Acc* __restrict__ scratch, Conv2dShape shape,
      int slices) {
@@ -20,16 +22,35 @@ pack(const Scalar* __restrict__ w, const Scalar* __restrict__ scale, Acc* __rest
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
            const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Acc* __restrict__ scratch,
-           Scalar* __restrict__ dx, Conv2dShape shape, int slices) {
+           Scalar* __restrict__ dx, Conv2dShape shape, int slices, int runs, int split_runs) {
     // Where am I: a tile of channels, and of the pixels of a phase.
     const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
     const Tile tile = filter.tile_of_block(Windows::count(Phase(shape, 0).grid));  // no phase has more pixels
     const Phase phase(shape, tile.phase);
     if (tile.first_pixel >= Windows::count(phase.grid)) return;  // the whole block
 
+    const int run_slices = Windows::run_slices(phase);
+    const Windows::Parts parts(filter, runs, phase.slices(), split_runs * run_slices, run_slices);
+
     Windows::Product product;
-    Windows::add<G_PIXELS>(product, filter.rows_of(tile), filter.offsets_of(tile),
-                           GradReader(dy, saved, shape, tile.group), phase, tile);
+    Windows::add<G_PIXELS>(product, filter.rows_of(tile, parts.first_slice), filter.offsets_of(tile, parts.first_slice),
+                           GradReader(dy, saved, shape, tile.group), phase, tile, parts);
+    if (parts.is_split) return;  // the whole block
+
     write_product(product, tile, Windows::pixels(tile, phase.grid), dx,
-                  InputGrads<IS_TF32 ? NOT_FINITE : NAN_BESIDE_BORDER>(dy, saved, w, scale, b, phase, tile.group));
+                  InputGrads<FORMED_ANEW>(dy, saved, w, scale, b, phase, tile.group));
+}
+
+// Of split sums: a block makes results of two rows of those of each lane.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+input_grad_total(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ w,
+                 const Scalar* __restrict__ scale, const Scalar* __restrict__ b, Acc* __restrict__ scratch,
+                 Scalar* __restrict__ dx, Conv2dShape shape, int slices, int runs) {
+    const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
+    const Tile tile = filter.tile_of_block(Windows::count(Phase(shape, 0).grid));
+    const Phase phase(shape, tile.phase);
+    const int run_slices = Windows::run_slices(phase), own_runs = (phase.slices() + run_slices - 1) / run_slices;
+    if (tile.first_pixel < Windows::count(phase.grid))
+        write_product(RunTotals<Windows::Product>(filter, runs, own_runs), tile, Windows::pixels(tile, phase.grid), dx,
+                      InputGrads<FORMED_ANEW>(dy, saved, w, scale, b, phase, tile.group));
 }

@@ -23,6 +23,7 @@ from convbackprop.ladder.registry import choose, of_pass, why_not
 from convbackprop.launch.plan import constants_of, pack_shape, plan
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import replaced
+from tests.support.results import results
 
 PASSES = ("forward", "input_grad", "kernel_grad")
 GEMM, VECTORISED = (
@@ -166,13 +167,6 @@ def splits_of(variant, problem, multiprocessors):
     return implicit_gemm.splits(variant.pass_name, problem, constants)
 
 
-def results(variant, problem, device, multiprocessors, data="normal"):
-    """Return the bits of what a variant writes with the grid of a GPU of so many multiprocessors."""
-    given = check.inputs(variant.pass_name, problem, data, seed=0)
-    blocks = check.launch(variant, problem, given, device, Target("cpu", multiprocessors))
-    return {name: block.array.tobytes() for name, block in blocks.items() if name not in (*given, "scratch")}
-
-
 def test_small_layers_are_split_among_the_blocks_that_a_gpu_holds():
     """In whole runs; a large layer is not."""
     small, large = ConvProblem.parse("16,512,7,7,512,3,3,padding=1"), WHOLE.problem()
@@ -255,18 +249,6 @@ def test_small_images_and_few_channels(quick, pass_name):
 
 
 # -- scratch memory -------------------------------------------------------------------------------------------------
-@pytest.fixture
-def limited(monkeypatch):
-    """Return a function that sets the limit for plans made anew."""
-
-    def limit(text):
-        monkeypatch.setenv("CONVBACKPROP_WORKSPACE_LIMIT", text)
-        scratch.limit.cache_clear()
-
-    yield limit
-    scratch.limit.cache_clear()
-
-
 @each_rung
 def test_the_workspace_is_capped(quick, limited, gemm):
     problem = ConvProblem.parse("8,16,40,40,24,3,3,padding=1", bias=True)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from convbackprop import check
+from convbackprop.bench.layers import DEEPBENCH
+from convbackprop.devices.gpus import GPUS, Target
+from convbackprop.ladder import scratch
 from convbackprop.ladder.registry import select
 from convbackprop.ladder.variant import ALIGNED, Alignment
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import replaced
+from tests.support.results import results
 
 FORWARD, INPUT_GRAD, KERNEL_GRAD = VARIANTS = [
     select(f"{name}/tensor_core")[0] for name in ("forward", "input_grad", "kernel_grad")
@@ -328,3 +334,125 @@ def test_one_product_where_factors_may_be_rounded_to_tf32(quick, variant):
     assert (check.launch(variant, problem, given, quick)[name].array == 32).all()
     for text in ("1,17,9,8,33,3,3,padding=1", "2,2,5,6,3,2,2"):
         assert faults(variant, quick, text, precision="tf32") == []
+
+
+# -- sums that are split among blocks ---------------------------------------------------------------------------------
+#: Of which an H200 has more multiprocessors than there are tiles: with a halo, without, and of phases.
+FEW_TILES = (
+    (FORWARD, "2,96,5,6,40,3,3,padding=1", {"dtype": "float16", "residual": True}),
+    (FORWARD, "3,70,9,8,40,3,3,padding=1", {}),
+    (INPUT_GRAD, "2,40,9,9,192,3,3,stride=2,padding=1", {"activation": "tanh"}),
+    (INPUT_GRAD, "2,20,9,9,331,3,2,stride=2x1,padding=1", {"precision": "tf32"}),
+)
+each_few = pytest.mark.parametrize(("variant", "text", "changes"), FEW_TILES, ids=str)
+
+
+def few(text, changes):
+    return ConvProblem.parse(text, **{"bias": True, "activation": "relu", **changes})
+
+
+def splits_of(variant, problem, multiprocessors):
+    main = next(launch for launch in variant.launches if launch.entry == variant.pass_name)
+    return main.grid(problem, variant.constants(Target("cpu", multiprocessors), problem))[1]
+
+
+@of_windows
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_small_layers_are_split_among_the_blocks_that_a_gpu_holds(variant, dtype):
+    """In whole runs of all taps of some channels, within the workspace; a large layer is not."""
+    small, large = (ConvProblem.parse(f"{text},3,3,padding=1", dtype=dtype) for text in (
+        "8,512,7,7,512", "32,64,112,112,128"))  # fmt: skip
+    _, main, total, *_ = variant.launches
+    for gpu in GPUS:
+        t = variant.constants(gpu.target, small)
+        (tiles, splits), (slices, runs, split_runs) = main.grid(small, t), main.integers(small, t)
+        assert splits > 1 and 0.4 < tiles * splits / (gpu.sms * t["RESIDENT"]) < 4
+        assert t["RUN_STEPS"] % (9 * t["DEPTH"]) == 0 and runs * t["RUN_STEPS"] >= slices * t["DEPTH"]
+        assert (splits - 1) * split_runs < runs <= splits * split_runs
+        t = variant.constants(gpu.target, large)
+        assert main.grid(large, t)[1] == 1 and not total.when(large, t)
+    for layer in DEEPBENCH:
+        problem = layer.problem(dtype=dtype)
+        t = variant.constants("cuda", problem)
+        whole = variant.scratch(problem, {**t, "MAY_SPLIT": 0})
+        assert 4 * (variant.scratch(problem, t) - whole) <= scratch.limit()
+
+
+@each_few
+def test_the_same_bits_however_sums_are_split(quick, variant, text, changes):
+    """So neither the GPU nor the number of images decides about them."""
+    problem = few(text, changes)
+    assert splits_of(variant, problem, 132) > 1 == splits_of(variant, problem, 1)
+    for data in ("normal", "constant"):
+        assert len({tuple(results(variant, problem, quick, count, data).items()) for count in (1, 132, 132)}) == 1
+    for count, data in itertools.product((1, 132), ("normal", "nonfinite")):
+        assert check.check(variant, problem, quick, data, 1, Target("cpu", count)).faults == []
+
+
+def test_the_order_of_a_sum_follows_from_an_image_alone():
+    """How long a run is, and which steps are staged together."""
+    for variant, layer, dtype in itertools.product((FORWARD, INPUT_GRAD), DEEPBENCH, ("float32", "float16")):
+        found = {
+            tuple(t[name] for name in ("RUN_STEPS", "LONG_SUMS", "MAY_SPLIT", "DEPTH", "ONE_TAP", "HALO"))
+            for count, images in itertools.product((1, 40, 132), (1, 7, 64))
+            for t in [variant.constants(Target("cuda", count), layer.problem(images, dtype=dtype))]
+        }
+        assert len(found) == 1
+
+
+#: Of parts: what is wrong, in which file, what is replaced, and by what.
+WRONG_PARTS = (
+    ("a part is left out", "run_parts.cuh", "if (first + i < runs) total", "if (first + i < runs - 1) total"),
+    ("the activation is applied to each part", "run_parts.cuh", "sum = own[i][j].elements[e]",
+     "sum = max(own[i][j].elements[e], 0.0f)"),
+    ("all blocks begin with the first channels", "halo.cuh", "first_block * DEPTH);", "0);"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "old", "new"), [pytest.param(*rest, id=what) for what, *rest in WRONG_PARTS])
+def test_wrong_parts_show(quick, file, old, new, tmp_path):
+    variant, text, changes = FEW_TILES[0]
+    wrong = replaced(str(variant), file, old, new, tmp_path)
+    assert check.check(wrong, few(text, changes), quick).faults != []
+
+
+def test_parts_added_in_another_order_show(quick, tmp_path):
+    """Each order is within the bound; only one is that of a block that forms the whole sum."""
+    variant, text, changes = FEW_TILES[1]
+    wrong = replaced(str(variant), "run_parts.cuh", "parts[((first + i) *", "parts[((runs - 1 - first - i) *", tmp_path)
+    assert check.check(wrong, few(text, changes), quick).faults == []
+    assert results(wrong, few(text, changes), quick, 132) != results(wrong, few(text, changes), quick, 1)
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [
+        pytest.param(variant, dtype, marks=() if (variant, dtype) == (FORWARD, "float16") else pytest.mark.slow)
+        for variant, dtype in itertools.product((FORWARD, INPUT_GRAD), ("float16", "float32"))
+    ],
+)
+def test_a_split_sum_of_20000_terms_stays_far_below_its_bound(quick, variant, dtype):
+    channels, filters = (2240, 3) if variant is FORWARD else (3, 2240)
+    problem = ConvProblem.parse(f"2,{channels},3,4,{filters},3,3,padding=1", dtype=dtype)
+    assert splits_of(variant, problem, 132) > 20
+    outcome = check.check(variant, problem, quick, "positive")
+    assert outcome.faults == [] and (outcome.share < 0.3 or dtype == "float16")  # to which a result is rounded
+
+
+@of_windows
+def test_small_images(quick, variant):
+    """1 x 1 to 9 x 9, whose sums are split, at whose borders most taps see nothing."""
+    for size in (1, 2, 9):
+        problem = ConvProblem.parse(f"2,48,{size},{size},48,3,3,padding=1", bias=True, precision="tf32")
+        assert splits_of(variant, problem, 132) > 1
+        assert check.check(variant, problem, quick).faults == []
+
+
+@pytest.mark.parametrize(("variant", "text", "changes"), FEW_TILES[::2], ids=str)
+def test_a_limit_that_parts_do_not_fit_in_leaves_sums_whole(quick, limited, variant, text, changes):
+    """With the same bits."""
+    problem, found = few(text, changes), []
+    for bytes_ in ("67108864", "1024"):
+        limited(bytes_)
+        found.append((splits_of(variant, problem, 132) > 1, results(dataclasses.replace(variant), problem, quick, 132)))
+    assert [is_split for is_split, _ in found] == [True, False] and found[0][1] == found[1][1]
