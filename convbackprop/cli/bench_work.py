@@ -102,11 +102,11 @@ def ladder_of(arguments: argparse.Namespace) -> Suite | None:
     return None if named else suite_of(arguments)
 
 
-def _beside(variants: Sequence[Variant], problem: ConvProblem, device_kind: str) -> tuple[Variant, ...]:
+def _beside(variants: Sequence[Variant], problem: ConvProblem, device: Device) -> tuple[Variant, ...]:
     """Return of the rungs before a file of one's own, which comes last, those that tell how good it is: two."""
     *rungs, own = variants
-    able = [rung for rung in rungs if rung.refusal(problem, device_kind) is None]
-    best = [rung for rung, reason in why_not(own.pass_name, problem, device_kind).items() if reason is None]
+    able = [rung for rung in rungs if rung.refusal(problem, device) is None]
+    best = [rung for rung, reason in why_not(own.pass_name, problem, device).items() if reason is None]
     return distinct([*(rung for rung in able if rung.name == "naive"), *best, own])
 
 
@@ -122,7 +122,7 @@ def work_of(ladder: Suite | None, cases: Sequence[Case], variants: Sequence[Vari
         )
     if ladder is None:
         few = variants[-1].file is not None and not whole
-        return [(case, _beside(variants, case.problem, device.kind) if few else variants) for case in cases]
+        return [(case, _beside(variants, case.problem, device) if few else variants) for case in cases]
     if not ladder.beside_naive:
         refused: dict[str, list[str]] = {}
         for variant, case in itertools.product(variants, cases):

@@ -145,11 +145,10 @@ def _choice(variant: Variant, reason: str | None, measured: Tuned | None) -> _Ch
 
 def _choices(chosen: tuple[Variant, ...], problem: ConvProblem, device: Device | str) -> list[_Choice]:
     """Return every variant as a choice; of a kind of device alone nothing has been measured."""
-    kind = device if isinstance(device, str) else device.kind
     found = []
     for pass_name in PASSES:
         measured = None if isinstance(device, str) else tuned(pass_name, problem, device)
-        for variant, reason in why_not(pass_name, problem, kind).items():
+        for variant, reason in why_not(pass_name, problem, device).items():
             found.append(_choice(variant, reason, measured))
     return [choice for choice in found if choice.variant in chosen]
 

@@ -193,8 +193,8 @@ class CudaDevice:
         #: Gives the context back, once; Python's end does, too.
         self.close = weakref.finalize(self, _give_back, self.context, drv.Error, os.getpid())
         self.is_stand_in = self.title == STAND_IN
-        self.target = Target(self.kind, multiprocessors)
         self.architecture = _ARCHITECTURE_SPECIFIC.get(f"sm_{major}{minor}", f"sm_{major}{minor}")
+        self.target = Target(self.kind, multiprocessors, self.architecture)
         # Modules live as long as the process: unloading one from another thread leaks with a warning.
         self._modules: dict[Path, Any] = {}
         self._streams: dict[tuple[int, int], Any] = {}

@@ -108,7 +108,7 @@ class Gpu:
     @property
     def target(self) -> Target:
         """What constants and grids are chosen for."""
-        return Target("cuda", self.sms)
+        return Target("cuda", self.sms, self.architecture)
 
     @property
     def multiprocessor(self) -> Multiprocessor:
@@ -166,11 +166,21 @@ class Target(NamedTuple):
     kind : str
         "cpu" or "cuda".
     multiprocessors : int
-        That a grid should keep busy: an H200's, where no GPU is meant.
+        That a grid should keep busy.
+    architecture : str
+        That the kernels are compiled for, of a GPU.
+
+    Both are an H200's, where no GPU is meant.
     """
 
     kind: str
     multiprocessors: int = GPUS[0].sms
+    architecture: str = GPUS[0].architecture
+
+    @property
+    def generation(self) -> int:
+        """The architecture's number, such as 90 of "sm_90a"."""
+        return int("".join(filter(str.isdecimal, self.architecture)))
 
     @classmethod
     def of(cls, target: Target | str) -> Target:

@@ -14,6 +14,7 @@ from convbackprop.ladder.scratch import limit, most_slices, taps
 from convbackprop.ladder.variant import (
     WIDEST,
     Alignment,
+    AutoRule,
     Choice,
     Constants,
     Geometry,
@@ -414,20 +415,20 @@ def requires(pass_name: str) -> tuple[Requirement, ...]:
     return _several_filters, countable
 
 
-def enough_rows(pass_name: str, enough: Callable[[ConvProblem], int]) -> Callable[[ConvProblem, str], str | None]:
+def enough_rows(pass_name: str, least: Callable[[ConvProblem], int]) -> AutoRule:
     """Return the rule of "auto": few rows are left to lower rungs, which waste nothing on a tile."""
 
-    def rule(p: ConvProblem, device_kind: str) -> str | None:
-        rows, least = product(pass_name, p)[0], enough(p)
-        if rows >= least:
+    def rule(p: ConvProblem, target: Target) -> str | None:
+        rows, enough = product(pass_name, p)[0], least(p)
+        if rows >= enough:
             return None
         what = "channel" if pass_name == "input_grad" else "filter"
-        return f"a group has {rows} {what}{'s' * (rows > 1)}; it is the faster one from {least} on"
+        return f"a group has {rows} {what}{'s' * (rows > 1)}; it is the faster one from {enough} on"
 
     return rule
 
 
-def _enough(pass_name: str) -> Callable[[ConvProblem], int]:
+def enough(pass_name: str) -> Callable[[ConvProblem], int]:
     """Return the rule from how many rows on it beats tiles in registers, tiled, or naive, as each refuses more."""
 
     def rule(p: ConvProblem) -> int:
@@ -447,7 +448,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         requires=requires(pass_name),
         auto_on=("cuda",),
         unproven=True,
-        auto_not=enough_rows(pass_name, _enough(pass_name)),
+        auto_not=enough_rows(pass_name, enough(pass_name)),
         **more,
     )
 

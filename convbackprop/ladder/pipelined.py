@@ -196,18 +196,18 @@ def _backward_blocks(p: ConvProblem, t: Constants) -> int:
 
 
 # -- the entries -----------------------------------------------------------------------------------------------------
-def unseen(p: ConvProblem, device_kind: str) -> str:
+def unseen(p: ConvProblem, target: Target) -> str:
     """Return why "auto" leaves every problem to lower rungs."""
     return "no GPU has run it yet; it is chosen by its name"
 
 
-def _no_faster(p: ConvProblem, device_kind: str) -> str | None:
+def _no_faster(p: ConvProblem, target: Target) -> str | None:
     """Leave a stride of 1 to `coalesced`, which is expected to take about as long.
 
     With a stride there are `few_channels` and `tiled` below, which are expected to take 1 to 1.7 and 1.4 to 12 times as
     long on MobileNet's layers; and what is waited for here are a thread's own copies, which cannot hang.
     """
-    return unseen(p, device_kind) if unit_stride(p) is None else None
+    return unseen(p, target) if unit_stride(p) is None else None
 
 
 _COMMON: dict[str, Any] = {"auto_on": ("cuda",), "unproven": True}

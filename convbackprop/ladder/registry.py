@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from convbackprop.arguments import known
+from convbackprop.devices.gpus import Target
 from convbackprop.errors import UnsupportedProblem
 from convbackprop.ladder import (
     banded,
@@ -23,6 +26,9 @@ from convbackprop.ladder import (
 )
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import PASSES, ConvProblem
+
+if TYPE_CHECKING:
+    from convbackprop.devices import Device
 
 #: In the order of the ladder: each rung is meant to be faster than those before it.
 TECHNIQUES = (
@@ -62,8 +68,10 @@ def of_pass(pass_name: str) -> tuple[Variant, ...]:
     return tuple(variant for variant in VARIANTS if variant.pass_name == pass_name)
 
 
-def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str) -> Variant:
+def choose(pass_name: str, variant: str, problem: ConvProblem, device: Device | Target | str) -> Variant:
     """Return the variant that `variant` names, or the one that the rule of "auto" chooses.
+
+    `device`: where, for which target, or on which kind of device.
 
     Raises
     ------
@@ -74,7 +82,7 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str)
     """
     known(variant, (AUTO, UNTUNED, *(rung.name for rung in of_pass(pass_name))), "variant")
     if variant in (AUTO, UNTUNED):
-        reasons = why_not(pass_name, problem, device_kind)
+        reasons = why_not(pass_name, problem, device)
         chosen = next((rung for rung, reason in reasons.items() if reason is None), None)
         if chosen is None:
             raise UnsupportedProblem(
@@ -82,27 +90,28 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device_kind: str)
             )
         return chosen
     chosen = next(rung for rung in of_pass(pass_name) if rung.name == variant)
-    if sentence := chosen.refusal(problem, device_kind):
+    if sentence := chosen.refusal(problem, device):
         raise UnsupportedProblem(f"{chosen} does not compute this problem: {sentence}")
     return chosen
 
 
-def why_not(pass_name: str, problem: ConvProblem, device_kind: str) -> dict[Variant, str | None]:
+def why_not(pass_name: str, problem: ConvProblem, device: Device | Target | str) -> dict[Variant, str | None]:
     """Return each variant of a pass with the reason why "auto" does not choose it, None for the one that it chooses.
 
     The rule: the highest rung of the ladder that computes the problem, of those that are meant for the device and do
     not themselves leave such a problem to a lower one.
     """
+    target = Target.of(device) if isinstance(device, (str, Target)) else device.target
     reasons: dict[Variant, str | None] = {}
     chosen: Variant | None = None
     for rung in reversed(of_pass(pass_name)):
-        reason = rung.refusal(problem, device_kind)
-        if reason is None and device_kind not in rung.auto_on:
-            reason = f"it is made for {' and '.join(rung.auto_on)}, not for {device_kind}"
+        reason = rung.refusal(problem, device)
+        if reason is None and target.kind not in rung.auto_on:
+            reason = f"it is made for {' and '.join(rung.auto_on)}, not for {target.kind}"
         if reason is None and rung.transforms:
             reason = "the bound of its errors is wider than the one that is promised; it is chosen by its name"
         if reason is None:
-            reason = rung.auto_not(problem, device_kind)
+            reason = rung.auto_not(problem, target)
         if reason is None and chosen is not None:
             reason = f"{chosen.name} is a higher rung"
         if reason is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,8 @@ from convbackprop.devices.gpus import Target
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
 from convbackprop.ladder.implicit_gemm import (
     RUN,
-    best_splits,
-    grid,
+    enough,
+    enough_rows,
     kernel_grad_splits,
     one_tap,
     pack_grid,
@@ -25,7 +24,6 @@ from convbackprop.ladder.implicit_gemm import (
     widths,
 )
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scaled
-from convbackprop.ladder.pipelined import unseen
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.tap_halo import (
@@ -38,11 +36,12 @@ from convbackprop.ladder.tap_halo import (
     tap_halo,
     tile_splits,
 )
+from convbackprop.ladder.tensor_sums import WORDS, parts_elements, run_integers, run_total, split_grid, split_run
 from convbackprop.ladder.variant import (
     ALIGNED,
     Alignment,
+    AutoRule,
     Constants,
-    Geometry,
     Launch,
     Requirement,
     Tunable,
@@ -51,20 +50,13 @@ from convbackprop.ladder.variant import (
 )
 from convbackprop.problem import DTYPES, RESULTS, ConvProblem
 
-#: Words of a row's part of a slice, and those from one row to the next.
-_WORDS, _PITCH = 16, 20
+#: Words from a row's part of a slice to the next one's.
+_PITCH = 20
 
-#: RUN_STEPS, where sums are not split: a sum passes a product of matrices for each 8 TF32 numbers, three times of float32, or for 16 of 16 bits,
-#: and may be cut each time, by two round-offs at most. Of 64 steps these are 48, where the bound is 65; of 3,840 they
-#: are 480 of 496.
+#: RUN_STEPS where sums are not split (tensor_sums.py): a sum passes a product of matrices for each 8 TF32 numbers,
+#: three times of float32, or for 16 of 16 bits, and may be cut each time, by two round-offs at most. Of 64 steps these
+#: are 48, where the bound is 65; of 3,840 they are 480 of 496.
 _RUN, _RUN_OF_16_BITS = 64, 3840
-
-#: Steps of the runs that sums may be split into, at most; what of their bound is left to cut sums then.
-_SPLIT_RUN, _CUT_SHARE = 320, 0.5
-
-#: Results of an image, up to which 16-bit sums are made of such runs: of 16 images there are half as many tiles as an
-#: H200 has multiprocessors. Totals take registers, so that warps of larger images would be smaller.
-_FEW_RESULTS = 1 << 17
 
 #: Products of a float32 sum, of which TF32's parts leave out up to 8 round-offs of its bound, and cut sums the rest.
 _LEAST_PRODUCTS = 32
@@ -91,46 +83,30 @@ def _longest(pass_name: str, p: ConvProblem, run: int) -> int:
     return min(steps, run) if is_split else steps
 
 
+def _is_tf32(pass_name: str, p: ConvProblem) -> bool:
+    """Return whether factors are TF32 numbers, of 32 bits."""
+    return p.dtype == "float32" or _parts(pass_name, p) != (1, 1)
+
+
 def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     """Return the constants of the factors, and how many numbers of each row a slice has."""
     left, right = _parts(pass_name, p)
-    bits = 16 if (left, right) == (1, 1) and p.dtype != "float32" else 32
+    bits = 32 if _is_tf32(pass_name, p) else 16
     run = _RUN_OF_16_BITS if bits == 16 else _RUN * (2 if p.is_tf32 else 1)
-    split_run = _split_run(pass_name, p, bits) if pass_name != "kernel_grad" else 0
-    run = split_run or run
+    products = 1 if p.is_tf32 else left + right - 1
+    may_split = split_run(pass_name, p, bits, products, _RUN) if pass_name != "kernel_grad" else 0
+    run = may_split or run
     return {
         "LEFT_PARTS": left,
         "RIGHT_PARTS": right,
         "LEFT_FACTORS": 1 if p.is_tf32 else left,
         "FACTOR_BITS": bits,
-        "DEPTH": _WORDS * 32 // bits,
+        "DEPTH": WORDS * 32 // bits,
         "RUN_STEPS": run,
         "LONG_SUMS": int(_longest(pass_name, p, run) > run),
-        **({"MAY_SPLIT": int(split_run > 0)} if pass_name != "kernel_grad" else {}),
+        **({"MAY_SPLIT": int(may_split > 0)} if pass_name != "kernel_grad" else {}),
         "TAPS_AT_ONCE": (p.S if p.S in (2, 3) else 3) if (left, right) == (1, 1) else 1,
     }
-
-
-def _split_run(pass_name: str, p: ConvProblem, bits: int) -> int:
-    """Return the steps of a run that a sum of several may be split into, 0 if its bound or its tiles forbid it.
-
-    They are whole blocks of channels, all taps of them, so that a block of a split sum stages what it multiplies alone.
-    """
-    is_forward = pass_name == "forward"
-    if bits == 16 and (p.K * p.P * p.Q if is_forward else p.C * p.H * p.W) > _FEW_RESULTS:
-        return 0
-    depth, steps, planes = _WORDS * 32 // bits, product(pass_name, p)[2], (p.C if is_forward else p.K) // p.groups
-    block = depth * (steps // planes if one_tap(pass_name, p, {"DEPTH": depth}) else 1)
-    n, (left, right) = planes * p.R * p.S, _parts(pass_name, p)
-    products = 1 if p.is_tf32 else left + right - 1
-
-    def cut(run: int) -> float:
-        """Return the round-offs by which a sum may be out, of what low parts leave out and of additions, too."""
-        matrices = products * ceil_div(run, 256 // bits) - (products - 1)  # the first low ones are too small to be cut
-        return 2 * matrices + 8 * (products == 3) + steps / run
-
-    fitting = (run for run in range(max(1, _SPLIT_RUN // block) * block, 0, -block) if _RUN <= run < steps)
-    return next((run for run in fitting if cut(run) <= _CUT_SHARE * min(n + 3, 8 * math.sqrt(n + 2))), 0)
 
 
 # -- the tile --------------------------------------------------------------------------------------------------------
@@ -237,7 +213,7 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
 def _halo_bytes(t: Constants) -> int:
     """Return the bytes of two groups of taps of the filter, and of two halos."""
     taps, pixels = t["TAPS_AT_ONCE"], halo_pixels(t)
-    return 2 * 4 * (taps * t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + t["RIGHT_PARTS"] * pixels * _PITCH)
+    return 2 * 4 * (taps * t["LEFT_PARTS"] * t["TILE_M"] * WORDS + t["RIGHT_PARTS"] * pixels * _PITCH)
 
 
 def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], Constants]:
@@ -309,94 +285,14 @@ def _results(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants)
     }
 
 
-# -- how sums are split among blocks ----------------------------------------------------------------------------------
-#: Of 16 x 8 sums: clocks that a multiprocessor takes to issue what a step of them wants, at 8 TF32 or 16 16-bit
-#: numbers; how many times as long a block of 8 warps waits for each; and what a block takes besides, to begin and to
-#: write. What the profile expects of an H200.
-_STEP_CLOCKS, _STEP_WAITS, _BLOCK_CLOCKS = 1.6, 1.5, 3000
-
-
-def _runs(pass_name: str, p: ConvProblem, t: Constants) -> int:
-    """Return the runs of the longest sums."""
-    return ceil_div(slices_of(pass_name, p, t) * t["DEPTH"], t["RUN_STEPS"])
-
-
-def _window_tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
-    """Return the tiles of forward and input_grad."""
-    return math.prod(_grid(pass_name)(p, t))
-
-
-def _parts_elements(pass_name: str, p: ConvProblem, t: Constants) -> int:
-    """Return the sums of all runs of all tiles."""
-    return _window_tiles(pass_name, p, t) * _runs(pass_name, p, t) * t["TILE_M"] * t["TILE_N"]
-
-
-def _window_splits(pass_name: str, p: ConvProblem, t: Constants) -> int:
-    """Return among how many blocks each sum of forward or input_grad is split."""
-    if not t["MAY_SPLIT"]:
-        return 1
-    products = t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 1
-    steps = t["TILE_M"] * t["TILE_N"] / 128 * products * t["RUN_STEPS"] / (256 // t["FACTOR_BITS"])
-    waits = _STEP_WAITS * 8 * 32 / t["THREADS"]
-
-    def clocks(blocks: int, rounds: int, block_runs: int) -> float:
-        return math.hypot(blocks, waits * rounds) * (block_runs * steps * _STEP_CLOCKS + _BLOCK_CLOCKS)
-
-    moved, all_runs = 4 * _parts_elements(pass_name, p, t), _runs(pass_name, p, t)
-    tiles = _window_tiles(pass_name, p, t)
-    return best_splits(tiles, all_runs, moved, t["RESIDENT"], t["multiprocessors"], clocks)[1]
-
-
-def _split_grid(pass_name: str) -> Geometry:
-    """Return the tiles, and the splits."""
-    return lambda p, t: (*_grid(pass_name)(p, t), _window_splits(pass_name, p, t))
-
-
-def _run_integers(pass_name: str) -> Geometry:
-    """Return the rule for the slices and runs of the longest sums, and how many runs a block adds up."""
-
-    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
-        all_runs = _runs(pass_name, p, t)
-        return slices_of(pass_name, p, t), all_runs, ceil_div(all_runs, _window_splits(pass_name, p, t))
-
-    return rule
-
-
-def _run_total(pass_name: str, *operands: str) -> Launch:
-    """Return the launch that adds up the parts of split sums: a block for each two rows of a lane's."""
-    return Launch(f"{pass_name}_total", operands,
-                  lambda p, t: (_window_tiles(pass_name, p, t), t["WARP_M"] // 16), block("THREADS"),
-                  integers=lambda p, t: (slices_of(pass_name, p, t), _runs(pass_name, p, t)),
-                  when=lambda p, t: _window_splits(pass_name, p, t) > 1)  # fmt: skip
-
-
 # -- the launches ----------------------------------------------------------------------------------------------------
 def _scratch(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
     """Return the rule for the words of scratch memory: a table of offsets (4 each), the filter, and parts of sums."""
 
     def rule(p: ConvProblem, t: Constants) -> int:
         offsets = phases(pass_name, p) * slices_of(pass_name, p, t) * t["DEPTH"]
-        filters = rows_packed(pass_name, p, t) // t["DEPTH"] * _WORDS * t["LEFT_PARTS"]
-        return offsets * 4 + filters + (_parts_elements(pass_name, p, t) if _window_splits(pass_name, p, t) > 1 else 0)
-
-    return rule
-
-
-def _grid(pass_name: str) -> Geometry:
-    """Return the tiles, those that share their pixels side by side."""
-
-    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
-        if not t["HALO"]:
-            return grid(pass_name)(p, t)
-        m, _, _, products = product(pass_name, p)
-        strides = p.stride if pass_name == "input_grad" else (1, 1)
-        height, width = (p.H, p.W) if pass_name == "input_grad" else (p.P, p.Q)
-        tiles = (
-            ceil_div(p.N, t["TILE_IMAGES"])
-            * ceil_div(ceil_div(height, strides[0]), t["TILE_P"])
-            * ceil_div(ceil_div(width, strides[1]), t["TILE_Q"])
-        )
-        return (ceil_div(m, t["TILE_M"]) * tiles * products,)
+        filters = rows_packed(pass_name, p, t) // t["DEPTH"] * WORDS * t["LEFT_PARTS"]
+        return offsets * 4 + filters + parts_elements(pass_name, p, t)
 
     return rule
 
@@ -405,7 +301,7 @@ def _shared_bytes(p: ConvProblem, t: Constants) -> int:
     """Return the bytes of two slices, or of what a halo takes."""
     if t["HALO"]:
         return _halo_bytes(t)
-    return 2 * 4 * (t["LEFT_PARTS"] * t["TILE_M"] * _WORDS + t["RIGHT_PARTS"] * t["TILE_N"] * _PITCH)
+    return 2 * 4 * (t["LEFT_PARTS"] * t["TILE_M"] * WORDS + t["RIGHT_PARTS"] * t["TILE_N"] * _PITCH)
 
 
 def _splits(p: ConvProblem, t: Constants) -> int:
@@ -454,6 +350,47 @@ def _enough_products(pass_name: str) -> Requirement:
     return requirement
 
 
+#: How many products of TF32 numbers tensor cores have in the time of one multiply-add outside them: the peak rates of
+#: devices/gpus.py, on sm_90 as far as mma.sync reaches them. Other architectures have some as fast as the one.
+_TF32_PRODUCTS = {"sm_80": 8, "sm_90": 5, "sm_90a": 5}
+
+#: Filters of a group that fill a slice of input_grad; channels that with their taps fill a tile of kernel_grad, which
+#: of 16-bit factors may be emptier; and output pixels of an image.
+_ENOUGH_FILTERS, _ENOUGH_CHANNELS, _ENOUGH_PIXELS = 16, 8, 32
+
+
+def _auto_not(pass_name: str) -> AutoRule:
+    """Return the rule of "auto": where it is expected to be no slower than implicit_gemm.
+
+    tools/expected_page.py --rule holds it against the expected times. Nothing in it can hang: it waits for its own
+    copies and for its block alone. So "auto" does not wait for a GPU to have run it.
+    """
+    few_rows = enough_rows(pass_name, enough(pass_name))
+
+    def rule(p: ConvProblem, target: Target) -> str | None:
+        if target.generation < 80:
+            return f"its products are those of tensor cores from sm_80 on; this GPU is {target.architecture}"
+        left, right = _parts(pass_name, p)
+        products = 1 if p.is_tf32 else left + right - 1
+        if products > _TF32_PRODUCTS.get(target.architecture, 1):
+            return (
+                f"{target.architecture} may take longer for {products} TF32 products than for a multiply-add"
+            )
+        if reason := few_rows(p, target):
+            return reason
+        filters, channels = p.K // p.groups, p.C // p.groups
+        if pass_name == "input_grad" and filters < _ENOUGH_FILTERS:
+            return f"a group has {filters} filter{'s' * (filters > 1)}; it is the faster one from {_ENOUGH_FILTERS} on"
+        if pass_name == "kernel_grad" and _is_tf32(pass_name, p) and channels < _ENOUGH_CHANNELS:
+            few = f"{channels} channel{'s' * (channels > 1)}"
+            return f"a group has {few}; with numbers of 32 bits it is the faster one from {_ENOUGH_CHANNELS} on"
+        if pass_name == "kernel_grad" and p.P * p.Q < _ENOUGH_PIXELS:  # not of all images: see _enough_products
+            return f"an image has {p.P * p.Q} output pixels; it is the faster one from {_ENOUGH_PIXELS} on"
+        return None
+
+    return rule
+
+
 def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
     return Variant(
         pass_name,
@@ -463,7 +400,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         requires=(*requires(pass_name), not_float64, _enough_products(pass_name)),
         auto_on=("cuda",),
         unproven=True,
-        auto_not=unseen,
+        auto_not=_auto_not(pass_name),
         **more,
     )
 
@@ -472,9 +409,9 @@ ENTRIES = (
     _entry(
         "forward",
         Launch("pack", ("w", "scratch"), pack_grid("forward"), block("THREADS"), integers=slices("forward")),
-        Launch("forward", ("x", "w", "scratch", "scale", "b", "residual", "y"), _split_grid("forward"),
-               block("THREADS"), integers=_run_integers("forward"), shared_bytes=_shared_bytes),
-        _run_total("forward", "x", "w", "scratch", "scale", "b", "residual", "y"),
+        Launch("forward", ("x", "w", "scratch", "scale", "b", "residual", "y"), split_grid("forward"),
+               block("THREADS"), integers=run_integers("forward"), shared_bytes=_shared_bytes),
+        run_total("forward", "x", "w", "scratch", "scale", "b", "residual", "y"),
         PACK_MASK,
         tunables=_tunables("forward"),
         scratch=_scratch("forward"),
@@ -483,9 +420,9 @@ ENTRIES = (
         "input_grad",
         Launch("pack", ("w", "scale", "scratch"), pack_grid("input_grad"), block("THREADS"),
                integers=slices("input_grad")),
-        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "scratch", "dx"), _split_grid("input_grad"),
-               block("THREADS"), integers=_run_integers("input_grad"), shared_bytes=_shared_bytes),
-        _run_total("input_grad", "dy", "saved", "w", "scale", "b", "scratch", "dx"),
+        Launch("input_grad", ("dy", "saved", "w", "scale", "b", "scratch", "dx"), split_grid("input_grad"),
+               block("THREADS"), integers=run_integers("input_grad"), shared_bytes=_shared_bytes),
+        run_total("input_grad", "dy", "saved", "w", "scale", "b", "scratch", "dx"),
         tunables=_tunables("input_grad"),
         scratch=_scratch("input_grad"),
     ),

@@ -93,6 +93,9 @@ class Launch:
 #: Says in one sentence why a problem is refused, or None.
 Requirement = Callable[[ConvProblem], "str | None"]
 
+#: Says in one sentence why "auto" leaves a problem on a target to a lower rung, or None.
+AutoRule = Callable[[ConvProblem, Target], "str | None"]
+
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -145,7 +148,7 @@ class Variant:
     unproven : bool
         Whether no GPU has run it as it stands.
     auto_not : callable
-        (problem, device kind) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
+        (problem, target) -> one sentence on why "auto" leaves the problem to a lower rung, or None.
     all_phases : bool
         Of input_grad: whether each thread has pixels of all phases of a stride, so that none has more taps than others.
     transforms : Transforms or None
@@ -168,7 +171,7 @@ class Variant:
     architectures: tuple[str, ...] = ()
     auto_on: tuple[str, ...] = ("cuda", "cpu")
     unproven: bool = False
-    auto_not: Callable[[ConvProblem, str], str | None] = lambda p, device_kind: None
+    auto_not: AutoRule = lambda p, target: None
     all_phases: bool = False
     transforms: Transforms | None = None
     file: Path | None = None
@@ -221,15 +224,15 @@ class Variant:
         paragraphs = head_comment(self.path)
         return paragraphs[min(1, len(paragraphs) - 1)].split(". ")[0].rstrip(".") + "." if paragraphs else ""
 
-    def refusal(self, problem: ConvProblem, device: Device | str | None = None) -> str | None:
+    def refusal(self, problem: ConvProblem, device: Device | Target | str | None = None) -> str | None:
         """Return the sentence on why this variant does not compute `problem`, or None if it does.
 
-        `device`: where, or on which kind of device; None: on any that it runs on.
+        `device`: where, for which target, or on which kind of device; None: on any that it runs on.
         """
         kind = getattr(device, "kind", device)
         if kind is not None and kind not in self.runs_on:
             return f"it is written for {' and '.join(self.runs_on)}; it does not run on {kind}"
-        architecture = getattr(device, "architecture", None)  # of a GPU
+        architecture = getattr(device, "architecture", None) if kind == "cuda" else None
         if architecture is not None and not self.is_for(architecture):
             return f"it is written for {' and '.join(self.architectures)}; this GPU is {architecture}"
         sentences = (

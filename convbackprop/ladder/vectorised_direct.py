@@ -10,7 +10,17 @@ from convbackprop.devices.gpus import Target
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total
 from convbackprop.ladder.requirements import LARGEST, unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
-from convbackprop.ladder.variant import ALIGNED, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.ladder.variant import (
+    ALIGNED,
+    Alignment,
+    AutoRule,
+    Constants,
+    Geometry,
+    Launch,
+    Tunable,
+    Variant,
+    ceil_div,
+)
 from convbackprop.ladder.vectorised_gemm import NARROW
 from convbackprop.problem import ConvProblem
 
@@ -221,7 +231,7 @@ def _fits(pass_name: str) -> Callable[[ConvProblem], str | None]:
     return requirement
 
 
-def _auto_not(pass_name: str) -> Callable[[ConvProblem, str], str | None]:
+def _auto_not(pass_name: str) -> AutoRule:
     """Return the rule of "auto": what it is faster at than vectorised and vectorised_gemm, as measured.
 
     A tap of every pixel is to be used for several rows, and a laid out pixel by several taps. Of one plane, vectorised
@@ -229,7 +239,7 @@ def _auto_not(pass_name: str) -> Callable[[ConvProblem, str], str | None]:
     image's rows fill a CPU's registers.
     """
 
-    def rule(p: ConvProblem, device_kind: str) -> str | None:
+    def rule(p: ConvProblem, target: Target) -> str | None:
         rows, planes = rows_and_planes(pass_name, p)
         columns = p.W if pass_name == "input_grad" else p.Q
         if p.R * p.S == 1:

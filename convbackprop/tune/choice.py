@@ -58,7 +58,7 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device: Device | 
         return registry.choose(pass_name, variant, problem, device)
     if variant == AUTO and (found := _asked(pass_name, problem, device)) and (rung := found.entry.rung):
         return rung
-    return registry.choose(pass_name, variant, problem, device.kind)
+    return registry.choose(pass_name, variant, problem, device)
 
 
 def one_pass(variant: str, problem: ConvProblem, device: Device | str) -> Variant | None:
@@ -68,9 +68,8 @@ def one_pass(variant: str, problem: ConvProblem, device: Device | str) -> Varian
             return None
         if rung := found.entry.rung:
             return rung
-    kind = device if isinstance(device, str) else device.kind
-    for rung, reason in registry.why_not("backward", problem, kind).items():
-        named = rung.name == variant and rung.refusal(problem, kind) is None
+    for rung, reason in registry.why_not("backward", problem, device).items():
+        named = rung.name == variant and rung.refusal(problem, device) is None
         if named or (variant in (AUTO, UNTUNED) and reason is None):
             return rung
     return None

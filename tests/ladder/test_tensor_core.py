@@ -13,7 +13,7 @@ from convbackprop import check
 from convbackprop.bench.layers import DEEPBENCH
 from convbackprop.devices.gpus import GPUS, Target
 from convbackprop.ladder import scratch
-from convbackprop.ladder.registry import select
+from convbackprop.ladder.registry import choose, of_pass, select, why_not
 from convbackprop.ladder.variant import ALIGNED, Alignment
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import replaced
@@ -456,3 +456,63 @@ def test_a_limit_that_parts_do_not_fit_in_leaves_sums_whole(quick, limited, vari
         limited(bytes_)
         found.append((splits_of(variant, problem, 132) > 1, results(dataclasses.replace(variant), problem, quick, 132)))
     assert [is_split for is_split, _ in found] == [True, False] and found[0][1] == found[1][1]
+
+
+# -- the rule of "auto" ----------------------------------------------------------------------------------------------
+LAYER = "16,64,28,28,64,3,3,padding=1,activation=relu"
+BY_NAME = {name: {rung.name: rung for rung in of_pass(name)} for name in ("forward", "input_grad", "kernel_grad")}
+
+
+@each_variant
+@pytest.mark.parametrize(
+    ("architecture", "changes", "reason"),
+    [
+        ("sm_75", {"dtype": "float16"}, "its products are those of tensor cores from sm_80 on; this GPU is sm_75"),
+        ("sm_80", {}, None),
+        ("sm_90a", {}, None),
+        ("sm_89", {}, "sm_89 may take longer for 3 TF32 products than for a multiply-add"),
+        ("sm_89", {"precision": "tf32"}, None),
+        ("sm_86", {"dtype": "bfloat16"}, None),
+        ("sm_120", {"dtype": "float16"}, None),
+    ],
+)
+def test_auto_takes_it_where_a_gpu_has_the_tensor_cores(variant, architecture, changes, reason):
+    problem, target = ConvProblem.parse(LAYER, **changes), Target("cuda", 100, architecture)
+    assert why_not(variant.pass_name, problem, target)[variant] == reason
+    chosen = choose(variant.pass_name, "auto", problem, target)
+    assert chosen is choose(variant.pass_name, "untuned", problem, target)
+    assert chosen.name == ("implicit_gemm" if reason else "tensor_core")
+
+
+@pytest.mark.parametrize("variant", [INPUT_GRAD, KERNEL_GRAD], ids=str)
+def test_a_rounded_gradient_is_two_products(variant):
+    """Of an activation whose derivative is neither 0 nor 1: more than some GPUs have time for."""
+    problem = ConvProblem.parse(LAYER, dtype="float16").with_(activation="tanh")
+    reasons = {name: why_not(variant.pass_name, problem, Target("cuda", 100, name))[variant] for name in (
+        "sm_80", "sm_89")}  # fmt: skip
+    assert reasons == {"sm_80": None, "sm_89": "sm_89 may take longer for 2 TF32 products than for a multiply-add"}
+
+
+@pytest.mark.parametrize(
+    ("pass_name", "text", "chosen", "reason"),
+    [
+        ("forward", "1,3,56,56,64,5,5", "tensor_core", None),
+        ("kernel_grad", "1,3,56,56,64,5,5,dtype=float16", "tensor_core", None),
+        ("kernel_grad", "1,3,56,56,64,5,5", "implicit_gemm",
+         "a group has 3 channels; with numbers of 32 bits it is the faster one from 8 on"),
+        ("forward", "1,64,56,56,8,3,3", "register_tiled", "a group has 8 filters; it is the faster one from 16 on"),
+        ("input_grad", "1,64,56,56,9,3,3", "implicit_gemm", "a group has 9 filters; it is the faster one from 16 on"),
+        ("kernel_grad", "9,64,5,5,64,3,3", "implicit_gemm",
+         "an image has 9 output pixels; it is the faster one from 32 on"),
+    ],
+)  # fmt: skip
+def test_auto_leaves_few_channels_and_pixels_to_lower_rungs(pass_name, text, chosen, reason):
+    problem = ConvProblem.parse(text)
+    assert why_not(pass_name, problem, "cuda")[BY_NAME[pass_name]["tensor_core"]] == reason
+    assert choose(pass_name, "auto", problem, "cuda").name == chosen
+
+
+def test_auto_does_not_take_it_on_a_cpu():
+    for variant in VARIANTS:
+        reason = why_not(variant.pass_name, ConvProblem.parse(LAYER), "cpu")[variant]
+        assert reason == "it is made for cuda, not for cpu"

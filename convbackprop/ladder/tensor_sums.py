@@ -1,0 +1,122 @@
+"""How sums of tensor_core's forward and input_grad are split among blocks, where its tiles are few: run_parts.cuh."""
+
+from __future__ import annotations
+
+import math
+
+from convbackprop.ladder.implicit_gemm import best_splits, grid, one_tap, product, slices_of
+from convbackprop.ladder.launches import block
+from convbackprop.ladder.variant import Constants, Geometry, Launch, ceil_div
+from convbackprop.problem import ConvProblem
+
+#: Words of a row's part of a slice.
+WORDS = 16
+
+#: Steps of the runs that sums may be split into, at most; and how much of their bound cut sums may take then.
+_SPLIT_RUN, _CUT_SHARE = 320, 0.5
+
+#: Results of an image, up to which 16-bit sums are made of such runs: of 16 images there are half as many tiles as an
+#: H200 has multiprocessors. Totals take registers, so that warps of larger images would be smaller.
+_FEW_RESULTS = 1 << 17
+
+#: Of 16 x 8 sums: clocks that a multiprocessor takes to issue what a step of them wants, at 8 TF32 or 16 16-bit
+#: numbers; how many times as long a block of 8 warps waits for each; and what a block takes besides, to begin and to
+#: write. What the profile expects of an H200.
+_STEP_CLOCKS, _STEP_WAITS, _BLOCK_CLOCKS = 1.6, 1.5, 3000
+
+
+def split_run(pass_name: str, p: ConvProblem, bits: int, products: int, least: int) -> int:
+    """Return the steps of a run that a sum of several may be split into, 0 if its bound or its tiles forbid it.
+
+    They are whole blocks of channels, all taps of them, so that a block of a split sum stages what it multiplies alone.
+    How many there are follows from an image alone, and from no GPU: an order of additions depends on it.
+
+    Parameters
+    ----------
+    bits, products : int
+        Of a factor, and how many products of matrices there are for each of the sum's.
+    least : int
+        Steps that are too few for a run.
+    """
+    is_forward = pass_name == "forward"
+    if bits == 16 and (p.K * p.P * p.Q if is_forward else p.C * p.H * p.W) > _FEW_RESULTS:
+        return 0
+    depth, steps, planes = WORDS * 32 // bits, product(pass_name, p)[2], (p.C if is_forward else p.K) // p.groups
+    block = depth * (steps // planes if one_tap(pass_name, p, {"DEPTH": depth}) else 1)
+    n = planes * p.R * p.S
+
+    def cut(run: int) -> float:
+        """Return the round-offs by which a sum may be out, of what low parts leave out and of additions, too."""
+        matrices = products * ceil_div(run, 256 // bits) - (products - 1)  # the first low ones are too small to be cut
+        return 2 * matrices + 8 * (products == 3) + steps / run
+
+    fitting = (run for run in range(max(1, _SPLIT_RUN // block) * block, 0, -block) if least <= run < steps)
+    return next((run for run in fitting if cut(run) <= _CUT_SHARE * min(n + 3, 8 * math.sqrt(n + 2))), 0)
+
+
+def _tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the tiles of all products: of pixels numbered one after the other, or of images with a halo."""
+    if not t["HALO"]:
+        return grid(pass_name)(p, t)[0]
+    m, _, _, products = product(pass_name, p)
+    strides = p.stride if pass_name == "input_grad" else (1, 1)
+    height, width = (p.H, p.W) if pass_name == "input_grad" else (p.P, p.Q)
+    tiles = (
+        ceil_div(p.N, t["TILE_IMAGES"])
+        * ceil_div(ceil_div(height, strides[0]), t["TILE_P"])
+        * ceil_div(ceil_div(width, strides[1]), t["TILE_Q"])
+    )
+    return ceil_div(m, t["TILE_M"]) * tiles * products
+
+
+def _runs(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the runs of the longest sums."""
+    return ceil_div(slices_of(pass_name, p, t) * t["DEPTH"], t["RUN_STEPS"])
+
+
+def _elements(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the sums of all runs of all tiles."""
+    return _tiles(pass_name, p, t) * _runs(pass_name, p, t) * t["TILE_M"] * t["TILE_N"]
+
+
+def _splits(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return among how many blocks each sum is split."""
+    if not t["MAY_SPLIT"]:
+        return 1
+    products = t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 1
+    steps = t["TILE_M"] * t["TILE_N"] // 128 * products * t["RUN_STEPS"] / (256 // t["FACTOR_BITS"])  # of a run
+    waits = _STEP_WAITS * 8 * 32 / t["THREADS"]
+
+    def clocks(blocks: int, rounds: int, block_runs: int) -> float:
+        return math.hypot(blocks, waits * rounds) * (block_runs * steps * _STEP_CLOCKS + _BLOCK_CLOCKS)
+
+    tiles, runs, moved = _tiles(pass_name, p, t), _runs(pass_name, p, t), 4 * _elements(pass_name, p, t)
+    return best_splits(tiles, runs, moved, t["RESIDENT"], t["multiprocessors"], clocks)[1]
+
+
+def parts_elements(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the numbers of scratch memory for parts of sums."""
+    return _elements(pass_name, p, t) if _splits(pass_name, p, t) > 1 else 0
+
+
+def split_grid(pass_name: str) -> Geometry:
+    """Return the tiles, those that share their pixels side by side, and the splits."""
+    return lambda p, t: (_tiles(pass_name, p, t), _splits(pass_name, p, t))
+
+
+def run_integers(pass_name: str) -> Geometry:
+    """Return the rule for the slices and runs of the longest sums, and how many runs a block adds up."""
+
+    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
+        runs = _runs(pass_name, p, t)
+        return slices_of(pass_name, p, t), runs, ceil_div(runs, _splits(pass_name, p, t))
+
+    return rule
+
+
+def run_total(pass_name: str, *operands: str) -> Launch:
+    """Return the launch that adds up the parts of split sums: a block for each two rows of a lane's."""
+    return Launch(f"{pass_name}_total", operands,
+                  lambda p, t: (_tiles(pass_name, p, t), t["WARP_M"] // 16), block("THREADS"),
+                  integers=lambda p, t: (slices_of(pass_name, p, t), _runs(pass_name, p, t)),
+                  when=lambda p, t: _splits(pass_name, p, t) > 1)  # fmt: skip
