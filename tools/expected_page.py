@@ -1,11 +1,13 @@
 """What is expected of the ladder on an H200, layer by layer, where no GPU has timed it: docs/expected.md.
 
-    python tools/expected_page.py [--jobs N] [TEXT ...]
+    python tools/expected_page.py [--jobs N] [--rule] [TEXT ...]
 
 Each row is a variant on a problem, kept in docs/data/expected.json with a digest of what it follows from: the variant's
 code, its constants and those of the model (convbackprop/profile/expected.py). Rows of which one has changed are
 computed anew, 3 seconds each, an hour for all; with TEXT only those whose variant and problem have it. What is done is
 kept if it is interrupted. `make readme` writes the page, without what has changed since.
+
+--rule computes nothing: it prints where the rule of "auto" errs, of the rows that are kept.
 """
 
 from __future__ import annotations
@@ -30,13 +32,12 @@ from rich.progress import track
 from convbackprop.bench.columns import digits
 from convbackprop.bench.suites import SUITES
 from convbackprop.devices.gpus import gpu
-from convbackprop.ladder.registry import of_pass, select
+from convbackprop.ladder.registry import of_pass, select, why_not
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.profile.expected import FITTED
 from convbackprop.profile.report import report
-from convbackprop.tune.choice import choose
 from tools import gpu_page
 from tools.gpu_parts import table
 from tools.predict import BLOCKS, DATA, ROOT, code_digest
@@ -48,7 +49,7 @@ KEPT = DATA / "expected.json"
 LAYERS = ("deepbench", "resnet", "vgg", "unet", "mobilenet", "convnext", "depthwise")
 THREE = ("forward", "input_grad", "kernel_grad")
 
-#: Rungs that no GPU has run, shown beside what "auto" takes; the one that is for most channels first.
+#: Rungs that no GPU has run, that the rule of "auto" weighs against others; the one that is for most channels first.
 UNPROVEN = ("tensor_core", "pipelined")
 
 #: Of one channel: the rung before `pipelined`, by pass.
@@ -96,10 +97,18 @@ def layers(suite: str) -> list[ConvProblem]:
     return [case.problem for case in SUITES[suite].cases((), "float32", "cuda")]
 
 
-def unproven(pass_name: str, problem: ConvProblem) -> Variant | None:
-    """Return the first of `UNPROVEN` that computes a problem."""
+def rivals(pass_name: str, problem: ConvProblem) -> tuple[Variant, Variant | None]:
+    """Return what "auto" takes, and the rung that it is weighed against.
+
+    That is the first of `UNPROVEN` that computes the problem, or the highest rung below, if "auto" takes that one.
+    """
+    reasons = why_not(pass_name, problem, GPU.target)
+    chosen = next(rung for rung, reason in reasons.items() if reason is None)
     own = {variant.name: variant for variant in of_pass(pass_name)}
-    return next((own[name] for name in UNPROVEN if name in own and own[name].refusal(problem, "cuda") is None), None)
+    other = next((own[name] for name in UNPROVEN if name in own and own[name].refusal(problem, "cuda") is None), None)
+    if other is chosen:
+        other = next((rung for rung, reason in reasons.items() if reason == f"{chosen.name} is a higher rung"), None)
+    return chosen, other
 
 
 def wanted() -> Iterator[tuple[Variant, ConvProblem]]:
@@ -109,10 +118,8 @@ def wanted() -> Iterator[tuple[Variant, ConvProblem]]:
             for name in (BEFORE[pass_name], "pipelined"):
                 yield select(f"{pass_name}/{name}")[0], problem
     problems = list(dict.fromkeys(problem for suite in LAYERS for problem in layers(suite)))
-    for pass_name, problem in product(THREE, problems):
-        yield choose(pass_name, "untuned", problem, "cuda"), problem
-    for dtype, pass_name, problem in product(("float32", "float16"), THREE, problems):
-        if variant := unproven(pass_name, problem.with_(dtype=dtype)):
+    for i, dtype, pass_name, problem in product((0, 1), ("float32", "float16"), THREE, problems):
+        if variant := rivals(pass_name, problem.with_(dtype=dtype))[i]:
             yield variant, problem.with_(dtype=dtype)
 
 
@@ -204,40 +211,57 @@ def _of_suite(suite: str, rows: dict[str, Row]) -> str:
         for line in run.lines
         if "+" not in line.row.who
     }
-    lines, proven, highest = [], [], []
+    lines, proven, fastest = [], [], []
     for problem in layers(suite):
         for i, pass_name in enumerate(THREE):
-            chosen = choose(pass_name, "untuned", problem, "cuda")
-            times = [rows.get(f"{chosen} {problem}", Row("", None)).us]
-            for each in (problem, problem.with_(dtype="float16")):
-                variant = unproven(pass_name, each)
-                times.append(rows.get(f"{variant} {each}", Row("", None)).us)
-            rung = unproven(pass_name, problem)
+            chosen, rung = rivals(pass_name, problem)
+            times = [rows.get(f"{variant} {problem}", Row("", None)).us for variant in (chosen, rung)]
+            half = problem.with_(dtype="float16")
+            times.append(rows.get(f"{rivals(pass_name, half)[0]} {half}", Row("", None)).us)
             line = recorded.get((pass_name, problem))
             torch = line.torch if line else None
             name = str(problem.with_(activation="identity", bias=False)) if i == 0 else ""
-            auto, new, half = times
+            auto, other = times[:2]
             lines.append([name, pass_name, chosen.name, rung.name if rung else "-", digits(floor(pass_name, problem)),
-                          *map(digits, (auto, new, half, line and line.us, torch))])  # fmt: skip
+                          *map(digits, (*times, line and line.us, torch))])  # fmt: skip
             if torch and auto:
                 proven.append(torch / auto)
-                highest.append(torch / min(auto, new or auto))
-    heads = ("layer", "pass", "auto", "unproven", "floor", "auto", "unproven", "float16", "recorded", "torch")
+                fastest.append(torch / min(auto, other or auto))
+    heads = ("layer", "pass", "auto", "other", "floor", "auto", "other", "float16", "recorded", "torch")
     said = table(heads, lines, left=4)
     if not proven:
         return said
     return (
         f"{said}\n\nOf {len(proven)} passes torch took {gpu_page.mean(proven):.2f} times as long as is expected of "
-        f'"auto", and {gpu_page.mean(highest):.2f} times as long as of the faster of both (geometric means); '
-        f"{sum(ratio < 0.95 for ratio in proven)} and {sum(ratio < 0.95 for ratio in highest)} of them below 0.95."
+        f'"auto", and {gpu_page.mean(fastest):.2f} times as long as of the faster of both (geometric means); '
+        f"{sum(ratio < 0.95 for ratio in proven)} and {sum(ratio < 0.95 for ratio in fastest)} of them below 0.95."
     )
+
+
+def rule() -> str:
+    """Return where "auto" is expected to be slower than the rung that it is weighed against, and how often that is."""
+    rows, said, ratios = current(), [], []
+    problems = dict.fromkeys(problem for suite in LAYERS for problem in layers(suite))
+    for dtype, pass_name, problem in product(("float32", "float16"), THREE, problems):
+        each = problem.with_(dtype=dtype)
+        chosen, other = rivals(pass_name, each)
+        auto, against = (rows.get(f"{variant} {each}", Row("", None)).us for variant in (chosen, other))
+        if auto and against:
+            ratios.append(against / auto)
+            if against < auto:
+                said.append(f"{against / auto:.2f}  {chosen} {auto:g} us, {other} {against:g} us: {each}")
+    return "\n".join([*sorted(said), f"{len(said)} of {len(ratios)}; mean {gpu_page.mean(ratios):.2f}"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time, 1 GB each; default 2")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="only rows whose variant and problem have it")
+    parser.add_argument("--rule", action="store_true", help='print where the rule of "auto" errs')
     arguments = parser.parse_args()
+    if arguments.rule:
+        print(rule())
+        return
     renew(arguments.jobs, arguments.texts)
 
 
