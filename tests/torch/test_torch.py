@@ -16,9 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import convbackprop.torch as ours  # noqa: E402
 from convbackprop import ops, transposed  # noqa: E402
 from convbackprop.arguments import resolve_padding  # noqa: E402
+from convbackprop.devices.gpus import Target  # noqa: E402
 from convbackprop.errors import InvalidArgument, InvalidType, UnsupportedProblem  # noqa: E402
+from convbackprop.ladder import registry  # noqa: E402
+from convbackprop.launch import calls  # noqa: E402
 from convbackprop.torch import direct, functional as functional_of_ours, functions  # noqa: E402
 from convbackprop.torch.options import allowed_by_torch, precision_of  # noqa: E402
+from convbackprop.tune import choice  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
 
 #: x's and w's shapes, and the options; sizes at which nothing divides evenly.
@@ -347,6 +351,51 @@ def test_precision_is_torchs_unless_it_is_given():
             assert [precision_of(given, on_gpu) for given in ("ieee", "tf32")] == ["ieee", "tf32"]
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has one flag")
+def test_precision_follows_what_torchs_convolution_follows():
+    """Not torch.set_float32_matmul_precision, which is of products of matrices: a flag for convolution, and for all."""
+    on_gpu, conv = SimpleNamespace(is_cuda=True), torch.backends.cudnn.conv
+    before, matmul = conv.fp32_precision, torch.get_float32_matmul_precision()
+    try:
+        for asked in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(asked)
+            assert precision_of(None, on_gpu) == "tf32"
+        for said in ("ieee", "tf32"):
+            conv.fp32_precision = said
+            assert precision_of(None, on_gpu) == said
+        conv.fp32_precision = "none"
+        for said in ("ieee", "tf32"):
+            torch.backends.fp32_precision = said
+            assert precision_of(None, on_gpu) == said
+    finally:
+        torch.backends.fp32_precision = "none"
+        conv.fp32_precision = before
+        torch.set_float32_matmul_precision(matmul)
+
+
+def test_autocast_reaches_the_tensor_cores(quick_commands):
+    """On a GPU; the rule is asked what it takes there of the passes that are computed here."""
+    passes = []
+    tell = lambda pass_name, problem, device: passes.append((pass_name, problem))  # noqa: E731
+    x, w = (torch.randn(shape, requires_grad=True) for shape in ((1, 16, 7, 8), (16, 16, 3, 3)))
+    choice.listeners.append(tell)
+    calls.forget()
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = ours.conv2d(x, w, padding=1, activation="relu")
+        y.float().sum().backward()
+    finally:
+        choice.listeners.remove(tell)
+        calls.forget()
+    assert {name for name, _ in passes} >= {"forward", "input_grad", "kernel_grad"}
+    for name, problem in passes:
+        if name == "backward":  # one rung for all gradients: of one channel
+            continue
+        assert problem.dtype == "bfloat16"
+        assert registry.choose(name, "auto", problem, Target("cuda", 108, "sm_80")).name == "tensor_core"
+        assert registry.choose(name, "auto", problem, Target("cuda", 40, "sm_75")).name != "tensor_core"
 
 
 # -- the rest of PyTorch ---------------------------------------------------------------------------------------------
