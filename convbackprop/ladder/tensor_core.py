@@ -373,9 +373,7 @@ def _auto_not(pass_name: str) -> AutoRule:
         left, right = _parts(pass_name, p)
         products = 1 if p.is_tf32 else left + right - 1
         if products > _TF32_PRODUCTS.get(target.architecture, 1):
-            return (
-                f"{target.architecture} may take longer for {products} TF32 products than for a multiply-add"
-            )
+            return f"{target.architecture} may take longer for {products} TF32 products than for a multiply-add"
         if reason := few_rows(p, target):
             return reason
         filters, channels = p.K // p.groups, p.C // p.groups

@@ -4,7 +4,8 @@
 // The matrix product of implicit_gemm on tensor cores, as in forward/tensor_core.cu: one block computes TILE_M channels
 // at TILE_N input pixels of a phase. g is formed as it is staged, once for all taps where a tile has a halo: with any
 // stride, for the pixels of a phase lie side by side in g. In 16 bits it is a factor as it is where phi' is 0 or 1;
-// else it is not rounded to 16 bits, but is a sum of two TF32 numbers, and a tap is one.
+// else it is not rounded to 16 bits, but is a sum of two TF32 numbers, and a tap is one. Of small images the sums are split
+// among blocks, as there (run_parts.cuh).
 //
 // What limits it: no GPU has run it. Expected is the same as of the forward pass, and the arithmetic of phi', where
 // that is more than a comparison.
