@@ -177,7 +177,10 @@ def _run_problem(arguments: argparse.Namespace, chosen: tuple[Variant, ...]) -> 
     table.add_column("why, or why not", overflow="fold")
     for choice in choices:
         is_auto = choice.why_not is None
-        why = choice.why_not or choice.tuned or "the rule chooses it: the highest rung"
+        by_rule = "the rule chooses it: the highest rung"
+        if kind == "cuda" and choice.variant.unproven:
+            by_rule += "; no GPU has run it as it stands"
+        why = choice.why_not or choice.tuned or by_rule
         table.add_row(str(choice.variant), "auto" if is_auto else "", why)
     out.print(table)
     if any(variant.pass_name in ("input_grad", "kernel_grad", "backward") for variant in chosen):
