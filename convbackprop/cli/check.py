@@ -45,8 +45,8 @@ Without --problem these are the curated problems: each with the activations
 identity and relu (also with the bit mask) in every dtype, and with logistic and
 tanh on a quarter of the problems, another quarter for each dtype; --activation
 all checks each activation on all. A variant whose compile-time constants follow
-from the sizes is compiled for 10 sets of them, those whose problems differ most;
-the others are left out, unless there is --all.
+from the sizes is compiled for 10 sets of them, whose problems differ most; the
+others are left out, unless there is --all.
 
 What is checked with normal numbers is checked once more with a few NaN and
 infinities among them: the padding is no pixel, and a tap over it adds nothing

@@ -302,5 +302,5 @@ def test_other_gpus_are_refused_in_a_sentence(stand_in, monkeypatch):
     device = driver.device()
     monkeypatch.setattr(device, "architecture", "sm_80")
     x, w = np.zeros((1, 16, 8, 8), np.float16), np.zeros((8, 16, 3, 3), np.float16)
-    with pytest.raises(convbackprop.UnsupportedProblem, match="written for sm_90a; cuda:0 is sm_80"):
+    with pytest.raises(convbackprop.UnsupportedProblem, match="written for sm_90a; this GPU is sm_80"):
         convbackprop.conv2d(x, w, variant="hopper", device="cuda")
