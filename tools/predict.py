@@ -132,13 +132,11 @@ def profiled(root: Path, folder: Path, variant: str, problem: str, gpu: Gpu) -> 
 
 def facts(report: dict[str, Any], cubin: Path, problem: str, gpu: Gpu) -> list[dict[str, Any]]:
     """Return what each launch of a report asks of a GPU."""
-    loops = {
-        name: HotLoop.of(code, {}) for name, code in sass.functions(sass.dump(sass.find_cuobjdump(), cubin)).items()
-    }
+    code = sass.functions(sass.dump(sass.find_cuobjdump(), cubin))
     (variant,) = select(report["variant"])
     launches = [
         replace(
-            _launch(each, loops[each["kernel"]]),
+            _launch(each, HotLoop.of(code[each["kernel"]], {}, multiplies=each["main"])),
             multiplications=variant.multiplications,
             all_phases=variant.all_phases,
         )

@@ -149,8 +149,13 @@ def _work(gpu: Gpu, pass_name: str, problem: ConvProblem, launch: LaunchFacts) -
     flops = PASSES[pass_name].flops(problem) * launch.multiplications if launch.main else 0
     # A turn is known by its multiply-adds. Beyond those of the problem there may be some for nothing, at a tile's edge:
     # the loads from shared memory count them, if nvcc has left these where they are; else those from global memory.
+    # nvcc makes one load of several numbers, and leaves out of a wide one what is not used: either their bytes or they
+    # themselves are as many as the source has.
     turns = flops / 2 / (launch.blocks * warps * _WARP) / turn.multiply_adds if turn.multiply_adds else 0.0
     by_shared = bytes_loaded / (replayed * _WARP) / turn.shared_bytes if turn.shared_bytes else 0.0
+    if turn.shared_loads:
+        requests = sum(line.requests for line in shared if line.kind == "load")
+        by_shared = min(by_shared, requests / replayed / turn.shared_loads)
     by_loads = sum(line.requests for line in loads) / replayed / turn.loads if turn.loads else 0.0
     turns = by_shared if 0 < by_shared >= turns else max(turns, by_loads)
     is_staged = turn.multiply_adds and not turn.loads and kernel.shared_bytes

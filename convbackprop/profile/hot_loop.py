@@ -93,7 +93,7 @@ class HotLoop:
     bytes : int
         Of its instructions.
     loaded_bytes : int
-        That a thread loads from global memory in one turn.
+        That a thread can have asked for at once: all loads from global memory of one turn, or copies of several.
     lines : tuple of LineCode
         By file and line; empty where the disassembler knows no lines.
     warp : WarpCode or None
@@ -131,11 +131,16 @@ class HotLoop:
 
     @classmethod
     def of(
-        cls, code: Sequence[Instruction], places: Mapping[int, tuple[str, int]], unknown: Sequence[str] = ()
+        cls,
+        code: Sequence[Instruction],
+        places: Mapping[int, tuple[str, int]],
+        unknown: Sequence[str] = (),
+        multiplies: bool = True,
     ) -> HotLoop:
         """Read a kernel.
 
-        `places` are the file and line of an instruction by its address; `unknown` those that no warp is timed with.
+        `places` are the file and line of an instruction by its address; `unknown` those that no warp is timed with;
+        `multiplies`: whether it is the kernel of a variant that does the products.
         """
         loop = sass.hot_loop(code)
         if loop is None:  # all of it, without the padding behind the last instruction
@@ -144,6 +149,7 @@ class HotLoop:
         else:
             is_loop = True
         body = loop.instructions
+        ahead = {"LDG": 1.0, "LDGSTS": max(1.0, warp.turns_ahead(loop.usual))}
         by_place: dict[tuple[str, int], list[int]] = {}
         for instruction in body:
             if place := places.get(instruction.address):
@@ -155,9 +161,9 @@ class HotLoop:
             dict(Counter(map(kind, body)).most_common()),
             dict(Counter(map(kind, loop.leanest)).most_common()),
             len(body) * INSTRUCTION_BYTES,
-            sum(instruction.width // 8 for instruction in body if instruction.base in ("LDG", "LDGSTS")),
+            round(sum(i.width // 8 * ahead.get(i.base, 0) for i in body)),
             tuple(LineCode(*place, *counts) for place, counts in sorted(by_place.items())),
-            None if any(instruction.base in unknown for instruction in body) else WarpCode.of(code),
+            None if any(instruction.base in unknown for instruction in body) else WarpCode.of(code, multiplies),
         )
 
 
@@ -196,10 +202,11 @@ def _nvdisasm(cuobjdump: Path, cubin: Path) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def hot_loops(cuobjdump: Path, cubin: Path, architecture: str) -> dict[str, HotLoop]:
+def hot_loops(cuobjdump: Path, cubin: Path, architecture: str, main: str) -> dict[str, HotLoop]:
     """Return the hot loop of each kernel of a cubin; cached beside it.
 
-    As a warp goes through it only what the model of a warp knows: of products of matrices, Hopper's mma.sync.
+    As a warp goes through it only what the model of a warp knows: of products of matrices, Hopper's mma.sync. `main`:
+    the kernel that does the products.
 
     Raises
     ------
@@ -211,7 +218,7 @@ def hot_loops(cuobjdump: Path, cubin: Path, architecture: str) -> dict[str, HotL
     def find() -> str:
         where = places(_nvdisasm(cuobjdump, cubin))
         code = sass.functions(sass.dump(cuobjdump, cubin))
-        loops = {name: HotLoop.of(body, where.get(name, {}), unknown) for name, body in code.items()}
+        loops = {name: HotLoop.of(body, where.get(name, {}), unknown, name == main) for name, body in code.items()}
         return json.dumps({
             name: [loop.is_loop, loop.kinds, loop.leanest, loop.bytes, loop.loaded_bytes,
                    [[each.file, each.line, each.instructions, each.multiply_adds] for each in loop.lines],
@@ -222,7 +229,7 @@ def hot_loops(cuobjdump: Path, cubin: Path, architecture: str) -> dict[str, HotL
     status = cuobjdump.resolve().stat()
     recipe = [Path(file).read_text(encoding="utf-8") for file in (__file__, sass.__file__, warp.__file__)]
     of = (cubin.name, str(cuobjdump.resolve()), status.st_size, status.st_mtime_ns)
-    name = cache.digest("hot loop", recipe, unknown, *of)
+    name = cache.digest("hot loop", recipe, unknown, main, *of)
     known = json.loads(cache.remembered(name, find))
     return {
         name: HotLoop(

@@ -162,7 +162,7 @@ def _with_code(
     try:
         cuobjdump: Path = find_cuobjdump()
         path, _ = cubin(Source.of(variant.path, constants_of(variant, problem, gpu.target)), gpu.architecture)
-        loops = hot_loops(cuobjdump, path, gpu.architecture)
+        loops = hot_loops(cuobjdump, path, gpu.architecture, main_entry(variant))
         if loops[main_entry(variant)].warp is None:
             remarks.append("How long it takes is not expected: these products of matrices are not in the model.")
     except CompileError:

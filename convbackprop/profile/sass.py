@@ -202,8 +202,8 @@ class Loop(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        """How many of its instructions are such."""
-        return sum(instruction.is_multiply_add for instruction in self.instructions)
+        """What a thread multiplies and adds with its instructions, of which HFMA2 does two and HMMA many."""
+        return sum(multiply_adds(i.matrices) or multiply_adds(i.base) for i in self.instructions if i.is_multiply_add)
 
 
 def hot_loop(code: Sequence[Instruction]) -> Loop | None:

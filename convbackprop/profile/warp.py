@@ -18,7 +18,7 @@ from convbackprop.profile.sass import Instruction, Loop
 #: Clocks from a load of global memory to its data for which a turn is timed; between them and beyond, a line is drawn.
 LATENCIES = (0, 500, 1000, 2000)
 
-#: Turns that are timed before the one that counts: loads may be asked for some turns ahead.
+#: Turns that are timed before those that count: loads may be asked for some turns ahead.
 _TURNS_BEFORE = 3
 
 #: Clocks to a result, and clocks between two warps of a scheduler in the pipe. Throughputs: CUDA C++ Programming Guide,
@@ -55,9 +55,9 @@ class Turn:
 
     Attributes
     ----------
-    multiply_adds, loads, shared_bytes : int
+    multiply_adds, loads, shared_bytes, shared_loads : int
         Of a thread: what it multiplies and adds, its loads from global memory, the bytes that it loads from shared
-        memory.
+        memory, and in how many loads.
     issue : int
         Clocks for which the warp occupies its scheduler, or the busiest pipe behind it.
     clocks : tuple of float
@@ -69,17 +69,18 @@ class Turn:
     shared_bytes: int
     issue: float
     clocks: tuple[float, ...]
+    shared_loads: int = 0
 
     @classmethod
     def of(cls, way: Sequence[Instruction]) -> Turn:
         """Time a way round a loop."""
-        fused = sum(sass.multiply_adds(i.matrices) or sass.multiply_adds(i.base) for i in way if i.is_multiply_add)
+        fused = Loop(list(way), [], []).multiply_adds
         loads = sum(i.base in ("LDG", "LDGSTS") for i in way)
-        shared = sum(i.width // 8 for i in way if i.base in ("LDS", "LDSM") and i.guard != "@!PT")  # that: never
+        shared = [i.width // 8 for i in way if i.base in ("LDS", "LDSM") and i.guard != "@!PT"]  # that: never
         pipes = [sum(every for i in way if i.base in names) for names, _, every in _PIPES if every > 1]
         halves = 2 * sum(i.base.startswith(_HALF_RATE) for i in way)
         clocks = tuple(_clocks(way, latency) for latency in LATENCIES)
-        return cls(fused, loads, shared, max(len(way), halves, *pipes), clocks)
+        return cls(fused, loads, sum(shared), max(len(way), halves, *pipes), clocks, len(shared))
 
     @property
     def waits(self) -> float:
@@ -100,7 +101,7 @@ class WarpCode:
     Attributes
     ----------
     turn : Turn or None
-        Of the hot loop, or in a kernel without multiply-adds of the loop that loads most; None: it has no such loop.
+        Of the hot loop, or in a kernel that does not do the products of the loop that loads most; None: it has no such.
         nvcc unrolls a loop of unknown length and puts the remainder behind it, in a loop with fewer multiply-adds: a
         turn is then one of each.
     once : int
@@ -114,14 +115,19 @@ class WarpCode:
     around: int
 
     @classmethod
-    def of(cls, code: Sequence[Instruction]) -> WarpCode:
-        """Read a kernel."""
+    def of(cls, code: Sequence[Instruction], multiplies: bool = True) -> WarpCode:
+        """Read a kernel; not `multiplies`: of those that pack factors or add up parts.
+
+        Their only multiply-adds, if they have any, form a result anew that was NaN, which hardly any thread ever does.
+        """
         loops = list(sass.loops(code))
-        hot = sass.hot_loop(code) or max((loop for loop in loops if _loaded(loop)), key=_loaded, default=None)
+        hot = sass.hot_loop(code) if multiplies else None
+        products = hot.multiply_adds if hot else 0
+        hot = hot or max((loop for loop in loops if _loaded(loop)), key=_loaded, default=None)
         once = len(code) - sum(len(loop.instructions) for loop in loops)
         if hot is None:
             return cls(None, once, sum(len(loop.usual) for loop in loops))
-        taken = [hot, *(loop for loop in loops if loop != hot and 2 * loop.multiply_adds >= hot.multiply_adds > 0)]
+        taken = [hot, *(loop for loop in loops if loop != hot and 2 * loop.multiply_adds >= products > 0)]
         around = sum(len(loop.usual) for loop in loops if loop not in taken)
         return cls(Turn.of([instruction for loop in taken for instruction in loop.usual]), once, around)
 
@@ -131,13 +137,15 @@ class WarpCode:
         turn, once, around = known
         if turn is None:
             return cls(None, once, around)
-        multiply_adds, loads, shared_bytes, issue, clocks = turn
-        return cls(Turn(multiply_adds, loads, shared_bytes, issue, tuple(clocks)), once, around)
+        multiply_adds, loads, shared_bytes, issue, clocks, shared_loads = turn
+        return cls(Turn(multiply_adds, loads, shared_bytes, issue, tuple(clocks), shared_loads), once, around)
 
     def as_json(self) -> list[Any]:
         """Return all of it as JSON knows it."""
         turn = self.turn
-        fields = turn and [turn.multiply_adds, turn.loads, turn.shared_bytes, turn.issue, turn.clocks]
+        fields = turn and [
+            turn.multiply_adds, turn.loads, turn.shared_bytes, turn.issue, turn.clocks, turn.shared_loads
+        ]  # fmt: skip
         return [fields, self.once, self.around]
 
 
@@ -146,14 +154,36 @@ def _loaded(loop: Loop) -> int:
 
 
 # -- one warp --------------------------------------------------------------------------------------------------------
+def groups_ahead(way: Sequence[Instruction]) -> int:
+    """Return of how many groups of asynchronous copies all may be under way at once: 0 without such copies."""
+    if not any(i.base == "LDGDEPBAR" for i in way):
+        return 0
+    return max((1 + _left_under_way(i) for i in way if i.base == "DEPBAR"), default=1)
+
+
+def turns_ahead(way: Sequence[Instruction]) -> float:
+    """Return for how many turns copies are under way before they are waited for: as many hide the latency."""
+    return groups_ahead(way) / max(1, sum(i.base == "LDGDEPBAR" for i in way))
+
+
+def _left_under_way(wait: Instruction) -> int:
+    """Return how many groups a DEPBAR does not wait for."""
+    return int(wait.operands.rpartition(",")[2].strip() or "0", 16)
+
+
 def _clocks(way: Sequence[Instruction], latency: int) -> float:
-    """Return the clocks of a turn once the turns before have filled the pipes."""
+    """Return the clocks of a turn once the turns before have filled the pipes.
+
+    Copies that are waited for some groups later arrive so many at a time: the mean is of as many turns.
+    """
     ready: dict[str, float] = {}
     groups: list[float] = []  # when the asynchronous copies that were committed together are there
     copies, now, before = 0.0, 0.0, 0.0
     steps = [(i, *_registers(i), *_pipe(i, latency)) for i in way]
-    for _ in range(_TURNS_BEFORE + 1):
-        before = now
+    alike = max(1, groups_ahead(way))
+    for turn in range(_TURNS_BEFORE + 2 * alike - 1):
+        if turn == _TURNS_BEFORE + alike - 1:
+            before = now
         for instruction, results, sources, takes, every in steps:
             at = max([now, *(ready.get(register, 0.0) for register in (*sources, *results))])
             if instruction.base == "LDGSTS":
@@ -161,11 +191,10 @@ def _clocks(way: Sequence[Instruction], latency: int) -> float:
             elif instruction.base == "LDGDEPBAR":
                 groups.append(copies)
             elif instruction.base == "DEPBAR" and groups:
-                under_way = int(instruction.operands.rpartition(",")[2].strip() or "0", 16)
-                at = max([at, *groups[: len(groups) - under_way]])
+                at = max([at, *groups[: max(0, len(groups) - _left_under_way(instruction))]])
             now = at + every + {"BAR": _BARRIER, "BRA": _BRANCH}.get(instruction.base, 0)
             ready.update(dict.fromkeys(results, at + takes))
-    return now - before
+    return (now - before) / alike
 
 
 def _pipe(instruction: Instruction, latency: int) -> tuple[int, float]:

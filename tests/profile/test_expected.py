@@ -63,6 +63,20 @@ def test_loads_of_the_next_turn_are_hidden_behind_this_one():
     assert in_two_groups.turn.clocks[1] == pytest.approx(at_once, abs=10)
 
 
+@pytest.mark.parametrize("left", [0, 1, 4])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_copies_of_some_groups_share_the_latency(left, groups):
+    """Those that are waited for so many groups later: their time is that of a turn for each group under way."""
+    sums = [SUM.format(10 + i % 8, 5) for i in range(20)]
+    group = ["DEPBAR.LE SB0, " + hex(left), "LDGSTS.E [R6], desc[UR8][R8.64]", "LDGDEPBAR", *sums]
+    turn = warp_code(*group * groups, *TURN_AROUND).turn
+    assert turn.loads == groups
+    for latency, clocks in zip(LATENCIES, turn.clocks, strict=True):
+        assert clocks == pytest.approx(max(turn.clocks[0], latency * groups / (left + 1)), rel=0.02)
+    (code,) = sass.functions(listing(*group * groups, *TURN_AROUND)).values()
+    assert HotLoop.of(code, {}).loaded_bytes == 4 * max(groups, left + 1)
+
+
 @pytest.mark.parametrize(
     ("line", "clocks"),
     [("FFMA R1, R2, R3, R1", 1), ("DFMA R2, R4, R6, R2", 2), ("IADD3 R0, R1, R2, RZ", 2), ("MUFU.RCP R0, R1", 8),
@@ -105,6 +119,21 @@ def test_the_usual_way_has_the_loads_and_no_border():
     assert (code.turn.loads, code.turn.multiply_adds) == (1, 1)
 
 
+def test_what_forms_nan_anew_is_no_hot_loop_of_what_adds_up_parts():
+    parts = ["LDG.E.128 R4, desc[UR8][R8.64]", *["FADD R1, R1, R4"] * 4, "@P1 | BRA 0x0"]
+    anew = [LOAD.format(4, 8), LOAD.format(5, 10), SUM.format(1, 4), "@P1 | BRA 0x60", "EXIT"]
+    (code,) = sass.functions(listing(*parts, *anew)).values()
+    adds, multiplies = (HotLoop.of(code, {}, multiplies=own).warp for own in (False, True))
+    assert (adds.turn.loads, adds.turn.multiply_adds, adds.around) == (1, 0, 4)
+    assert (multiplies.turn.loads, multiplies.turn.multiply_adds, multiplies.around) == (2, 1, 6)
+
+
+def test_the_hot_loop_multiplies_and_adds_most_not_most_often():
+    """An mma of a warp is 64 multiply-adds of each thread's; nine FFMAs beside it are fewer."""
+    few, many = [SUM.format(1, 2)] * 9, ["HMMA.16816.F32 R4, R12, R20, R4"]
+    assert warp_code(*few, "@P1 | BRA 0x0", *many, "@P1 | BRA 0xa0", "EXIT").turn.multiply_adds == 64
+
+
 def test_an_unrolled_loop_and_its_remainder_are_one_turn():
     four, three = [SUM.format(1, 2)] * 4, [SUM.format(1, 2)] * 3
     code = warp_code(*four, "@P1 | BRA 0x0", *three, "@P1 | BRA 0x50", "EXIT")
@@ -141,6 +170,13 @@ def test_turns_by_multiply_adds_by_loads_and_by_shared_memory():
     shared = loop("LDS R4, [R8]", SUM.format(1, 4))
     (work,) = works(H200, "forward", PROBLEM, [launch([access("shared", 4000)], shared)])
     assert (work.turns, work.own_bytes, work.shared_clocks) == (400, 500 * 32 * 100, 400)
+    # nvcc leaves out of a wide load what is not used, or makes one of four: there are no more turns for that.
+    wide = dataclasses.replace(access("shared", 4000), bytes=16)
+    (work,) = works(H200, "forward", PROBLEM, [launch([wide], shared)])
+    assert work.turns == 400
+    joined = loop("LDS.128 R4, [R8]", *[SUM.format(1, 4)] * 4)
+    (work,) = works(H200, "forward", PROBLEM, [launch([access("shared", 4000)], joined)])
+    assert work.turns == 100
     assert works(H200, "forward", PROBLEM, [launch([], None)]) is None
     assert Work.from_json(work.as_json()) == work
 
