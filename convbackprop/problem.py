@@ -11,6 +11,7 @@ from typing import Any
 from convbackprop.activations import activation, activation_name
 from convbackprop.arguments import INT_MAX, Pair, integer, known, pair, resolve_padding
 from convbackprop.errors import InvalidArgument
+from convbackprop.layouts import LAYOUTS
 
 #: Bytes of an element by dtype, and the dtype in which its sums are formed.
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
@@ -60,6 +61,8 @@ class ConvProblem:
         the activation are applied to dx.
     precision : str
         "ieee"; or "tf32", which lets a variant round float32 factors to TF32, and says nothing of other dtypes.
+    layout : str
+        In memory, of all arrays of x's and of y's shape but the bit mask: one of `layouts.LAYOUTS`.
     dx, dw : bool
         What the pass `backward` computes: the input gradient, the kernel gradient (and, with `bias`, the bias's).
 
@@ -88,12 +91,14 @@ class ConvProblem:
     residual: bool = False
     transposed: bool = False
     precision: str = "ieee"
+    layout: str = "nchw"
     dx: bool = True
     dw: bool = True
 
     def __post_init__(self) -> None:
         integer(self.N, "N (images)", 0)
         known(self.precision, PRECISIONS, "precision")
+        known(self.layout, LAYOUTS, "layout")
         for name, what in (("C", "input channels"), ("H", "image height"), ("W", "image width"),
                            ("K", "output channels"), ("R", "filter height"), ("S", "filter width")):  # fmt: skip
             integer(getattr(self, name), f"{name} ({what})", 1)
@@ -121,6 +126,8 @@ class ConvProblem:
             )
         if self.mask and self.transposed:
             raise InvalidArgument("mask is given, which a transposed convolution neither saves nor reads")
+        if self.mask and self.layout != "nchw":
+            raise InvalidArgument(f"mask is given, whose bytes are pieces of rows; layout {self.layout!r} has none")
         for name in OPTIONAL:
             if self.transposed and getattr(self, name):
                 raise InvalidArgument(f"{name} is given, which a transposed convolution does not take")
@@ -233,7 +240,7 @@ class ConvProblem:
             "N,C,H,W,K,R,S" and then any of "stride=2", "stride=2x1", "padding=1", "padding=1x2",
             "padding=0:1x2:3" (top:bottom x left:right), "padding=same", "dilation=2", "groups=4",
             "dtype=float16", "activation=relu", "bias=1", "mask=1", "scale=1", "residual=1",
-            "transposed=1", "precision=tf32", "dx=0", "dw=0".
+            "transposed=1", "precision=tf32", "layout=nhwc", "dx=0", "dw=0".
         **defaults
             Values of options that the text leaves out.
 
@@ -309,6 +316,7 @@ _OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "residual": _read_flag,
     "transposed": _read_flag,
     "precision": lambda text, name: known(text, PRECISIONS, name),
+    "layout": lambda text, name: known(text, LAYOUTS, name),
     "dx": _read_flag,
     "dw": _read_flag,
 }
@@ -330,6 +338,8 @@ class Operand:
         problem -> whether the problem has it.
     dtype : callable
         problem -> dtype.
+    is_image : bool
+        Whether it lies in memory in the problem's layout.
     """
 
     name: str
@@ -338,6 +348,11 @@ class Operand:
     written: bool = False
     present: Callable[[ConvProblem], bool] = lambda p: True
     dtype: Callable[[ConvProblem], str] = lambda p: p.dtype
+    is_image: bool = False
+
+    def layout(self, problem: ConvProblem) -> str:
+        """Return the layout of the array."""
+        return problem.layout if self.is_image else "nchw"
 
     def bytes(self, problem: ConvProblem) -> int:
         """Return the bytes of the array."""
@@ -353,22 +368,23 @@ def _pixels(p: ConvProblem) -> int:
     return p.N * p.P * p.Q
 
 
-_X = Operand("x", lambda p: p.x_shape)
+_X = Operand("x", lambda p: p.x_shape, is_image=True)
 _W = Operand("w", lambda p: p.w_shape)
 _B = Operand("b", lambda p: (p.K,), present=lambda p: p.bias)
 _SCALE = Operand("scale", lambda p: (p.K,), present=lambda p: p.scale)
-_RESIDUAL = Operand("residual", lambda p: p.y_shape, present=lambda p: p.residual)
+_RESIDUAL = Operand("residual", lambda p: p.y_shape, present=lambda p: p.residual, is_image=True)
 _TRANSPOSED_B = Operand("b", lambda p: (p.C,), present=lambda p: p.bias and p.transposed)
-_DY = Operand("dy", lambda p: p.y_shape)
+_DY = Operand("dy", lambda p: p.y_shape, is_image=True)
 _SAVED = Operand(
     "saved",
     lambda p: p.mask_shape if p.mask else p.y_shape,
     present=lambda p: p.saved is not None,
     dtype=lambda p: "uint8" if p.mask else p.dtype,
+    is_image=True,
 )
-_Y = _result("y", lambda p: p.y_shape, lambda p: math.prod(p.w_shape[1:]))
+_Y = _result("y", lambda p: p.y_shape, lambda p: math.prod(p.w_shape[1:]), is_image=True)
 _MASK = Operand("mask", lambda p: p.mask_shape, None, True, present=lambda p: p.mask, dtype=lambda p: "uint8")
-_DX = _result("dx", lambda p: p.x_shape, lambda p: p.K // p.groups * p.R * p.S)
+_DX = _result("dx", lambda p: p.x_shape, lambda p: p.K // p.groups * p.R * p.S, is_image=True)
 _DW = _result("dw", lambda p: p.w_shape, _pixels)
 _DB = _result("db", lambda p: (p.K,), _pixels, present=lambda p: p.bias)
 
@@ -430,6 +446,9 @@ PASSES = {
         ),
     )
 }
+
+#: The operands that lie in memory in a problem's layout.
+IMAGES = frozenset(operand.name for each in PASSES.values() for operand in each.operands if operand.is_image)
 
 #: The floating-point results of all passes, by name.
 RESULTS = {operand.name: operand for operand in (_Y, _DX, _DW, _DB)}

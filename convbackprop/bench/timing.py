@@ -21,6 +21,7 @@ from convbackprop.devices import Device
 from convbackprop.errors import DeviceUnusable
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import alignment_of, plan
+from convbackprop.layouts import as_named, in_memory
 from convbackprop.problem import PASSES, ConvProblem
 
 Array = Any
@@ -91,12 +92,12 @@ def host_clock(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any], layout: str = "nchw") -> Array:
     """Return an array at a multiple of 64 bytes, a cache line, as torch's own are; each page has been written to."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.ones(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return as_named(memory[start : start + size].view(dtype).reshape(in_memory(shape, layout)), layout)
 
 
 def check_timeable(device: Device) -> None:
@@ -123,7 +124,7 @@ class CpuStage:
         self.arrays = {}
         self._memory: list[Any] = []  # what lives as long as the stage
         for operand in PASSES[pass_name].present(problem):
-            array = aligned(operand.shape(problem), numpy_dtype(operand.dtype(problem)))
+            array = aligned(operand.shape(problem), numpy_dtype(operand.dtype(problem)), operand.layout(problem))
             if not operand.written:
                 array[...] = given[operand.name]
             self.arrays[operand.name] = array

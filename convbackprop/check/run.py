@@ -21,6 +21,7 @@ from convbackprop.errors import LaunchFailed
 from convbackprop.ladder.expression import InvalidLaunch
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import Plan, alignment_of, constants_of, plan
+from convbackprop.layouts import as_named, in_memory
 from convbackprop.problem import ACCUMULATORS, PASSES, ConvProblem
 
 Array = Any
@@ -94,7 +95,9 @@ class Guarded:
     written beyond the end of another shows.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0, mark: int = 0) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0, mark: int = 0, layout: str = "nchw"
+    ) -> None:
         size = math.prod(shape)
         self.first = GUARD + offset
         # As aligned as what a GPU's allocator returns.
@@ -105,7 +108,7 @@ class Guarded:
         # All bits 1 is a NaN in every floating-point type, and still is with other bits at its end.
         self._guard = self._bits.type(np.iinfo(self._bits).max - mark)
         self.whole.view(self._bits)[...] = self._guard
-        self.array = self.whole[self.first : self.first + size].reshape(shape)
+        self.array = as_named(self.whole[self.first : self.first + size].reshape(in_memory(shape, layout)), layout)
 
     def intact(self) -> bool:
         """Return whether both guard zones are as they were."""
@@ -133,7 +136,9 @@ def stage(
         Every operand that the problem has, and the scratch memory "scratch".
     """
     blocks = {
-        operand.name: Guarded(operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset, mark)
+        operand.name: Guarded(
+            operand.shape(problem), reference.numpy_dtype(operand.dtype(problem)), offset, mark, operand.layout(problem)
+        )
         for mark, operand in enumerate(PASSES[variant.pass_name].present(problem), 1)
     }
     for name, array in given.items():
@@ -344,7 +349,8 @@ def within_budget(
 
 #: What problems differ in.
 _FACTS = (
-    "activation", "mask", "scale", "residual", "transposed", "R", "S", "stride", "padding", "dilation", "groups"
+    "activation", "mask", "layout", "scale", "residual", "transposed", "R", "S", "stride", "padding", "dilation",
+    "groups",
 )  # fmt: skip
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convbackprop import check
 from convbackprop.check import reference
 from convbackprop.devices.checked import (
@@ -30,8 +28,12 @@ from convbackprop.devices.compiler import RUNTIME
 from convbackprop.errors import LaunchFailed
 from convbackprop.ladder.expression import InvalidLaunch
 from convbackprop.ladder.variant import Variant
+from convbackprop.layouts import strides
 from convbackprop.problem import PASSES, ConvProblem
 from convbackprop.sources import source_root
+
+#: An array's shape and layout.
+Stored = tuple[tuple[int, ...], str]
 
 #: In which order the threads of a block start, in one run each: a missing barrier then shows in a result.
 ORDERS = {"as numbered": 0, "last to first": 1, "shuffled": 2}
@@ -183,7 +185,10 @@ def sanitize(
                 failed = error
             outcome.seconds += time.perf_counter() - began
             outcome.notes_bytes = max(outcome.notes_bytes, device.notes_bytes())
-        shapes = {operand.name: operand.shape(problem) for operand in PASSES[variant.pass_name].present(problem)}
+        shapes = {
+            operand.name: (operand.shape(problem), operand.layout(problem))
+            for operand in PASSES[variant.pass_name].present(problem)
+        }
         outcome.findings = [finding for each in launched for finding in _findings(each, variant.path, shapes, failed)]
         if not failed and not outcome.findings:
             judged = check.judge(variant, problem, given, blocks, data, expected)
@@ -204,7 +209,7 @@ def _arrays(blocks: Mapping[str, check.Guarded], given: Mapping[str, Any]) -> li
 
 # -- from the machine's words to sentences ---------------------------------------------------------------------------
 def _findings(
-    launched: Launched, source: Path, shapes: Mapping[str, tuple[int, ...]], failed: LaunchFailed | None
+    launched: Launched, source: Path, shapes: Mapping[str, Stored], failed: LaunchFailed | None
 ) -> list[Finding]:
     """Return what a launch found; what differs only in the instruction, not in the line, is one finding."""
     kernel = launched.kernel
@@ -255,7 +260,7 @@ def _xyz(number: int, extents: Sequence[int]) -> tuple[int, int, int]:
 
 def _sentence(
     kind: FindingKind, raw: RawFinding, array: GlobalArray | SharedArray | None,
-    shapes: Mapping[str, tuple[int, ...]], geometry: tuple[Extents, Extents],
+    shapes: Mapping[str, Stored], geometry: tuple[Extents, Extents],
 ) -> str:  # fmt: skip
     does = "writes" if raw.is_write else "reads"
     did = "wrote" if raw.other_is_write else "read"
@@ -304,11 +309,13 @@ def _beside(raw: RawFinding, array: GlobalArray | SharedArray | None) -> str:
     return f"that end {_bytes(raw.offset + raw.bytes - size)} after {name}"
 
 
-def _element(raw: RawFinding, array: GlobalArray | SharedArray | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _element(raw: RawFinding, array: GlobalArray | SharedArray | None, shapes: Mapping[str, Stored]) -> str:
     if isinstance(array, GlobalArray):
         number = raw.offset // array.item_bytes
         if array.name in shapes:
-            index = ",".join(str(int(i)) for i in np.unravel_index(number, shapes[array.name]))
+            shape, layout = shapes[array.name]
+            steps = strides(shape, layout)
+            index = ",".join(str(number // step % extent) for step, extent in zip(steps, shape, strict=True))
             return f"{array.name}[{index}]"
         return f"{array.name}[{number:,}]"
     if array is not None and raw.offset % raw.bytes == 0:

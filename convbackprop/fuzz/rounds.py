@@ -126,6 +126,8 @@ class Fuzzer:
                     found = {**own, "transposed": variant.takes_transposed and not own["mask"] and rng.random() < 0.3}
                     for name in OPTIONAL:
                         found[name] = variant.takes(name) and not found["transposed"] and rng.random() < 0.3
+                    if len(variant.layouts) > 1 and not own["mask"]:
+                        found["layout"] = rng.choice(variant.layouts)
                     self._hold(
                         variant, "reference", self._compared(variant, device, found, tunables), int(_COMPARED * scale)
                     )

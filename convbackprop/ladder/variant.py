@@ -137,6 +137,8 @@ class Variant:
         (problem, alignment, tunables' values) -> further compile-time constants, which follow from these.
     scratch : callable
         (problem, constants) -> how many accumulators of scratch memory the launches share, as operand "scratch".
+    layouts : tuple of str
+        Of `layouts.LAYOUTS`, those that it reads and writes.
     requires : tuple of callable
         Each looks at a problem and returns None, or one sentence on why it is refused.
     runs_on : tuple of str
@@ -166,6 +168,7 @@ class Variant:
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
     specialise: Callable[[ConvProblem, Alignment, Constants], Constants] = lambda p, a, t: {}
     scratch: Callable[[ConvProblem, Constants], int] = lambda p, t: 0
+    layouts: tuple[str, ...] = ("nchw",)
     requires: tuple[Requirement, ...] = ()
     runs_on: tuple[str, ...] = ("cuda", "cpu")
     architectures: tuple[str, ...] = ()
@@ -236,9 +239,16 @@ class Variant:
         if architecture is not None and not self.is_for(architecture):
             return f"it is written for {' and '.join(self.architectures)}; this GPU is {architecture}"
         sentences = (
-            requirement(problem) for requirement in (self._transposed, self._options, *self.requires, self._grid_fits)
+            requirement(problem)
+            for requirement in (self._layout, self._transposed, self._options, *self.requires, self._grid_fits)
         )
         return next(filter(None, sentences), None)
+
+    def _layout(self, problem: ConvProblem) -> str | None:
+        """It knows some layouts."""
+        if problem.layout in self.layouts:
+            return None
+        return f"the layout is {problem.layout}; it reads and writes {' and '.join(self.layouts)}"
 
     def _transposed(self, problem: ConvProblem) -> str | None:
         """A transposed convolution is the pass input_grad, with a bias."""

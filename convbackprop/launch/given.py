@@ -154,7 +154,7 @@ def problem_of(
     sides = resolve_padding(padding, (r, s), strides, dilations)
     return ConvProblem(
         n, c, h, w, k, r, s, strides, sides, dilations, group_count, dtype, activation_name(activation),
-        precision=precision, **flags,
+        precision=precision, layout="nchw", **flags,
     )  # fmt: skip
 
 

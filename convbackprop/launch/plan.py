@@ -38,7 +38,11 @@ def constants_of(
 ) -> dict[str, object]:
     """Return what is known at compile time, by the name under which the .cu file knows it."""
     constants = variant.constants(target, problem, alignment)
-    options = {"SCALED": problem.scale, "RESIDUAL": problem.residual and variant.pass_name == "forward"}
+    options = {
+        "SCALED": problem.scale,
+        "RESIDUAL": problem.residual and variant.pass_name == "forward",
+        "CHANNELS_LAST": problem.layout == "nhwc",
+    }
     return {
         "SCALAR": problem.dtype,
         **activations.constants(problem.activation, problem.transposed),

@@ -64,7 +64,10 @@ def _octave(number: int) -> int:
 def class_of(pass_name: str, p: ConvProblem) -> Class:
     """Return the class of a problem: its kind, and the octaves of its images times groups, of its rows and columns."""
     group = _octave(p.C // p.groups), _octave(p.K // p.groups)
-    kind = (pass_name, p.dtype, p.is_tf32, p.saved, p.transposed, p.dx, p.dw, (p.R, p.S), p.stride, p.dilation, group)
+    kind = (
+        pass_name, p.dtype, p.is_tf32, p.layout, p.saved, p.transposed, p.dx, p.dw, (p.R, p.S), p.stride, p.dilation,
+        group,
+    )  # fmt: skip
     return Class(kind, (_octave(p.N * p.groups), _octave(p.H), _octave(p.W)))
 
 
