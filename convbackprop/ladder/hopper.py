@@ -17,6 +17,7 @@ from convbackprop.ladder.launches import PACK_MASK, block
 from convbackprop.ladder.pipelined import unseen
 from convbackprop.ladder.scratch import most_slices
 from convbackprop.ladder.variant import ALIGNED, Alignment, Constants, Launch, Requirement, Tunable, Variant, ceil_div
+from convbackprop.layouts import LAYOUTS
 from convbackprop.problem import DTYPES, ConvProblem
 
 #: Three warpgroups, of which the first moves.
@@ -104,6 +105,11 @@ def _taps(pass_name: str, p: ConvProblem) -> int:
 
 def _is_long(pass_name: str, p: ConvProblem) -> bool:
     return _taps(pass_name, p) * _depth(p) > _run(p)
+
+
+def _is_in_place(p: ConvProblem, alignment: int, channels: int) -> bool:
+    """Return whether a tensor map can be of an image as it lies: whole units of 16-bit channels side by side."""
+    return p.layout == "nhwc" and _element(p) == 2 and channels // p.groups % 8 == 0 and alignment >= 16
 
 
 # -- the tile --------------------------------------------------------------------------------------------------------
@@ -198,6 +204,11 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
         columns = 128 if is_long and t["TILE_M"] == 128 else t["TILE_N"]
         step = 1 if pass_name == "forward" else p.stride_w
         width, aligned = (p.Q, alignment.y) if pass_name == "forward" else (p.W, alignment.x)
+        in_place = (
+            _is_in_place(p, alignment.x, p.C)
+            if pass_name == "forward"
+            else p.saved is None and _is_in_place(p, alignment.y, p.K)
+        )
         tile = _tile(pass_name, p, t["TILE_M"], columns) or dict.fromkeys(_TILE, 1)
         return {
             **tile,
@@ -211,7 +222,9 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             "STRIDE_H": image.stride[0],
             "STRIDE_W": image.stride[1],
             "PIXEL_STEP": step,
+            "IN_PLACE": int(in_place),
             "PIXELS_ASIDE": _aside(p, width if step == 1 else 1, aligned, tile["TILE_Q"]),
+            "CHANNELS_ASIDE": 4 if _are_stored_at_once(p, image.results, aligned) else 1,
             "ONE_TAP": 1,
         }
 
@@ -220,8 +233,15 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
 
 def _aside(p: ConvProblem, width: int, aligned: int, tile_q: int) -> int:
     """Return how many pixels are stored at once: rows of 16-bit ones are exchanged for whole sectors."""
+    if p.layout == "nhwc":
+        return 1
     fitting = (4, 2) if _element(p) == 2 and tile_q >= 16 else (2,)
     return next((n for n in fitting if width % n == 0 and aligned >= n * DTYPES[p.dtype]), 1)
+
+
+def _are_stored_at_once(p: ConvProblem, results: int, aligned: int) -> bool:
+    """Return whether four 16-bit channels are, of a group with so many."""
+    return p.layout == "nhwc" and _element(p) == 2 and results % 4 == 0 and aligned >= 8
 
 
 _TILE = ("TILE_P", "TILE_Q", "TILE_IMAGES", "BOX_ROWS", "TAPS_DOWN", "BOXES", "TAPS")
@@ -248,7 +268,7 @@ def _scratch(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
 
     def rule(p: ConvProblem, t: Constants) -> int:
         image = _image(pass_name, p)
-        staged = p.N * image.rows * image.cols * p.groups * _pixel_bytes(pass_name, p)
+        staged = 0 if t["IN_PLACE"] else p.N * image.rows * image.cols * p.groups * _pixel_bytes(pass_name, p)
         return (staged + _packed_rows(pass_name, p, t) * _ROW) // 4
 
     return rule
@@ -288,7 +308,8 @@ def _shared_bytes(p: ConvProblem, t: Constants) -> int:
 
 
 def _map(pass_name: str) -> Callable[[ConvProblem, Constants], tuple[TensorMap, ...]]:
-    """Return the rule for the tensor map of the staged image: channels, groups, columns, images, rows."""
+    """Return the rule for the tensor map of the image: channels, groups, columns, images, rows."""
+    in_place = "x" if pass_name == "forward" else "dy"
 
     def rule(p: ConvProblem, t: Constants) -> tuple[TensorMap, ...]:
         image, element = _image(pass_name, p), _pixel_bytes(pass_name, p)
@@ -296,7 +317,7 @@ def _map(pass_name: str) -> Callable[[ConvProblem, Constants], tuple[TensorMap, 
         across, down = image.stride[1], image.stride[0]
         return (
             TensorMap(
-                "scratch",
+                in_place if t["IN_PLACE"] else "scratch",
                 p.dtype,
                 sizes=(image.channels, p.groups, image.cols, p.N, image.rows),
                 strides=(element, pixel, image.rows * image.cols * pixel, image.cols * pixel),
@@ -311,7 +332,7 @@ def _map(pass_name: str) -> Callable[[ConvProblem, Constants], tuple[TensorMap, 
 def _launches(pass_name: str, image: tuple[str, ...], operands: tuple[str, ...]) -> tuple[Launch, ...]:
     threads = block("THREADS")
     return (
-        Launch("stage", (*image, "scratch"), _stage_grid(pass_name), threads),
+        Launch("stage", (*image, "scratch"), _stage_grid(pass_name), threads, when=lambda p, t: not t["IN_PLACE"]),
         Launch("pack", ("w", "scratch"), _pack_grid(pass_name), threads, lambda p, t: (_taps(pass_name, p),)),
         Launch(pass_name, operands, lambda p, t: (min(_tiles(pass_name, p, t), t["multiprocessors"]),), threads,
                lambda p, t: (_taps(pass_name, p), _tiles(pass_name, p, t)), _shared_bytes, maps=_map(pass_name)),
@@ -360,6 +381,8 @@ def _grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Const
         "DEPTH": _depth(p),
         "FACTOR_BITS": 16,
         "RUN_STEPS": _RUN_OF_16_BITS,
+        "X_IN_PLACE": int(_is_in_place(p, alignment.x, p.C)),
+        "G_IN_PLACE": int(p.saved is None and _is_in_place(p, alignment.y, p.K)),
     }
 
 
@@ -393,8 +416,10 @@ def _runs(p: ConvProblem) -> int:
     return p.N * ceil_div(p.P * p.Q, _STAGED_PIXELS)
 
 
-def _staged_words(p: ConvProblem, name: str) -> int:
+def _staged_words(p: ConvProblem, t: Constants, name: str) -> int:
     """Return the words of x or g in scratch memory."""
+    if t[f"{name.upper()}_IN_PLACE"]:
+        return 0
     rows, cols = (p.H, p.W) if name == "x" else (p.P, p.Q)
     return p.N * rows * cols * p.groups * _group_bytes(p, name) // 4
 
@@ -406,7 +431,7 @@ def _group_bytes(p: ConvProblem, name: str) -> int:
 
 def _grad_scratch(p: ConvProblem, t: Constants) -> int:
     parts = _parts(p, t) * math.prod(p.w_shape)
-    return _staged_words(p, "x") + _staged_words(p, "g") + parts + p.K * _runs(p) * p.bias
+    return _staged_words(p, t, "x") + _staged_words(p, t, "g") + parts + p.K * _runs(p) * p.bias
 
 
 def _grad_maps(p: ConvProblem, t: Constants) -> tuple[TensorMap, ...]:
@@ -415,14 +440,15 @@ def _grad_maps(p: ConvProblem, t: Constants) -> tuple[TensorMap, ...]:
     def rule(name: str, channels: int, rows: int, cols: int, box_rows: int, steps: tuple[int, int]) -> TensorMap:
         group = _group_bytes(p, name)
         pixel, (down, across) = p.groups * group, steps
+        in_place = t[f"{name.upper()}_IN_PLACE"]
         return TensorMap(
-            "scratch",
+            {"x": "x", "g": "dy"}[name] if in_place else "scratch",
             p.dtype,
             sizes=(channels // p.groups, p.groups, cols, p.N, rows),
             strides=(group, pixel, rows * cols * pixel, cols * pixel),
             box=(64, 1, (t["TILE_Q"] - 1) * across + 1, t["TILE_IMAGES"], (box_rows - 1) * down + 1),
             steps=(1, 1, across, 1, down),
-            offset=0 if name == "x" else 4 * _staged_words(p, "x"),
+            offset=0 if name == "x" or in_place else 4 * _staged_words(p, t, "x"),
         )
 
     return rule("x", p.C, p.H, p.W, t["BOX_ROWS"], p.stride), rule("g", p.K, p.P, p.Q, t["TILE_P"], (1, 1))
@@ -437,11 +463,12 @@ def _grad_stage_grid(name: str) -> Callable[[ConvProblem, Constants], tuple[int,
 
 
 _GRAD_LAUNCHES = (
-    Launch("stage_x", ("x", "scratch"), _grad_stage_grid("x"), block("THREADS")),
+    Launch("stage_x", ("x", "scratch"), _grad_stage_grid("x"), block("THREADS"),
+           when=lambda p, t: not t["X_IN_PLACE"]),
     Launch("stage_g", ("dy", "saved", "scratch"), _grad_stage_grid("g"), block("THREADS"),
-           lambda p, t: (int(p.bias), _parts(p, t))),
-    Launch("kernel_grad", ("scratch",), lambda p, t: (min(_items(p, t), t["multiprocessors"]),), block("THREADS"),
-           lambda p, t: (_items(p, t), _part_boxes(p, t)),
+           lambda p, t: (int(p.bias), _parts(p, t)), when=lambda p, t: p.bias or not t["G_IN_PLACE"]),
+    Launch("kernel_grad", ("x", "dy", "scratch"), lambda p, t: (min(_items(p, t), t["multiprocessors"]),),
+           block("THREADS"), lambda p, t: (_items(p, t), _part_boxes(p, t)),
            lambda p, t: t["BOXES"] * (_slot_bytes(t) + 16) + _PATTERN, maps=_grad_maps),
     Launch("add_parts", ("scratch", "dy", "saved", "x", "dw"),
            lambda p, t: (ceil_div(math.prod(p.w_shape), t["THREADS"]),), block("THREADS"),
@@ -548,6 +575,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         pass_name,
         "hopper",
         launches=launches,
+        layouts=LAYOUTS,
         requires=(not_float64, _exact_factors(pass_name), *implicit_gemm.requires(pass_name), *of_boxes),
         architectures=("sm_90a",),
         auto_on=("cuda",),

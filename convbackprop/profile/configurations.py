@@ -83,6 +83,11 @@ def configurations() -> Mapping[Source, Variant]:
     several = [base for base in problems() if base.C > 1]
     wanted += [base.with_(activation="gelu", precision="tf32") for base in several if base.transposed]
     wanted += [base.with_(activation="relu", mask=True, precision="tf32") for base in several if not base.transposed]
+    wanted += [
+        base.with_(layout="nhwc", dtype="float16", activation=activation, residual=not base.transposed)
+        for base in several
+        for activation in ("identity", "gelu" if base.transposed else "relu")
+    ]
     pairs = ((variant, problem) for problem in wanted for variant in VARIANTS)
     return configured((pair for pair in pairs if pair[0].refusal(pair[1], "cuda") is None), (ALIGNED, UNALIGNED))
 

@@ -7,17 +7,19 @@
 // (hopper/box_product.cuh): no multiplying thread forms an address of an element or moves one, where in the rung below
 // each moves all words of both factors through its registers. Padding, stride and dilation are the tensor map's, which
 // the host makes. The image is turned before, to channels side by side (hopper/staged_image.cuh): that costs to read
-// and to write it once. 16-bit elements are multiplied as they are, float32 as TF32 where it may be rounded.
+// and to write it once, unless it already lies so. 16-bit elements are multiplied as they are, float32 as TF32 where it
+// may be rounded.
 //
 // What limits it: no GPU has run it. Expected are the tensor cores' rate, the turning of the image, and the writing of
 // the results, which nothing of the same block hides.
+#include "channels_last.cuh"
 #include "forward_phase.cuh"
 #include "hopper/box_product.cuh"
-#include "outputs.cuh"
+#include "outputs_channels_last.cuh"
 #include "pack_mask.cuh"
 
 __device__ __forceinline__ ImageExtents extents(const Conv2dShape& shape) {
-    return {shape.N, shape.groups, shape.group_channels(), shape.H, shape.W};
+    return {shape.N, shape.groups, shape.group_channels(), shape.H, shape.W, bool(IN_PLACE)};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -43,6 +45,6 @@ forward(const __grid_constant__ TensorMap map, WaitNote* note, const Scalar* __r
     multiply_boxes(map, note, packed, shape, image, tiles,
                    [&](const BoxTile<Phase>& at, const Phase&, const BoxSums& sums) {
                        write_box(sums, at, y,
-                                 Outputs<WHAT>(x, w, {b, scale, residual}, shape, at.tile.group));
+                                 RowOutputs<WHAT>(x, w, {b, scale, residual}, shape, at.tile.group));
                    });
 }

@@ -184,16 +184,46 @@ __device__ __forceinline__ void store_row(Scalar* to, int pixels, const Acc (&va
 static_assert(PIXELS_ASIDE == 1 || PIXEL_STEP == 1, "what is stored at once lies side by side");
 static_assert(PIXELS_ASIDE < 4 || (sizeof(Scalar) == 2 && TILE_Q >= 16), "pairs of two eights of a row are exchanged");
 
+// Stores results where channels lie side by side: of 16 rows of the product at 8 columns, of which a thread has two
+// neighbours in two rows, 8 apart. to(row, column) is where one belongs, or null where there is none.
+template <class To>
+__device__ __forceinline__ void store_pixels(const Acc (&values)[2][2], To to) {
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    if constexpr (CHANNELS_ASIDE == 4) {
+        // Two rows that are neighbours: one thread takes both at the first column, the other at the second. Then two such
+        // pairs: one thread takes both of the first 8 rows, the other of the last 8. So what is stored is whole sectors.
+        const bool is_odd = row % 2, is_last = row / 2 % 2;
+        unsigned pairs[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const unsigned own = pair_of(values[i]), theirs = __shfl_xor_sync(0xffffffff, own, 4);
+            pairs[i] = is_odd ? theirs >> 16 | (own & 0xffff0000) : (own & 0xffff) | theirs << 16;
+        }
+        const unsigned theirs = __shfl_xor_sync(0xffffffff, is_last ? pairs[0] : pairs[1], 8);
+        if (Scalar* const at = to(row / 4 * 4 + is_last * 8, column + is_odd))
+            *reinterpret_cast<uint2*>(at) = is_last ? make_uint2(theirs, pairs[1]) : make_uint2(pairs[0], theirs);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+                if (Scalar* const at = to(row + i * 8, column + e)) *at = from_acc(values[i][e]);
+    }
+}
+static_assert(CHANNELS_ASIDE == 1 || (CHANNELS_LAST && sizeof(Scalar) == 2), "pairs of 16-bit channels are exchanged");
+
 // Writes the sums of a tile. Results (outputs.cuh, input_grads.cuh) know where a pixel's result for row 0 lies, how many
 // rows there are and how far apart, what becomes of a sum, and how a result is formed anew of pixels alone: the padding
-// is none, but was multiplied as zeros. Pixels side by side in a row of the tile lie PIXEL_STEP apart.
+// is none, but was multiplied as zeros. Pixels side by side in a row of the tile lie PIXEL_STEP apart, or where channels
+// lie side by side so many pixels. What is returned is NaN if a sum is no number.
+constexpr int BOX_RUN = TILE_Q < GROUP_COLUMNS ? TILE_Q : GROUP_COLUMNS;  // columns of one row of pixels
+
 template <class Phase, class Results>
-__device__ __forceinline__ void write_box(const BoxSums& sums, const BoxTile<Phase>& tile, Scalar* out,
-                                          const Results& results) {
-    constexpr int RUN = TILE_Q < GROUP_COLUMNS ? TILE_Q : GROUP_COLUMNS;  // columns of one row of pixels
-    float probe = 0;  // NaN if a sum is no number
+__device__ __forceinline__ float write_rows(const BoxSums& sums, const BoxTile<Phase>& tile, Scalar* out,
+                                            const Results& results) {
+    float probe = 0;
 #pragma unroll
-    for (int run = 0; run < GROUP_COLUMNS; run += RUN) {
+    for (int run = 0; run < GROUP_COLUMNS; run += BOX_RUN) {
         const Pixel first = tile.at(sums.first_column + run + sums.own_column);
         if (first.n >= tile.grid.N || first.p >= tile.grid.P) continue;  // the whole warp
         const Index at = results.at(first);
@@ -201,23 +231,67 @@ __device__ __forceinline__ void write_box(const BoxSums& sums, const BoxTile<Pha
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int m = tile.tile.first_m + sums.first_row + i * 8, last = results.rows - 1;
-            Acc values[RUN / 8][2];
+            Acc values[BOX_RUN / 8][2];
 #pragma unroll
-            for (int j = 0; j < RUN / 8 * 2; ++j) {
+            for (int j = 0; j < BOX_RUN / 8 * 2; ++j) {
                 const Acc sum = sums.sum(run / 8 + j / 2, i, j % 2);
                 probe = fmaf(sum, 0.0f, probe);
                 const int pixel = j / 2 * 8 + j % 2;
                 values[j / 2][j % 2] = results.result(min(m, last), sum, pixel < pixels ? at + pixel * PIXEL_STEP : -1);
             }
-            store_row<RUN>(out + at + m * results.row_pitch, m <= last ? pixels : 0, values);
+            store_row<BOX_RUN>(out + at + m * results.row_pitch, m <= last ? pixels : 0, values);
         }
     }
+    return probe;
+}
+
+template <class Phase, class Results>
+__device__ __forceinline__ float write_pixels(const BoxSums& sums, const BoxTile<Phase>& tile, Scalar* out,
+                                              const Results& results) {
+    const int own_row = sums.lane / 4, first_m = tile.tile.first_m + sums.first_row - own_row;
+    const Index pitch = results.at({0, 0, 1}) - results.at({0, 0, 0});
+    float probe = 0;
+#pragma unroll
+    for (int run = 0; run < GROUP_COLUMNS; run += BOX_RUN) {
+        const Pixel first = tile.at(sums.first_column + run);
+        if (first.n >= tile.grid.N || first.p >= tile.grid.P) continue;  // the whole warp
+        const Index at = results.at(first);
+        const int pixels = tile.grid.Q - first.q;
+#pragma unroll
+        for (int eight = 0; eight < BOX_RUN; eight += 8) {
+            Acc values[2][2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const Acc sum = sums.sum((run + eight) / 8, i, e);
+                    probe = fmaf(sum, 0.0f, probe);
+                    const int m = min(first_m + own_row + i * 8, results.rows - 1), pixel = eight + sums.own_column + e;
+                    values[i][e] = results.result(m, sum, pixel < pixels ? at + pixel * pitch : -1);
+                }
+            store_pixels(values, [&](int row, int column) -> Scalar* {
+                const int m = first_m + row, pixel = eight + column;
+                return m < results.rows && pixel < pixels ? out + at + pixel * pitch + m : nullptr;
+            });
+        }
+    }
+    return probe;
+}
+
+template <class Phase, class Results>
+__device__ __forceinline__ void write_box(const BoxSums& sums, const BoxTile<Phase>& tile, Scalar* out,
+                                          const Results& results) {
+    float probe;
+    if constexpr (CHANNELS_LAST)
+        probe = write_pixels(sums, tile, out, results);
+    else
+        probe = write_rows(sums, tile, out, results);
 #pragma unroll 1
     for (int i = 0; isnan(probe) && i < GROUP_COLUMNS / 2; ++i) {
         const int m = tile.tile.first_m + sums.first_row + i % 2 * 8;
         const Pixel pixel = tile.at(sums.first_column + i / 4 * 8 + sums.own_column + i / 2 % 2);
         if (m >= results.rows || !tile.has(pixel)) continue;
-        Scalar& element = out[results.at(pixel) + m * results.row_pitch];
+        Scalar& element = out[results.at(pixel) + m * (CHANNELS_LAST ? 1 : results.row_pitch)];
         if (isnan(to_acc(element))) results.form_anew(element, m, pixel);
     }
 }

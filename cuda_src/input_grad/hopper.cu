@@ -3,16 +3,18 @@
 //
 // The matrix product of tensor_core with what sm_90 has for it, as in forward/hopper.cu: one block computes TILE_M
 // channels at TILE_P x TILE_Q pixels of a phase, and then the next such tile. g is formed once, as it is turned to
-// channels side by side (hopper/staged_image.cuh), where the rung below forms it anew for each tile of channels. In 16
+// channels side by side (hopper/staged_image.cuh), where the rung below forms it anew for each tile of channels; a dy
+// that lies so and is g itself is read where it lies. In 16
 // bits that is a factor as it is where phi' is 0 or 1, and other activations are left to the rung below. With any stride
 // the pixels of a phase lie side by side in g, so that boxes have no gaps and serve all taps of a column.
 //
 // What limits it: no GPU has run it. Expected is the same as of the forward pass.
+#include "channels_last.cuh"
 #include "hopper/box_product.cuh"
 #include "input_grads.cuh"
 
 __device__ __forceinline__ ImageExtents extents(const Conv2dShape& shape) {
-    return {shape.N, shape.groups, shape.group_filters(), shape.P, shape.Q};
+    return {shape.N, shape.groups, shape.group_filters(), shape.P, shape.Q, bool(IN_PLACE)};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

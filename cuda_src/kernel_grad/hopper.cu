@@ -3,13 +3,14 @@
 //
 // The matrix product of tensor_core with what sm_90 has for it: one block computes TILE_M filters at a chunk of 64
 // channels and TAPS_ASIDE taps of one column, for a part of the pixels, and then the next such part. x and g are turned
-// before, to channels side by side (hopper/staged_image.cuh). Pixels are what is summed, so that both factors lie in
+// before, to channels side by side (hopper/staged_image.cuh), unless they already lie so. Pixels are what is summed, so that both factors lie in
 // shared memory transposed, a pixel a row of 128 bytes, as they come. The taps of a column are the same box of x, read
 // from rows further on: its rows are the distance between the columns of one product, which reads them once.
 // One thread asks for the boxes, two warpgroups multiply 64 filters each. add_parts adds up the parts in a fixed order.
 //
 // What limits it: no GPU has run it. Expected are the L2 cache, from which each column of taps brings x and g anew, and
 // the turning of x and g.
+#include "channels_last.cuh"
 #include "hopper/copies.cuh"
 #include "hopper/staged_image.cuh"
 #include "hopper/warpgroup.cuh"
@@ -38,8 +39,8 @@ struct Parts {
     Acc* scratch;
 
     __device__ __forceinline__ Parts(Acc* scratch, const Conv2dShape& shape)
-        : x{shape.N, shape.groups, shape.group_channels(), shape.H, shape.W},
-          g{shape.N, shape.groups, shape.group_filters(), shape.P, shape.Q}, scratch(scratch) {}
+        : x{shape.N, shape.groups, shape.group_channels(), shape.H, shape.W, bool(X_IN_PLACE)},
+          g{shape.N, shape.groups, shape.group_filters(), shape.P, shape.Q, bool(G_IN_PLACE)}, scratch(scratch) {}
     __device__ __forceinline__ unsigned* staged_x() const { return reinterpret_cast<unsigned*>(scratch); }
     __device__ __forceinline__ unsigned* staged_g() const { return staged_x() + x.words(); }
     __device__ __forceinline__ Acc* dw() const { return scratch + x.words() + g.words(); }
@@ -107,7 +108,8 @@ struct PixelBox {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 kernel_grad(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap g_map, WaitNote* note,
-            Acc* __restrict__ scratch, Conv2dShape shape, int items, int part_boxes) {
+            const Scalar* x_in_place, const Scalar* dy_in_place, Acc* __restrict__ scratch, Conv2dShape shape,
+            int items, int part_boxes) {
     const Parts parts(scratch, shape);
     const int boxes = PixelBox::count(shape);
 
