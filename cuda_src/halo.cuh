@@ -29,20 +29,17 @@ struct HaloRows : HaloPixels<1> {
     static constexpr int COLUMNS = TILE_N;
 
     struct Reader {
-        int first[WARP_N / 16];  // bytes
-        __device__ __forceinline__ explicit Reader(int first_col) {
-            const int lane = threadIdx.x % 32;
-#pragma unroll
-            for (int i = 0; i < WARP_N / 16; ++i)
-                first[i] = pixel_of(first_col + i * 16 + lane / 16 * 8 + lane % 8) * PIXEL_BYTES +
-                           lane / 8 % 2 * int(sizeof(Chunk));
-        }
-        // A lane's words of 16 columns. shift: of the tap, in bytes.
+        const int first;  // bytes
+        __device__ __forceinline__ explicit Reader(int first_col)
+            : first(pixel_of(first_col + threadIdx.x / 16 % 2 * 8 + threadIdx.x % 8) * PIXEL_BYTES +
+                    threadIdx.x / 8 % 2 * int(sizeof(Chunk))) {}
+        // A lane's words of 16 columns. shift: of the tap, in bytes. A number's bits say where its pixel lies, each by
+        // itself: so 16 columns further on it is the same number of bytes for all lanes.
         __device__ __forceinline__ void read(unsigned (&words)[4], const HaloRows& from, int part, int step, int i,
                                              int shift) const {
-            const Chunk* const at =
-                reinterpret_cast<const Chunk*>(reinterpret_cast<const char*>(&from) + (first[i] + shift));
-            load_matrices(words, at + part * PIXELS * PITCH + step * 2);
+            const char* const row = reinterpret_cast<const char*>(&from) + (first + shift);
+            load_matrices(words, reinterpret_cast<const Chunk*>(row + pixel_of(i * 16) * PIXEL_BYTES) +
+                                     part * PIXELS * PITCH + step * 2);
         }
     };
 };
@@ -75,6 +72,9 @@ struct FilterGroups {
     }
 };
 
+static_assert(!ROW_GROUPS || (ROW_TAPS % TAPS_AT_ONCE == 0 && (MAY_SPLIT || !LONG_SUMS || RUN_SLICES % ROW_TAPS == 0)),
+              "groups make a row of taps, and rows a run");
+
 // How a tile of forward or input_grad is multiplied. ROW_GROUPS: a group is a row of taps, COL_STEP pixels apart; then
 // a halo has UNITS_AT_ONCE of a thread's units under way one after another while a group is multiplied.
 struct HaloWindows {
@@ -96,7 +96,10 @@ struct HaloWindows {
     template <int VECTOR_PIXELS, class Reader, class Phase>
     static __device__ __forceinline__ void add(Product& product, const Acc* filter, const Offset*, const Reader& reader,
                                                const Phase& phase, const Tile& tile, Parts parts) {
-        constexpr int UNROLLED = ROW_GROUPS ? TAPS_AT_ONCE : 1;
+        using Loader = HaloLoader<Reader, VECTOR_PIXELS, HaloRows>;
+        constexpr int UNROLLED = ROW_GROUPS ? ROW_TAPS : 1;
+        // Without branches nvcc asks for all units of a row at once: where they take few registers.
+        constexpr bool IS_FREE = ROW_GROUPS && (RIGHT_PARTS == 1 || sizeof(Loader::own) <= 32);
         const int taps = phase.down * phase.across;
         if (taps == 0 || parts.slices <= 0) return;
         const int first_block = parts.first_slice / taps, end_block = first_block + parts.slices / taps;
@@ -110,8 +113,8 @@ struct HaloWindows {
 
         HaloMemory& memory = *reinterpret_cast<HaloMemory*>(shared);
         FilterGroups groups(filter);
-        HaloLoader<Reader, VECTOR_PIXELS, HaloRows> loader(reader, pixels.n, pixels.p + rows.lowest(phase.down),
-                                                           pixels.q + cols.lowest(phase.across) - lead);
+        Loader loader(reader, pixels.n, pixels.p + rows.lowest(phase.down),
+                      pixels.q + cols.lowest(phase.across) - lead);
         groups.ask(memory.filter[0], min(taps, TAPS_AT_ONCE));
         loader.begin();
         loader.bring(memory.halos[first_block & 1], first_block * DEPTH);
@@ -121,27 +124,31 @@ struct HaloWindows {
             const bool has_next = block + 1 < end_block;
             HaloRows &halo = memory.halos[block & 1], &next = memory.halos[block + 1 & 1];
             const int next_plane = (block + 1) * DEPTH;
-            int row_shift = first_shift * HaloRows::PIXEL_BYTES, shift = row_shift, across = 0;
+            int row_shift = first_shift * HaloRows::PIXEL_BYTES, across = 0;
             loader.begin();
 #pragma unroll 1
-            for (int tap = 0; tap < taps; tap += TAPS_AT_ONCE, turn ^= 1) {
-                __pipeline_wait_prior(0);
-                __syncthreads();  // these taps and the halo are there, and nobody reads those before them any more
-                const int left = taps - tap;
-                const int next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
-                groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
+            for (int tap = 0; tap < taps; tap += ROW_TAPS) {
 #pragma unroll UNROLLED
-                for (int i = 0; i < (ROW_GROUPS ? TAPS_AT_ONCE : min(left, TAPS_AT_ONCE)); ++i) {
+                for (int i = 0; i < (ROW_GROUPS ? ROW_TAPS : min(taps - tap, ROW_TAPS)); ++i) {
+                    if (i % TAPS_AT_ONCE == 0) {
+                        __pipeline_wait_prior(0);
+                        __syncthreads();  // these taps and the halo are there, and nobody reads those before any more
+                        const int left = taps - tap - i;
+                        const int next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
+                        groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
+                    }
                     const bool brings = (UNROLLED == 1 || i < UNITS_AT_ONCE) && has_next && loader.has_units();
-                    if (brings) loader.ask(next_plane);
+                    if (IS_FREE ? i < UNITS_AT_ONCE : brings) loader.ask(next_plane, brings);
                     __syncwarp();  // or ptxas moves the loads to where they are wanted
-                    product.add(memory.filter[turn][i], halo, shift);
-                    if (brings) loader.put(next);
-                    shift += (ROW_GROUPS ? COL_STEP : cols.step) * HaloRows::PIXEL_BYTES;
-                    if (++across == (ROW_GROUPS ? TAPS_AT_ONCE : phase.across))
-                        across = 0, shift = row_shift += rows.step * (HALO_Q * HaloRows::PIXEL_BYTES);
-                    if (LONG_SUMS && !MAY_SPLIT && ++run == RUN_SLICES)
+                    product.add(memory.filter[turn][i % TAPS_AT_ONCE], halo,
+                                row_shift + (ROW_GROUPS ? i * COL_STEP : across * cols.step) * HaloRows::PIXEL_BYTES);
+                    if (IS_FREE ? i < UNITS_AT_ONCE : brings) loader.put(next, brings);
+                    if ((ROW_GROUPS ? i + 1 : ++across) == (ROW_GROUPS ? ROW_TAPS : phase.across))
+                        across = 0, row_shift += rows.step * (HALO_Q * HaloRows::PIXEL_BYTES);
+                    if (LONG_SUMS && !MAY_SPLIT && (!ROW_GROUPS || i == ROW_TAPS - 1) &&
+                        (run += ROW_GROUPS ? ROW_TAPS : 1) == RUN_SLICES)
                         run = 0, product.end_run(nullptr, false, false);
+                    if (i % TAPS_AT_ONCE == TAPS_AT_ONCE - 1) turn ^= 1;
                 }
             }
             if (has_next) loader.bring(next, next_plane);

@@ -36,7 +36,15 @@ from convbackprop.ladder.tap_halo import (
     tap_halo,
     tile_splits,
 )
-from convbackprop.ladder.tensor_sums import WORDS, parts_elements, run_integers, run_total, split_grid, split_run
+from convbackprop.ladder.tensor_sums import (
+    WORDS,
+    cut_share,
+    parts_elements,
+    run_integers,
+    run_total,
+    split_grid,
+    split_run,
+)
 from convbackprop.ladder.variant import (
     ALIGNED,
     Alignment,
@@ -53,10 +61,13 @@ from convbackprop.problem import DTYPES, RESULTS, ConvProblem
 #: Words from a row's part of a slice to the next one's.
 _PITCH = 20
 
-#: RUN_STEPS where sums are not split (tensor_sums.py): a sum passes a product of matrices for each 8 TF32 numbers,
-#: three times of float32, or for 16 of 16 bits, and may be cut each time, by two round-offs at most. Of 64 steps these
-#: are 48, where the bound is 65; of 3,840 they are 480 of 496.
-_RUN, _RUN_OF_16_BITS = 64, 3840
+#: RUN_STEPS where sums are not split (tensor_sums.py): of float32 these steps at most, of others so many products of
+#: matrices, each of 8 TF32 numbers or 16 of 16 bits, if the bound has room for them. A sum may be cut by each of them,
+#: by two round-offs at most.
+_RUN, _RUN_OF_MATRICES = 160, 240
+
+#: Steps that are too few for a run of split sums.
+_LEAST_RUN = 64
 
 #: Products of a float32 sum, of which TF32's parts leave out up to 8 round-offs of its bound, and cut sums the rest.
 _LEAST_PRODUCTS = 32
@@ -76,10 +87,26 @@ def _parts(pass_name: str, p: ConvProblem) -> tuple[int, int]:
     return {"forward": (1, 1), "input_grad": (1 + p.scale, 1 + rounded), "kernel_grad": (1 + rounded, 1)}[pass_name]
 
 
+def _run(pass_name: str, p: ConvProblem, bits: int, products: int) -> int:
+    """Return the steps of a run, of as many as the bound has room for; where taps are unrolled, whole rows of them."""
+    result = {"forward": "y", "input_grad": "dx", "kernel_grad": "dw"}[pass_name]
+    n, steps = RESULTS[result].reduction_length(p), product(pass_name, p)[2]  # type: ignore[misc]
+    depth = WORDS * 32 // bits
+    unit = 32 if pass_name == "kernel_grad" else depth * p.S if _is_row(p) else depth
+    most = _RUN if products == 3 else _RUN_OF_MATRICES * (256 // bits) // products
+    fitting = (run for run in range(most // unit * unit, 0, -unit) if cut_share(n, steps, run, bits, products) <= 1)
+    return next(fitting, unit)
+
+
+def _is_row(p: ConvProblem) -> bool:
+    """Return whether a row of taps is unrolled: of unit stride, and few."""
+    return p.stride == (1, 1) and p.S in (2, 3)
+
+
 def _longest(pass_name: str, p: ConvProblem, run: int) -> int:
-    """Return how many steps a sum has at most: those of kernel_grad may be split into runs."""
+    """Return how many steps a sum has at most: those of kernel_grad may be split into runs, if that is no float32."""
     steps = product(pass_name, p)[2]
-    is_split = pass_name == "kernel_grad" and run == _RUN_OF_16_BITS and ceil_div(steps, run) <= most_slices(p)
+    is_split = pass_name == "kernel_grad" and run > _RUN and ceil_div(steps, run) <= most_slices(p)
     return min(steps, run) if is_split else steps
 
 
@@ -92,9 +119,10 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     """Return the constants of the factors, and how many numbers of each row a slice has."""
     left, right = _parts(pass_name, p)
     bits = 32 if _is_tf32(pass_name, p) else 16
-    run = _RUN_OF_16_BITS if bits == 16 else _RUN * (2 if p.is_tf32 else 1)
     products = 1 if p.is_tf32 else left + right - 1
-    may_split = split_run(pass_name, p, bits, products, _RUN) if pass_name != "kernel_grad" else 0
+    run = _run(pass_name, p, bits, products)
+    is_whole = _longest(pass_name, p, run) <= run
+    may_split = split_run(pass_name, p, bits, products, _LEAST_RUN, is_whole) if pass_name != "kernel_grad" else 0
     run = may_split or run
     return {
         "LEFT_PARTS": left,
@@ -129,9 +157,9 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
 
 
 def _is_roomy(pass_name: str, p: ConvProblem) -> bool:
-    """Return whether a warp's registers hold 64 x 64 sums: of 16-bit factors, if there are no totals beside them."""
+    """Return whether a warp's registers hold 64 x 64 sums: of factors in one part, without totals."""
     factors = _factors(pass_name, p)
-    return factors["FACTOR_BITS"] == 16 and not factors["LONG_SUMS"]
+    return factors["LEFT_FACTORS"] == factors["RIGHT_PARTS"] == 1 and not factors["LONG_SUMS"]
 
 
 def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[str, int]:
@@ -241,7 +269,7 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             groups = _tap_groups(pass_name, p, {**found, **halo})
             return {**found, "HALO": 1, pixels: halo.pop("VECTOR"), **halo, **known, **groups}
         none = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"],
-                "ROW_GROUPS": 0, "COL_STEP": 1, "UNITS_AT_ONCE": 1}  # fmt: skip
+                "ROW_GROUPS": 0, "ROW_TAPS": 1, "COL_STEP": 1, "UNITS_AT_ONCE": 1}  # fmt: skip
         known = _results(pass_name, p, alignment, t)
         return {**found, **none, **widths(pass_name, p, alignment, 2), **known}
 
@@ -250,11 +278,12 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
 
 def _tap_groups(pass_name: str, p: ConvProblem, t: Constants) -> dict[str, int]:
     """Return what is known of the groups of taps that are multiplied between two barriers: whether each is a row."""
-    is_row = p.stride == (1, 1) and t["TAPS_AT_ONCE"] == p.S
+    is_row = _is_row(p)
     units = halo_pixels(t) // t["VECTOR"]
     own = ceil_div(units, t["THREADS"] // 4)
     return {
         "ROW_GROUPS": int(is_row),
+        "ROW_TAPS": p.S if is_row else t["TAPS_AT_ONCE"],
         "COL_STEP": p.dilation_w if pass_name == "forward" else -p.dilation_w,
         "UNITS_AT_ONCE": min(ceil_div(own, p.R), p.S) if is_row else t["TAPS_AT_ONCE"],
     }

@@ -15,8 +15,8 @@ WORDS = 16
 #: Steps of the runs that sums may be split into, at most; and how much of their bound cut sums may take then.
 _SPLIT_RUN, _CUT_SHARE = 320, 0.5
 
-#: Results of an image, up to which 16-bit sums are made of such runs: of 16 images there are half as many tiles as an
-#: H200 has multiprocessors. Totals take registers, so that warps of larger images would be smaller.
+#: Results of an image, up to which sums are made of such runs that could be one: of 16 images there are half as many
+#: tiles as an H200 has multiprocessors. Totals take registers, so that warps of larger images would be smaller.
 _FEW_RESULTS = 1 << 17
 
 #: Of 16 x 8 sums: clocks that a multiprocessor takes to issue what a step of them wants, at 8 TF32 or 16 16-bit
@@ -25,7 +25,27 @@ _FEW_RESULTS = 1 << 17
 _STEP_CLOCKS, _STEP_WAITS, _BLOCK_CLOCKS = 1.6, 1.5, 3000
 
 
-def split_run(pass_name: str, p: ConvProblem, bits: int, products: int, least: int) -> int:
+def cut_share(n: int, steps: int, run: int, bits: int, products: int) -> float:
+    """Return which share of its bound a sum in such runs may be out by.
+
+    What low parts leave out and the additions of runs count, too.
+
+    Parameters
+    ----------
+    n, steps : int
+        The products of the longest sum that the bound knows of, and those of the sum.
+    run : int
+        Steps of a run.
+    bits, products : int
+        Of a factor, and how many products of matrices there are for each of the sum's.
+    """
+    # The first low ones are too small to be cut.
+    matrices = products * ceil_div(min(run, steps), 256 // bits) - (products - 1)
+    cut = 2 * matrices + 8 * (products == 3) + (steps / run if run < steps else 0)
+    return cut / min(n + 3, 8 * math.sqrt(n + 2))
+
+
+def split_run(pass_name: str, p: ConvProblem, bits: int, products: int, least: int, is_whole: bool) -> int:
     """Return the steps of a run that a sum of several may be split into, 0 if its bound or its tiles forbid it.
 
     They are whole blocks of channels, all taps of them, so that a block of a split sum stages what it multiplies alone.
@@ -37,21 +57,17 @@ def split_run(pass_name: str, p: ConvProblem, bits: int, products: int, least: i
         Of a factor, and how many products of matrices there are for each of the sum's.
     least : int
         Steps that are too few for a run.
+    is_whole : bool
+        Whether the sum may as well be one run.
     """
     is_forward = pass_name == "forward"
-    if bits == 16 and (p.K * p.P * p.Q if is_forward else p.C * p.H * p.W) > _FEW_RESULTS:
+    if is_whole and (p.K * p.P * p.Q if is_forward else p.C * p.H * p.W) > _FEW_RESULTS:
         return 0
     depth, steps, planes = WORDS * 32 // bits, product(pass_name, p)[2], (p.C if is_forward else p.K) // p.groups
     block = depth * (steps // planes if one_tap(pass_name, p, {"DEPTH": depth}) else 1)
     n = planes * p.R * p.S
-
-    def cut(run: int) -> float:
-        """Return the round-offs by which a sum may be out, of what low parts leave out and of additions, too."""
-        matrices = products * ceil_div(run, 256 // bits) - (products - 1)  # the first low ones are too small to be cut
-        return 2 * matrices + 8 * (products == 3) + steps / run
-
     fitting = (run for run in range(max(1, _SPLIT_RUN // block) * block, 0, -block) if least <= run < steps)
-    return next((run for run in fitting if cut(run) <= _CUT_SHARE * min(n + 3, 8 * math.sqrt(n + 2))), 0)
+    return next((run for run in fitting if cut_share(n, steps, run, bits, products) <= _CUT_SHARE), 0)
 
 
 def _tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:

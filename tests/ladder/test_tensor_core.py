@@ -75,6 +75,13 @@ def test_a_part_of_a_halo_that_is_left_out_shows(quick, tmp_path):
     assert faults(wrong, quick, text) != []
 
 
+def test_a_second_unit_of_a_halo_that_lies_a_column_too_far_shows(quick, tmp_path):
+    """A thread brings several units of a large halo, each so many columns and rows beyond the one before."""
+    old, new = "col += AT_ONCE % ACROSS", "col += (AT_ONCE + 1) % ACROSS"
+    wrong = replaced("forward/tensor_core", "halo_loader.cuh", old, new, tmp_path)
+    assert faults(wrong, quick, HALOS[1]) != []
+
+
 #: Problems whose images kernel_grad stages with a halo, and why.
 TAP_HALOS = (
     ("2,32,5,16,33,3,3,padding=1", {"dtype": "float16", "mask": True}),  # 16-bit factors, turned as they are read
@@ -108,7 +115,7 @@ def test_tiles_of_kernel_grad_do_not_depend_on_where_arrays_lie():
 WRONG_TAP_HALOS = (
     ("a tap is its neighbour", "tap_halo.cuh", "(s * COL_STEP +", "((s + 1) * COL_STEP +"),
     ("a row of taps is the one above", "tap_halo.cuh", "tap_row * shape.dilation_h", "0"),
-    ("a column of the halo is not staged", "halo_loader.cuh", "unit % ACROSS * VECTOR", "unit % (ACROSS - 1) * VECTOR"),
+    ("a column of the halo is not staged", "halo_loader.cuh", "first % ACROSS * V", "first % (ACROSS - 1) * V"),
     ("the next tile overwrites this one", "tap_halo.cuh", "next = staged[turn ^ 1]", "next = staged[turn]"),
     ("a part of the next halo is left out", "tap_halo.cuh", "images.bring(next.b, block.first_c);", ""),
     ("a tile's last filters are left out", "tap_halo.cuh", "row + i * AT_ONCE < filters", "row + 1 < filters"),
