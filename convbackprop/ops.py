@@ -3,7 +3,8 @@
 Shapes in the docstrings: input (N,C,H,W), weight (K,C/groups,R,S), bias (K), output (N,K,P,Q) with
 P = (H + top + bottom - dilation * (R-1) - 1) // stride + 1 and Q likewise. A 2-D array is one image of one channel, a
 3-D one an unbatched (C,H,W); a 2-D weight is one filter. All arrays are of one library, one dtype (float32, float64,
-float16, bfloat16) and one device, and so are the results.
+float16, bfloat16) and one device, and so are the results. Images may lie in memory with their channels side by side,
+(N, H, W, C), seen as (N, C, H, W); results then lie so, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from convbackprop.launch import calls
 from convbackprop.launch.calls import Checked, Function, Result
 from convbackprop.launch.given import Arguments, Given, Shape, as_seen, problem_of, size_of
 from convbackprop.problem import ConvProblem
-from convbackprop.tune.choice import choose, one_pass
+from convbackprop.tune.choice import choose, one_pass, passes_of, takes_layout
 
 #: stride, padding, dilation, groups, activation, variant, precision, and a size where there is one.
 _Options = tuple[Any, ...]
@@ -131,7 +132,7 @@ def _check_forward(given: Given, outs: Given, device: Any, options: _Options, fl
     if save_mask:
         results["mask"] = Result("mask", as_seen(problem.mask_shape, x_shape))
     call.check_outs(outs, results)
-    return call.checked(results, (choose("forward", variant, problem, call.device), problem))
+    return call.checked(results, problem, lambda laid_out: passes_of("forward", variant, laid_out, call.device))
 
 
 _FORWARD = Function(_check_forward, ("input", "weight", "bias", "scale", "residual"), ("y", "mask"))
@@ -241,7 +242,7 @@ def _check_input_grad(given: Given, outs: Given, device: Any, options: _Options,
     problem = _gradient_problem(call, given, x_shape, "input_size", w_shape, "weight", options)
     results = {"dx": Result("input gradient", x_shape)}
     call.check_outs(outs, results)
-    return call.checked(results, (choose("input_grad", variant, problem, call.device), problem))
+    return call.checked(results, problem, lambda laid_out: passes_of("input_grad", variant, laid_out, call.device))
 
 
 _INPUT_GRAD = Function(
@@ -329,7 +330,7 @@ def _check_kernel_grad(given: Given, outs: Given, device: Any, options: _Options
     if with_bias:
         results["db"] = Result("bias gradient", (problem.K,))
     call.check_outs(outs, results)
-    return call.checked(results, (choose("kernel_grad", variant, problem, call.device), problem))
+    return call.checked(results, problem, lambda laid_out: passes_of("kernel_grad", variant, laid_out, call.device))
 
 
 _KERNEL_GRAD = Function(
@@ -418,10 +419,10 @@ def _check_backward(given: Given, outs: Given, device: Any, options: _Options, n
     }
     results = {name: result for (name, result), need in zip(possible.items(), needs, strict=True) if need}
     call.check_outs(outs, results)
-    passes = passes_of_backward(options[5], problem, call.device)
-    if any(variant.pass_name == "kernel_grad" for variant, _ in passes):
-        results = {**results, "dw": possible["dw"]}  # that pass computes it, needed or not
-    return call.checked(results, *passes)
+    checked = call.checked(results, problem, lambda laid_out: _laid_out_backward(options[5], laid_out, call.device))
+    if any(variant.pass_name == "kernel_grad" for variant, _ in checked.passes):
+        checked.results = {**results, "dw": possible["dw"]}  # that pass computes it, needed or not
+    return checked
 
 
 _BACKWARD = Function(
@@ -438,6 +439,13 @@ def parts_of_backward(problem: ConvProblem) -> list[tuple[str, ConvProblem]]:
     if problem.dw or problem.bias:
         parts.append(("kernel_grad", separate))
     return parts
+
+
+def _laid_out_backward(variant: str, problem: ConvProblem, device: Device) -> list[tuple[Variant, ConvProblem]] | None:
+    """Return the passes; None: not all of them are computed in the layout of the images."""
+    if not all(takes_layout(name, variant, part, device) for name, part in parts_of_backward(problem)):
+        return None
+    return passes_of_backward(variant, problem, device)
 
 
 def passes_of_backward(variant: str, problem: ConvProblem, device: Device | str) -> list[tuple[Variant, ConvProblem]]:

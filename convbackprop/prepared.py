@@ -32,7 +32,8 @@ def prepare(function: Callable[..., Any], /, *arguments: Any, **options: Any) ->
     function : callable
         conv2d, conv2d_input_grad, conv2d_kernel_grad, conv2d_backward or conv_transpose2d.
     *arguments, **options
-        Its arguments. The arrays lie where kernels use them: contiguous, not empty, numpy's not on a GPU.
+        Its arguments. The arrays lie where kernels use them: contiguous, or images in a layout that the variant takes;
+        not empty, numpy's not on a GPU.
 
     Returns
     -------
@@ -58,6 +59,7 @@ class _Like(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     place: str
+    layout: str | None
     offset: int  # of its address from a multiple of WIDEST
 
 
@@ -195,7 +197,7 @@ class PreparedCall:
             raise InvalidType(f"{name} has dtype {now.dtype}; the call was prepared for {was.dtype}")
         if now.place != was.place:
             raise InvalidArgument(f"{name} is on device {now.place}; the call was prepared for {was.place}")
-        if not library.is_plain(array) or library.glance((array,)) is None:
+        if now.layout != was.layout or library.glance((array,)) is None:
             raise InvalidArgument(
                 f"{name} cannot be used where it lies; it should be a {library.title} (no subclass), contiguous, with "
                 "memory of its own"
@@ -209,4 +211,5 @@ class PreparedCall:
     def _like(self, array: Any) -> _Like:
         library = self._call.library
         offset = library.pointer(array) % WIDEST
-        return _Like(tuple(array.shape), library.dtype(array), library.device_name(array), offset)
+        layout = arrays.layout_of(library, array)
+        return _Like(tuple(array.shape), library.dtype(array), library.device_name(array), layout, offset)

@@ -9,7 +9,7 @@ from convbackprop.errors import InvalidArgument
 from convbackprop.launch import calls
 from convbackprop.launch.calls import Checked, Function, Result
 from convbackprop.launch.given import Arguments, Given, Shape, as_seen, four_axes, problem_of
-from convbackprop.tune.choice import choose
+from convbackprop.tune.choice import passes_of
 
 
 def conv_transpose2d(
@@ -136,10 +136,10 @@ def _check_transpose(
     call.check_shape("bias", (problem.C,), "one value an output channel")
     results = {"dx": Result("output", shape)}
     call.check_outs(outs, results)
-    rung = choose("input_grad", variant, problem, call.device)
-    return Checked(
-        call.library, call.device, call.like, results, ((rung, problem),), {"input": "dy", "weight": "w", "bias": "b"}
-    )
+    return call.checked(
+        results, problem, lambda laid_out: passes_of("input_grad", variant, laid_out, call.device),
+        {"input": "dy", "weight": "w", "bias": "b"},
+    )  # fmt: skip
 
 
 _TRANSPOSE = Function(_check_transpose, ("input", "weight", "bias"), ("dx",))

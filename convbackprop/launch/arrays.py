@@ -23,6 +23,7 @@ import numpy as np
 from convbackprop.devices import get_device
 from convbackprop.errors import ConvBackpropError, InvalidArgument, InvalidType, ProblemTooLarge
 from convbackprop.ladder.variant import WIDEST
+from convbackprop.layouts import LAYOUTS, as_named, in_memory, lies, strides
 from convbackprop.problem import DTYPES, bytes_of
 
 #: How the libraries say that there is no memory left; "an illegal memory access" is something else.
@@ -67,7 +68,8 @@ Glance = tuple[tuple[Any, ...], list[int]]
 Alike = Callable[[Sequence[Any]], "list[int] | None"]
 
 #: The bits of numpy's flags that decide about a call: contiguous, aligned, writable.
-_NUMPY_FLAGS = 0x001 | 0x100 | 0x400
+_NUMPY_CONTIGUOUS = 0x001
+_NUMPY_FLAGS = _NUMPY_CONTIGUOUS | 0x100 | 0x400
 
 
 def _told(facts: list[Any], addresses: list[int], offsets: int) -> Glance:
@@ -114,9 +116,9 @@ class Arrays(abc.ABC):
 
         return addresses
 
-    def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:
+    def maker(self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw") -> Callable[[Any], Any]:
         """Return what makes small arrays of this shape, as `empty` does, for a call with arrays like these."""
-        return lambda like: self.empty(shape, dtype, like)
+        return lambda like: self.empty(shape, dtype, like, layout)
 
     @abc.abstractmethod
     def device_name(self, array: Any) -> str:
@@ -136,7 +138,18 @@ class Arrays(abc.ABC):
 
     @abc.abstractmethod
     def is_plain(self, array: Any) -> bool:
-        """Return whether kernels can write to the array where it lies."""
+        """Return whether kernels can write to the array where it lies, contiguous."""
+
+    def is_native(self, array: Any) -> bool:
+        """Return whether the numbers of its elements are what its memory holds."""
+        return True
+
+    def lies(self, array: Any, layout: str) -> bool:
+        """Return whether kernels can use the array where it lies, as an image of this layout."""
+        if layout == "nchw":
+            return self.is_plain(array)
+        element = bytes_of((), self.dtype(array))
+        return self.is_native(array) and lies(tuple(array.shape), self.byte_strides(array), element, layout)
 
     def is_writable(self, array: Any) -> bool:
         """Return whether the array may be written to."""
@@ -151,8 +164,8 @@ class Arrays(abc.ABC):
         return tuple(array.strides)
 
     @abc.abstractmethod
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return a new contiguous array where `like` lies."""
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw") -> Any:
+        """Return a new array where `like` lies: contiguous, or an image of another layout."""
 
     def copy(self, target: Any, source: Any) -> None:
         """Copy all elements of an array into another of the same shape."""
@@ -190,13 +203,20 @@ class NumpyArrays(Arrays):
                 continue
             if type(array) is not np.ndarray:
                 return None
-            facts += (array.shape, array.dtype, array.flags.num & _NUMPY_FLAGS)
+            flags = array.flags.num & _NUMPY_FLAGS
+            facts += (array.shape, array.dtype, flags)
+            if not flags & _NUMPY_CONTIGUOUS:
+                facts.append(array.strides)
             address = _numpy_pointer_of(array)
             offsets |= address
             addresses.append(address)
         return _told(facts, addresses, offsets)
 
-    def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:  # noqa: D102
+    def maker(  # noqa: D102
+        self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw"
+    ) -> Callable[[Any], Any]:
+        if layout != "nchw":
+            return super().maker(shape, dtype, like, layout)
         if dtype in DTYPES:
             return lambda like: np.empty(shape, like.dtype)
         return lambda like: np.empty(shape, dtype)
@@ -215,7 +235,10 @@ class NumpyArrays(Arrays):
         return np.require(array, requirements=["C_CONTIGUOUS", "ALIGNED"])
 
     def is_plain(self, array: Any) -> bool:  # noqa: D102
-        return bool(array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative)
+        return bool(array.flags.c_contiguous and self.is_native(array))
+
+    def is_native(self, array: Any) -> bool:  # noqa: D102
+        return bool(array.flags.aligned and array.dtype.isnative)
 
     def is_writable(self, array: Any) -> bool:  # noqa: D102
         return bool(array.flags.writeable)
@@ -223,8 +246,9 @@ class NumpyArrays(Arrays):
     def pointer(self, array: Any) -> int:  # noqa: D102
         return _numpy_pointer_of(array)
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
-        return np.empty(shape, like.dtype.newbyteorder("=") if dtype in DTYPES else dtype)
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw") -> Any:  # noqa: D102
+        own = like.dtype.newbyteorder("=") if dtype in DTYPES else dtype
+        return as_named(np.empty(in_memory(shape, layout), own), layout)
 
 
 class TorchArrays(Arrays):
@@ -250,9 +274,11 @@ class TorchArrays(Arrays):
                 if QUICK.get(type(array)) is not self or (grad_mode and array.requires_grad):
                     return None
                 address = array.data_ptr()
-                if not address or not array.is_contiguous() or array.is_neg():
+                if not address or array.is_neg():
                     return None
                 facts += (array.shape, array.dtype, array.device)
+                if not array.is_contiguous():
+                    facts.append(array.stride())
                 offsets |= address
                 addresses.append(address)
         except RuntimeError:  # one without memory of its own: sparse, or inside a transformation of torch.func
@@ -296,12 +322,14 @@ class TorchArrays(Arrays):
 
         return addresses
 
-    def maker(self, shape: tuple[int, ...], dtype: str, like: Any) -> Callable[[Any], Any]:  # noqa: D102
+    def maker(  # noqa: D102
+        self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw"
+    ) -> Callable[[Any], Any]:
         # torch makes an array like another one in half the time that it takes to read a shape, a dtype and a device.
         torch = sys.modules["torch"]
         if bytes_of(shape, dtype) > _KEPT:
-            return lambda like: self.empty(shape, dtype, like)
-        kept, made = self.empty(shape, dtype, like), torch.empty_like
+            return lambda like: self.empty(shape, dtype, like, layout)
+        kept, made = self.empty(shape, dtype, like, layout), torch.empty_like
         return lambda like: made(kept)
 
     def device_name(self, array: Any) -> str:  # noqa: D102
@@ -335,7 +363,10 @@ class TorchArrays(Arrays):
         return array.clone() if array._is_zerotensor() else array.contiguous()
 
     def is_plain(self, array: Any) -> bool:  # noqa: D102
-        return bool(array.is_contiguous() and not array.is_neg() and not array._is_zerotensor())
+        return bool(array.is_contiguous() and self.is_native(array))
+
+    def is_native(self, array: Any) -> bool:  # noqa: D102
+        return not array.is_neg() and not array._is_zerotensor()
 
     def pointer(self, array: Any) -> int:  # noqa: D102
         return int(array.data_ptr())
@@ -343,9 +374,13 @@ class TorchArrays(Arrays):
     def byte_strides(self, array: Any) -> tuple[int, ...]:  # noqa: D102
         return tuple(stride * array.element_size() for stride in array.stride())
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw") -> Any:  # noqa: D102
         torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+        own = {"dtype": getattr(torch, dtype), "device": like.device}
+        if layout == "nchw":
+            return torch.empty(shape, **own)
+        # Not a view of what is permuted: a view that a torch.autograd.Function returns is not to be written to.
+        return torch.empty_strided(shape, strides(shape, layout), **own)
 
     def copy(self, target: Any, source: Any) -> None:  # noqa: D102
         target.detach().copy_(source)
@@ -387,9 +422,11 @@ class CupyArrays(Arrays):
             if array is None:
                 facts.append(None)
                 continue
-            if QUICK.get(type(array)) is not self or not array.flags.c_contiguous:
+            if QUICK.get(type(array)) is not self:
                 return None
             facts += (array.shape, array.dtype, array.device.id)
+            if not array.flags.c_contiguous:
+                facts.append(array.strides)
             address = array.data.ptr
             offsets |= address
             addresses.append(address)
@@ -407,9 +444,10 @@ class CupyArrays(Arrays):
     def pointer(self, array: Any) -> int:  # noqa: D102
         return int(array.data.ptr)
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw") -> Any:  # noqa: D102
         with like.device:
-            return sys.modules["cupy"].empty(shape, like.dtype if dtype in DTYPES else dtype)
+            own = like.dtype if dtype in DTYPES else dtype
+            return as_named(sys.modules["cupy"].empty(in_memory(shape, layout), own), layout)
 
     def current_stream(self, device: Any) -> int:  # noqa: D102
         cuda = sys.modules["cupy"].cuda
@@ -475,8 +513,8 @@ class GpuArrays(Arrays):
     def pointer(self, array: Any) -> int:  # noqa: D102
         return int(array.ptr)
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:  # noqa: D102
-        made = sys.modules["pycuda.gpuarray"].empty
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any, layout: str = "nchw") -> Any:  # noqa: D102
+        made = sys.modules["pycuda.gpuarray"].empty  # all are contiguous
         return made(shape, like.dtype if dtype in DTYPES else np.dtype(dtype), allocator=like.allocator)
 
 
@@ -533,8 +571,8 @@ def check_fits(library: Arrays, like: Any, size: int, what: str) -> None:
         raise ProblemTooLarge(f"{what} needs {size:,} bytes, but only {free:,} are free; use a smaller batch or image")
 
 
-def allocate(library: Arrays, shape: tuple[int, ...], dtype: str, like: Any, what: str) -> Any:
-    """Return a new array of the library where `like` lies.
+def allocate(library: Arrays, shape: tuple[int, ...], dtype: str, like: Any, what: str, layout: str = "nchw") -> Any:
+    """Return a new array of the library where `like` lies, as an image of this layout.
 
     Raises
     ------
@@ -546,7 +584,7 @@ def allocate(library: Arrays, shape: tuple[int, ...], dtype: str, like: Any, wha
     size = bytes_of(shape, dtype)
     check_fits(library, like, size, f"{what} of shape {shape}")
     try:
-        return library.empty(shape, dtype, like)
+        return library.empty(shape, dtype, like, layout)
     except ConvBackpropError:
         raise
     except Exception as error:  # each library has its own: torch a RuntimeError, PyCUDA an Exception
@@ -561,18 +599,30 @@ def allocate(library: Arrays, shape: tuple[int, ...], dtype: str, like: Any, wha
         raise
 
 
-def contiguous(library: Arrays, array: Any, argument: str) -> Any:
-    """Return the array itself, or a copy as kernels read it.
+def laid_out(library: Arrays, array: Any, argument: str, layout: str = "nchw") -> Any:
+    """Return the array itself, or a copy as kernels read it: an image of this layout.
 
     Raises
     ------
     ProblemTooLarge
         The memory that is free does not hold the copy.
     """
+    if layout != "nchw" and not library.lies(array, layout):
+        shape, dtype = tuple(array.shape), library.dtype(array)
+        made = allocate(library, shape, dtype, array, f"the copy of {argument} in layout {layout},", layout)
+        library.copy(made, array)
+        return made
+    if layout != "nchw":
+        return array
     if not library.is_plain(array):
         size = bytes_of(array.shape, library.dtype(array))
         check_fits(library, array, size, f"the contiguous copy of {argument}, of shape {tuple(array.shape)},")
     return library.contiguous(array)
+
+
+def layout_of(library: Arrays, array: Any) -> str | None:
+    """Return the first layout in which kernels can use an array where it lies, or None."""
+    return next((layout for layout in LAYOUTS if library.lies(array, layout)), None)
 
 
 def repeats_itself(library: Arrays, array: Any) -> bool:

@@ -6,7 +6,8 @@ the function, the types, shapes, dtypes and devices of the arrays, their address
 arguments. The short way: a call that agrees in all this looks the launches up. What is left is what may differ between
 two such calls: memory for the results, whether `out` lies apart, and the addresses. Before it is looked up, a call on
 tensors is held against the latest one of its sort: to compare them takes less time than to name all that decides.
-Arrays that are not contiguous are copied first, so that a call on the copies takes the short way too.
+Arrays that are not contiguous are copied first, so that a call on the copies takes the short way too; of those whose
+channels lie side by side it depends on the variant, and which ones are copied is remembered likewise.
 Whatever the short way cannot vouch for takes the long one, the only one that refuses anything.
 """
 
@@ -27,7 +28,7 @@ from convbackprop.errors import CompileError, InvalidArgument, LaunchFailed
 from convbackprop.ladder.variant import ALIGNED, WIDEST, Variant
 from convbackprop.launch import arrays
 from convbackprop.launch.plan import Plan, alignment_of, plan
-from convbackprop.problem import PASSES, ConvProblem, bytes_of
+from convbackprop.problem import IMAGES, PASSES, ConvProblem, bytes_of
 
 #: The operand that an argument is for the kernels; of output, mask and pre_activation at most one is given.
 OPERANDS = {
@@ -80,6 +81,8 @@ class Checked:
         In the order in which they run.
     operands : mapping of str to str
         The operand that an argument is for the kernels.
+    wanted : str
+        The layout in which results belong.
     """
 
     library: arrays.Arrays
@@ -88,6 +91,17 @@ class Checked:
     results: Mapping[str, Result] = field(default_factory=dict)
     passes: Sequence[tuple[Variant, ConvProblem]] = ()
     operands: Mapping[str, str] = field(default_factory=lambda: OPERANDS)
+    wanted: str = "nchw"
+
+    def layout(self, name: str) -> str:
+        """Return the layout in which kernels take an operand."""
+        return self.passes[0][1].layout if self.passes and name in IMAGES else "nchw"
+
+    def is_usable(self, name: str, array: Any) -> bool:
+        """Return whether kernels can use an array where it lies, as this operand, or no kernel looks at it."""
+        if name not in self.dtypes() and arrays.layout_of(self.library, array) is not None:
+            return True
+        return self.library.lies(array, self.layout(name))
 
     def run(self, given: Mapping[str, Any], outs: Mapping[str, Any]) -> tuple[list[Any], Launches | None]:
         """Compute the results.
@@ -100,14 +114,16 @@ class Checked:
         made = self._made(outs)
         targets = {  # where the kernels write
             name: out
-            if library.is_plain(out)
-            else arrays.allocate(library, tuple(out.shape), dtypes[name], self.like, "the contiguous form of out,")
+            if library.lies(out, layout := self.layout(name))
+            else arrays.allocate(
+                library, tuple(out.shape), dtypes[name], self.like, "the contiguous form of out,", layout
+            )
             for name, out in made.items()
         }
         sources = {
-            self.operands[argument]: arrays.contiguous(library, array, argument)
+            name: arrays.laid_out(library, array, argument, self.layout(name))
             for argument, array in given.items()
-            if array is not None and self.operands[argument] in dtypes
+            if array is not None and (name := self.operands[argument]) in dtypes
         }
         at = {name: library.pointer(array) for name, array in {**sources, **targets}.items()}
         launches = None
@@ -135,8 +151,9 @@ class Checked:
                 f"a {library.title} in the host's memory is copied to {self.device.name} and back at each call, which "
                 "leaves nothing to prepare; pass arrays of the GPU, or device='cpu'"
             )
-        for name, array in (*given.items(), *(("out", out) for out in outs.values())):
-            if array is not None and (not library.is_plain(array) or library.glance((array,)) is None):
+        arguments = [(name, self.operands[name], array) for name, array in given.items()]
+        for name, operand, array in (*arguments, *(("out", operand, out) for operand, out in outs.items())):
+            if array is not None and (not self.is_usable(operand, array) or library.glance((array,)) is None):
                 raise InvalidArgument(
                     f"{name} is a {type(array).__name__} of shape {tuple(array.shape)} that cannot be used where it "
                     f"lies; it should be a {library.title} (no subclass), contiguous, not empty, in native byte order"
@@ -151,11 +168,17 @@ class Checked:
         """Return the arrays of the results by operand: those that are given, else new ones."""
         dtypes = self.dtypes()
         return {
-            name: arrays.allocate(self.library, result.shape, dtypes[name], self.like, result.title)
+            name: arrays.allocate(
+                self.library, result.shape, dtypes[name], self.like, result.title, self.result_layout(name)
+            )
             if outs[name] is None
             else outs[name]
             for name, result in self.results.items()
         }
+
+    def result_layout(self, name: str) -> str:
+        """Return the layout in which a result belongs."""
+        return self.wanted if name in IMAGES else "nchw"
 
     def _staged(self) -> bool:
         """Return whether arrays of the host run on a GPU."""
@@ -273,11 +296,11 @@ class Repeat:
         for i, (name, array) in enumerate(made.items(), first):
             if present[i] is None and array is not None:
                 title, shape = call.results[name]
-                dtype = library.dtype(array)
+                dtype, layout = library.dtype(array), call.layout(name)
                 if bytes_of(shape, dtype) <= arrays.SMALL:
-                    make = library.maker(shape, dtype, call.like)
+                    make = library.maker(shape, dtype, call.like, layout)
                 else:
-                    make = functools.partial(arrays.allocate, library, shape, dtype, what=title)
+                    make = functools.partial(arrays.allocate, library, shape, dtype, what=title, layout=layout)
                 self._missing.append((i, make))
         self.makes = bool(self._missing)
         writes = [i >= first for i, array in enumerate(present) if array is not None]
@@ -305,6 +328,43 @@ class Repeat:
                 addresses.append(address)
         self.start(addresses, like)
         return made[self._first :]
+
+
+class Copies:
+    """A call that was carried out on copies of some of its arrays, for others that are like it.
+
+    Attributes
+    ----------
+    sources : dict of int to (str, str)
+        What is copied, by its position: the argument's name, and the layout of the copy.
+    results : dict of int to (str, str)
+        Results that belong in another layout than the kernels write, by their position: how messages call one, and
+        where it belongs.
+    """
+
+    def __init__(self, call: Checked, function: Function, present: Sequence[Any]) -> None:
+        names = [call.operands[argument] for argument in function.reads]
+        self.sources = {
+            i: (function.reads[i], call.layout(name))
+            for i, (name, array) in enumerate(zip(names, present, strict=False))
+            if array is not None and not call.is_usable(name, array)
+        }
+        self.results = {
+            i: (call.results[name].title, call.result_layout(name))
+            for i, name in enumerate(function.writes)
+            if name in call.results and call.result_layout(name) != call.layout(name)
+        }
+
+    def __call__(self, library: arrays.Arrays, function: Function, present: Sequence[Any], *how: Any) -> Sequence[Any]:
+        """Return the results of the call on other arrays."""
+        copies = list(present)
+        for i, (argument, layout) in self.sources.items():
+            copies[i] = arrays.laid_out(library, copies[i], argument, layout)
+        made = list(run(function, tuple(copies), *how))
+        for i, (title, layout) in self.results.items():
+            if made[i] is not None:
+                made[i] = arrays.laid_out(library, made[i], title, layout)
+        return made
 
 
 class Preparation:
@@ -362,17 +422,17 @@ class _Recent:
 
     def forget(self) -> None:
         """Forget everything."""
-        self._young: dict[Any, Repeat] = {}
-        self._old: dict[Any, Repeat] = {}
+        self._young: dict[Any, Any] = {}
+        self._old: dict[Any, Any] = {}
 
-    def get(self, key: Any) -> Repeat | None:
+    def get(self, key: Any) -> Any:
         """Return what was put under this key, if it is still there."""
         found = self._young.get(key)
         if found is None and (found := self._old.get(key)) is not None:
             self.put(key, found)
         return found
 
-    def put(self, key: Any, value: Repeat) -> None:
+    def put(self, key: Any, value: Any) -> None:
         """Keep a value at least until half as many others as fit have been used."""
         if len(self._young) >= self._half:
             self._young, self._old = {}, self._young
@@ -414,20 +474,22 @@ def _device_of_environment() -> object:
 def _copied(library: arrays.Arrays, function: Function, present: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Return the arrays of a call, with contiguous copies of those that are not contiguous.
 
-    None where there is none of that kind, where something else has to be looked at more closely, and where there are
-    arrays to write to: these should not share memory with any that is read, which copies would not show.
+    None where there is none of that kind, where something else has to be looked at more closely, among that images of
+    another layout, and where there are arrays to write to: these should not share memory with any that is read, which
+    copies would not show.
     """
     reads, outs = present[: len(function.reads)], present[len(function.reads) :]
     if any(out is not None for out in outs):
         return None
-    copies = list(reads)
-    for i, (name, array) in enumerate(zip(function.reads, reads, strict=True)):
-        if array is None:
-            continue
-        if arrays.QUICK.get(type(array)) is not library or library.refusal(array) is not None:
-            return None
-        if not library.is_plain(array):
-            copies[i] = arrays.contiguous(library, array, name)
+    given = [array for array in reads if array is not None]
+    if any(arrays.QUICK.get(type(array)) is not library or library.refusal(array) is not None for array in given):
+        return None
+    if any(arrays.layout_of(library, array) not in (None, "nchw") for array in given):
+        return None
+    copies = [
+        array if array is None or library.is_plain(array) else arrays.laid_out(library, array, name)
+        for name, array in zip(function.reads, reads, strict=True)
+    ]
     is_copied = any(copy is not array for copy, array in zip(copies, reads, strict=True))
     return (*copies, *outs) if is_copied and library.glance(copies) is not None else None
 
@@ -469,6 +531,8 @@ def run(
             facts, addresses = seen
             key = (function, facts, options, flags, where)
             repeat = _recent.get(key)
+            if type(repeat) is Copies:
+                return repeat(library, function, present, device, options, flags)
             if repeat is not None and (made := repeat(present, addresses)) is not None:
                 if sort:
                     _recent.put(sort, repeat)
@@ -481,9 +545,13 @@ def run(
         return device.take(function, given, outs, options, flags)
     call = function.check(given, outs, device, options, flags)
     made, launches = call.run(given, outs)
-    if key is not None and launches is not None and all(a is None or call.library.is_plain(a) for a in present):
-        repeat = Repeat(call, launches, present, dict(zip(outs, made, strict=True)))
-        _recent.put(key, repeat)
-        if sort:
-            _recent.put(sort, repeat)
+    if key is not None and launches is not None:
+        names = (*(call.operands[argument] for argument in given), *outs)
+        if all(a is None or call.is_usable(name, a) for name, a in zip(names, present, strict=True)):
+            repeat = Repeat(call, launches, present, dict(zip(outs, made, strict=True)))
+            _recent.put(key, repeat)
+            if sort:
+                _recent.put(sort, repeat)
+        elif all(out is None for out in outs.values()):  # which should not share memory with what is read
+            _recent.put(key, Copies(call, function, present))
     return made

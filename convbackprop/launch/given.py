@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from convbackprop.activations import activation_name
@@ -11,11 +11,16 @@ from convbackprop.devices import Device, get_device
 from convbackprop.errors import InvalidArgument, InvalidType
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch import arrays
-from convbackprop.launch.calls import Checked, Result
+from convbackprop.launch.calls import OPERANDS, Checked, Result
+from convbackprop.layouts import LAYOUTS
 from convbackprop.problem import ConvProblem
 
 Shape = tuple[int, ...]
 Given = Mapping[str, Any]  # arrays, or None, by argument or operand
+Passes = Sequence[tuple[Variant, ConvProblem]]
+
+#: The arguments that are images; the first whose strides say so tells the layout of a call.
+_IMAGES = ("input", "grad_output", "output", "pre_activation", "residual")
 
 
 class Arguments:
@@ -90,9 +95,30 @@ class Arguments:
             if arrays.overlap(self.library, out, array):
                 raise InvalidArgument(f"{name} shares memory with {other}; it should be an array of its own")
 
-    def checked(self, results: Mapping[str, Result], *passes: tuple[Variant, ConvProblem]) -> Checked:
-        """Return the call, ready to be carried out."""
-        return Checked(self.library, self.device, self.like, results, passes)
+    @property
+    def layout(self) -> str:
+        """The layout of the images: that of the first which lies in one layout alone."""
+        for name in _IMAGES:
+            if (array := self.arrays.get(name)) is not None and len(array.shape) > 2:
+                taken = [layout for layout in LAYOUTS if self.library.lies(array, layout)]
+                if len(taken) == 1:
+                    return taken[0]
+        return "nchw"
+
+    def checked(
+        self, results: Mapping[str, Result], problem: ConvProblem, passes: Callable[[ConvProblem], Passes | None],
+        operands: Mapping[str, str] = OPERANDS,
+    ) -> Checked:  # fmt: skip
+        """Return the call, ready to be carried out: in the layout of the images, or in nchw where nothing takes that.
+
+        passes(problem): what computes it; None: nothing does in this layout.
+        """
+        wanted, chosen = self.layout, None
+        if wanted != "nchw" and not problem.mask:
+            chosen = passes(problem.with_(layout=wanted))
+        if chosen is None:
+            chosen = passes(problem) or ()
+        return Checked(self.library, self.device, self.like, results, chosen, operands, wanted)
 
 
 def four_axes(shape: Shape, name: str) -> tuple[int, int, int, int]:

@@ -1,7 +1,8 @@
 """Memory formats: as in PyTorch, a layer's result and its gradients are channels_last where its image or filters are.
 
-The kernels read and write the usual order of the axes (torch.contiguous_format), so that other ones are copied: what
-comes in before a pass, what goes out after it.
+Where a variant takes images whose channels lie side by side, what comes back lies so already. Filters, and the images
+of other variants, are read and written in the usual order of the axes (torch.contiguous_format), so that they are
+copied: what comes in before a pass, what goes out after it.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def conv2d(
 
     The arguments of torch.nn.functional.conv2d, and the activation. Under autocast, float32 tensors are taken in
     autocast's dtype, as torch does. Also as torch's, y and the gradients are channels_last where input or weight is;
-    the kernels do not read this format, so that copies are made before and after them. Results are the same bits every
-    run, whether or not torch is asked for deterministic algorithms.
+    where the variant does not take this format, copies are made before and after it (of a filter, always). Results are
+    the same bits every run, whether or not torch is asked for deterministic algorithms.
 
     Parameters
     ----------

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convbackprop.devices import Device
+from convbackprop.errors import ConvBackpropError
 from convbackprop.ladder import registry
 from convbackprop.ladder.registry import AUTO, UNTUNED
 from convbackprop.ladder.variant import Variant
 from convbackprop.problem import ConvProblem
 from convbackprop.tune import table
 from convbackprop.tune.table import SEPARATE, Entry
+
+Passes = list[tuple[Variant, ConvProblem]]
 
 #: What `tuning` wants to be told of before anything is chosen: pass, problem, device.
 listeners: list[Callable[[str, ConvProblem, Device], None]] = []
@@ -59,6 +62,26 @@ def choose(pass_name: str, variant: str, problem: ConvProblem, device: Device | 
     if variant == AUTO and (found := _asked(pass_name, problem, device)) and (rung := found.entry.rung):
         return rung
     return registry.choose(pass_name, variant, problem, device)
+
+
+def passes_of(pass_name: str, variant: str, problem: ConvProblem, device: Device) -> Passes | None:
+    """Return the pass as `choose` finds it; None: no variant that may be chosen takes the layout of the images."""
+    if not takes_layout(pass_name, variant, problem, device):
+        return None
+    return [(choose(pass_name, variant, problem, device), problem)]
+
+
+def takes_layout(pass_name: str, variant: str, problem: ConvProblem, device: Device) -> bool:
+    """Return whether `choose` would find a variant for another layout than nchw, in which every problem is computed."""
+    if problem.layout == "nchw":
+        return True
+    if variant == AUTO and (found := tuned(pass_name, problem, device)) and found.entry.rung:
+        return True
+    try:
+        registry.choose(pass_name, variant, problem, device)
+    except ConvBackpropError:
+        return False
+    return True
 
 
 def one_pass(variant: str, problem: ConvProblem, device: Device | str) -> Variant | None:
