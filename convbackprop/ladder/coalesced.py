@@ -113,7 +113,7 @@ def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) ->
     cols = ceil_div(p.S, ceil_div(p.S, _WIDEST_FILTER))
     if cols < p.S:
         cols = _WIDEST_FILTER  # the parts begin where loads stay aligned
-    window = t["COLS"] + cols - 1
+    window = (t["COLS"] - 1) * p.stride_w + cols
     # A bias, the next row of x with its LEAD, g and the next rows of dy and y; and for each row of taps a row of x.
     others = 1 + window + 3 + 3 * t["COLS"]
     fit = (_ARRAY_REGISTERS // registers(p, 1) - others) // (window + cols)

@@ -19,7 +19,17 @@ from convbackprop.ladder.coalesced import (
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total, total_or_scaled
 from convbackprop.ladder.requirements import countable, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import taps
-from convbackprop.ladder.variant import WIDEST, Alignment, Constants, Geometry, Launch, Tunable, Variant, ceil_div
+from convbackprop.ladder.variant import (
+    WIDEST,
+    Alignment,
+    Choice,
+    Constants,
+    Geometry,
+    Launch,
+    Tunable,
+    Variant,
+    ceil_div,
+)
 from convbackprop.problem import DTYPES, ConvProblem
 
 
@@ -34,14 +44,38 @@ def _lanes(p: ConvProblem, target: Target) -> int:
     return next((lanes for lanes in (4, 8, 16) if strips <= lanes), 32)
 
 
-#: COLS: of a strip. TILE_LANES: strips of a tile. ROWS: of a band. STAGES: rows of a ring, all but one under way.
-TUNABLES = {
-    "THREADS": THREADS,
-    "COLS": Tunable((2, 4, 8), cuda=_columns, cpu=_columns),
-    "TILE_LANES": Tunable((4, 8, 16, 32), cuda=_lanes, cpu=_lanes),
-    "ROWS": Tunable((8, 16, 32, 64), cuda=32, cpu=32),
-    "STAGES": Tunable((3, 4, 6, 8), cuda=6, cpu=6),
-}
+#: Blocks a multiprocessor that tall bands leave at least: fewer have too little under way, and no even share.
+_BLOCKS_EACH = 3
+
+
+def _rows(of_y: bool) -> Choice:
+    """Return the rule for ROWS, of bands of y or of x.
+
+    A band's first rows meet only a part of the filter: of tall bands they are a smaller part.
+    """
+
+    def rows(p: ConvProblem, target: Target) -> int:
+        planes, height, width = (p.K * (p.C // p.groups), p.P, p.Q) if of_y else (p.C, p.H, ceil_div(p.W, p.stride_w))
+        shape = {"COLS": _columns(p, target), "TILE_LANES": _lanes(p, target), "ROWS": 64}
+        threads = _tiles(p.N * planes, height, width, shape) * shape["TILE_LANES"]
+        return 64 if threads >= _BLOCKS_EACH * target.multiprocessors * THREADS.value(target, p) else 32
+
+    return rows
+
+
+def _tunables(of_y: bool) -> dict[str, Tunable]:
+    """Return the constants of a pass.
+
+    COLS: of a strip. TILE_LANES: strips of a tile. ROWS: of a band, at most: the rows of an image are divided evenly.
+    STAGES: rows of a ring, all but one under way.
+    """
+    return {
+        "THREADS": THREADS,
+        "COLS": Tunable((2, 4, 8), cuda=_columns, cpu=_columns),
+        "TILE_LANES": Tunable((4, 8, 16, 32), cuda=_lanes, cpu=_lanes),
+        "ROWS": Tunable((8, 16, 32, 64), cuda=_rows(of_y), cpu=32),
+        "STAGES": Tunable((3, 4, 6, 8), cuda=6, cpu=6),
+    }
 
 
 #: Threads that 32-bit arithmetic is safe for, with as much again for those that fill the last blocks.
@@ -72,6 +106,11 @@ def grad_bytes(p: ConvProblem, width: int, formed_size: int, t: Constants) -> in
     if p.saved == "mask":
         saved = rows_bytes(width // 8 + 2, 1, t)
     return dy + saved + ceil_div(width * formed_size, 16) * 16
+
+
+def _grad_element(p: ConvProblem) -> int:
+    """Return the bytes of GradElement: of a ReLU g is dy or 0, and takes no more than dy."""
+    return DTYPES[p.dtype] if p.activation == "relu" else p.accumulator_bytes
 
 
 def _tile_width(window: int, step: int, t: Constants) -> int:
@@ -160,7 +199,7 @@ def _forward_tile(p: ConvProblem, t: Constants) -> int:
 
 
 def _input_grad_tile(p: ConvProblem, t: Constants) -> int:
-    return grad_bytes(p, _g_tile_width(p, t), p.accumulator_bytes, t)
+    return grad_bytes(p, _g_tile_width(p, t), _grad_element(p), t)
 
 
 # -- kernel_grad and backward ----------------------------------------------------------------------------------------
@@ -187,7 +226,7 @@ def _backward_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> C
 
 def _backward_tile(p: ConvProblem, t: Constants) -> int:
     x = rows_bytes(t["TILE_LANES"] * t["COLS"], DTYPES[p.dtype], t) if p.dw else 0
-    return x + grad_bytes(p, _g_tile_width(p, t), p.accumulator_bytes, t)
+    return x + grad_bytes(p, _g_tile_width(p, t), _grad_element(p), t)
 
 
 def _backward_blocks(p: ConvProblem, t: Constants) -> int:
@@ -223,7 +262,7 @@ ENTRIES = (
                    shared_bytes=_shared_bytes(_forward_tile)),
             replace(PACK_MASK, when=lambda p, t: p.mask and t["COLS"] % 8 != 0),  # a byte belongs to two threads
         ),
-        tunables=TUNABLES,
+        tunables=_tunables(of_y=True),
         specialise=_strided(march_constants(True)),
         requires=(*_MARCH, one_source(True), filter_fits, *_COUNTABLE),
         auto_not=_no_faster,
@@ -236,7 +275,7 @@ ENTRIES = (
             Launch("input_grad", ("dy", "saved", "w", "b", "dx"), _march_grid(False), block("THREADS"),
                    shared_bytes=_shared_bytes(_input_grad_tile)),
         ),
-        tunables=TUNABLES,
+        tunables=_tunables(of_y=False),
         specialise=_strided(_input_grad_constants),
         requires=(*_MARCH, one_source(False), filter_fits, _strided_filter_fits, *_COUNTABLE),
         auto_not=_no_faster,
@@ -251,7 +290,7 @@ ENTRIES = (
                    integers=lambda p, t: (_kernel_grad_blocks(p, t),), shared_bytes=_shared_bytes(_kernel_grad_tile)),
             *total_or_scaled(_kernel_grad_blocks),
         ),
-        tunables={**TUNABLES, **TOTAL},
+        tunables={**_tunables(of_y=True), **TOTAL},
         specialise=_strided(kernel_grad_constants),
         scratch=lambda p, t: _kernel_grad_blocks(p, t) * taps(p),
         requires=(*_MARCH, *_COUNTABLE),
@@ -267,7 +306,7 @@ ENTRIES = (
                    integers=lambda p, t: (_backward_blocks(p, t),), shared_bytes=_shared_bytes(_backward_tile)),
             total(_backward_blocks, when=lambda p, t: p.dw or p.bias),
         ),
-        tunables={**TUNABLES, **TOTAL},
+        tunables={**_tunables(of_y=False), **TOTAL},
         specialise=_backward_constants,
         scratch=lambda p, t: _backward_blocks(p, t) * taps(p) * (p.dw or p.bias),
         requires=(*fused.REQUIRES, _threads_countable),

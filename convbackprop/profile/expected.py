@@ -156,6 +156,9 @@ def _work(gpu: Gpu, pass_name: str, problem: ConvProblem, launch: LaunchFacts) -
     if turn.shared_loads:
         requests = sum(line.requests for line in shared if line.kind == "load")
         by_shared = min(by_shared, requests / replayed / turn.shared_loads)
+    if turn.copies == turn.loads:  # then what is loaded to registers, such as taps, is loaded before the loop
+        stored = {(line.file, line.line) for line in shared if line.kind == "store"}
+        loads = [line for line in loads if (line.file, line.line) in stored]
     by_loads = sum(line.requests for line in loads) / replayed / turn.loads if turn.loads else 0.0
     turns = by_shared if 0 < by_shared >= turns else max(turns, by_loads)
     is_staged = turn.multiply_adds and not turn.loads and kernel.shared_bytes

@@ -55,9 +55,9 @@ class Turn:
 
     Attributes
     ----------
-    multiply_adds, loads, shared_bytes, shared_loads : int
+    multiply_adds, loads, shared_bytes, shared_loads, copies : int
         Of a thread: what it multiplies and adds, its loads from global memory, the bytes that it loads from shared
-        memory, and in how many loads.
+        memory, in how many loads, and how many of the loads from global memory are copies to shared memory.
     issue : int
         Clocks for which the warp occupies its scheduler, or the busiest pipe behind it.
     clocks : tuple of float
@@ -70,6 +70,7 @@ class Turn:
     issue: float
     clocks: tuple[float, ...]
     shared_loads: int = 0
+    copies: int = 0
 
     @classmethod
     def of(cls, way: Sequence[Instruction]) -> Turn:
@@ -80,7 +81,8 @@ class Turn:
         pipes = [sum(every for i in way if i.base in names) for names, _, every in _PIPES if every > 1]
         halves = 2 * sum(i.base.startswith(_HALF_RATE) for i in way)
         clocks = tuple(_clocks(way, latency) for latency in LATENCIES)
-        return cls(fused, loads, sum(shared), max(len(way), halves, *pipes), clocks, len(shared))
+        copies = sum(i.base == "LDGSTS" for i in way)
+        return cls(fused, loads, sum(shared), max(len(way), halves, *pipes), clocks, len(shared), copies)
 
     @property
     def waits(self) -> float:
@@ -137,14 +139,14 @@ class WarpCode:
         turn, once, around = known
         if turn is None:
             return cls(None, once, around)
-        multiply_adds, loads, shared_bytes, issue, clocks, shared_loads = turn
-        return cls(Turn(multiply_adds, loads, shared_bytes, issue, tuple(clocks), shared_loads), once, around)
+        multiply_adds, loads, shared_bytes, issue, clocks, *others = turn
+        return cls(Turn(multiply_adds, loads, shared_bytes, issue, tuple(clocks), *others), once, around)
 
     def as_json(self) -> list[Any]:
         """Return all of it as JSON knows it."""
         turn = self.turn
         fields = turn and [
-            turn.multiply_adds, turn.loads, turn.shared_bytes, turn.issue, turn.clocks, turn.shared_loads
+            turn.multiply_adds, turn.loads, turn.shared_bytes, turn.issue, turn.clocks, turn.shared_loads, turn.copies
         ]  # fmt: skip
         return [fields, self.once, self.around]
 

@@ -19,8 +19,8 @@ constexpr int TAPS = FILTER_R * FILTER_S, TOP = FILTER_R / 2, LEFT = FILTER_S / 
 // Columns of g in a strip's windows, from a column on where a vector may begin, LEAD before the first tap's; and a tile.
 constexpr int WINDOW = LEAD + COLS + FILTER_S - 1, TILE_WIDTH = (TILE_LANES - 1) * COLS + round_up(WINDOW, COLS);
 using GRing = GradRing<TILE_WIDTH, true>;
-using XRing = RowRing<Scalar, TILE_LANES * COLS, X_VECTOR>;
-constexpr int TILE_BYTES = GRing::BYTES + (NEED_DW ? XRing::BYTES : 0);
+using XRing = std::conditional_t<NEED_DW, RowRing<Scalar, TILE_LANES * COLS, X_VECTOR>, NoRing>;
+constexpr int TILE_BYTES = GRing::BYTES + XRing::BYTES;
 
 // partial[block][tap]: block `block` of the `blocks` that share a channel's tiles; the biases are the last taps
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -34,7 +34,8 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
     const unsigned unit = (block * THREADS + threadIdx.x) / TILE_LANES;
     const int n = unit / tiles / bands, tile_w = unit % tiles * TILE_LANES * COLS;
     const int first_w = tile_w + tile_lane() * COLS;
-    const int first_h = unit / tiles % bands * ROWS, end_h = n < shape.N ? min(first_h + ROWS, shape.H) : first_h;
+    const int band = rows_of_band(shape.H);
+    const int first_h = unit / tiles % bands * band, end_h = n < shape.N ? min(first_h + band, shape.H) : first_h;
     const Index plane = Index(n) * shape.C + c;
     const Scalar* const x_plane = x + plane * shape.H * shape.W;
 
@@ -45,17 +46,20 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
 
     // Row i of g, counted from first_h - TOP, and row h = first_h + i - 2 TOP of x are used together, and share a stage.
     // The lanes of a warp go through as many rows, whether their band has them or not.
-    const int rows = end_h - first_h + FILTER_R - 1, all_rows = min(ROWS, shape.H) + FILTER_R - 1;
+    const int rows = end_h - first_h + FILTER_R - 1, all_rows = band + FILTER_R - 1;
     unsigned char* const mine = shared + threadIdx.x / TILE_LANES * TILE_BYTES;
-    GRing g_ring(mine, tile_w - LEFT - LEAD);
-    XRing x_ring(mine + GRing::BYTES);
-    for (int i = 0; i < STAGES - 1; ++i) {
-        const int h = first_h + i - 2 * TOP;
-        const bool exists = first_h < end_h && i < rows;
-        g_ring.ask(dy, saved, shape, plane, h + TOP, exists, i);
-        if (NEED_DW) x_ring.ask(x_plane + Index(h) * shape.W, exists && h >= first_h, tile_w, shape.W, i);
+    const int end_g = first_h < end_h ? min(end_h + TOP, shape.P) : 0;  // of the rows of g that are there
+    GRing g_ring(mine, dy, saved, shape, plane, first_h - TOP, tile_w - LEFT - LEAD);
+    XRing x_ring(mine + GRing::BYTES, x_plane + Index(first_h) * shape.W, tile_w, shape.W);
+    const auto ask = [&](int i, int stage) {
+        g_ring.ask(stage, unsigned(first_h - TOP + i) < unsigned(end_g), i < all_rows);
+        if (i >= 2 * TOP)
+            x_ring.ask(stage, first_h < end_h && i < rows, false);
+        else
+            x_ring.ask_nothing();
         __pipeline_commit();
-    }
+    };
+    for (int i = 0; i < STAGES - 1; ++i) ask(i, i);
 
     Acc window[FILTER_R][WINDOW] = {};  // rows of g: a ring
     bool is_nan = false;
@@ -67,19 +71,15 @@ backward(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const S
             if (i >= all_rows) continue;  // and no break, for whose sake all sums would be kept twice
             __pipeline_wait_prior(STAGES - 2);
             __syncwarp();  // the rows are there, and nobody reads those before them any more: their place is free
-            const int ahead = h + STAGES - 1, free_stage = stage ? stage - 1 : STAGES - 1;
-            const bool exists = first_h < end_h && i + STAGES - 1 < rows;
-            g_ring.ask(dy, saved, shape, plane, ahead + TOP, exists, free_stage);
-            if (NEED_DW)
-                x_ring.ask(x_plane + Index(ahead) * shape.W, exists && ahead >= first_h, tile_w, shape.W, free_stage);
-            __pipeline_commit();
+            ask(i + STAGES - 1, stage ? stage - 1 : STAGES - 1);
 
-            Acc x_row[COLS] = {};
-            g_ring.form_row(stage);
-            g_ring.read(window[turn], stage, tile_lane() * COLS);
-            if (NEED_DW) read_row(x_row, x_ring.row(stage), tile_lane() * COLS);
+            const int here = stage;
+            g_ring.form_row(here);
+            g_ring.read(window[turn], here, tile_lane() * COLS);
             stage = next_stage(stage);
             if (i < FILTER_R - 1 || i >= rows) continue;  // the window is not whole yet, or there is no row any more
+            Acc x_row[COLS] = {};
+            if (NEED_DW) read_row(x_row, x_ring.row(here), tile_lane() * COLS);
 
             Acc dx_row[COLS] = {};
 #pragma unroll

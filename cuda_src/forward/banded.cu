@@ -40,9 +40,10 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     const Scalar* const x_plane = x + shape.x_at(n, c, 0, 0);
     const int first_h = shape.input_row(first_p, 0), end_h = shape.input_row(end_p - 1, FILTER_R - 1) + 1;
     const int tile_w = shape.input_col(tile_q, 0) - LEAD;
-    Ring ring(shared + BandedFilter::BYTES + threadIdx.x / 32 * Ring::BYTES);
+    Ring ring(shared + BandedFilter::BYTES + threadIdx.x / 32 * Ring::BYTES, x_plane + Index(first_h) * shape.W, tile_w,
+              shape.W);
     const auto ask = [&](int h, int stage) {
-        ring.ask(x_plane + Index(h) * shape.W, h < end_h && shape.row_inside(h), tile_w, shape.W, stage);
+        ring.ask(stage, h < end_h && shape.row_inside(h), false);
         __pipeline_commit();
     };
     for (int stage = 0; stage < STAGES - 1; ++stage) ask(first_h + stage, stage);

@@ -4,7 +4,7 @@
 // One thread computes a strip of COLS columns down a band of ROWS rows, in registers, from rows of x that its warp has
 // brought to shared memory STAGES - 1 rows ahead (row_ring.cuh). The rung below asks for one row ahead, in registers: what
 // is under way then depends on how many threads fit, and each reads the columns at its sides from memory by itself. The
-// sums are the same, in the same order.
+// sums are the same, in the same order. Bands are even: of an image that ROWS does not divide, all have a few rows less.
 //
 // What limits it: no GPU has run it. Expected is memory's bandwidth up to 5x5, and the multiply-adds from 7x7 on.
 #include "activation.cuh"
@@ -34,7 +34,8 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     const unsigned plane = thread / plane_threads;
     const bool exists = plane < unsigned(shape.N) * shape.K && unit < tiles * bands;
     const int k = plane % shape.K, n = plane / shape.K, c = k / shape.group_filters();
-    const int first_p = unit / tiles * ROWS, end_p = exists ? min(first_p + ROWS, shape.P) : first_p;
+    const int band = rows_of_band(shape.P);
+    const int first_p = unit / tiles * band, end_p = exists ? min(first_p + band, shape.P) : first_p;
     const int tile_q = unit % tiles * TILE_LANES * COLS, first_q = tile_q + tile_lane() * COLS;
 
     // The filter: in registers, or, if it is large, in shared memory, where all threads read the same tap at once.
@@ -59,14 +60,15 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
     // The lanes of a warp go through as many rows, whether their band has them or not.
     const Scalar* const x_plane = x + shape.x_at(n, c, 0, 0);
     const int first_h = shape.input_row(first_p, 0), tile_w = shape.input_col(tile_q, 0) - LEAD;
-    const int end_h = first_h + (min(ROWS, shape.P) - 1) * STRIDE_H + FILTER_R;
+    const int end_h = first_h + (band - 1) * STRIDE_H + FILTER_R;
     const int end_of_band = first_h + (end_p - first_p - 1) * STRIDE_H + FILTER_R;
-    Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES);
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        const int h = first_h + stage;
-        ring.ask(x_plane + Index(h) * shape.W, exists && h < end_of_band && shape.row_inside(h), tile_w, shape.W, stage);
+    const int end_x = exists ? max(0, min(end_of_band, shape.H)) : 0;  // of the rows that are there
+    Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES, x_plane + Index(first_h) * shape.W, tile_w, shape.W);
+    const auto ask = [&](int h, int stage) {
+        ring.ask(stage, unsigned(h) < unsigned(end_x), h < end_h);
         __pipeline_commit();
-    }
+    };
+    for (int stage = 0; stage < STAGES - 1; ++stage) ask(first_h + stage, stage);
     bool is_nan = false;
     int stage = 0;  // where row h is
     for (int h = first_h; h < end_h;)
@@ -75,10 +77,7 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, const Scalar
             if (STRIDE_H > 1 && h >= end_h) break;
             __pipeline_wait_prior(STAGES - 2);
             __syncwarp();  // row h is there, and nobody reads the row before it any more: its place is free
-            const int ahead = h + STAGES - 1;
-            ring.ask(x_plane + Index(ahead) * shape.W, exists && ahead < end_of_band && shape.row_inside(ahead), tile_w,
-                     shape.W, stage ? stage - 1 : STAGES - 1);
-            __pipeline_commit();
+            ask(h + STAGES - 1, stage ? stage - 1 : STAGES - 1);
 
             Acc x_row[WINDOW];
             read_row(x_row, ring.row(stage), tile_lane() * COLS * STRIDE_W);

@@ -36,9 +36,11 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const int top = FILTER_R - 1 - shape.pad_top, left = FILTER_S - 1 - shape.pad_left;
     const Index g_plane = Index(n) * shape.K + k;
     const int first_p = first_h - top, end_p = end_h - top + FILTER_R - 1;
-    Ring ring(shared + BandedFilter::BYTES + threadIdx.x / 32 * Ring::BYTES, tile_w - left - LEAD);
+    const int end_g = max(0, min(end_p, shape.P));  // of the rows that are there
+    Ring ring(shared + BandedFilter::BYTES + threadIdx.x / 32 * Ring::BYTES, dy, saved, shape, g_plane, first_p,
+              tile_w - left - LEAD);
     const auto ask = [&](int p, int stage) {
-        ring.ask(dy, saved, shape, g_plane, p, p < end_p, stage);
+        ring.ask(stage, unsigned(p) < unsigned(end_g), false);
         __pipeline_commit();
     };
     for (int stage = 0; stage < STAGES - 1; ++stage) ask(first_p + stage, stage);

@@ -35,7 +35,8 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     const unsigned plane = thread / plane_threads;
     const bool exists = plane < unsigned(shape.N) * shape.C && unit < tiles * bands;
     const int c = plane % shape.C, n = plane / shape.C, k = c / shape.group_channels();
-    const int first_h = unit / tiles * ROWS, end_h = exists ? min(first_h + ROWS, shape.H) : first_h;
+    const int band = rows_of_band(shape.H, STRIDE_H);  // a multiple of the stride: all bands see as many rows of g
+    const int first_h = unit / tiles * band, end_h = exists ? min(first_h + band, shape.H) : first_h;
     const int tile_w = unit % tiles * TILE_COLS, first_w = tile_w + tile_lane() * DX_COLS;
 
     // The filter, turned: in registers, or, if it is large, in shared memory, where all threads read the same tap at
@@ -54,28 +55,28 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
     Acc sums[DX_ROWS][DX_COLS] = {};  // of the rows of dx that row p of g is part of, the oldest first
 
     // Rows of g: row p is part of the rows of dx from p * stride - pad_top on. The lanes of a warp go through as many
-    // rows, whether their band has them or not; ROWS is a multiple of the stride.
+    // rows, whether their band has them or not.
     const auto last_seen_by = [&](int h) { return (h + shape.pad_top) / STRIDE_H; };
     const auto first_seen_by = [&](int h) {  // rounded down
         return last_seen_by(h + STRIDE_H - DX_ROWS + DX_ROWS * STRIDE_H) - DX_ROWS;
     };
     const Index g_plane = Index(n) * shape.K + k;
-    const int first_p = first_seen_by(first_h), end_of_band = last_seen_by(end_h - 1) + 1;
-    const int end_p = first_p + last_seen_by(min(ROWS, shape.H) - 1) + 1 - first_seen_by(0);
-    Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES, (tile_w + shape.pad_left) / STRIDE_W - BACK - LEAD);
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        const int p = first_p + stage;
-        ring.ask(dy, saved, shape, g_plane, p, exists && p < end_of_band, stage);
+    const int first_p = first_seen_by(first_h);
+    const int end_p = first_p + last_seen_by(band - 1) + 1 - first_seen_by(0);
+    const int end_g = exists ? min(last_seen_by(end_h - 1) + 1, shape.P) : 0;  // of the rows that are there
+    Ring ring(shared + threadIdx.x / TILE_LANES * Ring::BYTES, dy, saved, shape, g_plane, first_p,
+              (tile_w + shape.pad_left) / STRIDE_W - BACK - LEAD);
+    const auto ask = [&](int p, int stage) {
+        ring.ask(stage, unsigned(p) < unsigned(end_g), p < end_p);
         __pipeline_commit();
-    }
+    };
+    for (int stage = 0; stage < STAGES - 1; ++stage) ask(first_p + stage, stage);
     bool is_nan = false;
     int stage = 0;  // where row p is
     for (int p = first_p; p < end_p; ++p) {
         __pipeline_wait_prior(STAGES - 2);
         __syncwarp();  // row p is there, and nobody reads the row before it any more: its place is free
-        const int ahead = p + STAGES - 1;
-        ring.ask(dy, saved, shape, g_plane, ahead, exists && ahead < end_of_band, stage ? stage - 1 : STAGES - 1);
-        __pipeline_commit();
+        ask(p + STAGES - 1, stage ? stage - 1 : STAGES - 1);
 
         Acc g_row[WINDOW];
         ring.form_row(stage);

@@ -38,27 +38,31 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
     const unsigned unit = (block * THREADS + threadIdx.x) / TILE_LANES;
     const int n = unit / tiles / bands, tile_q = unit % tiles * TILE_LANES * COLS;
     const int first_q = tile_q + tile_lane() * COLS;
-    const int first_p = unit / tiles % bands * ROWS, end_p = n < shape.N ? min(first_p + ROWS, shape.P) : first_p;
+    const int band = rows_of_band(shape.P);
+    const int first_p = unit / tiles % bands * band, end_p = n < shape.N ? min(first_p + band, shape.P) : first_p;
 
     // The row and the column of x that the part's first tap meets at (first_p, first_q). Row i of x, counted from there,
     // and the row of g whose last tap meets it are used together, and share a stage. The lanes of a warp go through as
     // many rows, whether their band has them or not.
     const int first_h = shape.input_row(first_p, first_r), first_w = shape.input_col(first_q, first_s);
     const int tile_w = shape.input_col(tile_q, first_s) - LEAD;
-    const int rows = (end_p - first_p - 1) * STRIDE_H + TAP_ROWS, all_rows = (min(ROWS, shape.P) - 1) * STRIDE_H + TAP_ROWS;
+    const int rows = (end_p - first_p - 1) * STRIDE_H + TAP_ROWS, all_rows = (band - 1) * STRIDE_H + TAP_ROWS;
     const auto meets_g = [](int i) { return i >= TAP_ROWS - 1 && (i - (TAP_ROWS - 1)) % STRIDE_H == 0; };
     const Scalar* const x_plane = x + shape.x_at(n, x_c, 0, 0);
     const Index g_plane = Index(n) * shape.K + k;
     unsigned char* const mine = shared + threadIdx.x / TILE_LANES * (XRing::BYTES + GRing::BYTES);
-    XRing x_ring(mine);
-    GRing g_ring(mine + XRing::BYTES, tile_q);
-    for (int i = 0; i < STAGES - 1; ++i) {
-        const int h = first_h + i, p = first_p + (i - (TAP_ROWS - 1)) / STRIDE_H;
-        const bool exists = first_p < end_p && i < rows;
-        x_ring.ask(x_plane + Index(h) * shape.W, exists && shape.row_inside(h), tile_w, shape.W, i);
-        g_ring.ask(dy, saved, shape, g_plane, p, exists && meets_g(i), i);
+    const int end_x = first_p < end_p ? max(0, min(first_h + rows, shape.H)) : 0;  // of the rows that are there
+    XRing x_ring(mine, x_plane + Index(first_h) * shape.W, tile_w, shape.W);
+    GRing g_ring(mine + XRing::BYTES, dy, saved, shape, g_plane, first_p, tile_q);
+    const auto ask = [&](int i, int stage) {
+        x_ring.ask(stage, unsigned(first_h + i) < unsigned(end_x), i < all_rows);
+        if (meets_g(i))
+            g_ring.ask(stage, first_p < end_p && i < rows, false);
+        else
+            g_ring.ask_nothing();
         __pipeline_commit();
-    }
+    };
+    for (int i = 0; i < STAGES - 1; ++i) ask(i, i);
 
     Acc sums[TAPS + 1] = {};  // the last is the bias's
     Acc window[TAP_ROWS][WINDOW] = {};  // rows of x: a ring
@@ -70,19 +74,14 @@ kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, cons
             if (i >= all_rows) continue;  // and no break, for whose sake all sums would be kept twice
             __pipeline_wait_prior(STAGES - 2);
             __syncwarp();  // the rows are there, and nobody reads those before them any more: their place is free
-            const int ahead = i + STAGES - 1, h = first_h + ahead;
-            const int p = first_p + (ahead - (TAP_ROWS - 1)) / STRIDE_H;
-            const bool exists = first_p < end_p && ahead < rows;
-            const int free_stage = stage ? stage - 1 : STAGES - 1;
-            x_ring.ask(x_plane + Index(h) * shape.W, exists && shape.row_inside(h), tile_w, shape.W, free_stage);
-            g_ring.ask(dy, saved, shape, g_plane, p, exists && meets_g(ahead), free_stage);
-            __pipeline_commit();
+            ask(i + STAGES - 1, stage ? stage - 1 : STAGES - 1);
 
-            Acc g[COLS];
-            g_ring.read(g, stage, tile_lane() * COLS);
-            read_row(window[turn], x_ring.row(stage), tile_lane() * COLS * STRIDE_W);
+            const int here = stage;
+            read_row(window[turn], x_ring.row(here), tile_lane() * COLS * STRIDE_W);
             stage = next_stage(stage);
             if (!meets_g(i) || i >= rows) continue;  // there is no row of g here, yet, or any more
+            Acc g[COLS];
+            g_ring.read(g, here, tile_lane() * COLS);
 #pragma unroll
             for (int r = 0; r < TAP_ROWS; ++r)
 #pragma unroll

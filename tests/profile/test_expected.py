@@ -177,6 +177,11 @@ def test_turns_by_multiply_adds_by_loads_and_by_shared_memory():
     joined = loop("LDS.128 R4, [R8]", *[SUM.format(1, 4)] * 4)
     (work,) = works(H200, "forward", PROBLEM, [launch([access("shared", 4000)], joined)])
     assert work.turns == 100
+    copied = loop("LDGSTS.E [R6], desc[UR8][R8.64]", "LDGDEPBAR", "DEPBAR.LE SB0, 0x0", SUM.format(1, 2))
+    lines = [access("global", 5000), dataclasses.replace(access("shared", 5000), kind="store"),
+             dataclasses.replace(access("global", 9000), line=8)]  # fmt: skip
+    (work,) = works(H200, "forward", PROBLEM, [launch(lines, copied)])
+    assert work.turns == 500  # the taps, which another line loads, are no copies
     assert works(H200, "forward", PROBLEM, [launch([], None)]) is None
     assert Work.from_json(work.as_json()) == work
 

@@ -63,3 +63,9 @@ static inline __nv_bfloat162 __float22bfloat162_rn(float2 f) {
 static inline float2 __bfloat1622float2(__nv_bfloat162 b) {
     return {__bfloat162float(b.x), __bfloat162float(b.y)};
 }
+
+// All bits of each of both that is greater, or not comparable.
+static inline unsigned __hgtu2_mask(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return (__bfloat162float(a.x) <= __bfloat162float(b.x) ? 0u : 0xffffu) |
+           (__bfloat162float(a.y) <= __bfloat162float(b.y) ? 0u : 0xffff0000u);
+}

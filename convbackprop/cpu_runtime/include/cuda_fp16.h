@@ -57,3 +57,8 @@ static inline __half2 __halves2half2(__half x, __half y) { return {x, y}; }
 static inline __half2 __floats2half2_rn(float x, float y) { return {__half(x), __half(y)}; }
 static inline __half2 __float22half2_rn(float2 f) { return {__half(f.x), __half(f.y)}; }
 static inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
+
+// All bits of each of both that is greater, or not comparable.
+static inline unsigned __hgtu2_mask(__half2 a, __half2 b) {
+    return (__half2float(a.x) <= __half2float(b.x) ? 0u : 0xffffu) | (__half2float(a.y) <= __half2float(b.y) ? 0u : 0xffff0000u);
+}
