@@ -25,7 +25,7 @@ struct HaloRun : HaloTile {
 };
 
 // The right factor of a tap: the pixels that the tile's see through it.
-struct HaloRows : HaloPixels<1> {
+struct HaloRows : HaloPixels {
     static constexpr int COLUMNS = TILE_N;
 
     struct Reader {

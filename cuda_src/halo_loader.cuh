@@ -35,18 +35,19 @@ struct HaloTile {
           p(number / across(grid) % down(grid) * TILE_P), q(number % across(grid) * TILE_Q) {}
 };
 
-// A halo: its pixels' chunks, and a gap of so many from one pixel to the next.
-template <int GAP>
+// Where in a halo the first tap sees a pixel of the tile.
+__device__ __forceinline__ constexpr int pixel_of(int number) {
+    const TilePixel pixel(number);
+    return (pixel.image * HALO_P + pixel.row) * HALO_Q + pixel.col;
+}
+
+constexpr int HALO_PIXELS = TILE_IMAGES * HALO_P * HALO_Q;
+
+// A halo: its pixels' chunks, and a gap of one from one pixel to the next.
 struct HaloPixels {
-    static constexpr int PITCH = CHUNKS + GAP, PIXELS = TILE_IMAGES * HALO_P * HALO_Q;
+    static constexpr int PITCH = CHUNKS + 1, PIXELS = HALO_PIXELS;
     static constexpr int PIXEL_BYTES = PITCH * sizeof(Chunk);
     Chunk chunks[RIGHT_PARTS][PIXELS * PITCH];
-
-    // Where the first tap sees a pixel of the tile.
-    static __device__ __forceinline__ constexpr int pixel_of(int number) {
-        const TilePixel pixel(number);
-        return (pixel.image * HALO_P + pixel.row) * HALO_Q + pixel.col;
-    }
 };
 
 template <int PARTS>
@@ -61,36 +62,20 @@ __device__ __forceinline__ void exchange_if(bool is_wanted, Chunk (&a)[PARTS], C
         }
 }
 
-// Stores a chunk to shared memory, or not. Of an ordinary condition nvcc makes a branch around all that leads to the
-// chunk, and products on both sides of a branch wait for what they read.
-__device__ __forceinline__ void store_if(bool is_wanted, Chunk& to, const Chunk& chunk) {
-#ifdef CONVBACKPROP_ON_CPU
-    if (is_wanted) to = chunk;
-#else
-    asm volatile("{.reg .pred wanted; setp.ne.s32 wanted, %0, 0; @wanted st.shared.v4.b32 [%1], {%2, %3, %4, %5};}" ::"r"(
-                     int(is_wanted)),
-                 "r"(unsigned(__cvta_generic_to_shared(&to))), "r"(chunk.words[0]), "r"(chunk.words[1]),
-                 "r"(chunk.words[2]), "r"(chunk.words[3])
-                 : "memory");
-#endif
-}
-
 // Brings the halo of a tile, the channels of a slice at a time, in units: a chunk's channels at VECTOR_PIXELS
 // neighbouring pixels, which a thread turns as it writes them. One of its units is under way at a time. Each chunk has
-// threads of its own, whose units are consecutive in threadIdx.x; where pixels lie an even number of chunks apart, of 8
-// threads half have the next chunk, or they would meet half of the banks.
+// threads of its own, whose units are consecutive in threadIdx.x.
 template <class Reader, int VECTOR_PIXELS, class Halo>
 struct HaloLoader {
-    static constexpr int CHUNKS_BESIDE = Halo::PITCH % 2 == 0 ? 2 : 1, BESIDE = 8 / CHUNKS_BESIDE;  // of 8 threads
-    static_assert(Halo::PITCH % 4 != 0, "4 pixels' chunks lie in other banks");
+    static_assert(Halo::PITCH % 2 == 1, "8 neighbours' chunks lie in other banks");
     static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, UNITS = TILE_IMAGES * HALO_P * ACROSS;
     static constexpr int AT_ONCE = THREADS / CHUNKS;
     static_assert(HALO_Q % VECTOR_PIXELS == 0 && THREADS % (8 * CHUNKS) == 0, "units do not overlap");
 
     Reader reader;
     int n, first_row, first_col;  // of the halo, in the images
-    const int chunk = threadIdx.x / BESIDE % CHUNKS_BESIDE + threadIdx.x / (AT_ONCE * CHUNKS_BESIDE) * CHUNKS_BESIDE;
-    int unit = 0, image = 0, row = 0, col = 0;  // the next one, or the one that is under way: its first pixel
+    const int chunk = threadIdx.x / AT_ONCE;
+    unsigned unit = 0;  // the next one, or the one that is under way
     decltype(reader.template read<VECTOR_PIXELS>()) own[CHUNK_STEPS];
 
     __device__ __forceinline__ HaloLoader(const Reader& reader, int n, int first_row, int first_col)
@@ -101,20 +86,15 @@ struct HaloLoader {
         this->n = n, this->first_row = first_row, this->first_col = first_col;
         reader.set_corner(n, first_row, first_col);
     }
-    static __device__ __forceinline__ unsigned first_unit() {
-        return threadIdx.x % (AT_ONCE * CHUNKS_BESIDE) / 8 * BESIDE + threadIdx.x % BESIDE;
-    }
-    __device__ __forceinline__ void begin() {
-        const unsigned first = first_unit();
-        unit = first, image = first / ACROSS / HALO_P, row = first / ACROSS % HALO_P;
-        col = first % ACROSS * VECTOR_PIXELS;
-    }
+    static __device__ __forceinline__ unsigned first_unit() { return threadIdx.x % AT_ONCE; }
+    __device__ __forceinline__ void begin() { unit = first_unit(); }
     __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
 
     // Without a branch, if a unit `exists` only for some threads: then what comes before and after is not kept apart.
     __device__ __forceinline__ void ask(int first_plane, bool exists = true) {
-        if constexpr (TILE_IMAGES > 1) reader.set_corner(n + image, first_row, first_col);
-        reader.go_to(reader.offset(first_plane + chunk * CHUNK_STEPS, row, col));
+        const unsigned row = unit / ACROSS;
+        if constexpr (TILE_IMAGES > 1) reader.set_corner(n + row / HALO_P, first_row, first_col);
+        reader.go_to(reader.offset(first_plane + chunk * CHUNK_STEPS, row % HALO_P, unit % ACROSS * VECTOR_PIXELS));
 #pragma unroll
         for (int i = 0; i < CHUNK_STEPS; ++i) {
             if (i > 0) reader.skip_planes(1);
@@ -126,29 +106,21 @@ struct HaloLoader {
 #pragma unroll
         for (int e = 0; e < VECTOR_PIXELS; ++e) make_chunk(parts[e], own, 0, e);
         // Threads write their pixels in other orders, so that 8 of them are in all banks at once: pixel e ^ turned.
-        static_assert(AT_ONCE % BESIDE == 0, "a thread has one order for all of its units");
-        const unsigned turned = first_unit() * VECTOR_PIXELS / BESIDE % VECTOR_PIXELS;
+        static_assert(AT_ONCE % 8 == 0, "a thread has one order for all of its units");
+        const unsigned turned = first_unit() * VECTOR_PIXELS / 8 % VECTOR_PIXELS;
 #pragma unroll
         for (int bit = 1; bit < VECTOR_PIXELS; bit *= 2)
 #pragma unroll
             for (int e = 0; e < VECTOR_PIXELS; ++e)
                 if (!(e & bit)) exchange_if(turned & bit, parts[e], parts[e | bit]);
-        const int first = exists ? unit * VECTOR_PIXELS : 0;  // a place that there is
+        const unsigned first = exists ? unit * VECTOR_PIXELS : 0;  // a place that there is
 #pragma unroll
         for (int e = 0; e < VECTOR_PIXELS; ++e)
 #pragma unroll
             for (int part = 0; part < RIGHT_PARTS; ++part)
-                store_if(exists, halo.chunks[part][(first + (e ^ turned)) * Halo::PITCH + chunk], parts[e][part]);
-        advance();
-    }
-    __device__ __forceinline__ void advance() {
+                store_if(exists, &halo.chunks[part][(first + (e ^ turned)) * Halo::PITCH + chunk],
+                         parts[e][part].words);
         unit += AT_ONCE;
-        col += AT_ONCE % ACROSS * VECTOR_PIXELS;
-        row += AT_ONCE / ACROSS + Pixel::passes_end(col, HALO_Q);
-        if constexpr (TILE_IMAGES > 1) {
-            image += row / HALO_P;
-            row %= HALO_P;
-        }
     }
     // All that are left.
     __device__ __forceinline__ void bring(Halo& halo, int first_plane) {

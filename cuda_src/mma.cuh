@@ -38,7 +38,12 @@ struct Bfloat16 {
 __device__ __forceinline__ unsigned tf32_word(float f) {
     return (__float_as_uint(f) + (isfinite(f) ? 0x1000 : 0)) & 0xffffe000;
 }
-// What that leaves of a float has 12 significant bits at most: as a word of TF32 it loses the last at most.
+// The word of a float that is rounded so only when it is multiplied, by one addition: tensor cores cut what is below.
+__device__ __forceinline__ unsigned whole_word(float f) {
+    return __float_as_uint(f) & (isfinite(f) ? 0xffffffff : 0xffffe000);  // or NaN would pass the largest number
+}
+__device__ __forceinline__ unsigned nearest_of_whole(unsigned word) { return word + 0x1000; }
+// What tf32_word leaves of a float has 12 significant bits at most: as a word of TF32 it loses the last at most.
 __device__ __forceinline__ unsigned tf32_rest(float f, unsigned word) {
     return __float_as_uint(f - __uint_as_float(word));
 }

@@ -1,20 +1,14 @@
 // How kernel_grad's tensor_core multiplies where the stride is 1: images with their halo serve many taps.
 //
-// A block computes TILE_M filters at the channels of a slice and a group of TAPS_DOWN x TAPS_ACROSS taps, for some
+// A block computes TILE_M filters at TILE_C channels and a group of TAPS_DOWN x TAPS_ACROSS taps, for some
 // tiles of pixels. Of a tile g is staged as it lies in memory, pixels side by side, and x with its halo, a pixel's
-// channels side by side (halo_loader.cuh): both once. A warp has WARP_M filters, 16 channels and one row of the taps:
-// a number of g that it reads serves all of them. What mma wants of x is turned: 16-bit numbers by ldmatrix, 32-bit
-// ones word by word.
+// channels side by side (halo_loader.cuh) or, of 32-bit numbers, as it lies in memory, too: both once. A warp has WARP_M
+// filters, 16 channels and one row of the taps: a number of g that it reads serves all of them. What mma wants of x is
+// turned: 16-bit numbers by ldmatrix, 32-bit ones are read word by word.
 #pragma once
-#include "halo_loader.cuh"
 #include "kernel_grad_of_pixels.cuh"
-#include "slices.cuh"
-#include "vector.cuh"
-
-constexpr int TILE_C = CHUNKS * CHUNK_STEPS, WARPS_C = TILE_C / 16;
-constexpr int TILE_STEPS = TILE_PIXELS / Factor::K, STEP_GROUPS = TILE_STEPS / STEPS_AT_ONCE;
-static_assert(!HALO || THREADS == WARPS_M * WARPS_C * TAPS_DOWN * 32, "warps make the tile");
-static_assert(!HALO || STEP_GROUPS * STEPS_AT_ONCE * Factor::K == TILE_PIXELS, "a tile is groups of steps");
+#include "tap_grads.cuh"
+#include "tap_planes.cuh"
 
 // What a block computes, and from which tiles of pixels. What lies beyond the last filter or tap is not written.
 struct TapBlock {
@@ -58,82 +52,9 @@ struct TapBlock {
     }
 };
 
-// g of a tile: of each filter its pixels, in chunks, and a gap that keeps 8 filters' chunks of one number in all banks.
-struct GradRows {
-    static constexpr int ACROSS = TILE_PIXELS / CHUNK_STEPS, PITCH = ACROSS + 1;
-    static_assert(!HALO || PITCH % 2 == 1, "filters lie an odd number of chunks apart");
-    Chunk chunks[LEFT_PARTS][TILE_M * PITCH];
-
-    static __device__ __forceinline__ int at(int row, int chunk) { return row * PITCH + chunk; }
-};
-
-// Brings g of a tile, G_PIXELS pixels of a few filters at a time. Neighbouring pixels are consecutive in threadIdx.x.
-struct GradLoader {
-    static constexpr int ACROSS = TILE_PIXELS / G_PIXELS, AT_ONCE = ACROSS < THREADS ? THREADS / ACROSS : 1;
-    static constexpr int OWN = (TILE_M + AT_ONCE - 1) / AT_ONCE, EACH = (OWN + STEP_GROUPS - 1) / STEP_GROUPS;
-    static constexpr int UNITS = EACH < GRADS_AT_ONCE ? EACH : GRADS_AT_ONCE;  // under way at a time
-    static_assert(!HALO || ACROSS <= THREADS, "a thread has one place in all rows");
-
-    GradReader reader;
-    const int filters;  // that exist, of this block's
-    const int first_row = threadIdx.x / ACROSS, step = threadIdx.x % ACROSS * G_PIXELS;
-    int row = TILE_M;  // the next one, or the first of those that are under way
-    decltype(reader.template read<G_PIXELS>()) own[UNITS];
-
-    __device__ __forceinline__ GradLoader(const GradReader& reader, int filters) : reader(reader), filters(filters) {}
-    __device__ __forceinline__ void begin(const HaloTile& tile, int first_plane) {
-        const TilePixel pixel(step);
-        reader.set_corner(tile.n + pixel.image, tile.p + pixel.row, tile.q + pixel.col);
-        reader.go_to(reader.offset(first_plane + first_row, 0, 0));
-        row = first_row < AT_ONCE ? first_row : TILE_M;
-    }
-    __device__ __forceinline__ bool has_units() const { return row < TILE_M; }
-    __device__ __forceinline__ void ask() {
-#pragma unroll
-        for (int i = 0; i < UNITS; ++i) {
-            own[i] = reader.template read<G_PIXELS>(row + i * AT_ONCE < filters);
-            reader.skip_planes(AT_ONCE);
-        }
-    }
-    __device__ __forceinline__ void put(GradRows& rows) {
-        struct alignas(4 * G_PIXELS) Words {
-            unsigned words[G_PIXELS];
-        } words[LEFT_PARTS];
-#pragma unroll
-        for (int i = 0; i < UNITS; ++i, row += AT_ONCE) {
-            if (row >= TILE_M) continue;
-            const int at = GradRows::at(row, step / CHUNK_STEPS), in_chunk = step % CHUNK_STEPS;
-            if constexpr (IS_TF32) {
-#pragma unroll
-                for (int e = 0; e < G_PIXELS; ++e) {
-                    const Tf32Parts<LEFT_PARTS> both(own[i].value(e));
-#pragma unroll
-                    for (int part = 0; part < LEFT_PARTS; ++part) words[part].words[e] = both.words[part];
-                }
-#pragma unroll
-                for (int part = 0; part < LEFT_PARTS; ++part)
-                    *reinterpret_cast<Words*>(&rows.chunks[part][at].words[in_chunk]) = words[part];
-            } else {
-                Vector<G_PIXELS> vector;
-#pragma unroll
-                for (int e = 0; e < G_PIXELS; ++e) vector.elements[e] = own[i].exact(e);
-                *reinterpret_cast<Vector<G_PIXELS>*>(reinterpret_cast<Scalar*>(&rows.chunks[0][at]) + in_chunk) =
-                    vector;
-            }
-        }
-    }
-    // All that are left.
-    __device__ __forceinline__ void bring(GradRows& rows) {
-#pragma unroll 1
-        while (has_units()) {
-            ask();
-            put(rows);
-        }
-    }
-};
-
-// 8 pixels of 8 channels of 4 bytes, or 8 of 2 bytes a lane's row, lie in all banks.
-using Halo = HaloPixels<IS_TF32 ? 2 : 1>;
+using Halo = std::conditional_t<IS_TF32, HaloPlanes, HaloPixels>;
+using ImageLoader =
+    std::conditional_t<IS_TF32, PlaneLoader<InputReader, X_PIXELS>, HaloLoader<InputReader, X_PIXELS, HaloPixels>>;
 
 // A tile: both factors.
 struct StagedTile {
@@ -153,8 +74,9 @@ struct TapSums {
 
     __device__ __forceinline__ TapSums(const Conv2dShape& shape, int lead) {
         const int first_pixel = tap_row * shape.dilation_h * HALO_Q + lead;
-        const int pixel = IS_TF32 ? lane % 4 : Halo::pixel_of(lane % 16);
-        const int channel = IS_TF32 ? (warp_channel + lane / 4) * 4 : warp_channel * 2 + lane / 16 * int(sizeof(Chunk));
+        const int pixel = IS_TF32 ? lane % 4 : pixel_of(lane % 16);
+        const int channel = IS_TF32 ? (warp_channel + lane / 4) * HaloPlanes::CHANNEL_BYTES
+                                    : warp_channel * 2 + lane / 16 * int(sizeof(Chunk));
         own_pixels = (first_pixel + pixel) * Halo::PIXEL_BYTES + channel;
         own_grads = GradRows::at(warp_row + lane % 16, lane / 16) * int(sizeof(Chunk));
     }
@@ -173,7 +95,8 @@ struct TapSums {
         if constexpr (IS_TF32) {
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                words[i] = *reinterpret_cast<const unsigned*>(first + i % 2 * 4 * Halo::PIXEL_BYTES + i / 2 * 32);
+                words[i] = *reinterpret_cast<const unsigned*>(first + i % 2 * 4 * HaloPlanes::PIXEL_BYTES +
+                                                              i / 2 * 8 * HaloPlanes::CHANNEL_BYTES);
         } else {
             load_turned_matrices(words, first);
         }
@@ -183,26 +106,28 @@ struct TapSums {
         const char* const own = reinterpret_cast<const char*>(&grads) + own_grads +
                                 group * int(STEPS_AT_ONCE * 2 * sizeof(Chunk));
         const char* const pixels = reinterpret_cast<const char*>(&halo) + own_pixels +
-                                   Halo::pixel_of(group * STEPS_AT_ONCE * Factor::K) * Halo::PIXEL_BYTES;
+                                   pixel_of(group * STEPS_AT_ONCE * Factor::K) * Halo::PIXEL_BYTES;
 #pragma unroll
         for (int step = 0; step < STEPS_AT_ONCE; ++step) {
-            unsigned left[LEFT_FACTORS][ROWS_16][4];
+            unsigned left[LEFT_PARTS][ROWS_16][4];
 #pragma unroll
-            for (int part = 0; part < LEFT_FACTORS; ++part)
+            for (int part = 0; part < LEFT_PARTS; ++part)
 #pragma unroll
-                for (int i = 0; i < ROWS_16; ++i)
+                for (int i = 0; i < ROWS_16; ++i) {
                     load_matrices(left[part][i], own + part * int(sizeof(grads.chunks[0])) +
                                                      (i * 16 * GradRows::PITCH + step * 2) * int(sizeof(Chunk)));
+                    round_whole(left[part][i]);
+                }
 #pragma unroll
             for (int s = 0; s < TAPS_ACROSS; ++s) {
                 unsigned right[RIGHT_PARTS][4];
 #pragma unroll
                 for (int part = 0; part < RIGHT_PARTS; ++part)
-                    read(right[part], pixels + part * int(sizeof(halo.chunks[0])) +
-                                          (s * COL_STEP + Halo::pixel_of(step * Factor::K)) * Halo::PIXEL_BYTES);
+                    read(right[part], pixels + part * int(sizeof(Halo) / RIGHT_PARTS) +
+                                          (s * COL_STEP + pixel_of(step * Factor::K)) * Halo::PIXEL_BYTES);
 
                 // The small products first.
-                if constexpr (LEFT_FACTORS == 2) add_products(s, left[1], right[0]);
+                if constexpr (LEFT_PARTS == 2) add_products(s, left[1], right[0]);
                 if constexpr (RIGHT_PARTS == 2) add_products(s, left[0], right[1]);
                 add_products(s, left[0], right[0]);
             }
@@ -232,10 +157,12 @@ struct TapSums {
 // Adds up the products of a block's tiles. RowSums sees g of each of them, too.
 template <class RowSums>
 __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, GradLoader& grads,
-                                          HaloLoader<InputReader, X_PIXELS, Halo>& images, int lead,
+                                          ImageLoader& images, int lead,
                                           RowSums& row_sums) {
     constexpr int RUN_GROUPS = RUN_STEPS / (STEPS_AT_ONCE * Factor::K);
     static_assert(RUN_GROUPS * STEPS_AT_ONCE * Factor::K == RUN_STEPS, "a run is made of whole groups of steps");
+    // Without branches (store_if): where there are products enough for what nvcc then does in between.
+    constexpr bool IS_FREE = LEFT_PARTS == 2;
     StagedTile* const staged = reinterpret_cast<StagedTile*>(shared);
     const auto begin = [&](int number) {
         const HaloTile tile(number, block.grid);
@@ -259,12 +186,12 @@ __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, 
 #pragma unroll 1
         for (int group = 0; group < STEP_GROUPS; ++group) {
             const bool brings_image = has_next && images.has_units(), brings_grads = has_next && grads.has_units();
-            if (brings_image) images.ask(block.first_c);
-            if (brings_grads) grads.ask();
+            if (IS_FREE || brings_image) images.ask(block.first_c, brings_image);
+            if (IS_FREE || brings_grads) grads.ask(brings_grads);
             __syncwarp();  // or ptxas moves the loads to where they are wanted
             sums.add(tile.a, tile.b, group);
-            if (brings_grads) grads.put(next.a);
-            if (brings_image) images.put(next.b);
+            if (IS_FREE || brings_grads) grads.put(next.a, brings_grads);
+            if (IS_FREE || brings_image) images.put(next.b, brings_image);
             if (LONG_SUMS && ++run == RUN_GROUPS) run = 0, sums.end_run(false);
         }
         row_sums.add(tile);

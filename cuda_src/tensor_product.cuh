@@ -21,16 +21,48 @@ struct alignas(16) Chunk {
     unsigned words[4];
 };
 
-// A number as PARTS TF32 numbers.
-template <int PARTS>
+// Stores words to shared memory, or not. Of an ordinary condition nvcc makes a branch around all that leads to them, and
+// products on both sides of a branch wait for what they read.
+template <int WORDS>
+__device__ __forceinline__ void store_if(bool is_wanted, void* to, const unsigned (&words)[WORDS]) {
+#ifdef CONVBACKPROP_ON_CPU
+    struct alignas(4 * WORDS) Words {
+        unsigned words[WORDS];
+    } all;
+    for (int i = 0; i < WORDS; ++i) all.words[i] = words[i];
+    if (is_wanted) *static_cast<Words*>(to) = all;  // at once, as on a GPU: the profile counts accesses
+#else
+    const unsigned address = __cvta_generic_to_shared(to);
+#define CONVBACKPROP_STORE_IF(store, ...)                                                              \
+    asm volatile("{.reg .pred wanted; setp.ne.s32 wanted, %0, 0; @wanted " store ";}" ::"r"(int(is_wanted)), \
+                 "r"(address), __VA_ARGS__                                                              \
+                 : "memory")
+    if constexpr (WORDS == 1) CONVBACKPROP_STORE_IF("st.shared.b32 [%1], %2", "r"(words[0]));
+    if constexpr (WORDS == 2) CONVBACKPROP_STORE_IF("st.shared.v2.b32 [%1], {%2, %3}", "r"(words[0]), "r"(words[1]));
+    if constexpr (WORDS == 4)
+        CONVBACKPROP_STORE_IF("st.shared.v4.b32 [%1], {%2, %3, %4, %5}", "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                              "r"(words[3]));
+#undef CONVBACKPROP_STORE_IF
+#endif
+}
+
+// A number as PARTS TF32 numbers; IS_WHOLE: as it is, to be rounded when it is read.
+template <int PARTS, bool IS_WHOLE = false>
 struct Tf32Parts {
     unsigned words[PARTS];
 
     __device__ __forceinline__ explicit Tf32Parts(Acc number) {
-        words[0] = tf32_word(number * SCALE);
+        words[0] = IS_WHOLE ? whole_word(number * SCALE) : tf32_word(number * SCALE);
         if constexpr (PARTS == 2) words[1] = tf32_rest(number * SCALE, words[0]);
     }
 };
+using LeftParts = Tf32Parts<LEFT_PARTS, LEFT_IS_WHOLE>;
+
+// Of the left factor, as it was read.
+__device__ __forceinline__ void round_whole(unsigned (&words)[4]) {
+#pragma unroll
+    for (int i = 0; LEFT_IS_WHOLE && i < 4; ++i) words[i] = nearest_of_whole(words[i]);
+}
 
 // The chunk of steps first to first + CHUNK_STEPS - 1 of pixel e of what was read, as so many parts.
 template <int PARTS, class Read, int COUNT>
@@ -151,18 +183,21 @@ struct TensorProduct : WarpTile {
     __device__ __forceinline__ void add(const Left& a, const Right& b, int shift = 0) {
 #pragma unroll
         for (int step = 0; step < K_STEPS; ++step) {
-            unsigned left[LEFT_FACTORS][ROWS_16][4], right[RIGHT_PARTS][COLS_16][4];
+            unsigned left[LEFT_PARTS][ROWS_16][4], right[RIGHT_PARTS][COLS_16][4];
 #pragma unroll
-            for (int part = 0; part < LEFT_FACTORS; ++part)
+            for (int part = 0; part < LEFT_PARTS; ++part)
 #pragma unroll
-                for (int i = 0; i < ROWS_16; ++i) left_reader.read(left[part][i], a, part, step, i);
+                for (int i = 0; i < ROWS_16; ++i) {
+                    left_reader.read(left[part][i], a, part, step, i);
+                    round_whole(left[part][i]);
+                }
 #pragma unroll
             for (int part = 0; part < RIGHT_PARTS; ++part)
 #pragma unroll
                 for (int j = 0; j < COLS_16; ++j) right_reader.read(right[part][j], b, part, step, j, shift);
 
             // The small products first.
-            if constexpr (LEFT_FACTORS == 2) add_products(left[1], right[0]);
+            if constexpr (LEFT_PARTS == 2) add_products(left[1], right[0]);
             if constexpr (RIGHT_PARTS == 2) add_products(left[0], right[1]);
             add_products(left[0], right[0]);
         }

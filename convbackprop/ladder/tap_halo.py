@@ -16,9 +16,6 @@ BLOCK_BYTES, ALL_BYTES = 99 << 10, 164 << 10
 #: Warps that a multiprocessor should hold, of whose registers a warp's sums and totals take two thirds.
 _TAP_WARPS = 12
 
-#: Chunks of 16 bytes that lie between a pixel's channels and the next pixel's, of 16 and of 32 bits.
-_GAP = {16: 1, 32: 2}
-
 
 def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, int]:
     """Return the constants of kernel_grad's tiles of pixels and taps; none where windows are staged tap by tap.
@@ -31,17 +28,19 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         return {}
     down, across = (min((1, 2, 3), key=lambda each: ceil_div(taps, each) * (2 * each + 1))
                     for taps in (p.R, p.S))  # fmt: skip
-    is_short = t["FACTOR_BITS"] == 16 and not t["LONG_SUMS"]
-    warp_m = 64 if is_short else 32
-    threads = 32 * (t["TILE_M"] // warp_m) * (t["DEPTH"] // 16) * down
+    tile_c = 32 if (p.C // p.groups) % 32 == 0 else 16
+    warps = tile_c // 16 * down  # beside one another
+    warp_m = 64 if not t["LONG_SUMS"] and 32 * warps >= 64 else 32  # a row's sum has a thread
+    threads = 32 * (t["TILE_M"] // warp_m) * warps
     resident = max(1, 32 * _TAP_WARPS // threads)
     is_split = t["RIGHT_PARTS"] == 2
     has_saved = p.saved is not None and not p.mask
     # What is read at once waits in registers: as much as nvcc finds beside the sums, spilling none.
-    most = 2 if is_split and not p.saved else 4 if has_saved else t["DEPTH"] // 4
-    g_pixels = next(n for n in (8, 4, 2, 1) if n <= most and p.Q % n == 0 and alignment.y >= n * DTYPES[p.dtype])
+    most = 2 if is_split and not p.saved else 4
+    g_pixels = next(n for n in (4, 2, 1) if n <= most and p.Q % n == 0 and alignment.y >= n * DTYPES[p.dtype])
     found = {
         "HALO": 1,
+        "TILE_C": tile_c,
         "WARP_M": warp_m,
         "THREADS": threads,
         "RESIDENT": resident,
@@ -49,7 +48,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         "TAPS_ACROSS": across,
         "COL_STEP": p.dilation_w,
         "STEPS_AT_ONCE": _steps_at_once(p, t),
-        "GRADS_AT_ONCE": 2 if t["LEFT_FACTORS"] == 1 and has_saved else 1,
+        "GRADS_AT_ONCE": 2 if t["LEFT_PARTS"] == 1 and has_saved else 1,
         "G_PIXELS": g_pixels,
     }
 
@@ -90,9 +89,9 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
 
 def _steps_at_once(p: ConvProblem, t: Constants) -> int:
     """Return how many steps are unrolled: as many as nvcc finds registers for beside what is read of g meanwhile."""
-    if t["LEFT_FACTORS"] + t["RIGHT_PARTS"] > 2:
-        return 1
-    return 2 if t["FACTOR_BITS"] == 16 else 4
+    if t["FACTOR_BITS"] == 16:
+        return 2
+    return {1: 2 if p.mask else 4, 2: 1, 3: 2}[t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1]
 
 
 def _tile_pixels(t: Constants) -> int:
@@ -107,9 +106,10 @@ def pixel_tiles(p: ConvProblem, t: Constants) -> int:
 
 def staged_bytes(t: Constants) -> int:
     """Return the bytes of two tiles of g and of two halos."""
-    chunks = _tile_pixels(t) // (t["DEPTH"] // 4) + 1
-    pitch = 4 + _GAP[t["FACTOR_BITS"]]
-    return 2 * 16 * (t["LEFT_PARTS"] * t["TILE_M"] * chunks + t["RIGHT_PARTS"] * halo_pixels(t) * pitch)
+    chunks, pixels = _tile_pixels(t) // (t["DEPTH"] // 4) + 1, halo_pixels(t)
+    # Of 16 bits a pixel's chunks and a gap, of 32 bits planes, each four banks beside the one before.
+    halo = 5 * 16 * pixels if t["FACTOR_BITS"] == 16 else 4 * t["TILE_C"] * (pixels + (4 - pixels) % 8)
+    return 2 * (16 * t["LEFT_PARTS"] * t["TILE_M"] * chunks + t["RIGHT_PARTS"] * halo)
 
 
 def _least_splits(p: ConvProblem, t: Constants) -> int:
@@ -119,7 +119,7 @@ def _least_splits(p: ConvProblem, t: Constants) -> int:
     """
     steps, n = pixel_tiles(p, t) * _tile_pixels(t), p.N * p.P * p.Q
     run = min(steps, t["RUN_STEPS"])
-    products = t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 1
+    products = t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1
     cut = 2 * (products * ceil_div(run, t["DEPTH"] // 2) - (products - 1))
     left_out = 8 if products == 3 else 0
     additions = int(min(n + 3, 8 * math.sqrt(n + 2)) - cut - left_out)  # that there is room for
@@ -136,7 +136,7 @@ def halo_pixels(t: Constants) -> int:
 def tap_blocks(p: ConvProblem, t: Constants) -> int:
     """Return the blocks of a split, of tiles of filters, channels and taps."""
     taps = ceil_div(p.R, t["TAPS_DOWN"]) * ceil_div(p.S, t["TAPS_ACROSS"])
-    return ceil_div(p.K // p.groups, t["TILE_M"]) * (p.C // t["DEPTH"]) * taps
+    return ceil_div(p.K // p.groups, t["TILE_M"]) * (p.C // t["TILE_C"]) * taps
 
 
 def tile_splits(p: ConvProblem, t: Constants) -> int:

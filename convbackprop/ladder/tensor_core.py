@@ -61,9 +61,9 @@ from convbackprop.problem import DTYPES, RESULTS, ConvProblem
 #: Words from a row's part of a slice to the next one's.
 _PITCH = 20
 
-#: RUN_STEPS where sums are not split (tensor_sums.py): of float32 these steps at most, of others so many products of
-#: matrices, each of 8 TF32 numbers or 16 of 16 bits, if the bound has room for them. A sum may be cut by each of them,
-#: by two round-offs at most.
+#: RUN_STEPS where sums are not split (tensor_sums.py): of float32 these steps at most, of others those of so many
+#: matrices, each of 8 TF32 numbers or 16 of 16 bits, if the bound has room for them: a sum may be cut by each product
+#: of matrices, by two round-offs at most.
 _RUN, _RUN_OF_MATRICES = 160, 240
 
 #: Steps that are too few for a run of split sums.
@@ -77,12 +77,11 @@ _LEAST_PRODUCTS = 32
 def _parts(pass_name: str, p: ConvProblem) -> tuple[int, int]:
     """Return of how many numbers an element of each factor is the sum: LEFT_PARTS, RIGHT_PARTS.
 
-    2 of float32, and 1 where it may be rounded to TF32; but db, the sum of a left factor, is not rounded: then only the
-    first of its two is multiplied (LEFT_FACTORS). 2 of a g in 16 bits, unless that is dy or 0, a 16-bit number; and of
-    a filter that is scaled.
+    2 of float32, and 1 where it may be rounded to TF32. 2 of a g in 16 bits, unless that is dy or 0, a 16-bit number;
+    and of a filter that is scaled.
     """
     if p.dtype == "float32":
-        return (1 + (pass_name == "kernel_grad" and p.bias), 1) if p.is_tf32 else (2, 2)
+        return (1, 1) if p.is_tf32 else (2, 2)
     rounded = p.saved is not None and p.activation not in EXACT_GRADS
     return {"forward": (1, 1), "input_grad": (1 + p.scale, 1 + rounded), "kernel_grad": (1 + rounded, 1)}[pass_name]
 
@@ -93,7 +92,7 @@ def _run(pass_name: str, p: ConvProblem, bits: int, products: int) -> int:
     n, steps = RESULTS[result].reduction_length(p), product(pass_name, p)[2]  # type: ignore[misc]
     depth = WORDS * 32 // bits
     unit = 32 if pass_name == "kernel_grad" else depth * p.S if _is_row(p) else depth
-    most = _RUN if products == 3 else _RUN_OF_MATRICES * (256 // bits) // products
+    most = _RUN if products == 3 else _RUN_OF_MATRICES * (256 // bits)
     fitting = (run for run in range(most // unit * unit, 0, -unit) if cut_share(n, steps, run, bits, products) <= 1)
     return next(fitting, unit)
 
@@ -119,7 +118,7 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     """Return the constants of the factors, and how many numbers of each row a slice has."""
     left, right = _parts(pass_name, p)
     bits = 32 if _is_tf32(pass_name, p) else 16
-    products = 1 if p.is_tf32 else left + right - 1
+    products = left + right - 1
     run = _run(pass_name, p, bits, products)
     is_whole = _longest(pass_name, p, run) <= run
     may_split = split_run(pass_name, p, bits, products, _LEAST_RUN, is_whole) if pass_name != "kernel_grad" else 0
@@ -127,7 +126,7 @@ def _factors(pass_name: str, p: ConvProblem) -> dict[str, int]:
     return {
         "LEFT_PARTS": left,
         "RIGHT_PARTS": right,
-        "LEFT_FACTORS": 1 if p.is_tf32 else left,
+        "LEFT_IS_WHOLE": int(pass_name == "kernel_grad" and p.is_tf32 and p.bias),  # db, its sum, is not rounded
         "FACTOR_BITS": bits,
         "DEPTH": WORDS * 32 // bits,
         "RUN_STEPS": run,
@@ -142,8 +141,10 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
     """Return the tunables of a pass, TILE_M x TILE_N: what a block computes."""
 
     def rows(p: ConvProblem, target: Target) -> int:
-        """Return 64 where 128 would leave half of them idle."""
-        return 64 if product(pass_name, p)[0] <= 64 else 128
+        """Return 64 where 128 would leave half idle, and where a halo of 32-bit numbers has channels instead."""
+        is_halo = pass_name == "kernel_grad" and _is_tf32(pass_name, p)
+        is_halo = is_halo and bool(tap_halo(p, ALIGNED, {"TILE_M": 64, **_factors(pass_name, p)}))
+        return 64 if is_halo or product(pass_name, p)[0] <= 64 else 128
 
     def columns(p: ConvProblem, target: Target) -> int:
         """Return 256 where warps of 64 rows would else be few; 64 where shared memory holds no larger halo."""
@@ -159,7 +160,7 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
 def _is_roomy(pass_name: str, p: ConvProblem) -> bool:
     """Return whether a warp's registers hold 64 x 64 sums: of factors in one part, without totals."""
     factors = _factors(pass_name, p)
-    return factors["LEFT_FACTORS"] == factors["RIGHT_PARTS"] == 1 and not factors["LONG_SUMS"]
+    return factors["LEFT_PARTS"] == factors["RIGHT_PARTS"] == 1 and not factors["LONG_SUMS"]
 
 
 def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[str, int]:
@@ -258,8 +259,8 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             "ONE_TAP": one_tap(pass_name, p, {**t, **factors}),
         }
         if pass_name == "kernel_grad":
-            none = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"],
-                    "TAPS_DOWN": 1, "TAPS_ACROSS": 1, "COL_STEP": 1, "STEPS_AT_ONCE": 1,
+            none = {"HALO": 0, "TILE_C": 32, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1,
+                    "HALO_Q": t["TILE_N"], "TAPS_DOWN": 1, "TAPS_ACROSS": 1, "COL_STEP": 1, "STEPS_AT_ONCE": 1,
                     "GRADS_AT_ONCE": 1}  # fmt: skip
             halo = tap_halo(p, alignment, {**t, **factors})
             return {**found, **none, **widths(pass_name, p, alignment, 4), **halo}
@@ -400,7 +401,7 @@ def _auto_not(pass_name: str) -> AutoRule:
         if target.generation < 80:
             return f"its products are those of tensor cores from sm_80 on; this GPU is {target.architecture}"
         left, right = _parts(pass_name, p)
-        products = 1 if p.is_tf32 else left + right - 1
+        products = left + right - 1
         if products > _TF32_PRODUCTS.get(target.architecture, 1):
             return f"{target.architecture} may take longer for {products} TF32 products than for a multiply-add"
         if reason := few_rows(p, target):

@@ -99,7 +99,7 @@ def _splits(pass_name: str, p: ConvProblem, t: Constants) -> int:
     """Return among how many blocks each sum is split."""
     if not t["MAY_SPLIT"]:
         return 1
-    products = t["LEFT_FACTORS"] + t["RIGHT_PARTS"] - 1
+    products = t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1
     steps = t["TILE_M"] * t["TILE_N"] // 128 * products * t["RUN_STEPS"] / (256 // t["FACTOR_BITS"])  # of a run
     waits = _STEP_WAITS * 8 * 32 / t["THREADS"]
 

@@ -36,7 +36,7 @@ struct PixelLoader : PixelReads<Reader, ROWS, PIXELS, ARE_PLANES> {
             if constexpr (IS_TF32) {
 #pragma unroll
                 for (int e = 0; e < PIXELS; ++e) {
-                    const Tf32Parts<PARTS> both(this->own[i].value(e));
+                    const Tf32Parts<PARTS, IS_LEFT && LEFT_IS_WHOLE> both(this->own[i].value(e));
 #pragma unroll
                     for (int part = 0; part < PARTS; ++part) words[part].words[e] = both.words[part];
                 }
@@ -109,7 +109,7 @@ __device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, 
     const TapBlock block(shape, split_tiles);
     const int lead = unsigned(shape.input_col(0, block.first_s)) % X_PIXELS;  // a halo begins with a whole vector
     GradLoader grads(GradReader(dy, saved, shape, block.group), block.filters - block.first_m);
-    HaloLoader<InputReader, X_PIXELS, Halo> images(InputReader(x, shape, block.group), 0, 0, 0);
+    ImageLoader images(InputReader(x, shape, block.group), 0, 0, 0);
     TapSums sums(shape, lead);
     RowSums bias = {with_bias && block.has_first_taps() && threadIdx.x < TILE_M};
     add_tiles(sums, block, grads, images, lead, bias);

@@ -75,9 +75,9 @@ def test_a_part_of_a_halo_that_is_left_out_shows(quick, tmp_path):
     assert faults(wrong, quick, text) != []
 
 
-def test_a_second_unit_of_a_halo_that_lies_a_column_too_far_shows(quick, tmp_path):
-    """A thread brings several units of a large halo, each so many columns and rows beyond the one before."""
-    old, new = "col += AT_ONCE % ACROSS", "col += (AT_ONCE + 1) % ACROSS"
+def test_units_of_a_halo_that_lie_a_column_too_far_show(quick, tmp_path):
+    """A thread brings several units of a large halo."""
+    old, new = "unit % ACROSS * VECTOR_PIXELS)", "unit % ACROSS * VECTOR_PIXELS + unit / AT_ONCE)"
     wrong = replaced("forward/tensor_core", "halo_loader.cuh", old, new, tmp_path)
     assert faults(wrong, quick, HALOS[1]) != []
 
@@ -115,10 +115,10 @@ def test_tiles_of_kernel_grad_do_not_depend_on_where_arrays_lie():
 WRONG_TAP_HALOS = (
     ("a tap is its neighbour", "tap_halo.cuh", "(s * COL_STEP +", "((s + 1) * COL_STEP +"),
     ("a row of taps is the one above", "tap_halo.cuh", "tap_row * shape.dilation_h", "0"),
-    ("a column of the halo is not staged", "halo_loader.cuh", "first % ACROSS * V", "first % (ACROSS - 1) * V"),
+    ("a column of the halo is not staged", "halo_loader.cuh", "unit % ACROSS * V", "unit % (ACROSS - 1) * V"),
     ("the next tile overwrites this one", "tap_halo.cuh", "next = staged[turn ^ 1]", "next = staged[turn]"),
     ("a part of the next halo is left out", "tap_halo.cuh", "images.bring(next.b, block.first_c);", ""),
-    ("a tile's last filters are left out", "tap_halo.cuh", "row + i * AT_ONCE < filters", "row + 1 < filters"),
+    ("a tile's last filters are left out", "tap_grads.cuh", "row + i * AT_ONCE < filters", "row + 1 < filters"),
     ("tiles are added by two splits", "tap_halo.cuh", "first_tile + split_tiles,", "first_tile + split_tiles + 1,"),
     ("db leaves out a chunk", "tensor_core.cu", "LEFT_PARTS * Rows::ACROSS; ++i", "LEFT_PARTS * Rows::ACROSS - 1; ++i"),
 )  # fmt: skip
@@ -134,6 +134,36 @@ WRONG_TAP_HALOS = (
 def test_a_wrong_halo_of_kernel_grad_shows(quick, file, old, new, tmp_path):
     wrong = replaced("kernel_grad/tensor_core", file, old, new, tmp_path)
     assert faults(wrong, quick, "2,32,7,16,33,3,3,padding=1", dtype="float16") != []
+
+
+#: The same of 32-bit numbers, whose planes are staged as they lie.
+WRONG_PLANES = (
+    (
+        "a plane is its neighbour",
+        "tap_planes.cuh",
+        "next.plane * HaloPlanes::PITCH",
+        "(next.plane ^ 1) * HaloPlanes::PITCH",
+    ),
+    (
+        "a halo begins a row too low",
+        "tap_planes.cuh",
+        "unit / ACROSS % HALO_P, unit",
+        "unit / ACROSS % HALO_P + 1, unit",
+    ),
+    (
+        "a halo begins a column too far",
+        "tap_planes.cuh",
+        "unit % ACROSS * VECTOR_PIXELS)",
+        "unit % ACROSS * VECTOR_PIXELS + 1)",
+    ),
+    ("a tile is read before it is there", "tap_halo.cuh", "__syncthreads();  // the first tile", "// the first tile"),
+)
+
+
+@pytest.mark.parametrize(("file", "old", "new"), [pytest.param(*rest, id=what) for what, *rest in WRONG_PLANES])
+def test_a_wrong_plane_of_kernel_grad_shows(quick, file, old, new, tmp_path):
+    wrong = replaced("kernel_grad/tensor_core", file, old, new, tmp_path)
+    assert faults(wrong, quick, "1,16,7,16,33,3,3,padding=1") != []
 
 
 def test_nan_of_padding_is_formed_anew_in_a_halo_of_kernel_grad(quick, tmp_path):
@@ -341,6 +371,28 @@ def test_one_product_where_factors_may_be_rounded_to_tf32(quick, variant):
     assert (check.launch(variant, problem, given, quick)[name].array == 32).all()
     for text in ("1,17,9,8,33,3,3,padding=1", "2,2,5,6,3,2,2"):
         assert faults(variant, quick, text, precision="tf32") == []
+
+
+@pytest.mark.parametrize("text", ["1,3,4,8,5,1,1", "1,16,4,8,5,1,3,padding=0x1"])
+def test_a_gradient_that_is_staged_whole_for_its_sum_is_rounded_to_nearest(quick, text, tmp_path):
+    """1 + 2^-11 + 2^-13 goes up, and what is no number stays so; db has all bits."""
+    problem = ConvProblem.parse(text, precision="tf32", bias=True)
+    assert KERNEL_GRAD.constants("cpu", problem)["LEFT_IS_WHOLE"]
+    given = check.inputs("kernel_grad", problem)
+    given["x"][:], given["dy"][:] = 1, 1 + 2.0**-11 + 2.0**-13
+    found = check.launch(KERNEL_GRAD, problem, given, quick)
+    assert (found["dw"].array[..., problem.S // 2] == 32 * (1 + 2.0**-10)).all()
+    assert (found["db"].array == 32 * (1 + 2.0**-11 + 2.0**-13)).all()
+    cut, kept = tmp_path / "cut", tmp_path / "kept"
+    cut.mkdir(), kept.mkdir()
+    wrong = replaced("kernel_grad/tensor_core", "mma.cuh", "return word + 0x1000;", "return word;", cut)
+    assert (check.launch(wrong, problem, given, quick)["dw"].array[..., problem.S // 2] == 32).all()
+    for value in (np.inf, np.uint32(0x7FFFFFFF).view(np.float32)):  # the NaN that is the largest word
+        given["dy"][0, 1, 0, 0] = value
+        assert check.check(KERNEL_GRAD, problem, quick, given=given).faults == []
+    largest = "isfinite(f) ? 0xffffffff : 0xffffe000"
+    wrong = replaced("kernel_grad/tensor_core", "mma.cuh", largest, "0xffffffff", kept)
+    assert check.check(wrong, problem, quick, given=given).faults != []
 
 
 # -- sums that are split among blocks ---------------------------------------------------------------------------------
