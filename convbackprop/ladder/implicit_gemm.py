@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from convbackprop.devices.gpus import Target
+from convbackprop.ladder import coalesced, pipelined
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scaled
 from convbackprop.ladder.requirements import LARGEST, unit_dilation, unit_stride
 from convbackprop.ladder.scratch import limit, most_slices, taps
@@ -415,12 +416,23 @@ def requires(pass_name: str) -> tuple[Requirement, ...]:
     return _several_filters, countable
 
 
+#: The forward passes of one channel a filter.
+_MARCHES = (coalesced.ENTRIES[0], pipelined.ENTRIES[0])
+
+
 def enough_rows(pass_name: str, least: Callable[[ConvProblem], int]) -> AutoRule:
-    """Return the rule of "auto": few rows are left to lower rungs, which waste nothing on a tile."""
+    """Return the rule of "auto": few rows are left to lower rungs, which waste nothing on a tile.
+
+    So is a forward pass of one channel a group, on a GPU: its sums are as short as the filter, which a product of
+    matrices pads, and it is marched down strips of columns, by `coalesced` or `pipelined`, at about memory's speed.
+    """
 
     def rule(p: ConvProblem, target: Target) -> str | None:
         rows, enough = product(pass_name, p)[0], least(p)
         if rows >= enough:
+            is_marched = any(march.refusal(p, "cuda") is None for march in _MARCHES)
+            if target.kind == "cuda" and pass_name == "forward" and is_marched:
+                return "a filter sees one channel; strips of columns are the faster ones"
             return None
         what = "channel" if pass_name == "input_grad" else "filter"
         return f"a group has {rows} {what}{'s' * (rows > 1)}; it is the faster one from {enough} on"

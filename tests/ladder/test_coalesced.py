@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from convbackprop import check
+from convbackprop.devices.gpus import Target
 from convbackprop.ladder.registry import VARIANTS, choose, select, why_not
 from convbackprop.ladder.variant import Alignment
 from convbackprop.launch.plan import alignment_of, constants_of
@@ -132,6 +133,27 @@ def test_a_stride_of_2_is_marched_too(stride, wanted):
     problem = ConvProblem.parse(f"8,96,112,112,96,3,3,padding=1,groups=96,stride={stride}")
     chosen = [choose(name, "untuned", problem, "cuda").name for name in ("forward", "input_grad", "kernel_grad")]
     assert chosen == [wanted, wanted, "coalesced" if stride == 1 else "tiled"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("16,1,48,480,16,3,3,padding=1", "coalesced"),
+        ("8,16,56,56,256,5,5,padding=2,groups=16", "coalesced"),  # 16 filters a channel
+        ("8,32,56,56,32,3,3,padding=1,groups=32", "coalesced"),
+        ("8,1,224,224,64,7,7,stride=2,padding=3", "pipelined"),
+        ("8,1,224,224,64,7,7,stride=3,padding=3", None),  # no strip does
+        ("8,2,56,56,64,3,3,padding=1", None),  # two channels
+        ("8,1,56,56,64,3,3,padding=1,residual=1", None),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_one_channel_is_marched_however_many_filters_see_it(text, wanted, dtype):
+    """For "auto" a product of matrices would be as long as a filter has taps."""
+    problem = ConvProblem.parse(text, dtype=dtype)
+    for target in (Target("cuda"), Target("cuda", 40, "sm_75")):
+        chosen = choose("forward", "untuned", problem, target).name
+        assert chosen == wanted if wanted else chosen in ("implicit_gemm", "tensor_core")
 
 
 @pytest.mark.parametrize("variant", [v for v in STRIPS if v.pass_name == "backward"], ids=str)
