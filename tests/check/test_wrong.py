@@ -28,7 +28,10 @@ CHANGES = ({}, {"activation": "relu"}, {"activation": "tanh"}, {"dtype": "float1
 MASKED = {"activation": "relu", "mask": True}
 
 #: What a mutation is tried on first, by what shows it; then on all else.
-FIRST = {"tanh": {"activation": "tanh"}, "identity": {}, "mask": MASKED, "nonfinite": {}}
+FIRST = {
+    "tanh": {"activation": "tanh"}, "identity": {}, "mask": MASKED, "nonfinite": {},
+    "pairs": {"activation": "relu", "dtype": "float16"},
+}  # fmt: skip
 
 #: How the naive kernels are launched, where one is a file of one's own.
 LAUNCHES = {

@@ -156,6 +156,25 @@ def test_one_channel_is_marched_however_many_filters_see_it(text, wanted, dtype)
         assert chosen == wanted if wanted else chosen in ("implicit_gemm", "tensor_core")
 
 
+def test_a_stride_makes_windows_wide_and_parts_of_a_filter_low():
+    """All five rows of windows of 24 columns would not fit a thread's registers beside 50 sums."""
+    (variant,), text = select("kernel_grad/pipelined"), "4,1,340,79,1,5,10,dtype=float16,stride="
+    rows = [constants_of(variant, ConvProblem.parse(f"{text}{stride}"), "cuda")["TAP_ROWS"] for stride in (1, 2)]
+    assert rows == [5, 3]
+
+
+def test_bands_are_tall_where_enough_blocks_remain():
+    (variant,) = select("forward/pipelined")
+    texts = (
+        "1,1,4096,4096,1,3,3",
+        "1,1,1024,4096,1,3,3",
+        "64,32,112,112,32,3,3,groups=32",
+        "8,32,112,112,32,3,3,groups=32",
+    )
+    rows = [constants_of(variant, ConvProblem.parse(f"{text},padding=1"), "cuda")["ROWS"] for text in texts]
+    assert rows == [64, 32, 64, 32]
+
+
 @pytest.mark.parametrize("variant", [v for v in STRIPS if v.pass_name == "backward"], ids=str)
 @pytest.mark.parametrize("mask", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("needs", [(dx, dw, db) for dx in (0, 1) for dw in (0, 1) for db in (0, 1)][1:], ids=str)

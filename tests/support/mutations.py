@@ -52,8 +52,8 @@ class Mutation(NamedTuple):
     shown_by : tuple of str
         Of what takes long to compile: the curated problem that shows the mistake.
     shown_in : str
-        Of what: "tanh" (in most), "identity", "mask", where the mistake shows in the ReLU's bits only, or
-        "nonfinite", where it shows in what a NaN or an infinity spreads to only.
+        Of what: "tanh" (in most), "identity", "mask", where the mistake shows in the ReLU's bits only, "pairs", where
+        it shows in a ReLU of 16 bits only, or "nonfinite", where it shows in what a NaN or an infinity spreads to only.
     variant : str
         As in "forward/tiled".
     multiprocessors : int
@@ -318,6 +318,8 @@ _TABLE = {
                  "(tile_w + FILTER_S - 1 - shape.pad_left) / STRIDE_W", shown_by=("1,1,9,9,1,4,4,padding=1:2x0:3",)),
         Mutation("phi' is applied twice", "times_derivative(g[j], outputs[j])",
                  "times_derivative(times_derivative(g[j], outputs[j]), outputs[j])", file="grad_ring.cuh"),
+        Mutation("phi' is forgotten where g is formed in pairs", "bits &= open_bits(y.pairs[j]);", "",
+                 file="grad_ring.cuh", shown_in="pairs"),
         Mutation("the last columns of a row of g are not formed", "i < WIDTH; i += TILE_LANES * N",
                  "i < WIDTH - COLS; i += TILE_LANES * N", file="grad_ring.cuh", shown_by=_SEVERAL_BLOCKS),
         Mutation("the mask's bits are those of other columns", "bits >>= bit % 8;", "", file="grad_ring.cuh",
