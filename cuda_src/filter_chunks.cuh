@@ -17,17 +17,15 @@ struct FilterLoader {
     static_assert(FilterSlice::SIZE % (4 * THREADS) == 0, "the threads share a slice of the filter evenly");
 
     const Chunk* from;  // this thread's part of the next slice
-    int turn = 0;       // which of the two slices in shared memory is the next
 
     __device__ __forceinline__ explicit FilterLoader(const Acc* packed)
         : from(reinterpret_cast<const Chunk*>(packed) + threadIdx.x) {}
-    __device__ __forceinline__ void fetch() {
-        Chunk* const to = reinterpret_cast<Chunk*>(&reinterpret_cast<TapProduct::Slice*>(shared)[turn].a) + threadIdx.x;
+    __device__ __forceinline__ void fetch(FilterSlice& slice) {
+        Chunk* const to = reinterpret_cast<Chunk*>(&slice) + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < OWN; ++i) __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(Chunk));
         __pipeline_commit();
         from += OWN * THREADS;
-        turn ^= 1;
     }
     __device__ __forceinline__ void put(FilterSlice&) const { __pipeline_wait_prior(0); }
 };
@@ -52,9 +50,8 @@ struct WindowLoader : WindowReads<Reader, PIXELS, CHUNK_STEPS> {
     }
 };
 
-// The pixels of a tile that are numbered one after the other, and what of them is known beforehand.
+// The pixels of a tile that are numbered one after the other, of which it is known whether all exist.
 struct NumberedPixels : PixelRun {
-    static constexpr int TOGETHER = RESULTS_TOGETHER;
     static constexpr bool ALL_EXIST = WHOLE_TILES;
 };
 

@@ -36,7 +36,8 @@ struct WindowReads {
             reader.go_to({words.x, words.y, words.z, words.w});
         }
     }
-    __device__ __forceinline__ void fetch() {
+    template <class Slice>
+    __device__ __forceinline__ void fetch(const Slice&) {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             go_to_step(i);
@@ -46,13 +47,10 @@ struct WindowReads {
     }
 };
 
-// Of a tile's pixels: how many neighbours' results lie side by side in memory, at addresses where one instruction moves
-// them; UNKNOWN before the kernel looks.
-constexpr int UNKNOWN = 0;
-
-// The pixels of a tile: they are numbered one after the other.
+// The pixels of a tile: they are numbered one after the other. TOGETHER: how many neighbours' results lie side by side in
+// memory, at addresses where one instruction moves them.
 struct PixelRun {
-    static constexpr int TOGETHER = UNKNOWN;
+    static constexpr int TOGETHER = RESULTS_TOGETHER;
     static constexpr bool ALL_EXIST = false, ARE_NEAR = false;
     const PixelGrid grid;
     const int first;
@@ -69,39 +67,33 @@ __device__ __forceinline__ void write_product(const Product& product, const Tile
                                               Scalar* out, const Results& results) {
     const PixelGrid& grid = pixels.grid;
     constexpr int ASIDE = Product::ASIDE;  // pixels that a thread has side by side
-    constexpr bool ARE_KNOWN = Pixels::TOGETHER != UNKNOWN, ARE_VECTORS = Pixels::TOGETHER >= ASIDE;
+    constexpr int TOGETHER = Pixels::TOGETHER < ASIDE ? Pixels::TOGETHER : ASIDE;
     // Where results lie, counted from the row and the tile's first pixel.
     const Index origin = Pixels::ARE_NEAR ? results.at(pixels.at(0)) : 0;
-    std::conditional_t<Pixels::ARE_NEAR, int, Index> at[Product::COLS];
+    std::conditional_t<Pixels::ARE_NEAR, int, Index> at[Product::COLS / TOGETHER];
 #pragma unroll
-    for (int j = 0; j < Product::COLS; ++j) {
+    for (int j = 0; j < Product::COLS; j += TOGETHER) {
         const Pixel pixel = pixels.at(product.col(j));
-        at[j] = Pixels::ALL_EXIST || pixel.n < grid.N ? results.at(pixel) - origin : -1;
+        at[j / TOGETHER] = Pixels::ALL_EXIST || pixel.n < grid.N ? results.at(pixel) - origin : -1;
     }
     bool is_nan = false;
     Scalar* row = out + origin + (tile.first_m + product.row(0)) * results.row_pitch;
 #pragma unroll
     for (int i = 0; i < Product::ROWS; ++i) {
         const int m = tile.first_m + product.row(i);
-        if (ARE_KNOWN && i % 4 == 0) __syncwarp();  // or ptxas asks for what all rows want before the first is written
+        if (i % 4 == 0) __syncwarp();  // or ptxas asks for what all rows want before the first is written
         if (i > 0) row += (product.row(i) - product.row(i - 1)) * results.row_pitch;
         if (!Pixels::ALL_EXIST && m >= results.rows) continue;
 #pragma unroll
-        for (int j = 0; j < Product::COLS; j += ASIDE) {
-            Acc values[ASIDE];
+        for (int j = 0; j < Product::COLS; j += TOGETHER) {
+            const auto here = at[j / TOGETHER];
+            Acc values[TOGETHER];
 #pragma unroll
-            for (int e = 0; e < ASIDE; ++e) {
-                const Index place = at[j + e] < 0 ? Index(-1) : origin + at[j + e];
-                values[e] = results.result(m, product.sum(i, j + e), place);
+            for (int e = 0; e < TOGETHER; ++e) {
+                values[e] = results.result(m, product.sum(i, j + e), here < 0 ? Index(-1) : origin + here + e);
                 is_nan |= values[e] != values[e];  // where isnan takes an instruction for each
             }
-            const bool adjacent = ARE_VECTORS || (!ARE_KNOWN && at[j + ASIDE - 1] - at[j] == ASIDE - 1);
-            if (adjacent && (ARE_VECTORS || reinterpret_cast<size_t>(row + at[j]) % sizeof(Vector<ASIDE>) == 0)) {
-                if (Pixels::ALL_EXIST || at[j] >= 0) store_vector<ASIDE>(row + at[j], values);
-            } else
-#pragma unroll
-                for (int e = 0; e < ASIDE; ++e)
-                    if (Pixels::ALL_EXIST || at[j + e] >= 0) row[at[j + e]] = from_acc(values[e]);
+            if (Pixels::ALL_EXIST || here >= 0) store_vector<TOGETHER>(row + here, values);
         }
     }
 #pragma unroll 1

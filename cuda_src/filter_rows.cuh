@@ -12,17 +12,15 @@ struct FilterLoader {
     static_assert(VECTORS % THREADS == 0, "the threads share a slice of the filter evenly");
 
     const AccVector* from;  // this thread's part of the next slice
-    int turn = 0;           // which of the two slices in shared memory is the next
 
     __device__ __forceinline__ explicit FilterLoader(const Acc* rows)
         : from(reinterpret_cast<const AccVector*>(rows) + threadIdx.x) {}
-    __device__ __forceinline__ void fetch() {
-        AccVector* const to = reinterpret_cast<AccVector*>(slices_of<Product>()[turn].a) + threadIdx.x;
+    __device__ __forceinline__ void fetch(Acc (&slice)[DEPTH][TILE_M]) {
+        AccVector* const to = reinterpret_cast<AccVector*>(slice) + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < OWN; ++i) __pipeline_memcpy_async(to + i * THREADS, from + i * THREADS, sizeof(AccVector));
         __pipeline_commit();
         from += VECTORS;
-        turn ^= 1;
     }
     // Waits for the windows that are copied, too.
     __device__ __forceinline__ void put(Acc (&)[DEPTH][TILE_M]) const { __pipeline_wait_prior(0); }
@@ -32,23 +30,21 @@ struct FilterLoader {
 template <class Reader, int PIXELS>
 struct WindowLoader : WindowReads<Reader, PIXELS, 1> {
     using WindowReads<Reader, PIXELS, 1>::WindowReads;
-    int turn = 0;
 
     __device__ __forceinline__ Acc* place(Acc (&slice)[DEPTH][TILE_N], int i) const {
         return &slice[this->first_step + this->step(i)][this->first_pixel];
     }
-    __device__ __forceinline__ void fetch() {
+    __device__ __forceinline__ void fetch(Acc (&slice)[DEPTH][TILE_N]) {
         if constexpr (Reader::IS_PLAIN) {
 #pragma unroll
             for (int i = 0; i < this->OWN; ++i) {
                 this->go_to_step(i);
-                this->reader.template copy<PIXELS>(place(slices_of<Product>()[turn].b, i));
+                this->reader.template copy<PIXELS>(place(slice, i));
             }
             __pipeline_commit();
             this->offsets += DEPTH;
-            turn ^= 1;
         } else {
-            WindowReads<Reader, PIXELS, 1>::fetch();
+            WindowReads<Reader, PIXELS, 1>::fetch(slice);
         }
     }
     __device__ __forceinline__ void put(Acc (&slice)[DEPTH][TILE_N]) const {

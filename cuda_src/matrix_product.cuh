@@ -6,6 +6,8 @@
 // all threads that want it, and meets no bank twice. Neighbouring lanes stand below each other, so that half a warp wants
 // no more than the banks bring at once: 2 vectors of a, or 8 of b.
 #pragma once
+#include <stddef.h>
+
 #include "slices.cuh"
 
 constexpr int THREAD_ROWS = TILE_M / REG_M, THREAD_COLS = TILE_N / REG_N;
@@ -15,6 +17,17 @@ static_assert(TILE_M % REG_M == 0 && TILE_N % REG_N == 0, "the threads share the
 static_assert(THREADS == THREAD_ROWS * THREAD_COLS, "the threads' sums make up the tile");
 static_assert(THREAD_ROWS % WARP_ROWS == 0 && THREAD_COLS % WARP_COLS == 0, "the tile is made of whole warps");
 static_assert(REG_M % VECTOR == 0 && REG_N % VECTOR == 0, "a thread reads whole vectors");
+
+// The blocks that a multiprocessor should hold: RESIDENT, where its shared memory holds so many, as of sm_90 and sm_100.
+// Others have registers left then: as of so many threads.
+constexpr int blocks_of(int threads) {
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1100)
+    const int most = threads < THREADS ? 1 : threads / THREADS;
+    return most < RESIDENT ? most : RESIDENT;
+#else
+    return RESIDENT;
+#endif
+}
 
 // Where a thread's sums lie in the tile.
 struct ThreadTile {
@@ -36,6 +49,9 @@ struct MatrixProduct : ThreadTile {
     using Slice = ::Slice<PADDING>;
     using Place = ThreadTile;
     static constexpr int ROWS = REG_M, COLS = REG_N, ASIDE = VECTOR, VECTOR_ROWS = 1;
+    static constexpr int ROWS_APART = THREAD_ROWS * sizeof(AccVector), COLS_APART = THREAD_COLS * sizeof(AccVector);
+    // Bytes from `shared` to this thread's first rows and columns of the slice that is next.
+    int rows_at = row(0) * sizeof(Acc), cols_at = offsetof(Slice, b) + col(0) * sizeof(Acc);
     Acc sums[ROWS][COLS] = {};
 
     __device__ __forceinline__ Acc sum(int i, int j) const { return sums[i][j]; }
@@ -46,16 +62,23 @@ struct MatrixProduct : ThreadTile {
     __device__ __forceinline__ void end_run(AccVector* totals, bool is_first, bool is_last) {
         ::end_run(sums, totals, is_first, is_last);
     }
-    __device__ __forceinline__ void add(const Slice& slice) {
+    // To the other slice, so many bytes on. Where a thread reads is kept, for ptxas forms anew for each slice what follows
+    // from threadIdx alone.
+    __device__ __forceinline__ void turn(int across) {
+        rows_at += across;
+        cols_at += across;
+    }
+    __device__ __forceinline__ void add(const Slice&) {
+        const unsigned char *const rows = shared + rows_at, *const cols = shared + cols_at;
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
             AccVector a[ROWS / VECTOR], b[COLS / VECTOR];
 #pragma unroll
-            for (int i = 0; i < ROWS; i += VECTOR)
-                a[i / VECTOR] = *reinterpret_cast<const AccVector*>(&slice.a[d][row(i)]);
+            for (int i = 0; i < ROWS / VECTOR; ++i)
+                a[i] = *reinterpret_cast<const AccVector*>(rows + d * sizeof(Slice::a[0]) + i * ROWS_APART);
 #pragma unroll
-            for (int j = 0; j < COLS; j += VECTOR)
-                b[j / VECTOR] = *reinterpret_cast<const AccVector*>(&slice.b[d][col(j)]);
+            for (int j = 0; j < COLS / VECTOR; ++j)
+                b[j] = *reinterpret_cast<const AccVector*>(cols + d * sizeof(Slice::b[0]) + j * COLS_APART);
 #pragma unroll
             for (int i = 0; i < ROWS; ++i)
 #pragma unroll

@@ -37,7 +37,8 @@ struct PackedFilter {
 
     // Consecutive blocks share their pixels, of which no phase has more than so many.
     __device__ __forceinline__ Tile tile_of_block(int pixels) const {
-        const int pixel_tiles = (pixels + TILE_N - 1) / TILE_N, number = blockIdx.x % tiles, rest = blockIdx.x / tiles;
+        const int pixel_tiles = (pixels + TILE_N - 1) / TILE_N, block = block_number();
+        const int number = block % tiles, rest = block / tiles;
         return {number, rest / pixel_tiles % groups, rest / pixel_tiles / groups, number * TILE_M,
                 rest % pixel_tiles * TILE_N};
     }

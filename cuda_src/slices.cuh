@@ -1,7 +1,7 @@
 // out[m][n] = sum_d a[d][m] * b[d][n], of matrices that exist nowhere: slice by slice of DEPTH steps of the sum.
 //
-// Two loaders, one a matrix, bring a slice to registers (fetch) while the block works on the one before, and then to
-// shared memory (put). The sums of a run of steps are added to totals in shared memory, each thread's own, and start
+// Two loaders, one a matrix, bring a slice to registers, or past them (fetch), while the block works on the one before,
+// and then to shared memory (put). The sums of a run of steps are added to totals in shared memory, each thread's own, and start
 // again: no term passes through more than RUN_STEPS additions and one for each run, where one long sum would lose
 // digits. Where a block forms a part of the runs only, a launch of its own adds these up (run_parts.cuh).
 #pragma once
@@ -75,25 +75,29 @@ __device__ __forceinline__ void add_slices(Product& product, LoaderA& a, LoaderB
     AccVector* const totals = reinterpret_cast<AccVector*>(slices + 2) + threadIdx.x;
 
     if (count <= 0) return;
-    a.fetch();
-    b.fetch();
+    a.fetch(slices[0].a);
+    b.fetch(slices[0].b);
     a.put(slices[0].a);
     b.put(slices[0].b);
     __syncthreads();  // the first slice is there
+    int across = sizeof(slices[0]);  // bytes from this slice to the next one: forth, then back
     for (int slice = 0; slice < count;) {
         const int run_end = min(slice + RUN_SLICES, count), is_first = slice == 0;
         for (; slice < run_end; ++slice) {
             const bool is_last = slice + 1 == count;
+            typename Product::Slice& next = slices[slice + 1 & 1];
             if (!is_last) {
-                a.fetch();
-                b.fetch();
+                a.fetch(next.a);
+                b.fetch(next.b);
             }
             __syncwarp();  // or ptxas moves the loads to where they are wanted, and each slice waits for memory
             product.add(slices[slice & 1]);
+            product.turn(across);
+            across = -across;
             row_sums.add(slices[slice & 1]);
             if (!is_last) {
-                a.put(slices[slice + 1 & 1].a);
-                b.put(slices[slice + 1 & 1].b);
+                a.put(next.a);
+                b.put(next.b);
             }
             __syncthreads();  // the next slice is there, and nobody reads this one any more
         }

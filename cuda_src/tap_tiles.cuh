@@ -16,9 +16,10 @@ struct TapTile {
         : shape(shape), grid{shape.N, shape.P, shape.Q}, filters(shape.group_filters()),
           taps(shape.group_channels() * shape.R * shape.S) {
         const int m_tiles = (filters + TILE_M - 1) / TILE_M, tap_tiles = (taps + TILE_N - 1) / TILE_N;
-        first_m = blockIdx.x % m_tiles * TILE_M;
-        number = blockIdx.x / m_tiles % tap_tiles;
-        group = blockIdx.x / m_tiles / tap_tiles;
+        const int block = block_number();
+        first_m = block % m_tiles * TILE_M;
+        number = block / m_tiles % tap_tiles;
+        group = block / m_tiles / tap_tiles;
         first_slice = blockIdx.y * split_slices;
         slices = min(split_slices, (grid.count() + DEPTH - 1) / DEPTH - first_slice);
     }
@@ -27,6 +28,10 @@ struct TapTile {
     __device__ __forceinline__ int tap(int column) const {
         const int window = shape.R * shape.S;
         return ONE_TAP ? (number / window * TILE_N + column) * window + number % window : number * TILE_N + column;
+    }
+    // Of g's pixels, whose images are lines or not: they are numbered the same.
+    __device__ __forceinline__ PixelGrid grads(bool in_lines) const {
+        return in_lines ? PixelGrid{grid.N, 1, grid.P * grid.Q} : grid;
     }
     __device__ __forceinline__ Offset row_offset(int row) const {
         const int k = min(first_m + row, filters - 1);

@@ -179,6 +179,7 @@ struct TensorProduct : WarpTile {
         return IS_TF32 ? scaled * UNSCALE + (scaled - scaled) : scaled;
     }
 
+    __device__ __forceinline__ void turn(int) {}
     __device__ __forceinline__ void add(const Slice& slice) { add(slice.a, slice.b); }
     __device__ __forceinline__ void add(const Left& a, const Right& b, int shift = 0) {
 #pragma unroll

@@ -26,3 +26,15 @@ struct PixelGrid {
 
     __device__ __forceinline__ int count() const { return N * P * Q; }
 };
+
+// This block's number, read anew: nvcc does not know that it is the same each time, and so nothing that follows from it
+// waits in registers while slices are multiplied.
+__device__ __forceinline__ int block_number() {
+#ifdef __CUDA_ARCH__
+    int number;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
+    return number;
+#else
+    return blockIdx.x;
+#endif
+}

@@ -137,14 +137,16 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
 def _resident_threads(pass_name: str, p: ConvProblem, t: Constants) -> int:
     """Return how many threads a multiprocessor should hold: the more, the fewer of their registers are taken.
 
-    More of a large tile that is staged past the registers, at one tap; fewer of kernel_grad, for which two matrices are
-    staged element by element, and where phi' itself takes many.
+    More of a large tile that is staged past the registers, at one tap; fewer where phi or phi' takes many, and of
+    kernel_grad, whose threads stage two matrices, but for large tiles of a ReLU's vectors.
     """
-    threads = _RESIDENT_THREADS
-    if pass_name == "kernel_grad" or (pass_name == "input_grad" and p.saved == "pre_activation"):
-        threads = 256
-    elif p.dtype == "float32" and (pass_name == "forward" or p.saved is None):
-        threads = 512 if t["TILE_M"] == 128 and one_tap(pass_name, p, t) else threads
+    threads, is_large = _RESIDENT_THREADS, t["TILE_M"] == 128 and one_tap(pass_name, p, t) and p.dtype == "float32"
+    if pass_name == "kernel_grad":
+        threads = threads if is_large and t["G_PIXELS"] > 1 and p.activation == "relu" and not p.mask else 256
+    elif p.saved == "pre_activation":
+        threads = 256 if pass_name == "input_grad" else threads
+    elif is_large and (pass_name == "forward" or p.saved is None):
+        threads = 512
     return threads * 4 // p.accumulator_bytes
 
 
@@ -163,20 +165,32 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
     """Return the rule for what follows from the tunables.
 
     RESIDENT is how many blocks a multiprocessor should hold. X_PIXELS and G_PIXELS, those that a thread reads at once,
-    lie in one plane; if g comes with a bit mask, in one byte of it.
+    lie in one plane; if g comes with a bit mask, in one byte of it. RESULTS_TOGETHER: see `_results_together`.
     """
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
         threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
+        at_once = widths(pass_name, p, alignment)
         return {
             "THREADS": threads,
-            "RESIDENT": max(1, _resident_threads(pass_name, p, t) // threads),
+            "RESIDENT": max(1, _resident_threads(pass_name, p, {**t, **at_once}) // threads),
             "RUN_STEPS": RUN,
             "ONE_TAP": one_tap(pass_name, p, t),
-            **widths(pass_name, p, alignment),
+            **at_once,
+            **({} if pass_name == "kernel_grad" else {"RESULTS_TOGETHER": _results_together(pass_name, p, alignment)}),
         }
 
     return rule
+
+
+def _results_together(pass_name: str, p: ConvProblem, alignment: Alignment) -> int:
+    """Return how many neighbouring pixels of a tile one instruction writes: of strided phases one."""
+    is_forward = pass_name == "forward"
+    pixels, aligned = (p.P * p.Q, alignment.y) if is_forward else (p.H * p.W, alignment.x)
+    sizes = (4, 2) if p.accumulator_bytes == 4 else (2,)
+    if not is_forward and p.stride != (1, 1):
+        return 1
+    return next((n for n in sizes if pixels % n == 0 and aligned >= n * DTYPES[p.dtype]), 1)
 
 
 def widths(pass_name: str, p: ConvProblem, alignment: Alignment, most: int = 0) -> Constants:

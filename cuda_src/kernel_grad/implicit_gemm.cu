@@ -9,47 +9,66 @@
 //
 // What limits it: on an H200, 64 channels to 128 at 112 x 112, 3 x 3, 32 images took 2,046 us, 29 of the 65 TFLOP/s
 // that multiply-adds reach. A step of the sum is a pixel, so that both matrices, whose rows are planes, are turned as
-// they are staged: element by element, where a quarter of its loop's instructions goes. Images of 14 x 14 and 7 x 7 took
-// 3 to 12 times as long as torch, most of it in the second launch, whose threads then had nothing to add.
+// they are staged. That was element by element; now a thread has vectors of g, of rows and of pixels, and the way from
+// pixel to pixel is added to addresses where divisions were: of 1,250 instructions in a turn of its loop 1,024 are
+// multiply-adds, and the model expects 1.6 ms. Images of 14 x 14 and 7 x 7 took 3 to 12 times as long as torch, most of
+// it in the second launch, whose threads then had nothing to add.
 #include "kernel_grad_total.cuh"
 #include "matrix_product.cuh"
 #include "tap_product.cuh"
 
 using Product = MatrixProduct<VECTOR>;
 
-// Writes what a thread has read to its steps.
-template <class Reader, int ROWS, int PIXELS, bool ARE_PLANES>
-struct PixelLoader : PixelReads<Reader, ROWS, PIXELS, ARE_PLANES> {
-    using PixelReads<Reader, ROWS, PIXELS, ARE_PLANES>::PixelReads;
+// How many neighbouring rows a thread has of ROWS, if they are written from registers: a vector of them, if there are.
+template <int ROWS, int PIXELS>
+constexpr int ROWS_ASIDE = ROWS * DEPTH / (THREADS * PIXELS) < VECTOR ? ROWS * DEPTH / (THREADS * PIXELS) : VECTOR;
+
+// Writes what a thread has read to its steps: of each step the rows that are side by side at once.
+template <class Reader, int ROWS, int PIXELS, bool ARE_PLANES, int ASIDE = ROWS_ASIDE<ROWS, PIXELS>>
+struct PixelLoader : PixelReads<Reader, ROWS, PIXELS, ARE_PLANES, ASIDE> {
+    using PixelReads<Reader, ROWS, PIXELS, ARE_PLANES, ASIDE>::PixelReads;
+    struct alignas(ASIDE * sizeof(Acc)) Rows {
+        Acc elements[ASIDE];
+    };
     template <int LENGTH>
     __device__ __forceinline__ void put(Acc (&slice)[DEPTH][LENGTH]) const {
 #pragma unroll
-        for (int i = 0; i < this->OWN; ++i)
+        for (int i = 0; i < this->OWN; i += ASIDE)
 #pragma unroll
-            for (int e = 0; e < PIXELS; ++e) slice[this->first_step + e][this->row(i)] = this->own[i].value(e);
+            for (int e = 0; e < PIXELS; ++e) {
+                Rows rows;
+#pragma unroll
+                for (int r = 0; r < ASIDE; ++r) rows.elements[r] = this->own[i + r].value(e);
+                *reinterpret_cast<Rows*>(&slice[this->first_step + e][this->row(i)]) = rows;
+            }
     }
 };
 
-// Brings the windows: single numbers go past the registers.
+// Windows that are single numbers in memory, too, go past the registers.
 template <class Reader, int PIXELS>
-struct WindowLoader : PixelLoader<Reader, TILE_N, PIXELS, ONE_TAP> {
-    using Base = PixelLoader<Reader, TILE_N, PIXELS, ONE_TAP>;
-    using Base::Base;
-    static constexpr bool IS_COPIED = Reader::IS_PLAIN && PIXELS == 1;
-    int turn = 0;  // which of the two slices in shared memory is the next
+constexpr bool ARE_COPIED = Reader::IS_PLAIN && PIXELS == 1;
 
-    __device__ __forceinline__ void fetch() {
+// Brings the windows.
+template <class Reader, int PIXELS>
+struct WindowLoader : PixelLoader<Reader, TILE_N, PIXELS, ONE_TAP,
+                                  ARE_COPIED<Reader, PIXELS> ? 1 : ROWS_ASIDE<TILE_N, PIXELS>> {
+    using Base = PixelLoader<Reader, TILE_N, PIXELS, ONE_TAP,
+                             ARE_COPIED<Reader, PIXELS> ? 1 : ROWS_ASIDE<TILE_N, PIXELS>>;
+    using Base::Base;
+    static constexpr bool IS_COPIED = ARE_COPIED<Reader, PIXELS>;
+
+    template <int LENGTH>
+    __device__ __forceinline__ void fetch(Acc (&slice)[DEPTH][LENGTH]) {
         if constexpr (IS_COPIED) {
 #pragma unroll
             for (int i = 0; i < this->OWN; ++i) {
                 this->go_to_row(i);
-                this->reader.template copy<1>(&slices_of<Product>()[turn].b[this->first_step][this->row(i)]);
+                this->reader.template copy<1>(&slice[this->first_step][this->row(i)]);
             }
             __pipeline_commit();
-            this->pixel.advance(DEPTH, this->grid);
-            turn ^= 1;
+            this->advance();
         } else {
-            Base::fetch();
+            Base::fetch(slice);
         }
     }
     template <int LENGTH>
@@ -69,6 +88,7 @@ struct RowSums {
     __device__ __forceinline__ void add(const Product::Slice& slice) {
         if (!wanted) return;
         Acc steps = 0;
+#pragma unroll 4
         for (int d = 0; d < DEPTH; ++d) steps += slice.a[d][threadIdx.x];
         sum.add(steps);
     }
@@ -76,16 +96,16 @@ struct RowSums {
 static_assert(THREADS >= TILE_M, "a row's sum has a thread");
 
 // partial[split][tap], with gridDim.y splits; the K biases are the last taps
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(THREADS, blocks_of(256))
 kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
             Acc* __restrict__ partial, Conv2dShape shape, int with_bias, int split_slices) {
     const TapTile tile(shape, split_slices);
-    PixelLoader<GradReader, TILE_M, G_PIXELS, true> grads(GradReader(dy, saved, shape, tile.group), tile);
-    grads.offsets[0] = tile.row_offset(grads.row(0));
-    grads.rows = tile.filters - tile.first_m - grads.first_row;
-    WindowLoader<InputReader, X_PIXELS> windows(InputReader(x, shape, tile.group), tile);
-#pragma unroll
-    for (int i = 0; i < (ONE_TAP ? 1 : windows.OWN); ++i) windows.offsets[i] = tile.column_offset(windows.row(i));
+    PixelLoader<GradReader, TILE_M, G_PIXELS, true> grads(
+        grad_reader(dy, saved, tile), tile.grads(!SAVED_MASK), tile.first_slice, tile.filters - tile.first_m,
+        [&](int row) { return tile.row_offset(row); });
+    WindowLoader<InputReader, X_PIXELS> windows(
+        InputReader(x, shape, tile.group), tile.grid, tile.first_slice, TILE_N,
+        [&](int column) { return tile.column_offset(column); });
     Product product;
     RowSums bias = {with_bias && tile.number == 0 && threadIdx.x < TILE_M};
     add_slices(product, grads, windows, bias, tile.slices);

@@ -83,12 +83,12 @@ template <class RowSums, int ROWS, int COLUMNS>
 __device__ __forceinline__ void add_windows(const Scalar* dy, const Saved* saved, const Scalar* x, Acc* split,
                                             const Conv2dShape& shape, bool with_bias, int split_slices) {
     const TapTile tile(shape, split_slices);
-    PixelLoader<GradReader, ROWS, G_PIXELS, true> grads(GradReader(dy, saved, shape, tile.group), tile);
-    grads.offsets[0] = tile.row_offset(grads.row(0));
-    grads.rows = tile.filters - tile.first_m - grads.first_row;
-    PixelLoader<InputReader, COLUMNS, X_PIXELS, ONE_TAP> windows(InputReader(x, shape, tile.group), tile);
-#pragma unroll
-    for (int i = 0; i < (ONE_TAP ? 1 : windows.OWN); ++i) windows.offsets[i] = tile.column_offset(windows.row(i));
+    PixelLoader<GradReader, ROWS, G_PIXELS, true> grads(
+        grad_reader(dy, saved, tile), tile.grads(!SAVED_MASK), tile.first_slice, tile.filters - tile.first_m,
+        [&](int row) { return tile.row_offset(row); });
+    PixelLoader<InputReader, COLUMNS, X_PIXELS, ONE_TAP> windows(
+        InputReader(x, shape, tile.group), tile.grid, tile.first_slice, COLUMNS,
+        [&](int column) { return tile.column_offset(column); });
     TensorProduct<ChunkRows<LEFT_PARTS, ROWS, true, true>, ChunkRows<RIGHT_PARTS, COLUMNS, false, true>> product;
     RowSums bias = {with_bias && tile.number == 0 && threadIdx.x < TILE_M};
     add_slices(product, grads, windows, bias, tile.slices);
