@@ -3,7 +3,7 @@
     python tools/expected_page.py [--jobs N] [--rule] [TEXT ...]
 
 Each row is a variant on a problem, kept in docs/data/expected.json with a digest of what it follows from: the variant's
-code, its constants and those of the model (convbackprop/profile/expected.py). Rows of which one has changed are
+code, its constants and launches, and the model (convbackprop/profile). Rows of which one has changed are
 computed anew, 3 seconds each, an hour for all; with TEXT only those whose variant and problem have it. What is done is
 kept if it is interrupted. `make readme` writes the page, without what has changed since.
 
@@ -13,6 +13,7 @@ kept if it is interrupted. `make readme` writes the page, without what has chang
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import hashlib
 import json
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.progress import track
 
+from convbackprop import profile
 from convbackprop.bench.columns import digits
 from convbackprop.bench.suites import SUITES
 from convbackprop.devices.gpus import gpu
@@ -36,7 +38,6 @@ from convbackprop.ladder.registry import of_pass, select, why_not
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
-from convbackprop.profile.expected import FITTED
 from convbackprop.profile.report import report
 from tools import gpu_page
 from tools.gpu_parts import table
@@ -44,6 +45,9 @@ from tools.predict import BLOCKS, DATA, ROOT, code_digest
 
 GPU = gpu("H200")
 KEPT = DATA / "expected.json"
+
+#: The modules of convbackprop/profile that a row follows from.
+MODEL = ("machine_code", "sass", "occupancy", "traffic", "hot_loop", "warp", "expected", "report")
 
 #: The suites of layers, in their order on the page.
 LAYERS = ("deepbench", "resnet", "vgg", "unet", "mobilenet", "convnext", "depthwise")
@@ -126,9 +130,24 @@ def wanted() -> Iterator[tuple[Variant, ConvProblem]]:
 _code_digest = functools.cache(code_digest)
 
 
+@functools.cache
+def model_digest() -> str:
+    """Return a digest of the modules that the model is made of, but for comments."""
+    folder = Path(profile.__file__).parent
+    trees = [ast.dump(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) for name in MODEL]
+    return hashlib.sha256("".join(trees).encode()).hexdigest()[:16]
+
+
 def digest(variant: Variant, problem: ConvProblem) -> str:
     """Return a digest of what a row follows from."""
-    of = (_code_digest(ROOT, str(variant)), sorted(constants_of(variant, problem, GPU.target).items()), asdict(FITTED))
+    constants = variant.constants(GPU.target, problem)
+    launches = [
+        (launch.entry, *(rule(problem, constants) for rule in (launch.grid, launch.integers, launch.shared_bytes)))
+        for launch in variant.launches
+        if launch.when(problem, constants)
+    ]
+    compiled = sorted(constants_of(variant, problem, GPU.target).items())
+    of = (_code_digest(ROOT, str(variant)), compiled, launches, model_digest())
     return hashlib.sha256(repr(of).encode()).hexdigest()[:12]
 
 

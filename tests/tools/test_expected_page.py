@@ -31,8 +31,14 @@ def kept(tmp_path, monkeypatch):
 
 def test_rows_are_kept_while_code_and_constants_are_the_same(kept, monkeypatch):
     assert expected_page.current() == kept
-    monkeypatch.setattr(expected_page, "_code_digest", lambda root, variant: "other code")
-    assert expected_page.current() == {}
+    for name in ("_code_digest", "model_digest"):
+        with monkeypatch.context() as changed:
+            changed.setattr(expected_page, name, lambda *of: "other code")
+            assert expected_page.current() == {}
+    launch, *others = NAIVE.launches
+    for name in ("grid", "integers", "shared_bytes"):
+        other = dataclasses.replace(NAIVE, launches=(dataclasses.replace(launch, **{name: lambda p, t: 7}), *others))
+        assert {expected_page.digest(other, p) for p in PROBLEMS}.isdisjoint(row.digest for row in kept.values())
 
 
 def test_a_row_whose_digest_has_changed_is_dropped(kept):
