@@ -125,13 +125,17 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
     TILE_M x TILE_N: what a block computes. REG_M x REG_N: a thread's sums, half as many of float64. DEPTH: steps of the
     sum that are staged at once.
     """
-    return {
+    found = {
         "TILE_M": same((64, 128), _tile(pass_name)),
         "TILE_N": same((64, 128), 64),
         "REG_M": same((4, 8), lambda p, target: 32 // p.accumulator_bytes),
         "REG_N": same((4, 8), 8),
         "DEPTH": same((8, 16), _depth(pass_name)),
     }
+    if pass_name == "kernel_grad":  # the taps of few channels; REG_N follows, for a warp is 8 threads wide
+        found["TILE_N"] = same((32, 64, 128), lambda p, target: 32 if product(pass_name, p)[1] <= 32 else 64)
+        del found["REG_N"]
+    return found
 
 
 def _resident_threads(pass_name: str, p: ConvProblem, t: Constants) -> int:
@@ -169,9 +173,11 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
     """
 
     def rule(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
-        threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // t["REG_N"])
+        reg_n = t.get("REG_N", min(8, t["TILE_N"] // 8))
+        threads = t["TILE_M"] // t["REG_M"] * (t["TILE_N"] // reg_n)
         at_once = widths(pass_name, p, alignment)
         return {
+            "REG_N": reg_n,
             "THREADS": threads,
             "RESIDENT": max(1, _resident_threads(pass_name, p, {**t, **at_once}) // threads),
             "RUN_STEPS": RUN,

@@ -219,10 +219,6 @@ def legal_values():
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
 
 
-#: Tried beside a GPU's other tunables: beside the cpu device's a block has fewer threads than a tile has rows.
-BESIDE_A_GPUS = {("kernel_grad/implicit_gemm", "REG_N", 8)}
-
-
 def faults_of_value(variant, name, value, where):
     """Check a variant with a legal value of a tunable, on the device that `where` makes of whether it is the usual one.
 
@@ -233,11 +229,10 @@ def faults_of_value(variant, name, value, where):
     kind = ("float32" if computes(variant, "float32") else "float16", "relu", False)
     relu = [p for p in EVERYTHING if kind_of(p) == kind and not variant.refusal(p)]
     among = [p for p in relu if not is_long(variant, p)][variant.tunables[name].legal.index(value) % 2 :: 2]
-    tunables = "cuda" if (str(variant), name, value) in BESIDE_A_GPUS else "cpu"
     if is_costly(other):
-        among = max(check.compiled_alike(other, relu, tunables), key=len)
-    is_usual = all(constants_of(other, p, tunables) == constants_of(variant, p, "cpu") for p in among)
-    return faults_of(other, where(is_usual), PROBLEMS, [kind], tunables, among)
+        among = max(check.compiled_alike(other, relu, "cpu"), key=len)
+    is_usual = all(constants_of(other, p, "cpu") == constants_of(variant, p, "cpu") for p in among)
+    return faults_of(other, where(is_usual), PROBLEMS, [kind], "cpu", among)
 
 
 @pytest.mark.parametrize(("variant", "name", "value"), list(legal_values()))
