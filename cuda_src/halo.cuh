@@ -6,7 +6,7 @@
 // all banks.
 #pragma once
 #include "filter_chunks.cuh"
-#include "halo_loader.cuh"
+#include "channel_loader.cuh"
 
 static_assert(TILE_PIXELS == TILE_N, "a tile's pixels are the columns of the product");
 static_assert(ONE_TAP || !HALO, "a slice of the filter is one tap of the channels that are staged at once");
@@ -96,7 +96,7 @@ struct HaloWindows {
     template <int VECTOR_PIXELS, class Reader, class Phase>
     static __device__ __forceinline__ void add(Product& product, const Acc* filter, const Offset*, const Reader& reader,
                                                const Phase& phase, const Tile& tile, Parts parts) {
-        using Loader = HaloLoader<Reader, VECTOR_PIXELS, HaloRows>;
+        using Loader = LayoutLoader<Reader, VECTOR_PIXELS, HaloRows>;
         constexpr int UNROLLED = ROW_GROUPS ? ROW_TAPS : 1;
         // Without branches nvcc asks for all units of a row at once: where they take few registers.
         constexpr bool IS_FREE = ROW_GROUPS && (RIGHT_PARTS == 1 || sizeof(Loader::own) <= 32);

@@ -7,6 +7,7 @@
 // turned: 16-bit numbers by ldmatrix, 32-bit ones are read word by word.
 #pragma once
 #include "kernel_grad_of_pixels.cuh"
+#include "tap_channels.cuh"
 #include "tap_grads.cuh"
 #include "tap_planes.cuh"
 
@@ -52,9 +53,10 @@ struct TapBlock {
     }
 };
 
+using Grads = std::conditional_t<CHANNELS_LAST, ChannelGradLoader, GradLoader>;
 using Halo = std::conditional_t<IS_TF32, HaloPlanes, HaloPixels>;
 using ImageLoader =
-    std::conditional_t<IS_TF32, PlaneLoader<InputReader, X_PIXELS>, HaloLoader<InputReader, X_PIXELS, HaloPixels>>;
+    std::conditional_t<IS_TF32, PlaneLoader<InputReader, X_PIXELS>, LayoutLoader<ImageReader, X_PIXELS, HaloPixels>>;
 
 // A tile: both factors.
 struct StagedTile {
@@ -156,7 +158,7 @@ struct TapSums {
 
 // Adds up the products of a block's tiles. RowSums sees g of each of them, too.
 template <class RowSums>
-__device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, GradLoader& grads,
+__device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, Grads& grads,
                                           ImageLoader& images, int lead,
                                           RowSums& row_sums) {
     constexpr int RUN_GROUPS = RUN_STEPS / (STEPS_AT_ONCE * Factor::K);
@@ -197,7 +199,7 @@ __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, 
         row_sums.add(tile);
         if (has_next) {
             images.bring(next.b, block.first_c);
-            if constexpr (GradLoader::OWN > GradLoader::UNITS * STEP_GROUPS) grads.bring(next.a);
+            if constexpr (Grads::OWN > Grads::UNITS * STEP_GROUPS) grads.bring(next.a);
         }
         __syncthreads();  // the next tile is there, and nobody reads this one any more
     }

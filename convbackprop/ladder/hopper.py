@@ -12,6 +12,7 @@ from convbackprop.devices.gpus import Target
 from convbackprop.devices.mapped import MOST_SPANNED, MOST_STEP, TensorMap
 from convbackprop.ladder import implicit_gemm
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
+from convbackprop.ladder.channels_last import channels_aside
 from convbackprop.ladder.implicit_gemm import phases, same
 from convbackprop.ladder.launches import PACK_MASK, block
 from convbackprop.ladder.pipelined import unseen
@@ -224,7 +225,7 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             "PIXEL_STEP": step,
             "IN_PLACE": int(in_place),
             "PIXELS_ASIDE": _aside(p, width if step == 1 else 1, aligned, tile["TILE_Q"]),
-            "CHANNELS_ASIDE": 4 if _are_stored_at_once(p, image.results, aligned) else 1,
+            "CHANNELS_ASIDE": channels_aside(p, image.results, aligned),
             "ONE_TAP": 1,
         }
 
@@ -237,11 +238,6 @@ def _aside(p: ConvProblem, width: int, aligned: int, tile_q: int) -> int:
         return 1
     fitting = (4, 2) if _element(p) == 2 and tile_q >= 16 else (2,)
     return next((n for n in fitting if width % n == 0 and aligned >= n * DTYPES[p.dtype]), 1)
-
-
-def _are_stored_at_once(p: ConvProblem, results: int, aligned: int) -> bool:
-    """Return whether four 16-bit channels are, of a group with so many."""
-    return p.layout == "nhwc" and _element(p) == 2 and results % 4 == 0 and aligned >= 8
 
 
 _TILE = ("TILE_P", "TILE_Q", "TILE_IMAGES", "BOX_ROWS", "TAPS_DOWN", "BOXES", "TAPS")

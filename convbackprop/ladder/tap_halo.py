@@ -24,7 +24,8 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     a tile's pixels exist that zeros would cost digits. The order of a sum follows from its tiles: these do not depend
     on where arrays lie, which only decides how many pixels are read at once.
     """
-    if unit_stride(p) or p.R * p.S == 1 or (p.C // p.groups) % t["DEPTH"]:
+    is_small = p.R * p.S == 1 and p.layout == "nchw"
+    if unit_stride(p) or is_small or (p.C // p.groups) % t["DEPTH"]:
         return {}
     down, across = (min((1, 2, 3), key=lambda each: ceil_div(taps, each) * (2 * each + 1))
                     for taps in (p.R, p.S))  # fmt: skip
@@ -71,7 +72,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     most_bytes = min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)
     fitting = [
         found
-        for x_pixels in ((2, 1) if is_split else (4, 2, 1))
+        for x_pixels in ((1,) if p.layout == "nhwc" else (2, 1) if is_split else (4, 2, 1))
         if p.W % x_pixels == 0
         for pixels in (least, 2 * least, 4 * least)
         for tile_q in (8, 16, 32, 64)

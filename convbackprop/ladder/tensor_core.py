@@ -7,6 +7,7 @@ from typing import Any
 
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
+from convbackprop.ladder.channels_last import channels_aside, channels_at_once
 from convbackprop.ladder.implicit_gemm import (
     RUN,
     enough,
@@ -56,7 +57,11 @@ from convbackprop.ladder.variant import (
     Variant,
     ceil_div,
 )
+from convbackprop.layouts import LAYOUTS
 from convbackprop.problem import DTYPES, RESULTS, ConvProblem
+
+#: 16-bit channels that come at once.
+_CHUNK = 8
 
 #: Words from a row's part of a slice to the next one's.
 _PITCH = 20
@@ -201,7 +206,8 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
     """
     t = {**t, **_factors(pass_name, p)}
     taps = p.R * p.S if pass_name == "forward" else product(pass_name, p)[2] // (p.K // p.groups)
-    if (pass_name == "forward" and unit_stride(p)) or taps == 1 or not one_tap(pass_name, p, t):
+    is_small = taps == 1 and p.layout == "nchw"
+    if (pass_name == "forward" and unit_stride(p)) or is_small or not one_tap(pass_name, p, t):
         return {}
     down, across = _seen_beyond(pass_name, p)
     (rows, columns), width, aligned = ((p.P, p.Q), p.W, alignment.x) if pass_name == "forward" else (
@@ -227,7 +233,8 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
     most = min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)
     sizes = [1 << i for i in range(9)]
     is_costly = pass_name == "input_grad" and p.saved is not None and p.activation not in EXACT_GRADS
-    for vector in (2, 1) if is_costly else (4, 2, 1):  # phi' itself takes many registers
+    vectors = (1,) if p.layout == "nhwc" else (2, 1) if is_costly else (4, 2, 1)  # phi' itself takes many registers
+    for vector in vectors:
         if width % vector or aligned < vector * DTYPES[p.dtype]:
             continue
         tiles = [
@@ -263,7 +270,8 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
                     "HALO_Q": t["TILE_N"], "TAPS_DOWN": 1, "TAPS_ACROSS": 1, "COL_STEP": 1, "STEPS_AT_ONCE": 1,
                     "GRADS_AT_ONCE": 1}  # fmt: skip
             halo = tap_halo(p, alignment, {**t, **factors})
-            return {**found, **none, **widths(pass_name, p, alignment, 4), **halo}
+            chunks = {"CHANNELS_AT_ONCE": channels_at_once(p, min(alignment)), "CHANNELS_ASIDE": 1}
+            return {**found, **none, **chunks, **widths(pass_name, p, alignment, 4), **halo}
         if halo:
             pixels = "X_PIXELS" if pass_name == "forward" else "G_PIXELS"
             known = _results(pass_name, p, alignment, {**t, **halo})
@@ -308,8 +316,11 @@ def _results(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants)
     is_pair = down == across == 1 and width % 2 == 0 and aligned >= 2 * DTYPES[p.dtype]
     is_whole = all(size % t[tile] == 0 for size, tile in ((m, "TILE_M"), *ends))
     is_whole &= rows % down == 0 and columns % across == 0
+    seen = alignment.x if pass_name == "forward" else alignment.y
     return {
         **({"BIAS": int(p.bias)} if pass_name == "forward" else {}),
+        "CHANNELS_AT_ONCE": channels_at_once(p, seen),
+        "CHANNELS_ASIDE": channels_aside(p, (p.K if pass_name == "forward" else p.C) // p.groups, aligned),
         "RESULTS_TOGETHER": 2 if is_pair else 1,
         "WHOLE_TILES": int(is_whole),
     }
@@ -380,6 +391,27 @@ def _enough_products(pass_name: str) -> Requirement:
     return requirement
 
 
+def _staged_by_channels(pass_name: str) -> Requirement:
+    """Return the requirement that images whose channels lie side by side are staged with their halo."""
+
+    def requirement(p: ConvProblem) -> str | None:
+        """Of layout nhwc it takes 16-bit factors, in halos."""
+        if p.layout == "nchw":
+            return None
+        if _is_tf32(pass_name, p):
+            return f"of layout {p.layout} it takes factors that are 16-bit numbers"
+        t = {name: tunable.value("cuda", p) for name, tunable in _tunables(pass_name).items()}
+        if pass_name == "kernel_grad":
+            if (p.K // p.groups) % _CHUNK:
+                return f"of layout {p.layout} it takes filters of a group in chunks of {_CHUNK}"
+            halo = tap_halo(p, ALIGNED, {**t, **_factors(pass_name, p)})
+        else:
+            halo = _halo(pass_name, p, ALIGNED, t)
+        return None if halo else f"of layout {p.layout} it takes whole slices of channels, at unit stride"
+
+    return requirement
+
+
 #: How many products of TF32 numbers tensor cores have in the time of one multiply-add outside them: the peak rates of
 #: devices/gpus.py, on sm_90 as far as mma.sync reaches them. Other architectures have some as fast as the one.
 _TF32_PRODUCTS = {"sm_80": 8, "sm_90": 5, "sm_90a": 5}
@@ -425,7 +457,8 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         "tensor_core",
         launches=launches,
         specialise=_constants(pass_name),
-        requires=(*requires(pass_name), not_float64, _enough_products(pass_name)),
+        layouts=LAYOUTS,
+        requires=(*requires(pass_name), not_float64, _enough_products(pass_name), _staged_by_channels(pass_name)),
         auto_on=("cuda",),
         unproven=True,
         auto_not=_auto_not(pass_name),

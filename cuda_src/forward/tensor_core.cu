@@ -5,7 +5,8 @@
 // warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh). 16-bit elements are multiplied as they are,
 // float32 by three products of TF32 numbers (factors.cuh). The filter, packed in the order in which lanes read it,
 // comes to shared memory past the registers. Of unit stride and whole slices of channels the image under a tile is
-// staged once for all taps, with its halo (halo.cuh), where the rung below loads each element anew for each of them;
+// staged once for all taps, with its halo (halo.cuh), where the rung below loads each element anew for each of them; of
+// images whose channels lie side by side it comes in chunks of 8 of them (channel_loader.cuh);
 // other windows come as there, tap by tap (filter_chunks.cuh). A warp reads both by ldmatrix without a bank conflict.
 // Of small images the sums are split among blocks, as there (run_parts.cuh).
 //
@@ -14,9 +15,11 @@
 // what comes through the second-level cache, 70 each. TF32 is expected to take 475 us and float32, whose totals leave
 // no registers for larger tiles, 1,006. Where windows are staged tap by tap it is the loads, an instruction for each
 // element.
+#include "channels_last.cuh"
+#include "channel_product.cuh"
 #include "forward_phase.cuh"
 #include "halo.cuh"
-#include "outputs.cuh"
+#include "outputs_channels_last.cuh"
 #include "pack_mask.cuh"
 
 constexpr FormedAnew FORMED_ANEW = IS_TF32 ? NOT_FINITE : NAN_BESIDE_PADDING;
@@ -42,11 +45,11 @@ forward(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* __restr
 
     Windows::Product product;
     Windows::add<X_PIXELS>(product, filter.rows_of(tile, parts.first_slice), filter.offsets_of(tile, parts.first_slice),
-                           InputReader(x, shape, tile.group), phase, tile, parts);
+                           ImageReader(x, shape, tile.group), phase, tile, parts);
     if (parts.is_split) return;  // the whole block
 
-    write_product(product, tile, Windows::pixels(tile, phase.grid), y,
-                  Outputs<FORMED_ANEW>(x, w, {b, scale, residual}, shape, tile.group));
+    write_results(product, tile, Windows::pixels(tile, phase.grid), y,
+                  RowOutputs<FORMED_ANEW>(x, w, {b, scale, residual}, shape, tile.group));
 }
 
 // Of split sums: a block makes results of two rows of those of each lane.
@@ -59,6 +62,6 @@ forward_total(const Scalar* __restrict__ x, const Scalar* __restrict__ w, Acc* _
     const PackedFilter<Phase, FilterSlice> filter(scratch, shape, slices);
     const Phase phase(shape);
     const Tile tile = filter.tile_of_block(Windows::count(phase.grid));
-    write_product(RunTotals<Windows::Product>(filter, runs, runs), tile, Windows::pixels(tile, phase.grid), y,
-                  Outputs<FORMED_ANEW>(x, w, {b, scale, residual}, shape, tile.group));
+    write_results(RunTotals<Windows::Product>(filter, runs, runs), tile, Windows::pixels(tile, phase.grid), y,
+                  RowOutputs<FORMED_ANEW>(x, w, {b, scale, residual}, shape, tile.group));
 }

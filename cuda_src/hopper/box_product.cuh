@@ -12,6 +12,7 @@
 // patterns of a swizzle, which a descriptor can say. Copies and products meet in two rings of slots; a block does tiles
 // in turn, and the copies of the next one are under way while the sums of the last are written.
 #pragma once
+#include "../channel_results.cuh"
 #include "copies.cuh"
 #include "packed_filter.cuh"
 #include "staged_image.cuh"
@@ -184,34 +185,6 @@ __device__ __forceinline__ void store_row(Scalar* to, int pixels, const Acc (&va
 static_assert(PIXELS_ASIDE == 1 || PIXEL_STEP == 1, "what is stored at once lies side by side");
 static_assert(PIXELS_ASIDE < 4 || (sizeof(Scalar) == 2 && TILE_Q >= 16), "pairs of two eights of a row are exchanged");
 
-// Stores results where channels lie side by side: of 16 rows of the product at 8 columns, of which a thread has two
-// neighbours in two rows, 8 apart. to(row, column) is where one belongs, or null where there is none.
-template <class To>
-__device__ __forceinline__ void store_pixels(const Acc (&values)[2][2], To to) {
-    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
-    if constexpr (CHANNELS_ASIDE == 4) {
-        // Two rows that are neighbours: one thread takes both at the first column, the other at the second. Then two such
-        // pairs: one thread takes both of the first 8 rows, the other of the last 8. So what is stored is whole sectors.
-        const bool is_odd = row % 2, is_last = row / 2 % 2;
-        unsigned pairs[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const unsigned own = pair_of(values[i]), theirs = __shfl_xor_sync(0xffffffff, own, 4);
-            pairs[i] = is_odd ? theirs >> 16 | (own & 0xffff0000) : (own & 0xffff) | theirs << 16;
-        }
-        const unsigned theirs = __shfl_xor_sync(0xffffffff, is_last ? pairs[0] : pairs[1], 8);
-        if (Scalar* const at = to(row / 4 * 4 + is_last * 8, column + is_odd))
-            *reinterpret_cast<uint2*>(at) = is_last ? make_uint2(theirs, pairs[1]) : make_uint2(pairs[0], theirs);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-                if (Scalar* const at = to(row + i * 8, column + e)) *at = from_acc(values[i][e]);
-    }
-}
-static_assert(CHANNELS_ASIDE == 1 || (CHANNELS_LAST && sizeof(Scalar) == 2), "pairs of 16-bit channels are exchanged");
-
 // Writes the sums of a tile. Results (outputs.cuh, input_grads.cuh) know where a pixel's result for row 0 lies, how many
 // rows there are and how far apart, what becomes of a sum, and how a result is formed anew of pixels alone: the padding
 // is none, but was multiplied as zeros. Pixels side by side in a row of the tile lie PIXEL_STEP apart, or where channels
@@ -269,10 +242,13 @@ __device__ __forceinline__ float write_pixels(const BoxSums& sums, const BoxTile
                     const int m = min(first_m + own_row + i * 8, results.rows - 1), pixel = eight + sums.own_column + e;
                     values[i][e] = results.result(m, sum, pixel < pixels ? at + pixel * pitch : -1);
                 }
-            store_pixels(values, [&](int row, int column) -> Scalar* {
-                const int m = first_m + row, pixel = eight + column;
-                return m < results.rows && pixel < pixels ? out + at + pixel * pitch + m : nullptr;
-            });
+            Scalar* to[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const int pixel = eight + sums.own_column + e;
+                to[e] = pixel < pixels ? out + at + pixel * pitch + first_m : nullptr;
+            }
+            store_channels(values, to, results.rows - first_m);
         }
     }
     return probe;

@@ -9,6 +9,8 @@
 //
 // What limits it: no GPU has run it. Expected is the same as of the forward pass, and the arithmetic of phi', where
 // that is more than a comparison.
+#include "channels_last.cuh"
+#include "channel_product.cuh"
 #include "halo.cuh"
 #include "input_grads.cuh"
 
@@ -35,10 +37,10 @@ input_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const
 
     Windows::Product product;
     Windows::add<G_PIXELS>(product, filter.rows_of(tile, parts.first_slice), filter.offsets_of(tile, parts.first_slice),
-                           GradReader(dy, saved, shape, tile.group), phase, tile, parts);
+                           GradImageReader(dy, saved, shape, tile.group), phase, tile, parts);
     if (parts.is_split) return;  // the whole block
 
-    write_product(product, tile, Windows::pixels(tile, phase.grid), dx,
+    write_results(product, tile, Windows::pixels(tile, phase.grid), dx,
                   InputGrads<FORMED_ANEW>(dy, saved, w, scale, b, phase, tile.group));
 }
 
@@ -52,6 +54,6 @@ input_grad_total(const Scalar* __restrict__ dy, const Saved* __restrict__ saved,
     const Phase phase(shape, tile.phase);
     const int run_slices = Windows::run_slices(phase), own_runs = (phase.slices() + run_slices - 1) / run_slices;
     if (tile.first_pixel < Windows::count(phase.grid))
-        write_product(RunTotals<Windows::Product>(filter, runs, own_runs), tile, Windows::pixels(tile, phase.grid), dx,
+        write_results(RunTotals<Windows::Product>(filter, runs, own_runs), tile, Windows::pixels(tile, phase.grid), dx,
                       InputGrads<FORMED_ANEW>(dy, saved, w, scale, b, phase, tile.group));
 }

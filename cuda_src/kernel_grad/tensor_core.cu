@@ -13,6 +13,7 @@
 // products: of an H200 252 us for 128 filters of 64 channels at 112 x 112, 3 x 3, 32 images in float16 with a ReLU, 530
 // in TF32, 1,146 in float32. Where windows are staged tap by tap, each of their elements is loaded and stored by
 // instructions of its own, which in 16 bits are more work than its products.
+#include "channels_last.cuh"
 #include "kernel_grad_total.cuh"
 #include "tap_halo.cuh"
 #include "tap_product.cuh"
@@ -108,8 +109,8 @@ __device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, 
                                           const Conv2dShape& shape, bool with_bias, int split_tiles) {
     const TapBlock block(shape, split_tiles);
     const int lead = unsigned(shape.input_col(0, block.first_s)) % X_PIXELS;  // a halo begins with a whole vector
-    GradLoader grads(GradReader(dy, saved, shape, block.group), block.filters - block.first_m);
-    ImageLoader images(InputReader(x, shape, block.group), 0, 0, 0);
+    Grads grads(GradImageReader(dy, saved, shape, block.group), block.filters - block.first_m);
+    ImageLoader images(ImageReader(x, shape, block.group), 0, 0, 0);
     TapSums sums(shape, lead);
     RowSums bias = {with_bias && block.has_first_taps() && threadIdx.x < TILE_M};
     add_tiles(sums, block, grads, images, lead, bias);

@@ -12,8 +12,8 @@ import pytest
 from convbackprop import check, layouts
 from convbackprop.check import sanitize
 from convbackprop.devices.gpus import Target
-from convbackprop.errors import InvalidArgument
-from convbackprop.ladder.registry import VARIANTS, select
+from convbackprop.errors import InvalidArgument, UnsupportedProblem
+from convbackprop.ladder.registry import VARIANTS, choose, select
 from convbackprop.ladder.variant import ALIGNED, Alignment
 from convbackprop.problem import ConvProblem
 from convbackprop.tune.table import class_of
@@ -22,7 +22,9 @@ from tests.support.mutations import replaced
 NHWC = ConvProblem.parse("2,6,5,7,4,3,2,groups=2,padding=1,layout=nhwc", bias=True, activation="relu")
 
 #: The rungs that take images whose channels lie side by side.
-TAKE_NHWC = {"forward/hopper", "input_grad/hopper", "kernel_grad/hopper"}
+TAKE_NHWC = {
+    f"{name}/{rung}" for name in ("forward", "input_grad", "kernel_grad") for rung in ("hopper", "tensor_core")
+}
 
 
 # -- the problem ------------------------------------------------------------------------------------------------------
@@ -60,8 +62,8 @@ def test_a_rung_takes_a_layout_or_refuses_it_in_a_sentence(variant):
 HOPPER = [select(f"{name}/hopper")[0] for name in ("forward", "input_grad", "kernel_grad")]
 each_hopper = pytest.mark.parametrize("variant", HOPPER, ids=str)
 
-#: Two multiprocessors: a block has several tiles in turn.
-FEW = Target("cpu", 2)
+#: Two multiprocessors: a block has several tiles in turn, and sums are not split.
+FEW, GPU = Target("cpu", 2), Target("cuda", 2)
 
 #: Problems, and why.
 TEXTS = (
@@ -123,6 +125,78 @@ def test_hopper_reads_where_images_lie(variant):
     assert len(launches) == maps.count("scratch")
 
 
+# -- tensor_core ------------------------------------------------------------------------------------------------------
+TENSOR_CORE = [select(f"{name}/tensor_core")[0] for name in ("forward", "input_grad", "kernel_grad")]
+each_tensor_core = pytest.mark.parametrize("variant", TENSOR_CORE, ids=str)
+
+#: Problems, and why: C channels to 64 filters in forward and kernel_grad, and back in input_grad.
+HALOS = (
+    "2,64,5,20,72,3,3,padding=1",  # two slices of channels, results that are exchanged, ragged tiles
+    "2,32,9,14,64,1,1",  # one tap
+    "3,64,7,7,144,2,3,padding=1:0x2:1,dilation=2x3,groups=2",  # groups, a wide halo
+)
+
+
+def turned(variant, text, **changes):
+    """Return a problem of layout nhwc, for input_grad with channels and filters exchanged."""
+    problem = ConvProblem.parse(text, **{"bias": True, "dtype": "float16", "layout": "nhwc", **changes})
+    return problem.with_(C=problem.K, K=problem.C) if variant.pass_name == "input_grad" else problem
+
+
+@pytest.mark.parametrize("text", [HALOS[0], *(pytest.param(text, marks=pytest.mark.slow) for text in HALOS[1:])])
+@each_tensor_core
+def test_tensor_core_takes_channels_last(quick, variant, text):
+    options = {"scale": True, "residual": True} if variant.pass_name == "forward" else {}
+    for kind in KINDS:
+        problem = turned(variant, text, **kind, **options)
+        assert variant.refusal(problem) is None
+        assert check.check(variant, problem, quick, tunables=GPU).faults == []
+
+
+@each_tensor_core
+def test_tensor_core_by_any_address_and_number(quick, variant):
+    """Arrays that begin at 2 bytes, which are read by elements; NaN and infinities; sums that are split or are long."""
+    assert check.check(variant, turned(variant, HALOS[0]), quick, "integers", tunables=GPU, offset=1).faults == []
+    problem = turned(variant, HALOS[0], dtype="bfloat16", activation="relu")
+    assert check.check(variant, problem, quick, "nonfinite", tunables=Target("cuda", 132)).faults == []
+
+
+def test_a_phase_of_a_stride(quick):
+    """Of input_grad, whose results then lie a stride apart."""
+    problem = turned(TENSOR_CORE[1], "1,32,9,14,64,3,4,stride=2x3,padding=1")
+    assert check.check(TENSOR_CORE[1], problem, quick, tunables=GPU).faults == []
+
+
+@each_tensor_core
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("2,64,9,14,64,3,3,dtype=float32", "of layout nhwc it takes factors that are 16-bit numbers"),
+        ("2,48,9,14,48,3,3", "of layout nhwc it takes whole slices of channels, at unit stride"),
+        ("2,64,9,14,64,3,3,activation=tanh", "of layout nhwc it takes factors that are 16-bit numbers"),
+        ("2,64,9,14,64,3,3,stride=2", "of layout nhwc it takes whole slices of channels, at unit stride"),
+        ("2,64,9,14,68,3,3", "of layout nhwc it takes filters of a group in chunks of 8"),
+    ],
+)
+def test_what_tensor_core_refuses(variant, text, why):
+    sentence = variant.refusal(turned(variant, text))
+    is_taken = {"forward": "tanh" in text or "68" in text, "input_grad": "stride" in text or "68" in text}
+    assert sentence == (None if is_taken.get(variant.pass_name) else why)
+
+
+@each_tensor_core
+def test_auto_takes_tensor_core_as_in_the_other_layout(variant):
+    problem = ConvProblem.parse("32,64,56,56,64,3,3,padding=1", dtype="float16")
+    for architecture, name in (("sm_75", None), ("sm_80", "tensor_core"), ("sm_90a", "tensor_core")):
+        target = Target("cuda", 108, architecture)
+        assert choose(variant.pass_name, "auto", problem, target).name == (name or "implicit_gemm")
+        if name:
+            assert choose(variant.pass_name, "auto", problem.with_(layout="nhwc"), target) is variant
+        else:
+            with pytest.raises(UnsupportedProblem, match="no variant of"):
+                choose(variant.pass_name, "auto", problem.with_(layout="nhwc"), target)
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 class Mistake(NamedTuple):
     """What is wrong, in which file, and what stands there in place of what."""
@@ -135,16 +209,17 @@ class Mistake(NamedTuple):
     changes: dict[str, object] = {}  # noqa: RUF012 - of the problem that shows it
 
 
-BOX, MAPS = "box_product.cuh", {"activation": "identity"}
+BOX, STORE, LOADER = "box_product.cuh", "channel_results.cuh", "channel_loader.cuh"
+MAPS, TILES = {"activation": "identity"}, {"C": 64}
 MISTAKES = (
-    Mistake("neighbours exchange the halves that they keep", BOX, "theirs >> 16 | (own & 0xffff0000)",
+    Mistake("neighbours exchange the halves that they keep", STORE, "theirs >> 16 | (own & 0xffff0000)",
             "theirs & 0xffff | (own & 0xffff0000)"),
-    Mistake("the last 8 rows are the first", BOX, "row / 4 * 4 + is_last * 8", "row / 4 * 4 + (1 - is_last) * 8"),
-    Mistake("the second pixel is the first", BOX, "column + is_odd))", "column))"),
+    Mistake("the last 8 rows are the first", STORE, "row / 4 * 4 + is_last * 8", "row / 4 * 4 + (1 - is_last) * 8"),
+    Mistake("the second pixel is the first", STORE, "is_odd ? at[1] : at[0]", "at[0]"),
     Mistake("a pixel is a channel further on", BOX, "results.at({0, 0, 1}) - results.at({0, 0, 0})", "results.rows",
             changes={"groups": 2, "K": 80, "C": 64}),
-    Mistake("what is not exchanged is another row's", BOX, "to(row + i * 8, column + e)",
-            "to(row + i * 8, column + 1 - e)", changes={"K": 71}),
+    Mistake("what is not exchanged is another row's", STORE, "at[e][row + i * 8] =", "at[e][row + 8 - i * 8] =",
+            changes={"K": 71}),
     Mistake("the residual is the first filter's", "outputs_channels_last.cuh", "residual[at + m]", "residual[at]",
             changes={"residual": True}),
     Mistake("rows of x are columns", "channels_last.cuh", "((Index(n) * H + h) * W + w_) * C + c",
@@ -154,6 +229,17 @@ MISTAKES = (
     Mistake("biases are summed of channels for pixels", "staged_image.cuh",
             "const int channel = CHANNELS_LAST ? threadIdx.x % ASIDE : i;",
             "const int channel = CHANNELS_LAST ? i : threadIdx.x % ASIDE;", "kernel_grad/hopper", MAPS),
+    Mistake("a chunk is its neighbour", LOADER, "first_plane + chunk * CHUNK_STEPS",
+            "first_plane + (chunk ^ 1) * CHUNK_STEPS", "forward/tensor_core", TILES),
+    Mistake("pixels are counted by rows of the image", LOADER, "((Index(n) * rows + h) * cols + w_)",
+            "((Index(n) * rows + h) * rows + w_)", "forward/tensor_core", TILES),
+    Mistake("padding is read", LOADER, "&& unsigned(w_) < unsigned(cols);", ";", "forward/tensor_core", TILES),
+    Mistake("a closed ReLU lets g through", LOADER, "is_open ? element_of(read.dy, i)", "true ? element_of(read.dy, i)",
+            "input_grad/tensor_core", {"C": 72, "K": 64}),
+    Mistake("results lie a row of the product further on", "channel_product.cuh", "out + place[e] + first;",
+            "out + place[e] + own;", "input_grad/tensor_core", {"C": 72, "K": 64}),
+    Mistake("two pixels of g are exchanged", "tap_channels.cuh", "unit % PAIRS * 2 + e)", "unit % PAIRS * 2 + 1 - e)",
+            "kernel_grad/tensor_core", TILES),
 )  # fmt: skip
 
 
@@ -177,7 +263,7 @@ def test_a_mistake_shows(quick, mistake, tmp_path):
     wrong = replaced(mistake.variant, mistake.file, mistake.old, mistake.new, tmp_path)
     problem = ConvProblem.parse(TEXTS[0], bias=True, dtype="float16", layout="nhwc", activation="relu")
     problem = problem.with_(**mistake.changes)
-    assert check.check(wrong, problem, quick, tunables=FEW).faults != []
+    assert check.check(wrong, problem, quick, tunables=GPU if "tensor" in mistake.variant else FEW).faults != []
 
 
 def test_a_map_of_a_neighbour_is_found(quick):
@@ -203,3 +289,16 @@ def test_sanitize_names_the_element_by_its_axes(tmp_path):
     problem = ConvProblem.parse("2,6,5,7,4,3,2,padding=1,layout=nhwc", dtype="float16")
     found = sanitize.sanitize(wrong, problem, orders=("as numbered",)).findings
     assert any(finding.sentence == "writes x[1,4,2,3], an input" for finding in found)
+
+
+def test_sanitize_sees_a_chunk_beyond_the_last(tmp_path):
+    """Whose numbers are in no result; the kernel as it is reads none."""
+    problem = ConvProblem.parse("1,32,3,8,24,1,1,layout=nhwc", dtype="float16", bias=True)
+    found = sanitize.sanitize(TENSOR_CORE[2], problem, orders=("as numbered",)).findings
+    assert found == []
+    wrong = replaced(
+        "kernel_grad/tensor_core", "tap_channels.cuh", "reader.read(exists && filter < filters);",
+        "reader.read(exists);", tmp_path,
+    )  # fmt: skip
+    found = sanitize.sanitize(wrong, problem, orders=("as numbered",)).findings
+    assert {finding.kind for finding in found} == {"out of bounds"} and {each.memory for each in found} == {"dy"}

@@ -15,7 +15,7 @@ W = RNG.integers(-3, 4, (24, 16, 3, 3)).astype(np.float16)
 B = RNG.integers(-3, 4, 24).astype(np.float16)
 DY = RNG.integers(-3, 4, (2, 24, 5, 9)).astype(np.float16)
 
-#: "hopper" takes them, "vectorised_gemm" does not.
+#: "hopper" takes them, as "tensor_core" does, "vectorised_gemm" does not.
 TAKES, TAKES_NOT = "hopper", "vectorised_gemm"
 each_variant = pytest.mark.parametrize("variant", [TAKES, TAKES_NOT])
 

@@ -1,0 +1,133 @@
+// Images whose channels lie side by side in memory, too, on their way to shared memory: what halo_loader.cuh and
+// tap_halo.cuh turn comes here as it lies, a chunk of 16 bytes at a time.
+#pragma once
+#include "halo_loader.cuh"
+
+// Of images of rows x cols pixels the chunk of a pixel's channels, or zeros where there is no pixel. CHANNELS_AT_ONCE:
+// by how many channels they are read, as their addresses allow.
+struct ChannelReader {
+    const Scalar* const images;  // at the first channel of the group
+    const int N, rows, cols, channels;
+    const Scalar* here = nullptr;
+    int n = 0, row = 0, col = 0;  // of the corner
+    bool inside = false;
+
+    __device__ __forceinline__ ChannelReader(const Scalar* images, int N, int channels, int first_channel, int rows,
+                                             int cols)
+        : images(images + first_channel), N(N), rows(rows), cols(cols), channels(channels) {}
+    __device__ __forceinline__ void set_corner(int n, int row, int col) { this->n = n, this->row = row, this->col = col; }
+    __device__ __forceinline__ void go_to(int channel, int down, int across) {
+        const int h = row + down, w_ = col + across;
+        inside = n < N && unsigned(h) < unsigned(rows) && unsigned(w_) < unsigned(cols);
+        here = images + ((Index(n) * rows + h) * cols + w_) * channels + channel;
+    }
+    // beside: how many bytes further on, in an array of the same extents.
+    __device__ __forceinline__ Chunk read(bool exists, Address beside = 0) const {
+        using Word = typename Elements<CHANNELS_AT_ONCE>::Word;
+        constexpr int WORDS_OF_CHUNK = sizeof(Chunk) / sizeof(Word);
+        const Word* const from = reinterpret_cast<const Word*>(Address(here) + beside);
+        union {
+            Word words[WORDS_OF_CHUNK];
+            Chunk chunk;
+        } found = {};
+#pragma unroll
+        for (int i = 0; i < WORDS_OF_CHUNK; ++i) found.words[i] = exists && inside ? __ldg(from + i) : Word{};
+        return found.chunk;
+    }
+};
+
+__device__ __forceinline__ Scalar element_of(const Chunk& chunk, int i) {
+    return reinterpret_cast<const Scalar*>(&chunk)[i];
+}
+
+// x, as a Reader.
+struct InputChannels : ChannelReader {
+    using Read = Chunk;
+
+    __device__ __forceinline__ InputChannels(const Scalar* x, const Conv2dShape& shape, int group)
+        : ChannelReader(x, shape.N, shape.C, group * shape.group_channels(), shape.H, shape.W) {}
+    static __device__ __forceinline__ Chunk formed(const Read& read) { return read; }
+};
+
+// g, whose phi' is 0 or 1.
+struct GradChannels : ChannelReader {
+    struct Read {
+        Chunk dy, y;
+    };
+    const Address y_beside;  // from an element of dy to that of y
+
+    __device__ __forceinline__ GradChannels(const Scalar* dy, const Saved* saved, const Conv2dShape& shape, int group)
+        : ChannelReader(dy, shape.N, shape.K, group * shape.group_filters(), shape.P, shape.Q),
+          y_beside(Address(saved) - Address(dy)) {}
+    __device__ __forceinline__ Read read(bool exists) const {
+        Read found;
+        found.dy = ChannelReader::read(exists);
+        if constexpr (ACTIVATION != IDENTITY) found.y = ChannelReader::read(exists, y_beside);
+        return found;
+    }
+    static __device__ __forceinline__ Chunk formed(const Read& read) {
+        if constexpr (ACTIVATION == IDENTITY) return read.dy;
+        Chunk g;
+#pragma unroll
+        for (int i = 0; i < CHUNK_STEPS; ++i) {
+            const bool is_open = times_derivative(1, to_acc(element_of(read.y, i))) != 0;
+            reinterpret_cast<Scalar*>(&g)[i] = is_open ? element_of(read.dy, i) : Scalar(0.0f);
+        }
+        return g;
+    }
+};
+
+// HaloLoader's: a unit is a chunk of a pixel, of which a pixel's four are consecutive in threadIdx.x.
+template <class Reader, class Halo>
+struct ChannelLoader {
+    static constexpr int AT_ONCE = THREADS / CHUNKS, UNITS = Halo::PIXELS;
+
+    Reader reader;
+    int n, first_row, first_col;  // of the halo, in the images
+    const int chunk = threadIdx.x % CHUNKS;
+    int unit = 0, image = 0, row = 0, col = 0;  // the next one, or the one that is under way
+    typename Reader::Read own;
+
+    __device__ __forceinline__ ChannelLoader(const Reader& reader, int n, int first_row, int first_col)
+        : reader(reader) {
+        move_to(n, first_row, first_col);
+    }
+    __device__ __forceinline__ void move_to(int n, int first_row, int first_col) {
+        this->n = n, this->first_row = first_row, this->first_col = first_col;
+    }
+    __device__ __forceinline__ void begin() {
+        unit = threadIdx.x / CHUNKS;
+        image = unit / HALO_Q / HALO_P, row = unit / HALO_Q % HALO_P, col = unit % HALO_Q;
+    }
+    __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
+    __device__ __forceinline__ void ask(int first_plane, bool exists = true) {
+        reader.set_corner(n + image, first_row, first_col);
+        reader.go_to(first_plane + chunk * CHUNK_STEPS, row, col);
+        own = reader.read(exists);
+    }
+    __device__ __forceinline__ void put(Halo& halo, bool exists = true) {
+        const Chunk formed = Reader::formed(own);
+        store_if(exists, &halo.chunks[0][(exists ? unit : 0) * Halo::PITCH + chunk], formed.words);
+        unit += AT_ONCE;
+        col += AT_ONCE % HALO_Q;
+        row += AT_ONCE / HALO_Q + Pixel::passes_end(col, HALO_Q);
+        if constexpr (TILE_IMAGES > 1) {
+            image += row / HALO_P;
+            row %= HALO_P;
+        }
+    }
+    __device__ __forceinline__ void bring(Halo& halo, int first_plane) {
+#pragma unroll 1
+        while (has_units()) {
+            ask(first_plane);
+            put(halo);
+        }
+    }
+};
+
+// What brings a halo, of x or of g, in either layout.
+using ImageReader = std::conditional_t<CHANNELS_LAST, InputChannels, InputReader>;
+using GradImageReader = std::conditional_t<CHANNELS_LAST, GradChannels, GradReader>;
+template <class Reader, int VECTOR_PIXELS, class Halo>
+using LayoutLoader = std::conditional_t<CHANNELS_LAST, ChannelLoader<Reader, Halo>, HaloLoader<Reader, VECTOR_PIXELS, Halo>>;
+static_assert(!CHANNELS_LAST || (HALO && !IS_TF32), "16-bit channels come in chunks, to halos");
