@@ -142,7 +142,7 @@ struct HaloWindows {
                     __syncwarp();  // or ptxas moves the loads to where they are wanted
                     product.add(memory.filter[turn][i % TAPS_AT_ONCE], halo,
                                 row_shift + (ROW_GROUPS ? i * COL_STEP : across * cols.step) * HaloRows::PIXEL_BYTES);
-                    if (IS_FREE ? i < UNITS_AT_ONCE : brings) loader.put(next, brings);
+                    if (IS_FREE ? i < UNITS_AT_ONCE : brings) loader.template put<IS_FREE>(next, brings);
                     if ((ROW_GROUPS ? i + 1 : ++across) == (ROW_GROUPS ? ROW_TAPS : phase.across))
                         across = 0, row_shift += rows.step * (HALO_Q * HaloRows::PIXEL_BYTES);
                     if (LONG_SUMS && !MAY_SPLIT && (!ROW_GROUPS || i == ROW_TAPS - 1) &&

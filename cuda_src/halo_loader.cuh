@@ -90,7 +90,7 @@ struct HaloLoader {
     __device__ __forceinline__ void begin() { unit = first_unit(); }
     __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
 
-    // Without a branch, if a unit `exists` only for some threads: then what comes before and after is not kept apart.
+    // IS_FREE: without a branch, though a unit `exists` only for some threads. Else all who come here have one.
     __device__ __forceinline__ void ask(int first_plane, bool exists = true) {
         const unsigned row = unit / ACROSS;
         if constexpr (TILE_IMAGES > 1) reader.set_corner(n + row / HALO_P, first_row, first_col);
@@ -101,6 +101,7 @@ struct HaloLoader {
             own[i] = reader.template read<VECTOR_PIXELS>(exists);
         }
     }
+    template <bool IS_FREE = false>
     __device__ __forceinline__ void put(Halo& halo, bool exists = true) {
         Chunk parts[VECTOR_PIXELS][RIGHT_PARTS];
 #pragma unroll
@@ -113,13 +114,17 @@ struct HaloLoader {
 #pragma unroll
             for (int e = 0; e < VECTOR_PIXELS; ++e)
                 if (!(e & bit)) exchange_if(turned & bit, parts[e], parts[e | bit]);
-        const unsigned first = exists ? unit * VECTOR_PIXELS : 0;  // a place that there is
+        const unsigned first = !IS_FREE || exists ? unit * VECTOR_PIXELS : 0;  // a place that there is
 #pragma unroll
         for (int e = 0; e < VECTOR_PIXELS; ++e)
 #pragma unroll
-            for (int part = 0; part < RIGHT_PARTS; ++part)
-                store_if(exists, &halo.chunks[part][(first + (e ^ turned)) * Halo::PITCH + chunk],
-                         parts[e][part].words);
+            for (int part = 0; part < RIGHT_PARTS; ++part) {
+                Chunk& to = halo.chunks[part][(first + (e ^ turned)) * Halo::PITCH + chunk];
+                if constexpr (IS_FREE)
+                    store_if(exists, &to, parts[e][part].words);
+                else
+                    to = parts[e][part];
+            }
         unit += AT_ONCE;
     }
     // All that are left.

@@ -3,6 +3,7 @@
 #pragma once
 #include "halo_loader.cuh"
 #include "tap_steps.cuh"
+#include "vector.cuh"
 
 // g of a tile: of each filter its pixels, in chunks, and a gap that keeps 8 filters' chunks of one number in all banks.
 struct GradRows {
@@ -46,7 +47,7 @@ struct GradLoader {
 #pragma unroll
         for (int i = 0; i < UNITS; ++i, row += AT_ONCE) {
             const bool is_row = exists && row < TILE_M;
-            const int at = GradRows::at(is_row ? row : 0, step / CHUNK_STEPS), in_chunk = step % CHUNK_STEPS;
+            const int at = GradRows::at(IS_TF32 && !is_row ? 0 : row, step / CHUNK_STEPS), in_chunk = step % CHUNK_STEPS;
             if constexpr (IS_TF32) {
                 unsigned words[LEFT_PARTS][G_PIXELS];
 #pragma unroll
@@ -58,13 +59,12 @@ struct GradLoader {
 #pragma unroll
                 for (int part = 0; part < LEFT_PARTS; ++part)
                     store_if(is_row, &rows.chunks[part][at].words[in_chunk], words[part]);
-            } else if constexpr (G_PIXELS > 1) {
-                unsigned words[(G_PIXELS + 1) / 2];
-#pragma unroll
-                for (int e = 0; e < G_PIXELS; e += 2) words[e / 2] = pair_word(own[i].exact(e), own[i].exact(e + 1));
-                store_if(is_row, &rows.chunks[0][at].words[in_chunk / 2], words);
             } else if (is_row) {
-                reinterpret_cast<Scalar*>(&rows.chunks[0][at])[in_chunk] = own[i].exact(0);
+                Vector<G_PIXELS> vector;
+#pragma unroll
+                for (int e = 0; e < G_PIXELS; ++e) vector.elements[e] = own[i].exact(e);
+                *reinterpret_cast<Vector<G_PIXELS>*>(reinterpret_cast<Scalar*>(&rows.chunks[0][at]) + in_chunk) =
+                    vector;
             }
         }
     }
