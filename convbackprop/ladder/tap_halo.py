@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from convbackprop.ladder.banded import EXACT_GRADS
 from convbackprop.ladder.implicit_gemm import RUN
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices
@@ -37,7 +38,8 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     is_split = t["RIGHT_PARTS"] == 2
     has_saved = p.saved is not None and not p.mask
     # What is read at once waits in registers: as much as nvcc finds beside the sums, spilling none.
-    is_tight = (is_split and not p.saved) or (p.mask and t["FACTOR_BITS"] == 16)
+    is_costly = p.saved is not None and p.activation not in EXACT_GRADS
+    is_tight = (is_split and (is_costly or not p.saved)) or (p.mask and t["FACTOR_BITS"] == 16)
     most = 2 if is_tight else 4
     g_pixels = next(n for n in (4, 2, 1) if n <= most and p.Q % n == 0 and alignment.y >= n * DTYPES[p.dtype])
     found = {
