@@ -105,9 +105,14 @@ struct ChannelLoader {
         reader.go_to(first_plane + chunk * CHUNK_STEPS, row, col);
         own = reader.read(exists);
     }
+    template <bool IS_FREE = false>
     __device__ __forceinline__ void put(Halo& halo, bool exists = true) {
         const Chunk formed = Reader::formed(own);
-        store_if(exists, &halo.chunks[0][(exists ? unit : 0) * Halo::PITCH + chunk], formed.words);
+        Chunk& to = halo.chunks[0][(!IS_FREE || exists ? unit : 0) * Halo::PITCH + chunk];
+        if constexpr (IS_FREE)
+            store_if(exists, &to, formed.words);
+        else
+            to = formed;
         unit += AT_ONCE;
         col += AT_ONCE % HALO_Q;
         row += AT_ONCE / HALO_Q + Pixel::passes_end(col, HALO_Q);

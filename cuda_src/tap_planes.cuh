@@ -17,7 +17,8 @@ struct HaloPlanes {
 // Neighbours are consecutive in threadIdx.x.
 template <class Reader, int VECTOR_PIXELS>
 struct PlaneLoader {
-    static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, PLANE_UNITS = HaloPlanes::PIXELS / VECTOR_PIXELS;
+    // The gap behind a plane counts, too: so threads write side by side, to all banks.
+    static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, PLANE_UNITS = HaloPlanes::PITCH / VECTOR_PIXELS;
     static constexpr int OWN = (TILE_C * PLANE_UNITS + THREADS - 1) / THREADS;
     static constexpr int EACH = (OWN + STEP_GROUPS - 1) / STEP_GROUPS, MOST = 8 / RIGHT_PARTS / VECTOR_PIXELS;
     static constexpr int AT_ONCE = EACH < MOST ? EACH : MOST > 1 ? MOST : 1;  // registers hold few
@@ -26,6 +27,9 @@ struct PlaneLoader {
     struct Place {
         int plane, unit;
 
+        __device__ __forceinline__ bool exists() const {
+            return plane < TILE_C && unit < HaloPlanes::PIXELS / VECTOR_PIXELS;
+        }
         __device__ __forceinline__ void advance() {
             plane += THREADS / PLANE_UNITS;
             unit += THREADS % PLANE_UNITS;
@@ -53,7 +57,7 @@ struct PlaneLoader {
             const unsigned unit = place.unit;
             if constexpr (TILE_IMAGES > 1) reader.set_corner(n + unit / ACROSS / HALO_P, first_row, first_col);
             reader.go_to(reader.offset(first_plane + place.plane, unit / ACROSS % HALO_P, unit % ACROSS * VECTOR_PIXELS));
-            own[i] = reader.template read<VECTOR_PIXELS>(exists && place.plane < TILE_C);
+            own[i] = reader.template read<VECTOR_PIXELS>(exists && place.exists());
         }
     }
     __device__ __forceinline__ void put(HaloPlanes& halo, bool exists = true) {
@@ -66,10 +70,10 @@ struct PlaneLoader {
 #pragma unroll
                 for (int part = 0; part < RIGHT_PARTS; ++part) words[part][e] = both.words[part];
             }
-            const bool is_plane = exists && next.plane < TILE_C;
-            const int at = is_plane ? next.plane * HaloPlanes::PITCH + next.unit * VECTOR_PIXELS : 0;
+            const bool is_unit = exists && next.exists();
+            const int at = is_unit ? next.plane * HaloPlanes::PITCH + next.unit * VECTOR_PIXELS : 0;
 #pragma unroll
-            for (int part = 0; part < RIGHT_PARTS; ++part) store_if(is_plane, &halo.words[part][at], words[part]);
+            for (int part = 0; part < RIGHT_PARTS; ++part) store_if(is_unit, &halo.words[part][at], words[part]);
         }
     }
     // All that are left.

@@ -70,7 +70,7 @@ def shrunk(problem: ConvProblem) -> ConvProblem:
         return problem.with_(N=min(problem.N, 2), H=min(problem.H, 101), W=min(problem.W, 96))
     # Channels, filters and small images stay as they are: how sums are made and split follows from them.
     height, width = (size if size < 96 else 48 + size % 16 for size in (problem.H, problem.W))
-    return problem.with_(N=min(problem.N, 8 if problem.R == problem.S == 1 else 2), H=height, W=width)
+    return problem.with_(N=min(problem.N, 8), H=height, W=width)
 
 
 @functools.cache

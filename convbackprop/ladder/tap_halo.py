@@ -51,7 +51,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         "TAPS_DOWN": down,
         "TAPS_ACROSS": across,
         "COL_STEP": p.dilation_w,
-        "STEPS_AT_ONCE": _steps_at_once(p, t),
+        "STEPS_AT_ONCE": _steps_at_once(p, t, tile_c),
         "GRADS_AT_ONCE": 2 if t["LEFT_PARTS"] == 1 and has_saved else 1,
         "G_PIXELS": g_pixels,
     }
@@ -88,14 +88,18 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         return {}
     best = min(fitting, key=cost)
     x_pixels = min(best["X_PIXELS"], alignment.x // DTYPES[p.dtype])
+    if t["FACTOR_BITS"] == 16 and has_saved and x_pixels == g_pixels == 2:
+        x_pixels = 1  # pairs of both are too many
     return tile(x_pixels, best["TILE_IMAGES"], best["TILE_P"], best["TILE_Q"])
 
 
-def _steps_at_once(p: ConvProblem, t: Constants) -> int:
+def _steps_at_once(p: ConvProblem, t: Constants, tile_c: int) -> int:
     """Return how many steps are unrolled: as many as nvcc finds registers for beside what is read of g meanwhile."""
     if t["FACTOR_BITS"] == 16:
-        return 2
-    return {1: 2 if p.mask else 4, 2: 1, 3: 2}[t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1]
+        return 1 if p.layout == "nhwc" else 2
+    if p.mask or tile_c == 16:
+        return 1
+    return {1: 4, 2: 1, 3: 2}[t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1]
 
 
 def _tile_pixels(t: Constants) -> int:

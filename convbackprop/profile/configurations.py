@@ -40,6 +40,9 @@ UNALIGNED = Alignment(4, 4)
 #: An image narrower than a warp's strips, whose rows are not aligned.
 _NARROW = "1,1,37,33,1,5,5,padding=same"
 
+#: So many rows in all that bands are tall in each dtype.
+_MANY = "16,1,2048,2048,1,5,5,padding=same"
+
 #: Different strides down and across, and transposed convolutions of as many channels as tensor cores take.
 _STRIDES = "2,3,19,21,4,3,2,stride=2x1,padding=0:1x2:0"
 _UP = "1,64,28,28,64,4,4,stride=2,padding=1,transposed=1"
@@ -51,7 +54,7 @@ def problems() -> tuple[ConvProblem, ...]:
     layers = (WHOLE, *DEEPBENCH, *RESNET, *DEPTHWISE)
     return (
         *(entry.problem() for entry in CURATED),
-        *(ConvProblem.parse(text, bias=True) for text in (_NARROW, _STRIDES, _UP, _BACK)),
+        *(ConvProblem.parse(text, bias=True) for text in (_NARROW, _MANY, _STRIDES, _UP, _BACK)),
         *(problem_of("float32", size) for size in FILTERS),
         *(layer.problem() for layer in layers),
     )
