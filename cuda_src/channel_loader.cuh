@@ -66,14 +66,17 @@ struct GradChannels : ChannelReader {
         return found;
     }
     static __device__ __forceinline__ Chunk formed(const Read& read) {
-        if constexpr (ACTIVATION == IDENTITY) return read.dy;
-        Chunk g;
+        if constexpr (ACTIVATION == IDENTITY) {
+            return read.dy;
+        } else {
+            Chunk g;
 #pragma unroll
-        for (int i = 0; i < CHUNK_STEPS; ++i) {
-            const bool is_open = times_derivative(1, to_acc(element_of(read.y, i))) != 0;
-            reinterpret_cast<Scalar*>(&g)[i] = is_open ? element_of(read.dy, i) : Scalar(0.0f);
+            for (int i = 0; i < CHUNK_STEPS; ++i) {
+                const bool is_open = times_derivative(1, to_acc(element_of(read.y, i))) != 0;
+                reinterpret_cast<Scalar*>(&g)[i] = is_open ? element_of(read.dy, i) : Scalar(0.0f);
+            }
+            return g;
         }
-        return g;
     }
 };
 
