@@ -19,7 +19,7 @@ from convbackprop.ladder.registry import select
 from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.profile.configurations import problems
 from tests import driver
-from tests.support.mutations import replaced
+from tests.support.mutations import find_all, replaced
 
 FORWARD, INPUT_GRAD, KERNEL_GRAD = VARIANTS = [
     select(f"{name}/hopper")[0] for name in ("forward", "input_grad", "kernel_grad")
@@ -166,11 +166,7 @@ def mistakes():
 
 
 def test_every_mistake_finds_its_text(tmp_path):
-    """Also those that are tried in the slow tests only."""
-    for i, mistake in enumerate(MISTAKES):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        assert replaced(mistake.variant, mistake.file, mistake.old, mistake.new, folder).path.is_file()
+    find_all(MISTAKES, tmp_path)
 
 
 @pytest.mark.parametrize("mistake", list(mistakes()))

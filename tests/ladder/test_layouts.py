@@ -17,7 +17,7 @@ from convbackprop.ladder.registry import VARIANTS, choose, select
 from convbackprop.ladder.variant import ALIGNED, Alignment
 from convbackprop.problem import ConvProblem
 from convbackprop.tune.table import class_of
-from tests.support.mutations import replaced
+from tests.support.mutations import find_all, replaced
 
 NHWC = ConvProblem.parse("2,6,5,7,4,3,2,groups=2,padding=1,layout=nhwc", bias=True, activation="relu")
 
@@ -252,10 +252,7 @@ def mistakes():
 
 
 def test_every_mistake_finds_its_text(tmp_path):
-    for i, mistake in enumerate(MISTAKES):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        assert replaced(mistake.variant, mistake.file, mistake.old, mistake.new, folder).path.is_file()
+    find_all(MISTAKES, tmp_path)
 
 
 @pytest.mark.parametrize("mistake", list(mistakes()))

@@ -782,3 +782,10 @@ assert len(MUTATIONS) == sum(map(len, _TABLE.values())), "two mutations of a var
 
 #: Those are tried on every device, those of the rungs above on the cpu device only.
 NAIVE = [name for name, mutation in MUTATIONS.items() if mutation.variant.endswith("/naive")]
+
+
+def find_all(mistakes, folder):
+    """Find the text of each mistake (variant, file, old, new): also of those that only slow tests try."""
+    for i, mistake in enumerate(mistakes):
+        (own := folder / str(i)).mkdir()
+        assert replaced(mistake.variant, mistake.file, mistake.old, mistake.new, own).path.is_file()
