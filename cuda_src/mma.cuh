@@ -95,7 +95,7 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const unsigned (&
         unsigned left[4], right[2];
         float sums[4];
     } mine = {{left[0], left[1], left[2], left[3]}, {right[0], right[1]}, {sums[0], sums[1], sums[2], sums[3]}};
-    convbackprop_warp_operation(0xffffffffu, &mine, [](unsigned lanes, void** records) {
+    convbackprop_warp_arithmetic(0xffffffffu, &mine, [](unsigned lanes, void** records) {
         const auto of = [=](int lane) { return static_cast<Lane*>(records[lane]); };
         convbackprop::for_each_lane(lanes, [=](int lane) {
             add_by_definition<Factor>(

@@ -49,7 +49,7 @@ KEPT = DATA / "expected.json"
 #: The modules of convbackprop/profile that a row follows from.
 MODEL = ("machine_code", "sass", "occupancy", "traffic", "hot_loop", "warp", "expected", "report")
 
-#: How many blocks of tensor_core are replayed, whose products are slow on a CPU: of four rows, as two tell but for 2 %.
+#: How many blocks of tensor_core are replayed, which make millions of accesses: of four rows, as two tell but for 2 %.
 BLOCKS_OF_PRODUCTS = 1
 
 #: The suites of layers, in their order on the page.

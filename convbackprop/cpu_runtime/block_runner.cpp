@@ -104,7 +104,7 @@ bool BlockRunner::enter(const ConvbackpropLaunch& launch, const std::atomic<bool
     convbackprop_gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
     outside_.stack.be_os_thread();
     TELL(begin_launch(launch));
-    TELL(add_own_memory(stacks_, MAX_THREADS * STACK_BYTES));
+    TELL(add_stacks(stacks_, MAX_THREADS * STACK_BYTES));
     TELL(add_own_memory(this, sizeof *this));
     return true;
 }
@@ -399,6 +399,20 @@ void convbackprop_warp_operation(unsigned mask, void* record, ConvbackpropWarpOp
     NOTE_CALL_SITE();
     this_runner->wait_for_warp(mask, record, operation);
 }
+
+void convbackprop_warp_arithmetic(unsigned mask, void* record, ConvbackpropWarpOperation operation) {
+    if (is_arithmetic_left_out()) return;
+    NOTE_CALL_SITE();
+    this_runner->wait_for_warp(mask, record, operation);
+}
+}
+
+bool is_arithmetic_left_out() {
+#ifdef CONVBACKPROP_CHECKED
+    return checks::only_addresses();
+#else
+    return false;
+#endif
 }
 
 #ifdef CONVBACKPROP_CHECKED

@@ -49,6 +49,7 @@ class BlockRunner;
 BlockRunner* current_runner();
 
 void forget_async_work();  // hopper.cpp: what is under way
+bool is_arithmetic_left_out();  // addresses do not follow from its results, and nothing else is looked at
 
 enum class BlockOutcome {
     FINISHED,

@@ -18,6 +18,10 @@ int convbackprop_syncthreads_reduce(ConvbackpropBarrier kind, int predicate);
 typedef void (*ConvbackpropWarpOperation)(unsigned lanes, void** records);
 void convbackprop_warp_operation(unsigned mask, void* record, ConvbackpropWarpOperation operation);
 
+// The same of an operation from whose results no address follows. Where nothing but addresses is looked at
+// (checked/traffic.cpp), it is left out: the records stay as they are.
+void convbackprop_warp_arithmetic(unsigned mask, void* record, ConvbackpropWarpOperation operation);
+
 // What sm_90 does beside its threads (hopper.cpp): barriers that count arrivals and bytes, copies that end there, and
 // products of matrices in shared memory.
 //

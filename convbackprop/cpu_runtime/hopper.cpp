@@ -258,6 +258,7 @@ void convbackprop_wgmma_wait(int groups_left) {
     Groups& mine = own_groups();
     const int thread = current_runner()->thread();
     for (; mine.closed.size() > size_t(groups_left); mine.closed.pop_front())
-        for (const Product& product : mine.closed.front()) form(product, thread);
+        if (!is_arithmetic_left_out())
+            for (const Product& product : mine.closed.front()) form(product, thread);
 }
 }

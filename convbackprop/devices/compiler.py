@@ -355,7 +355,8 @@ def shared_object(source: Source, flags: tuple[str, ...] = (), runtime: Path | N
     compiler = find_cxx()
     # The checks' flags are chosen so that no access is optimised away: the user's could undo that.
     options = [*_CPU_FLAGS, architecture_flag(), *flags, *(() if runtime else cxx_flags())]
-    words = {file.name: file.read_text() for file in (RUNTIME / "cuda_on_cpu.h", *sorted(RUNTIME.glob("include/*.h")))}
+    own = (RUNTIME / "cuda_on_cpu.h", RUNTIME / "device_calls.h", *sorted(RUNTIME.glob("include/*.h")))
+    words = {file.name: file.read_text() for file in own}
     include = _include(source.path.absolute())
     texts = text_with_includes(source.path)
     libraries = [str(runtime)] if runtime else []

@@ -5,6 +5,7 @@ The hot loop is the innermost one with the most multiply-adds; a kernel without 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -50,7 +51,12 @@ _KINDS = (
 
 def kind(instruction: Instruction) -> str:
     """Return the kind of an instruction: "FFMA" (or DFMA, HMMA.16816), "LDG.128", "integer", "control" or "other"."""
-    if instruction.is_multiply_add:
+    return _kind(instruction._replace(address=0, guard="", operands=""), instruction.is_multiply_add)
+
+
+@functools.cache
+def _kind(instruction: Instruction, multiplies: bool) -> str:
+    if multiplies:
         return instruction.matrices if instruction.base in _TENSOR_CORES else instruction.base
     if instruction.base in ("HFMA2", "FFMA"):  # with factors of zero: a constant on its way to a register
         return "move"
@@ -168,7 +174,6 @@ class HotLoop:
 
 
 # -- lines of source -------------------------------------------------------------------------------------------------
-_FUNCTION = re.compile(r"^\.text\.(\S+):$")
 _PLACE = re.compile(r'^\s*//## File "([^"]+)", line (\d+)')
 _ADDRESS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/")
 
@@ -179,7 +184,7 @@ def places(listing: str) -> dict[str, dict[int, tuple[str, int]]]:
     function: dict[int, tuple[str, int]] = {}
     place: tuple[str, int] | None = None
     for line in listing.splitlines():
-        if match := _FUNCTION.match(line):
+        if match := sass.SECTION.match(line):
             function, place = found.setdefault(match[1], {}), None
         elif match := _PLACE.match(line):
             place = (Path(match[1]).name, int(match[2]))
@@ -188,8 +193,8 @@ def places(listing: str) -> dict[str, dict[int, tuple[str, int]]]:
     return found
 
 
-def _nvdisasm(cuobjdump: Path, cubin: Path) -> str:
-    """Return the listing with lines of source, or nothing where nvdisasm is too old to know them."""
+def listing_with_lines(cuobjdump: Path, cubin: Path) -> str:
+    """Return nvdisasm's listing of a cubin, or nothing where it is not beside cuobjdump or is too old to know lines."""
     beside = cuobjdump.resolve().with_name("nvdisasm")
     program = str(beside) if beside.is_file() else shutil.which("nvdisasm")
     if program is None:
@@ -216,8 +221,8 @@ def hot_loops(cuobjdump: Path, cubin: Path, architecture: str, main: str) -> dic
     unknown = [name for name in _TENSOR_CORES if name != "HMMA" or not architecture.startswith("sm_90")]
 
     def find() -> str:
-        where = places(_nvdisasm(cuobjdump, cubin))
-        code = sass.functions(sass.dump(cuobjdump, cubin))
+        listing = listing_with_lines(cuobjdump, cubin)  # all in one: cuobjdump would run nvdisasm again
+        where, code = places(listing), sass.functions(listing or sass.dump(cuobjdump, cubin))
         loops = {name: HotLoop.of(body, where.get(name, {}), unknown, name == main) for name, body in code.items()}
         return json.dumps({
             name: [loop.is_loop, loop.kinds, loop.leanest, loop.bytes, loop.loaded_bytes,

@@ -92,7 +92,7 @@ def dump(cuobjdump: Path, cubin: Path) -> str:
 
 # -- reading them ----------------------------------------------------------------------------------------------------
 class Instruction(NamedTuple):
-    """An instruction as cuobjdump prints it."""
+    """An instruction as cuobjdump prints it: what it branches to is an address."""
 
     address: int
     guard: str
@@ -128,16 +128,38 @@ class Instruction(NamedTuple):
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 
 
+#: Of nvdisasm's listing: where a function begins, and a name for the address of the next instruction.
+SECTION = re.compile(r"^\.text\.(\S+):$")
+_LABEL = re.compile(r"^(\.L\w+):")
+
+
 def functions(listing: str) -> dict[str, list[Instruction]]:
-    """Return the instructions of each function of a listing."""
+    """Return the instructions of each function of a listing: cuobjdump's, or nvdisasm's."""
     found: dict[str, list[Instruction]] = {}
     body: list[Instruction] = []
+    addresses: dict[str, int] = {}
+    labels: list[str] = []
     for line in listing.splitlines():
-        if line.lstrip().startswith("Function :"):
+        if match := _LINE.match(line):
+            address = int(match[1], 16)
+            body.append(Instruction(address, (match[2] or "").strip(), match[3], match[4]))
+            addresses.update(dict.fromkeys(labels, address))
+            labels = []
+        elif match := SECTION.match(line):
+            body = found.setdefault(match[1], [])
+        elif match := _LABEL.match(line):
+            labels.append(match[1])
+        elif line.lstrip().startswith("Function :"):
             body = found.setdefault(line.partition(":")[2].strip(), [])
-        elif match := _LINE.match(line):
-            body.append(Instruction(int(match[1], 16), (match[2] or "").strip(), match[3], match[4]))
-    return found
+    return {name: [_branching(each, addresses) for each in code] for name, code in found.items()}
+
+
+def _branching(instruction: Instruction, addresses: Mapping[str, int]) -> Instruction:
+    """Return an instruction with the addresses that it names: of another function, 0."""
+    if "`(" not in instruction.operands:
+        return instruction
+    named = re.sub(r"`\((.*?)\)", lambda name: hex(addresses.get(name[1], 0)), instruction.operands)
+    return instruction._replace(operands=named)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ class Turn:
         shared = [i.width // 8 for i in way if i.base in ("LDS", "LDSM") and i.guard != "@!PT"]  # that: never
         pipes = [sum(every for i in way if i.base in names) for names, _, every in _PIPES if every > 1]
         halves = 2 * sum(i.base.startswith(_HALF_RATE) for i in way)
-        clocks = tuple(_clocks(way, latency) for latency in LATENCIES)
+        registers = [_registers(i) for i in way]
+        clocks = tuple(_clocks(way, registers, latency) for latency in LATENCIES)
         copies = sum(i.base == "LDGSTS" for i in way)
         return cls(fused, loads, sum(shared), max(len(way), halves, *pipes), clocks, len(shared), copies)
 
@@ -173,7 +174,7 @@ def _left_under_way(wait: Instruction) -> int:
     return int(wait.operands.rpartition(",")[2].strip() or "0", 16)
 
 
-def _clocks(way: Sequence[Instruction], latency: int) -> float:
+def _clocks(way: Sequence[Instruction], registers: Sequence[tuple[list[str], list[str]]], latency: int) -> float:
     """Return the clocks of a turn once the turns before have filled the pipes.
 
     Copies that are waited for some groups later arrive so many at a time: the mean is of as many turns.
@@ -181,20 +182,20 @@ def _clocks(way: Sequence[Instruction], latency: int) -> float:
     ready: dict[str, float] = {}
     groups: list[float] = []  # when the asynchronous copies that were committed together are there
     copies, now, before = 0.0, 0.0, 0.0
-    steps = [(i, *_registers(i), *_pipe(i, latency)) for i in way]
+    steps = [(i, i.base, *own, *_pipe(i, latency)) for i, own in zip(way, registers, strict=True)]
     alike = max(1, groups_ahead(way))
     for turn in range(_TURNS_BEFORE + 2 * alike - 1):
         if turn == _TURNS_BEFORE + alike - 1:
             before = now
-        for instruction, results, sources, takes, every in steps:
+        for instruction, base, results, sources, takes, every in steps:
             at = max([now, *(ready.get(register, 0.0) for register in (*sources, *results))])
-            if instruction.base == "LDGSTS":
+            if base == "LDGSTS":
                 copies = max(copies, at + latency)
-            elif instruction.base == "LDGDEPBAR":
+            elif base == "LDGDEPBAR":
                 groups.append(copies)
-            elif instruction.base == "DEPBAR" and groups:
+            elif base == "DEPBAR" and groups:
                 at = max([at, *groups[: max(0, len(groups) - _left_under_way(instruction))]])
-            now = at + every + {"BAR": _BARRIER, "BRA": _BRANCH}.get(instruction.base, 0)
+            now = at + every + {"BAR": _BARRIER, "BRA": _BRANCH}.get(base, 0)
             ready.update(dict.fromkeys(results, at + takes))
     return (now - before) / alike
 

@@ -19,7 +19,7 @@ from convbackprop.errors import CompileError, CompilerNotFound, EnvironmentProbl
 from convbackprop.ladder.registry import select
 from convbackprop.ladder.variant import Launch, Variant
 from convbackprop.launch.plan import constants_of
-from convbackprop.profile import sass
+from convbackprop.profile import hot_loop, sass
 from convbackprop.profile.machine_code import FILTERS, Configuration, Usage, kernels, problem_of, usage
 from convbackprop.profile.occupancy import LIMITS, Occupancy, occupancy
 from tests.support.machine_code import listing, needs_cuobjdump, needs_nvcc
@@ -166,6 +166,47 @@ def test_the_listing_of_cuobjdump():
     # Seven in a row and three out of the way; the outer loop has one multiply-add of its own.
     assert found.loop == sass.Mix(10, 2, {16: 1, 64: 1}, {}, 1, 1)
     assert found.loop.share == 0.2
+
+
+def test_the_listing_of_nvdisasm():
+    """Its labels become the addresses of what comes after them, on both sides of a branch."""
+    text = """\
+.text.forward:
+.L_x_0:
+\t//## File "/somewhere/forward/mine.cu", line 27
+        /*0000*/               @P0 BRA `(.L_x_2) ;
+.L_x_1:
+.L_x_2:
+        /*0010*/                   CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64) ;
+        /*0020*/              @!P6 BRA `(.L_x_0) ;
+.text.total:
+        /*0000*/                   RET.REL.NODEC R10 `(total) ;
+"""
+    assert sass.functions(text) == {
+        "forward": [
+            sass.Instruction(0, "@P0", "BRA", "0x10"),
+            sass.Instruction(0x10, "", "CALL.REL.NOINC", "0x0"),
+            sass.Instruction(0x20, "@!P6", "BRA", "0x0"),
+        ],
+        "total": [sass.Instruction(0, "", "RET.REL.NODEC", "R10 0x0")],
+    }
+
+
+@needs_cuobjdump
+def test_both_listings_tell_the_same():
+    """But for the target of a call, which nobody looks at."""
+    (variant,) = select("kernel_grad/implicit_gemm")
+    path, _ = compiler.cubin(Source.of(variant.path, constants_of(variant, WHOLE.problem(), "cuda")), "sm_90a")
+    cuobjdump = sass.find_cuobjdump()
+
+    def read(text):
+        return {
+            name: [i._replace(operands="") if i.base == "CALL" else i for i in code]
+            for name, code in sass.functions(text).items()
+        }
+
+    found = read(hot_loop.listing_with_lines(cuobjdump, path))
+    assert "kernel_grad" in found and found == read(sass.dump(cuobjdump, path))
 
 
 def test_a_loop_with_a_rare_one_in_it():

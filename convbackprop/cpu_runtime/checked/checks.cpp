@@ -254,10 +254,11 @@ void note_access(const void* pointer, size_t bytes, Access access, bool must_be_
         return;
     }
     if (traffic::recording()) {
-        if (array->kind != ARRAY_SILENT)
-            traffic::note_access(thread, site_of(site), int(array - arrays.data()), is_shared(*array),
-                                 access == Access::ATOMIC ? 2 : access == Access::WRITE, unsigned(bytes),
-                                 is_shared(*array) ? address - module.tls_begin : address);
+        if (array->kind == ARRAY_SILENT) return;
+        const traffic::Place place{begin_of(*array), end_of(*array), int(array - arrays.data())};
+        const int kind = access == Access::ATOMIC ? 2 : access == Access::WRITE;
+        traffic::add_array(place, is_shared(*array), kind);
+        traffic::note_access(place, is_shared(*array), kind, bytes, address, site);
     } else {
         check(touch);
     }
@@ -275,10 +276,6 @@ void note_array_index(const void* site) {
     if (thread >= 0) report(ARRAY_INDEX, site_of(site), nullptr);
 }
 
-void note_basic_block(const void* site) {
-    if (thread >= 0) traffic::note_basic_block(thread, site_of(site));
-}
-
 // ----------------------------------------------------------------------------------------- from the runtime
 
 static Site barrier_site;
@@ -286,8 +283,15 @@ static int last_at_barrier;
 
 void add_own_memory(const void* begin, size_t bytes) { own_memory.push_back({Address(begin), Address(begin) + bytes}); }
 
+void add_stacks(const void* begin, size_t bytes) {
+    add_own_memory(begin, bytes);
+    traffic::state.stacks = Address(begin);
+    traffic::state.stacks_bytes = bytes;
+}
+
 void begin_launch(const ConvbackpropLaunch& launch) {
     dl_iterate_phdr(find_module, reinterpret_cast<void*>(launch.entry));
+    traffic::begin_launch(module.base, module.tls_begin);
     own_memory.clear();
     add_own_memory(&convbackprop_threadIdx, sizeof convbackprop_threadIdx);
     add_own_memory(&convbackprop_blockIdx, sizeof convbackprop_blockIdx);
@@ -312,11 +316,14 @@ void begin_block(uint64_t number, int threads) {
 }
 
 void end_block() {
-    thread = -1;
+    run_as(-1);
     traffic::end_part(block, thread_count, true);
 }
 
-void run_as(int number) { thread = number; }
+void run_as(int number) {
+    thread = number;
+    traffic::run_as(number);
+}
 
 void arrive_at_barrier(int waiting, const void* site) {
     const Site here = site_of(site);
@@ -338,6 +345,8 @@ void complete_warp_operation(int warp, unsigned mask, unsigned lanes, bool order
         report_waiting(MASK_OF_MISSING_LANES, site_of(site), warp * LANES + __builtin_ctz(lanes), int(mask & ~lanes));
     if (orders_memory) order.warp(warp, lanes);
 }
+
+bool only_addresses() { return traffic::recording(); }
 
 void stop_at(const void* site) { report(STOPPED, site_of(site), nullptr); }
 

@@ -17,6 +17,7 @@ namespace checks {
 // -------------------------------------------------------------------------------------- from the runtime
 void begin_launch(const ConvbackpropLaunch& launch);
 void add_own_memory(const void* begin, size_t bytes);  // the runtime's, which a kernel's accesses may touch
+void add_stacks(const void* begin, size_t bytes);      // the same, of its threads
 void begin_block(uint64_t number, int threads);
 void end_block();
 void run_as(int thread);  // which one goes on now
@@ -24,6 +25,7 @@ void arrive_at_barrier(int thread, const void* site);
 void release_barrier(int arrived);
 void complete_warp_operation(int warp, unsigned mask, unsigned lanes, bool orders_memory, const void* site);
 void stop_at(const void* site);  // where the launch fails
+bool only_addresses();         // are looked at, and no numbers: traffic is recorded
 
 int current_thread();
 void forget_copies();  // copies.cpp: those that are under way
@@ -36,7 +38,6 @@ enum class Access { READ, WRITE, ATOMIC };
 void note_access(const void* address, size_t bytes, Access access, bool must_be_aligned, const void* site);
 void note_uninitialised(const void* address, size_t bytes);  // nobody may read them before they are written again
 void note_array_index(const void* site);
-void note_basic_block(const void* site);
 
 // Leaves the launch, from within a CUDA thread (block_runner.cpp).
 [[noreturn]] void stop_launch(const char* why);

@@ -7,16 +7,23 @@
 #include <type_traits>
 
 #include "checks.h"
+#include "traffic.h"
 
 using checks::Access;
 
 #define SITE __builtin_return_address(0)
+
+static inline void note_access(void* at, size_t bytes, Access access, const void* site) {
+    if (!checks::traffic::note_quickly(uintptr_t(at), bytes, access == Access::WRITE, true, site))
+        checks::note_access(at, bytes, access, true, site);
+}
+
 #pragma GCC visibility push(default)
 extern "C" {
 
 #define CONVBACKPROP_HOOKS(kind, bytes)                                                                      \
-    void __tsan_##kind##read##bytes(void* at) { checks::note_access(at, bytes, Access::READ, true, SITE); }  \
-    void __tsan_##kind##write##bytes(void* at) { checks::note_access(at, bytes, Access::WRITE, true, SITE); }
+    void __tsan_##kind##read##bytes(void* at) { note_access(at, bytes, Access::READ, SITE); }                \
+    void __tsan_##kind##write##bytes(void* at) { note_access(at, bytes, Access::WRITE, SITE); }
 #define CONVBACKPROP_HOOKS_OF(kind) \
     CONVBACKPROP_HOOKS(kind, 1)     \
     CONVBACKPROP_HOOKS(kind, 2)     \
@@ -59,7 +66,7 @@ void convbackprop_note_copy(void* to, const void* from, size_t bytes) {
     checks::note_access(to, bytes, Access::WRITE, false, SITE);
 }
 
-void __sanitizer_cov_trace_pc(void) { checks::note_basic_block(SITE); }
+void __sanitizer_cov_trace_pc(void) { checks::traffic::note_basic_block(SITE); }
 
 void __ubsan_handle_out_of_bounds(void*, void*) { checks::note_array_index(SITE); }
 void __ubsan_handle_out_of_bounds_abort(void*, void*) { checks::note_array_index(SITE); }
