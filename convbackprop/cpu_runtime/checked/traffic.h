@@ -15,9 +15,9 @@ namespace checks::traffic {
 template <class T>
 class Run {
   public:
-    void push(const T& value) {
+    T& add() {  // one more, to be written in place: a copy made field by field would stall where it is read as a whole
         if (end_ == limit_) grow();
-        *end_++ = value;
+        return *end_++;
     }
     void clear() { end_ = begin_; }
     const T* begin() const { return begin_; }
@@ -71,10 +71,13 @@ inline uint32_t step_at(const void* site) { return uint32_t(uintptr_t(site) - st
 void note_global(const Access& access, size_t bytes);  // besides its step
 
 inline void note_access(const Place& place, bool shared, int kind, size_t bytes, uintptr_t address, const void* site) {
-    const Access access{address - (shared ? state.shared_memory : 0), int16_t(place.array), shared, uint8_t(kind),
-                        uint8_t(bytes)};
-    state.thread->steps.push(step_at(site) | 1);
-    state.thread->accesses.push(access);
+    state.thread->steps.add() = step_at(site) | 1;
+    Access& access = state.thread->accesses.add();
+    access.address = address - (shared ? state.shared_memory : 0);
+    access.array = int16_t(place.array);
+    access.shared = shared;
+    access.kind = uint8_t(kind);
+    access.bytes = uint8_t(bytes);
     if (!shared) note_global(access, bytes);
 }
 
@@ -91,7 +94,7 @@ inline bool note_quickly(uintptr_t address, size_t bytes, int kind, bool must_be
 }
 
 inline void note_basic_block(const void* site) {
-    if (state.thread) state.thread->steps.push(step_at(site));
+    if (state.thread) state.thread->steps.add() = step_at(site);
 }
 
 void run_as(int thread);                                            // -1: the runtime is at work
