@@ -688,7 +688,14 @@ def test_dry_run_without_a_stand_in(monkeypatch, capsys):
     assert "a dry run needs the stand-in for a driver, which cannot be used: it is Sunday" in capsys.readouterr().out
 
 
-def test_dry_run(tmp_path, can_stand_in):
+@pytest.mark.parametrize(
+    "named",
+    [
+        pytest.param("ceilings|^28 3x3.*(/host|graphs forward|/training|nccl)$", id="one of each part"),
+        pytest.param("ceilings|^28 3x3", marks=pytest.mark.slow, id="every pass, and torch.compile"),
+    ],
+)
+def test_dry_run(tmp_path, can_stand_in, named):
     try:
         compiler.find_nvcc()
     except errors.CompilerNotFound as error:
@@ -697,7 +704,7 @@ def test_dry_run(tmp_path, can_stand_in):
     before = set(ROOT.glob("benchmarks/results/*"))
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu_report.py", "--dry-run", "--out", str(out),
-         "--jobs", "ceilings|^28 3x3"],
+         "--jobs", named],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

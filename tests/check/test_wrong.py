@@ -18,6 +18,7 @@ from convbackprop.devices.gpus import GPUS, Target
 from convbackprop.errors import LaunchFailed
 from convbackprop.fuzz.problems import is_product
 from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import MUTATIONS, NAIVE, copied
 from tests.support.quick import quick_on_cpu
@@ -155,17 +156,17 @@ def is_rejected(variant, device, entries, changes, is_nonfinite=False, multiproc
     return False
 
 
-#: Of each variant's mutations so many are tried by default; all of them in the slow tests.
-BRIEFLY = 2
-
-
 def mutations():
-    """Yield the names of the mutations of the rungs above naive."""
+    """Yield the names of the mutations of the rungs above naive; but for the first of each variant in the slow tests.
+
+    Of what is compiled quickly the second is tried by default, too.
+    """
     tried_of = Counter()
     for name in (name for name in MUTATIONS if name not in NAIVE):
-        variant = MUTATIONS[name].variant
+        (variant,) = select(MUTATIONS[name].variant)
         tried_of[variant] += 1
-        yield pytest.param(name, marks=() if tried_of[variant] <= BRIEFLY else pytest.mark.slow)
+        is_quick = tried_of[variant] <= (1 if is_product(variant) else 2)
+        yield pytest.param(name, marks=() if is_quick else pytest.mark.slow)
 
 
 def test_every_mutation_finds_its_text(tmp_path):
@@ -188,7 +189,15 @@ def test_mutation_is_rejected(quick, name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", sorted({mutation.variant for mutation in MUTATIONS.values()}))
+def copies():
+    """Yield the names of the variants that are mutated; but for one of each pass the products are slow tests."""
+    for name in sorted({mutation.variant for mutation in MUTATIONS.values()}):
+        (variant,) = select(name)
+        is_quick = not is_product(variant) or variant.name == "implicit_gemm"
+        yield pytest.param(name, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", copies())
 def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)

@@ -206,15 +206,15 @@ def test_every_variant_meets_every_kind():
 def legal_values():
     """Yield (variant, tunable, value).
 
-    Slow tests of what is costly: values below the largest; those of kernel_grad_total.cuh, which naive
-    and tiled meet; and those of filter_product.cuh that forward meets.
+    Slow tests: values between the extremes, and of what is costly all below the largest; those of
+    kernel_grad_total.cuh, which naive and tiled meet; and those of filter_product.cuh that forward meets.
     """
     for variant in VARIANTS:
         for name, tunable in variant.tunables.items():
             for value in tunable.legal:
-                is_extreme = value == max(tunable.legal)
+                is_extreme = value in (max(tunable.legal), *([] if is_costly(variant) else [min(tunable.legal)]))
                 is_met = name in ("SLICE_GROUPS", "TAPS_EACH") or str(variant) == "input_grad/implicit_gemm"
-                is_quick = not is_costly(variant) or (is_extreme and not is_met)
+                is_quick = is_extreme and not (is_costly(variant) and is_met)
                 marks = () if is_quick else pytest.mark.slow
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
 
@@ -251,12 +251,15 @@ def test_defaults_are_legal(variant):
 
 # -- other levels of x86-64 ------------------------------------------------------------------------------------------
 def legal_values_at_levels():
-    """Yield (level, variant, tunable, value); the largest values at one level, by turns: all others are slow tests."""
+    """Yield (level, variant, tunable, value).
+
+    Slow tests: all but the largest values of every other tunable, at one level, by turns.
+    """
     tunables = [(variant, name) for variant in FOLLOW_THE_LEVEL for name in variant.tunables if name not in TOTAL]
     for turn, (variant, name) in enumerate(tunables):
         legal = variant.tunables[name].legal
         for level, value in product(OTHER_LEVELS, legal):
-            is_quick = value == max(legal) and level == OTHER_LEVELS[turn % len(OTHER_LEVELS)]
+            is_quick = turn % 2 == 0 and value == max(legal) and level == OTHER_LEVELS[turn // 2 % len(OTHER_LEVELS)]
             marks = () if is_quick else pytest.mark.slow
             yield pytest.param(level, variant, name, value, id=f"{level}-{variant}-{name}-{value}", marks=marks)
 
@@ -272,17 +275,25 @@ def test_every_legal_value_at_other_levels(level, variant, name, value):
 AT_LEVELS = {*FOLLOW_THE_LEVEL, *(of_pass(pass_name)[0] for pass_name in PASSES)}
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(v, id=str(v), marks=() if v in AT_LEVELS else pytest.mark.slow) for v in VARIANTS],
-)
-def test_each_dtype_at_other_levels(level, variant):
-    """As users compile it; of a rung that is the same at each level, what it is converted by: float16."""
-    kinds = (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]) if variant in FOLLOW_THE_LEVEL else EACH_KIND_ONCE[3:4]
-    for kind in (kind for kind in kinds if computes(variant, kind[0])):
-        alike = check.compiled_alike(variant, [p for p in EVERYTHING if kind_of(p) == kind], "cpu")
-        among = max(alike, key=len)[:12]
-        assert faults_of(variant, cpu_at(level), PROBLEMS, [kind], "cpu", among) == []
+def kinds_at_levels():
+    """Yield (level, variant, kind): of a rung that is the same at each level, what it is converted by, float16.
+
+    Slow tests: one kind of each variant at each level, by turns, and what is the same at each but for the first rungs.
+    """
+    for (i, level), variant in product(enumerate(OTHER_LEVELS), VARIANTS):
+        kinds = (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]) if variant in FOLLOW_THE_LEVEL else EACH_KIND_ONCE[3:4]
+        for turn, kind in enumerate(kind for kind in kinds if computes(variant, kind[0])):
+            is_quick = variant in AT_LEVELS and (len(kinds) == 1 or turn != 1 + i)
+            marks = () if is_quick else pytest.mark.slow
+            yield pytest.param(level, variant, kind, id=f"{level}-{variant}-{kind[0]}", marks=marks)
+
+
+@pytest.mark.parametrize(("level", "variant", "kind"), list(kinds_at_levels()), indirect=["level"])
+def test_each_dtype_at_other_levels(level, variant, kind):
+    """As users compile it."""
+    alike = check.compiled_alike(variant, [p for p in EVERYTHING if kind_of(p) == kind], "cpu")
+    among = max(alike, key=len)[:12]
+    assert faults_of(variant, cpu_at(level), PROBLEMS, [kind], "cpu", among) == []
 
 
 # -- the same bits every run ---------------------------------------------------------------------------------------
@@ -318,7 +329,7 @@ def determined_problem(variant, text):
 def test_same_bits_in_every_run(device, variant, text):
     problem = determined_problem(variant, text)
     first = bits(variant, problem, shared(variant, device))
-    for _ in range(20):
+    for _ in range(10):
         assert bits(variant, problem, shared(variant, device)) == first
 
 
@@ -345,7 +356,7 @@ def test_same_bits_at_any_place_in_the_batch(cpu, variant, text, tunables):
     if sentence := variant.refusal(problem):
         pytest.skip(sentence)
     for seed in range(4):
-        assert laws.batch(laws.Subject(variant, problem, cpu, tunables, seed)) == []
+        assert laws.batch(laws.Subject(variant, problem, on(shared(variant, cpu), tunables, variant), tunables, seed)) == []
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

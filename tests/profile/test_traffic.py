@@ -85,19 +85,19 @@ def test_arrays(patterns):
 
 
 # -- a sample of a large grid ----------------------------------------------------------------------------------------
-LARGE = "32,64,112,112,128,3,3"  # 3.8 million accesses a block of kernel_grad/implicit_gemm, of which there are 792
+LARGE = "8,64,56,56,128,3,3"  # 203,776 accesses a block of kernel_grad/implicit_gemm, of which there are 774
 
 
 def test_no_more_is_replayed_than_enough(monkeypatch):
     (variant,), problem = select("kernel_grad/implicit_gemm"), ConvProblem.parse(LARGE)
-    monkeypatch.setattr("convbackprop.profile.traffic.ENOUGH", 5_000_000)
+    monkeypatch.setattr("convbackprop.profile.traffic.ENOUGH", 390_000)
     main, total = traffic(variant, problem)
     assert main.blocks == 2 and total.blocks == 64  # the second block passes the limit
     assert math.prod(main.grid) > 64 and math.prod(total.grid) > 64
     one, _ = traffic(variant, problem, blocks=1)
     assert one.blocks == 1
     of_two, of_one = ({a.name: a.loaded_bytes / kernel.blocks for a in kernel.arrays} for kernel in (main, one))
-    assert of_two == pytest.approx(of_one, rel=0.05) and of_one["dy"] > 1e6
+    assert of_two == pytest.approx(of_one, rel=0.05) and of_one["dy"] > 1e5
 
 
 def test_a_replay_takes_no_memory_but_what_blocks_touch(monkeypatch):
@@ -138,7 +138,7 @@ def test_strips_read_each_sector_hardly_more_than_once(name, size):
     """In a block: the rows of its band, and the R - 1 rows of the window around it."""
     (variant,) = select(name)
     problem = ConvProblem.parse(f"1,1,256,4096,1,{size},{size},padding=same", bias=True, activation="relu")
-    kernel = traffic(variant, problem, blocks=16)[0]
+    kernel = traffic(variant, problem, blocks=4)[0]
     rows = variant.constants("cuda", problem)["ROWS"]
     arrays = {array.name: array for array in kernel.arrays}
     pixels = kernel.blocks * math.prod(kernel.block) * rows * variant.constants("cuda", problem)["COLS"]
@@ -159,6 +159,6 @@ def test_no_bank_conflicts(variant, size):
     )  # fmt: skip
     problems = [ConvProblem.parse(f"{text},padding=same", bias=True, activation="relu") for text in texts]
     problem = next(problem for problem in problems if variant.refusal(problem) is None)
-    for kernel in traffic(variant, problem, blocks=4):
+    for kernel in traffic(variant, problem, blocks=2):
         for line in kernel.lines:
             assert line.wavefronts == line.least_wavefronts, (kernel.entry, line)

@@ -45,8 +45,9 @@ EVERYTHING = tuple(
     for dtype, activation, mask in EVERY_KIND
 )
 
-#: Sets of compile-time constants for which a variant is compiled that is compiled anew for other sizes.
-BUDGET, BUDGET_BRIEFLY = 5, 3
+#: Sets of compile-time constants for which a variant is compiled that is compiled anew for other sizes, and for which
+#: a matrix product is that chooses among some.
+BUDGET, BUDGET_BRIEFLY, BUDGET_OF_PRODUCTS = 5, 3, 8
 
 
 def is_costly(variant):
@@ -74,7 +75,7 @@ def chosen(variant, tunables, briefly=False):
         return covering(variant, EVERYTHING, tunables, BUDGET_BRIEFLY if briefly else BUDGET)
     once = [p for p in EVERYTHING if kind_of(p) in kinds_once(variant)]
     if is_costly(variant):
-        return covering(variant, once, tunables, len(kinds_once(variant)) if briefly else None)
+        return covering(variant, once, tunables, len(kinds_once(variant)) if briefly else BUDGET_OF_PRODUCTS)
     if briefly:
         some = once
     else:
