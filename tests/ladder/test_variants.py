@@ -355,8 +355,9 @@ def test_same_bits_at_any_place_in_the_batch(cpu, variant, text, tunables):
     problem = ConvProblem.parse(text, bias=True, activation="relu")
     if sentence := variant.refusal(problem):
         pytest.skip(sentence)
+    where = on(shared(variant, cpu), tunables, variant)
     for seed in range(4):
-        assert laws.batch(laws.Subject(variant, problem, on(shared(variant, cpu), tunables, variant), tunables, seed)) == []
+        assert laws.batch(laws.Subject(variant, problem, where, tunables, seed)) == []
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
