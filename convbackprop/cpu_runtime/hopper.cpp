@@ -95,16 +95,17 @@ void copy_box(char* to, const ConvbackpropTensorMap& of, const std::array<int, 5
                 for (uint32_t b = 0; b < counts[1]; ++b) {
                     const uint32_t index[] = {0, b, c, d, e};
                     const char* from = of.address;
-                    bool exists = at[0] >= 0 && at[0] < int64_t(of.sizes[0]);
+                    bool exists = true;
                     for (int i = 1; i < 5; ++i) {
                         const int64_t coordinate = at[i] + int64_t(index[i]) * of.steps[i];
                         exists = exists && coordinate >= 0 && coordinate < int64_t(of.sizes[i]);
                         from += coordinate * int64_t(of.strides[i - 1]);
                     }
+                    const int64_t begin = std::max(at[0], 0), end = std::min(int64_t(at[0]) + counts[0], int64_t(of.sizes[0]));
                     char values[128] = {};
-                    if (exists)
-                        memcpy(values, from + at[0] * size_t(of.element_bytes),
-                               std::min(counts[0], of.sizes[0] - at[0]) * size_t(of.element_bytes));
+                    if (exists && begin < end)
+                        memcpy(values + (begin - at[0]) * of.element_bytes, from + begin * of.element_bytes,
+                               (end - begin) * of.element_bytes);
                     for (int unit = 0; unit < 8; ++unit, next += 16)
                         memcpy(reinterpret_cast<void*>(swizzled(next)), values + 16 * unit, 16);
                 }

@@ -252,7 +252,8 @@ def _public(subject: Subject, arrays: Arrays) -> Results:
     """Return what the public function of a pass returns for these arrays."""
     p = subject.problem
     how: dict[str, Any] = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation, "groups": p.groups}
-    how |= {"activation": p.activation, "variant": subject.variant.name, "device": subject.device.name}
+    how |= {"activation": p.activation, "precision": p.precision}
+    how |= {"variant": subject.variant.name, "device": subject.device.name}
     pass_name = subject.variant.pass_name
     if pass_name == "forward":
         bias = arrays["b"] if p.bias else None

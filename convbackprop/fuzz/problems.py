@@ -112,8 +112,8 @@ def some_kind(rng: random.Random) -> Kind:
 
 
 def taken_by(variant: Variant, kind: Kind) -> Kind:
-    """Return the kind, but for a mask or a dtype if that is all for which the variant refuses it."""
-    for change in ({}, {"mask": False}, {"dtype": "float32"}):
+    """Return the kind, but for a mask, a dtype or a precision if that is all for which the variant refuses it."""
+    for change in ({}, {"mask": False}, {"dtype": "float32"}, {"dtype": "float32", "precision": "tf32"}):
         taken = {**kind, **change}
         texts = (*(f"1,2,40,40,2,{size},{size},groups=2,padding=1" for size in (3, 9)), "1,8,40,40,8,3,3,padding=1")
         if any(variant.refusal(ConvProblem.parse(text, **taken)) is None for text in texts):

@@ -6,13 +6,30 @@ import functools
 import math
 from collections.abc import Callable
 from itertools import product as combinations
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from convbackprop.devices.gpus import Target
 from convbackprop.devices.mapped import MOST_SPANNED, MOST_STEP, TensorMap
-from convbackprop.ladder import implicit_gemm
+from convbackprop.ladder import hopper_pixels, hopper_planes, implicit_gemm
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
 from convbackprop.ladder.channels_last import channels_aside
+from convbackprop.ladder.hopper_memory import (
+    CUTS,
+    L2_BYTES,
+    PATTERN,
+    PRODUCT_SUMS,
+    ROW,
+    RUN,
+    RUN_OF_16_BITS,
+    SLOT_BYTES,
+    STAGED_PIXELS,
+    THREADS,
+    depth,
+    element,
+    is_in_place,
+    most_round_offs,
+)
 from convbackprop.ladder.implicit_gemm import phases, same
 from convbackprop.ladder.launches import PACK_MASK, block
 from convbackprop.ladder.pipelined import unseen
@@ -21,24 +38,11 @@ from convbackprop.ladder.variant import ALIGNED, Alignment, Constants, Launch, R
 from convbackprop.layouts import LAYOUTS
 from convbackprop.problem import DTYPES, ConvProblem
 
-#: Three warpgroups, of which the first moves.
-_THREADS = 384
-
-#: A row of shared memory, a chunk of channels; a pattern of eight of them; what one product of matrices takes of a row.
-_ROW, _PATTERN, _DEEP = 128, 1024, 32
-
-#: Shared memory that a block may have for slots on sm_90: all but an alignment and the barriers.
-_SLOT_BYTES = (227 << 10) - _PATTERN - 512
+#: What one product of matrices takes of a row of shared memory, which is a chunk of channels.
+_DEEP = 32
 
 #: Slots of taps at most: more are no further ahead of the products.
 _MOST_TAPS = 8
-
-#: RUN_STEPS: a sum passes a product of matrices for each 8 TF32 numbers or 16 of 16 bits, and may be cut each time, by
-#: two round-offs at most. Of 960 and 3,840 steps these are 240 and 480, where the bound has 248 and 496.
-_RUN, _RUN_OF_16_BITS = 960, 3840
-
-#: Pixels that a block of `stage` turns.
-_STAGED_PIXELS = 64
 
 
 # -- what is multiplied ----------------------------------------------------------------------------------------------
@@ -84,33 +88,18 @@ def _image(pass_name: str, p: ConvProblem) -> _Image:
     )  # fmt: skip
 
 
-def _element(p: ConvProblem) -> int:
-    """Return the bytes of an element: of float32 a TF32 word."""
-    return DTYPES[p.dtype]
-
-
-def _depth(p: ConvProblem) -> int:
-    """Return the channels of a chunk."""
-    return _ROW // _element(p)
-
-
 def _run(p: ConvProblem) -> int:
-    return _RUN_OF_16_BITS if _element(p) == 2 else _RUN
+    return RUN_OF_16_BITS if element(p) == 2 else RUN
 
 
 def _taps(pass_name: str, p: ConvProblem) -> int:
     """Return the taps of all chunks of channels, that is the steps of a sum in chunks."""
     image = _image(pass_name, p)
-    return ceil_div(image.channels, _depth(p)) * math.prod(image.taps)
+    return ceil_div(image.channels, depth(p)) * math.prod(image.taps)
 
 
 def _is_long(pass_name: str, p: ConvProblem) -> bool:
-    return _taps(pass_name, p) * _depth(p) > _run(p)
-
-
-def _is_in_place(p: ConvProblem, alignment: int, channels: int) -> bool:
-    """Return whether a tensor map can be of an image as it lies: whole units of 16-bit channels side by side."""
-    return p.layout == "nhwc" and _element(p) == 2 and channels // p.groups % 8 == 0 and alignment >= 16
+    return _taps(pass_name, p) * depth(p) > _run(p)
 
 
 # -- the tile --------------------------------------------------------------------------------------------------------
@@ -145,20 +134,19 @@ class _Slots(NamedTuple):
 
 def _slots(box: int, tap: int, taps_down: int) -> _Slots:
     """Return the slots with which copies are furthest ahead."""
-    found = [_Slots(n, min(_MOST_TAPS, (_SLOT_BYTES - n * box) // tap), taps_down) for n in range(2, _MOST_TAPS + 1)]
+    found = [_Slots(n, min(_MOST_TAPS, (SLOT_BYTES - n * box) // tap), taps_down) for n in range(2, _MOST_TAPS + 1)]
     return max(found, key=lambda slots: slots.ahead)
 
 
 #: So many taps ahead are enough to hide where copies come from.
 _AHEAD = 3
 
-#: What a tile takes, in clocks: sums of a chunk at a tap that a multiprocessor forms in one; bytes that it gets from
-#: the L2 cache; instructions that write eight pixels of a row, or find where they lie.
-_PRODUCT_SUMS, _L2_BYTES, _WRITE = 32, 36, 40
+#: Instructions that write eight pixels of a row, or find where they lie.
+_WRITE = 40
 
 
 def _tile(pass_name: str, p: ConvProblem, tile_m: int, columns: int) -> dict[str, int] | None:
-    return _tile_of(_image(pass_name, p), p.N, _depth(p), tile_m, columns)
+    return _tile_of(_image(pass_name, p), p.N, depth(p), tile_m, columns)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -179,19 +167,19 @@ def _tile_of(image: _Image, count: int, depth: int, tile_m: int, columns: int) -
         for taps_down in {1, image.taps[0] if image.stride[0] == 1 else 1}:
             rows = tile_p + (taps_down - 1) * image.dilation[0]
             spans = (tile_q - 1) * image.stride[1] + 1, (rows - 1) * image.stride[0] + 1
-            box, tap = rows * images * tile_q * _ROW, tile_m * _ROW
+            box, tap = rows * images * tile_q * ROW, tile_m * ROW
             slots = _slots(box, tap, taps_down)
             if max(*spans, images) > MOST_SPANNED or slots.ahead < _AHEAD:
                 continue
             tiles = ceil_div(image.pixel_rows, tile_p) * ceil_div(image.pixel_cols, tile_q) * ceil_div(count, images)
             copied = box * image.taps[0] // taps_down + tap * image.taps[0]
-            products = image.taps[0] * columns * tile_m // _PRODUCT_SUMS
+            products = image.taps[0] * columns * tile_m // PRODUCT_SUMS
             written = _WRITE * (columns // tile_q) * (2 + tile_q // 8) * tile_m // 128
             tile = {
                 "TILE_P": tile_p, "TILE_Q": tile_q, "TILE_IMAGES": images, "BOX_ROWS": rows, "TAPS_DOWN": taps_down,
                 "BOXES": slots.boxes, "TAPS": slots.taps,
             }  # fmt: skip
-            cost = tiles * (column_steps * max(products, copied // _L2_BYTES) + written)
+            cost = tiles * (column_steps * max(products, copied // L2_BYTES) + written)
             found.append((cost, tiles * copied, -tile_q, tile))
     return min(found, key=lambda each: each[:3])[3] if found else None
 
@@ -206,18 +194,18 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
         step = 1 if pass_name == "forward" else p.stride_w
         width, aligned = (p.Q, alignment.y) if pass_name == "forward" else (p.W, alignment.x)
         in_place = (
-            _is_in_place(p, alignment.x, p.C)
+            is_in_place(p, alignment.x, p.C)
             if pass_name == "forward"
-            else p.saved is None and _is_in_place(p, alignment.y, p.K)
+            else p.saved is None and is_in_place(p, alignment.y, p.K)
         )
         tile = _tile(pass_name, p, t["TILE_M"], columns) or dict.fromkeys(_TILE, 1)
         return {
             **tile,
             "TILE_N": columns,
-            "THREADS": _THREADS,
-            "DEPTH": _depth(p),
-            "FACTOR_BITS": 16 if _element(p) == 2 else 32,
-            "K_STEPS": ceil_div(min(image.channels, _depth(p)) * _element(p), _DEEP),
+            "THREADS": THREADS,
+            "DEPTH": depth(p),
+            "FACTOR_BITS": 16 if element(p) == 2 else 32,
+            "K_STEPS": ceil_div(min(image.channels, depth(p)) * element(p), _DEEP),
             "RUN_STEPS": _run(p),
             "LONG_SUMS": int(is_long),
             "STRIDE_H": image.stride[0],
@@ -236,7 +224,7 @@ def _aside(p: ConvProblem, width: int, aligned: int, tile_q: int) -> int:
     """Return how many pixels are stored at once: rows of 16-bit ones are exchanged for whole sectors."""
     if p.layout == "nhwc":
         return 1
-    fitting = (4, 2) if _element(p) == 2 and tile_q >= 16 else (2,)
+    fitting = (4, 2) if element(p) == 2 and tile_q >= 16 else (2,)
     return next((n for n in fitting if width % n == 0 and aligned >= n * DTYPES[p.dtype]), 1)
 
 
@@ -246,7 +234,7 @@ _TILE = ("TILE_P", "TILE_Q", "TILE_IMAGES", "BOX_ROWS", "TAPS_DOWN", "BOXES", "T
 # -- the launches ----------------------------------------------------------------------------------------------------
 def _pixel_bytes(pass_name: str, p: ConvProblem) -> int:
     """Return the bytes of a pixel's channels of one group in the staged image: whole units of 16."""
-    return ceil_div(_image(pass_name, p).channels * _element(p), 16) * 16
+    return ceil_div(_image(pass_name, p).channels * element(p), 16) * 16
 
 
 def _row_tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
@@ -265,7 +253,7 @@ def _scratch(pass_name: str) -> Callable[[ConvProblem, Constants], int]:
     def rule(p: ConvProblem, t: Constants) -> int:
         image = _image(pass_name, p)
         staged = 0 if t["IN_PLACE"] else p.N * image.rows * image.cols * p.groups * _pixel_bytes(pass_name, p)
-        return (staged + _packed_rows(pass_name, p, t) * _ROW) // 4
+        return (staged + _packed_rows(pass_name, p, t) * ROW) // 4
 
     return rule
 
@@ -276,7 +264,7 @@ def _stage_grid(pass_name: str) -> Callable[[ConvProblem, Constants], tuple[int,
     def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
         image = _image(pass_name, p)
         chunks = ceil_div(image.channels, t["DEPTH"]) * p.groups
-        return (p.N * ceil_div(image.rows * image.cols, _STAGED_PIXELS) * chunks,)
+        return (p.N * ceil_div(image.rows * image.cols, STAGED_PIXELS) * chunks,)
 
     return rule
 
@@ -298,9 +286,9 @@ def _tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
 
 def _shared_bytes(p: ConvProblem, t: Constants) -> int:
     """Return the bytes of all slots, of their barriers, and for an alignment."""
-    box = t["BOX_ROWS"] * t["TILE_IMAGES"] * t["TILE_Q"] * _ROW
-    slots = t["BOXES"] * box + t["TAPS"] * t["TILE_M"] * _ROW
-    return slots + 16 * (t["BOXES"] + t["TAPS"]) + _PATTERN
+    box = t["BOX_ROWS"] * t["TILE_IMAGES"] * t["TILE_Q"] * ROW
+    slots = t["BOXES"] * box + t["TAPS"] * t["TILE_M"] * ROW
+    return slots + 16 * (t["BOXES"] + t["TAPS"]) + PATTERN
 
 
 def _map(pass_name: str) -> Callable[[ConvProblem, Constants], tuple[TensorMap, ...]]:
@@ -308,15 +296,15 @@ def _map(pass_name: str) -> Callable[[ConvProblem, Constants], tuple[TensorMap, 
     in_place = "x" if pass_name == "forward" else "dy"
 
     def rule(p: ConvProblem, t: Constants) -> tuple[TensorMap, ...]:
-        image, element = _image(pass_name, p), _pixel_bytes(pass_name, p)
-        pixel = p.groups * element
+        image, group = _image(pass_name, p), _pixel_bytes(pass_name, p)
+        pixel = p.groups * group
         across, down = image.stride[1], image.stride[0]
         return (
             TensorMap(
                 in_place if t["IN_PLACE"] else "scratch",
                 p.dtype,
                 sizes=(image.channels, p.groups, image.cols, p.N, image.rows),
-                strides=(element, pixel, image.rows * image.cols * pixel, image.cols * pixel),
+                strides=(group, pixel, image.rows * image.cols * pixel, image.cols * pixel),
                 box=(t["DEPTH"], 1, (t["TILE_Q"] - 1) * across + 1, t["TILE_IMAGES"], (t["BOX_ROWS"] - 1) * down + 1),
                 steps=(1, 1, across, 1, down),
             ),
@@ -336,147 +324,55 @@ def _launches(pass_name: str, image: tuple[str, ...], operands: tuple[str, ...])
 
 
 # -- kernel_grad -----------------------------------------------------------------------------------------------------
-#: Pixels of a box, and of a product of matrices.
-_BOX_PIXELS, _DEEP_PIXELS = 128, 16
-
-
-def _grad_tile(p: ConvProblem) -> dict[str, int] | None:
-    return _grad_tile_of((p.N, p.P, p.Q), p.R, p.stride, p.dilation_h)
-
-
-@functools.lru_cache(maxsize=4096)
-def _grad_tile_of(
-    pixels: tuple[int, int, int], taps_down: int, stride: tuple[int, int], dilation: int
-) -> dict[str, int] | None:
-    """Return the constants of a box of pixels, and of the taps that are multiplied at once; None: there are none."""
-    found = []
-    sizes = [1 << i for i in range(_BOX_PIXELS.bit_length())]
-    one_box = stride[0] == 1
-    for aside, tile_q, tile_p in combinations(range(1, min(taps_down, 4) + 1), sizes[3:], sizes):
-        images = _BOX_PIXELS // tile_q // tile_p
-        rows = tile_p + (aside - 1) * dilation if one_box else tile_p
-        x_bytes = rows * tile_q * images * _ROW * (1 if one_box else aside)
-        slot = 2 * _BOX_PIXELS * _ROW + x_bytes
-        spans = (tile_q - 1) * stride[1] + 1, (rows - 1) * stride[0] + 1
-        if not images or max(spans) > MOST_SPANNED or 2 * slot > _SLOT_BYTES:
-            continue
-        boxes = ceil_div(pixels[0], images) * ceil_div(pixels[1], tile_p) * ceil_div(pixels[2], tile_q)
-        products = 2 * _BOX_PIXELS * 64 * aside // _PRODUCT_SUMS
-        tile = {
-            "TILE_P": tile_p, "TILE_Q": tile_q, "TILE_IMAGES": images, "TAPS_ASIDE": aside, "BOX_ROWS": rows,
-            "ONE_BOX": int(one_box), "TAP_ROWS": dilation, "BOXES": min(8, _SLOT_BYTES // slot),
-        }  # fmt: skip
-        found.append((boxes * ceil_div(taps_down, aside) * max(products, slot // _L2_BYTES), images, -tile_q, tile))
-    return min(found, key=lambda each: each[:3])[3] if found else None
+def _turned(p: ConvProblem) -> ModuleType:
+    """Return the module that knows how x and g are turned and which boxes are multiplied."""
+    return hopper_planes if p.dtype == "float32" else hopper_pixels
 
 
 def _grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
-    return {
-        **(_grad_tile(p) or {}),
-        "THREADS": _THREADS,
-        "DEPTH": _depth(p),
-        "FACTOR_BITS": 16,
-        "RUN_STEPS": _RUN_OF_16_BITS,
-        "X_IN_PLACE": int(_is_in_place(p, alignment.x, p.C)),
-        "G_IN_PLACE": int(p.saved is None and _is_in_place(p, alignment.y, p.K)),
-    }
-
-
-def _boxes(p: ConvProblem, t: Constants) -> int:
-    return ceil_div(p.N, t["TILE_IMAGES"]) * ceil_div(p.P, t["TILE_P"]) * ceil_div(p.Q, t["TILE_Q"])
+    return {**_turned(p).constants(p, alignment), "THREADS": THREADS}
 
 
 def _part_items(p: ConvProblem, t: Constants) -> int:
-    """Return what blocks compute of a part: filters, a chunk of channels, and taps of a column."""
-    rows = ceil_div(p.K // p.groups, t["TILE_M"]) * ceil_div(p.C // p.groups, t["DEPTH"]) * p.groups
-    return rows * p.S * ceil_div(p.R, t["TAPS_ASIDE"])
+    """Return what blocks compute of a part: filters, a chunk of channels, and taps."""
+    return int(p.groups * ceil_div(p.K // p.groups, t["TILE_M"]) * _turned(p).tap_items(p, t))
 
 
 def _part_boxes(p: ConvProblem, t: Constants) -> int:
-    """Return the boxes of a part: no more than a run, and few enough for all multiprocessors."""
-    boxes, most = _boxes(p, t), _RUN_OF_16_BITS // _BOX_PIXELS
+    """Return the boxes of a part: no more than its bound has room for, and few enough for all multiprocessors."""
     enough = min(ceil_div(t["multiprocessors"], _part_items(p, t)), most_slices(p))
-    return max(1, min(most, ceil_div(boxes, enough)))
+    return int(_turned(p).part_boxes(p, max(1, ceil_div(_turned(p).boxes(p, t), enough))))
 
 
 def _parts(p: ConvProblem, t: Constants) -> int:
-    return ceil_div(_boxes(p, t), _part_boxes(p, t))
+    return ceil_div(_turned(p).boxes(p, t), _part_boxes(p, t))
 
 
 def _items(p: ConvProblem, t: Constants) -> int:
     return _parts(p, t) * _part_items(p, t)
 
 
-def _runs(p: ConvProblem) -> int:
-    """Return how many sums of g a filter has in scratch memory."""
-    return p.N * ceil_div(p.P * p.Q, _STAGED_PIXELS)
-
-
-def _staged_words(p: ConvProblem, t: Constants, name: str) -> int:
-    """Return the words of x or g in scratch memory."""
-    if t[f"{name.upper()}_IN_PLACE"]:
-        return 0
-    rows, cols = (p.H, p.W) if name == "x" else (p.P, p.Q)
-    return p.N * rows * cols * p.groups * _group_bytes(p, name) // 4
-
-
-def _group_bytes(p: ConvProblem, name: str) -> int:
-    """Return the bytes of a pixel's channels of one group of x, or filters of g: whole units of 16."""
-    return ceil_div((p.C if name == "x" else p.K) // p.groups * _element(p), 16) * 16
-
-
 def _grad_scratch(p: ConvProblem, t: Constants) -> int:
-    parts = _parts(p, t) * math.prod(p.w_shape)
-    return _staged_words(p, t, "x") + _staged_words(p, t, "g") + parts + p.K * _runs(p) * p.bias
-
-
-def _grad_maps(p: ConvProblem, t: Constants) -> tuple[TensorMap, ...]:
-    """Return the tensor maps of x and of g: channels, groups, columns, images, rows."""
-
-    def rule(name: str, channels: int, rows: int, cols: int, box_rows: int, steps: tuple[int, int]) -> TensorMap:
-        group = _group_bytes(p, name)
-        pixel, (down, across) = p.groups * group, steps
-        in_place = t[f"{name.upper()}_IN_PLACE"]
-        return TensorMap(
-            {"x": "x", "g": "dy"}[name] if in_place else "scratch",
-            p.dtype,
-            sizes=(channels // p.groups, p.groups, cols, p.N, rows),
-            strides=(group, pixel, rows * cols * pixel, cols * pixel),
-            box=(64, 1, (t["TILE_Q"] - 1) * across + 1, t["TILE_IMAGES"], (box_rows - 1) * down + 1),
-            steps=(1, 1, across, 1, down),
-            offset=0 if name == "x" or in_place else 4 * _staged_words(p, t, "x"),
-        )
-
-    return rule("x", p.C, p.H, p.W, t["BOX_ROWS"], p.stride), rule("g", p.K, p.P, p.Q, t["TILE_P"], (1, 1))
-
-
-def _grad_stage_grid(name: str) -> Callable[[ConvProblem, Constants], tuple[int, ...]]:
-    def rule(p: ConvProblem, t: Constants) -> tuple[int, ...]:
-        channels, pixels = (p.C, p.H * p.W) if name == "x" else (p.K, p.P * p.Q)
-        return (p.N * ceil_div(pixels, _STAGED_PIXELS) * ceil_div(channels // p.groups, t["DEPTH"]) * p.groups,)
-
-    return rule
+    turned = _turned(p)
+    parts, biases = _parts(p, t) * math.prod(p.w_shape), p.K * turned.runs(p) * p.bias
+    return int(turned.words(p, t, "x") + turned.words(p, t, "g") + parts + biases)
 
 
 _GRAD_LAUNCHES = (
-    Launch("stage_x", ("x", "scratch"), _grad_stage_grid("x"), block("THREADS"),
+    Launch("stage_x", ("x", "scratch"), lambda p, t: (_turned(p).stage_blocks(p, "x"),), block("THREADS"),
            when=lambda p, t: not t["X_IN_PLACE"]),
-    Launch("stage_g", ("dy", "saved", "scratch"), _grad_stage_grid("g"), block("THREADS"),
+    Launch("stage_g", ("dy", "saved", "scratch"), lambda p, t: (_turned(p).stage_blocks(p, "g"),), block("THREADS"),
            lambda p, t: (int(p.bias), _parts(p, t)), when=lambda p, t: p.bias or not t["G_IN_PLACE"]),
     Launch("kernel_grad", ("x", "dy", "scratch"), lambda p, t: (min(_items(p, t), t["multiprocessors"]),),
            block("THREADS"), lambda p, t: (_items(p, t), _part_boxes(p, t)),
-           lambda p, t: t["BOXES"] * (_slot_bytes(t) + 16) + _PATTERN, maps=_grad_maps),
+           lambda p, t: t["BOXES"] * (_turned(p).slot_bytes(t) + 16) + PATTERN,
+           maps=lambda p, t: _turned(p).maps(p, t)),
     Launch("add_parts", ("scratch", "dy", "saved", "x", "dw"),
            lambda p, t: (ceil_div(math.prod(p.w_shape), t["THREADS"]),), block("THREADS"),
            lambda p, t: (_parts(p, t),)),
     Launch("add_biases", ("scratch", "db"), lambda p, t: (ceil_div(p.K, 32),), lambda p, t: (32, 32),
-           lambda p, t: (_parts(p, t), _runs(p)), when=lambda p, t: p.bias),
+           lambda p, t: (_parts(p, t), _turned(p).runs(p)), when=lambda p, t: p.bias),
 )  # fmt: skip
-
-
-def _slot_bytes(t: Constants) -> int:
-    x = t["BOX_ROWS"] * t["TILE_Q"] * t["TILE_IMAGES"] * (1 if t["ONE_BOX"] else t["TAPS_ASIDE"])
-    return (2 * _BOX_PIXELS + x) * _ROW
 
 
 # -- the problems ----------------------------------------------------------------------------------------------------
@@ -485,11 +381,9 @@ def _exact_factors(pass_name: str) -> Requirement:
 
     def requirement(p: ConvProblem) -> str | None:
         """It multiplies 16-bit numbers and TF32 alone."""
-        if p.dtype == "float32" and pass_name == "kernel_grad":
-            return "float32 factors, rounded to TF32 or not, do not lie side by side along the pixels that are summed"
         if p.dtype == "float32" and not p.is_tf32:
             return "float32 factors may not be rounded; it multiplies them as TF32 (precision='tf32'), or 16-bit types"
-        if pass_name != "forward" and _element(p) == 2 and p.saved is not None and p.activation not in EXACT_GRADS:
+        if pass_name != "forward" and element(p) == 2 and p.saved is not None and p.activation not in EXACT_GRADS:
             return f"g = dy * phi' of {p.activation} would be rounded to {p.dtype}; it multiplies it as it is"
         return None
 
@@ -504,10 +398,10 @@ def _sum_within_bound(pass_name: str) -> Requirement:
         image = _image(pass_name, p)
         taps = math.prod(image.taps)
         n = image.channels * taps
-        passes = ceil_div(image.channels * _element(p), _DEEP) * taps
-        runs = ceil_div(_taps(pass_name, p) * _depth(p), _run(p))
-        cuts = 2 * min(passes, _run(p) * _element(p) // _DEEP) + (runs if runs > 1 else 0)
-        most = min(n + 2, 8 * math.sqrt(n + 2))
+        passes = ceil_div(image.channels * element(p), _DEEP) * taps
+        runs = ceil_div(_taps(pass_name, p) * depth(p), _run(p))
+        cuts = CUTS * min(passes, _run(p) * element(p) // _DEEP) + (runs if runs > 1 else 0)
+        most = most_round_offs(n)
         if cuts <= most:
             return None
         return (
@@ -538,29 +432,19 @@ def _boxes_exist(pass_name: str) -> Requirement:
 
 def _grad_boxes_exist(p: ConvProblem) -> str | None:
     """Its parts are boxes of pixels."""
-    if max(p.stride) > MOST_STEP:
-        return f"stride is {p.stride[0]}x{p.stride[1]}; a tensor map takes each {MOST_STEP}th pixel at most"
-    if _grad_tile(p) is None:
-        return f"no box of x for {_BOX_PIXELS} pixels spans at most {MOST_SPANNED} and fits in shared memory"
-    return None
+    sentence: str | None = _turned(p).no_boxes(p)
+    return sentence
 
 
 def _grad_sum_within_bound(p: ConvProblem) -> str | None:
     """It sums many pixels of a row at once, in parts that scratch memory holds."""
+    sentence: str | None = _turned(p).too_many_cuts(p)
+    if sentence is not None:
+        return sentence
     t = {**_grad_constants(p, ALIGNED, {}), "TILE_M": 128, "multiprocessors": 1}
-    n, boxes, row = p.N * p.P * p.Q, _boxes(p, t), t["TILE_Q"] * t["TILE_IMAGES"]
-    if (runs := ceil_div(boxes, _RUN_OF_16_BITS // _BOX_PIXELS)) > most_slices(p):
-        return f"its sums have {runs} parts; scratch memory holds {most_slices(p)} (CONVBACKPROP_WORKSPACE_LIMIT)"
-    of_rows = ceil_div(p.N, t["TILE_IMAGES"]) * ceil_div(p.Q, t["TILE_Q"]) * ceil_div(p.P * row, _DEEP_PIXELS)
-    passes = min(of_rows, boxes * _BOX_PIXELS // _DEEP_PIXELS)
-    cuts = 2 * min(passes, _RUN_OF_16_BITS // _DEEP_PIXELS) + (runs if runs > 1 else 0)
-    most = min(n + 2, 8 * math.sqrt(n + 2))
-    if cuts <= most:
-        return None
-    return (
-        f"a sum of {n:,} pixels passes {passes:,} products of matrices, each of which may cut it twice; its bound has "
-        f"{int(most):,} round-offs: it takes longer rows"
-    )
+    if (parts := _parts(p, t)) > most_slices(p):
+        return f"its sums have {parts} parts; scratch memory holds {most_slices(p)} (CONVBACKPROP_WORKSPACE_LIMIT)"
+    return None
 
 
 def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:

@@ -14,7 +14,7 @@ _DEFAULT = 64 << 20
 
 @functools.cache
 def limit() -> int:
-    """Return the bytes of scratch memory that a call may use: CONVBACKPROP_WORKSPACE_LIMIT, else 64 MiB.
+    """Return the bytes of partial sums that a call may keep: CONVBACKPROP_WORKSPACE_LIMIT, else 64 MiB.
 
     It is asked for once a process: how sums are split follows from it, and so do their last bits.
     """

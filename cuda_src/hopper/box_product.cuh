@@ -126,10 +126,8 @@ struct BoxSums {
     WarpgroupSums<GROUP_COLUMNS> product;
     float totals[LONG_SUMS ? GROUP_COLUMNS / 2 : 1];
 
-    // NaN stands for a sum that is not finite where its factors were scaled: it is to be formed anew.
     __device__ __forceinline__ Acc sum(int eight, int i, int e) const {
-        const float scaled = product.sums[eight * 4 + i * 2 + e];
-        return IS_TF32 ? scaled * UNSCALE + (scaled - scaled) : scaled;
+        return unscaled(product.sums[eight * 4 + i * 2 + e]);
     }
     __device__ __forceinline__ void clear() {
 #pragma unroll

@@ -2,7 +2,7 @@
 #pragma once
 #include "mbarrier.cuh"
 
-// What the driver has made of a tensor, its boxes and their swizzle (ladder/tensor_maps.py); a kernel's parameter.
+// What the driver has made of a tensor, its boxes and their swizzle (devices/mapped.py); a kernel's parameter.
 struct alignas(64) TensorMap {
     unsigned long long words[16];
 };

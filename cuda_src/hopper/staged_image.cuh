@@ -6,6 +6,8 @@
 // to a tensor map they lie outside. It costs to read the image once and to write as much. What becomes of an element on
 // the way costs nothing more: its rounding to TF32, or phi' in a gradient.
 //
+// kernel_grad turns TF32 words otherwise (grad_planes.cuh), for it sums pixels.
+//
 // An image that already lies so (CHANNELS_LAST), as tensor maps take it and with nothing to become of its elements, is
 // read where it lies: IN_PLACE.
 #pragma once

@@ -94,6 +94,8 @@ struct Matrix {
         WGMMA_N64("k8", "tf32.tf32", "", WGMMA_INPUTS);                                                            \
     else if constexpr (COLUMNS == 128)                                                                             \
         WGMMA_N128("k8", "tf32.tf32", "", WGMMA_INPUTS);                                                           \
+    else if constexpr (COLUMNS == 192)                                                                             \
+        WGMMA_N192("k8", "tf32.tf32", "", WGMMA_INPUTS);                                                           \
     else                                                                                                           \
         WGMMA_N256("k8", "tf32.tf32", "", WGMMA_INPUTS)
 #endif
@@ -148,6 +150,9 @@ struct WarpgroupSums {
 #endif
     }
 };
+
+// A sum of products of scaled factors. NaN stands for one that is not finite then: it is to be formed anew.
+__device__ __forceinline__ float unscaled(float sum) { return IS_TF32 ? sum * UNSCALE + (sum - sum) : sum; }
 
 // Registers that the threads of a warpgroup may have from here on: those that one gives another may take.
 template <int COUNT>

@@ -6,6 +6,8 @@ The kernels themselves run here, on what cpu_runtime/hopper.cpp makes of barrier
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +50,8 @@ TEXTS = (
     "2,24,5,8,40,1,1",  # one tap
 )
 
+TF32 = {"dtype": "float32", "precision": "tf32"}
+
 
 @pytest.mark.parametrize("text", TEXTS)
 @each_variant
@@ -57,9 +61,64 @@ def test_boxes(quick, variant, text):
 
 @each_variant
 def test_tf32_and_bfloat16(quick, variant):
-    if variant is not KERNEL_GRAD:
-        assert faults(variant, quick, TEXTS[0], dtype="float32", precision="tf32", activation="tanh") == []
+    assert faults(variant, quick, TEXTS[0], activation="tanh", **TF32) == []
     assert faults(variant, quick, TEXTS[2], dtype="bfloat16", activation="identity") == []
+
+
+#: Of TF32 in kernel_grad, whose taps are shifts of a line, and why; the others are slow tests.
+PLANES = (
+    *TEXTS[1:3],
+    "2,3,23,22,20,7,7,stride=2,padding=3",  # few channels at many taps; the last phases are shorter
+    "2,8,5,6,16,2,2,padding=7x9",  # padding wider than the image, which no tap can leave
+)
+MORE_PLANES = (
+    *TEXTS[3:],
+    "1,16,30,31,16,2,2,stride=9,padding=1",  # a stride of which no tensor map takes each pixel, with phases of no tap
+    "3,5,9,1,8,3,1,padding=1:0x0:0",  # rows of one pixel
+)
+
+
+@pytest.mark.parametrize("text", [*PLANES, *(pytest.param(text, marks=pytest.mark.slow) for text in MORE_PLANES)])
+def test_planes(quick, text):
+    for target in (FEW, Target("cpu", 132)):  # whole sums, and as many parts as there may be
+        problem = ConvProblem.parse(text, bias=True, activation="relu", **TF32)
+        found = check.check(KERNEL_GRAD, problem, quick, "integers", tunables=target, offset=1)
+        assert found.faults == [], target
+    assert faults(KERNEL_GRAD, quick, text, layout="nhwc", **TF32) == []
+
+
+def test_parts_are_within_the_bound():
+    """Of layers of real networks: each product of matrices may cut a sum twice, and each part is one addition more."""
+    taken = 0
+    for problem in (base.with_(precision="tf32") for base in problems()):
+        for target in (Target("cuda", 1), Target("cuda", 132)):
+            if KERNEL_GRAD.refusal(problem) is not None:
+                continue
+            t = KERNEL_GRAD.constants(target, problem)
+            _, _, multiply, add, _ = KERNEL_GRAD.launches
+            (positions, *_), (_, part_boxes) = multiply.maps(problem, t)[1].sizes, multiply.integers(problem, t)
+            products = np.full(math.ceil(positions / 32), 4)
+            products[-1] = math.ceil((positions - 1) % 32 // 8 + 1)
+            of_parts = np.add.reduceat(np.tile(products, problem.N), range(0, products.size * problem.N, part_boxes))
+            assert add.integers(problem, t) == (of_parts.size,)
+            n = problem.N * problem.P * problem.Q
+            cuts = 2 * of_parts.max() + (min(of_parts.size, 67) if of_parts.size > 1 else 0)  # LongSum has 67
+            assert cuts <= min(n + 2, 8 * math.sqrt(n + 2)), problem
+            taken += 1
+    assert taken > 100
+
+
+#: What is just below a number of 11 bits: cut, it is off by twice as much as rounded to nearest it may be.
+NEARLY = 1 + 2.0**-10 - 2.0**-20
+
+
+def test_factors_are_rounded_to_nearest(quick, tmp_path):
+    problem = ConvProblem.parse("1,8,5,9,8,3,3,padding=1", **TF32)
+    given = {name: np.full(shape, NEARLY, np.float32) for name, shape in
+             (("x", problem.x_shape), ("dy", problem.y_shape))}  # fmt: skip
+    assert check.check(KERNEL_GRAD, problem, quick, given=given).faults == []
+    wrong = replaced("kernel_grad/hopper", "grad_planes.cuh", "tf32_word(turned", "__float_as_uint(turned", tmp_path)
+    assert check.check(wrong, problem, quick, given=given).faults != []
 
 
 #: Its sums are longer than a run of 3,840 steps.
@@ -93,11 +152,8 @@ def not_a_number(variant, device, value, name, **changes):
 @each_variant
 def test_what_is_no_number_stays_where_it_is(quick, variant):
     """A pixel that is no number reaches the results that see it; one beside padding does not make NaN of zeros."""
-    tf32 = {"dtype": "float32", "precision": "tf32"}
     for name in {"forward": "xw", "input_grad": ("dy", "w"), "kernel_grad": ("x", "dy")}[variant.pass_name]:
-        for value, changes in ((np.inf, {}), (np.nan, {}), (-np.inf, tf32)):
-            if variant is KERNEL_GRAD and changes:
-                continue
+        for value, changes in ((np.inf, {}), (np.nan, {}), (-np.inf, TF32)):
             assert not_a_number(variant, quick, value, name, **changes) == []
 
 
@@ -111,8 +167,10 @@ class Mistake(NamedTuple):
     new: str
     is_deadlock: bool = False
     variant: str = "forward/hopper"
+    changes: dict[str, object] = {}  # noqa: RUF012 - of the problem that shows it
 
 
+PLANE = "grad_planes.cuh"
 WAIT, BOX = "empty[turn.slot].wait(turn.parity ^ 1, note", "box_product.cuh"
 MISTAKES = (
     Mistake("a slot's parity never changes", "mbarrier.cuh", "slot = 0, parity ^= 1", "slot = 0"),
@@ -139,12 +197,31 @@ MISTAKES = (
             "accumulate = number >= gridDim.x;"),
     Mistake("a run is added twice", BOX, "is_last ? totals[i] : 0", "is_last ? totals[i] : product.sums[i]"),
     Mistake("a phase without taps has boxes", BOX, "? min(phase.down, 1)", "? 1", True, "input_grad/hopper"),
-    Mistake("taps lie a row too near", "hopper.cu", "? TAP_ROWS * BOX_ROW_BYTES", "? 0 * BOX_ROW_BYTES", False,
+    Mistake("taps lie a row too near", "grad_pixels.cuh", "? TAP_ROWS * BOX_ROW_BYTES", "? 0 * BOX_ROW_BYTES", False,
+            "kernel_grad/hopper"),
+    Mistake("one of several boxes is not asked for", "hopper.cu", ">= ASKING", ">= ASKING - 1", True,
             "kernel_grad/hopper"),
     Mistake("x and g are given back at once", "hopper.cu", "product.wait<1>();",
             "if (lane == 0) ring.empty[turn.slot].arrive();", False, "kernel_grad/hopper"),
     Mistake("padding is a pixel", "hopper.cu", "if (isnan(sum.value())) {", "if (false) {", False,
             "kernel_grad/hopper"),
+    *(Mistake(f"{what}, of planes", file, old, new, False, "kernel_grad/hopper", TF32) for what, file, old, new in (
+        ("a tap sees what its neighbour sees", PLANE, "cols.shift(s);", "cols.shift(s) + 1;"),
+        ("a tap sees the row of its neighbour", PLANE, "rows.shift(r) *", "(rows.shift(r) - 1) *"),
+        ("a tap has the phase of its neighbour", PLANE, "+ cols.phase(s);", "+ (cols.phase(s) + 1) % cols.phases();"),
+        ("a phase begins at its neighbour's column", PLANE, "rest + stride : rest", "-rest : rest"),
+        ("the margin is the next row", PLANE, "row < of.rows.size && col < of.cols.size", "row < of.rows.size"),
+        ("all chunks of channels are the first", PLANE, "x_map, full, at.position + shift, c,",
+         "x_map, full, at.position + shift, 0,"),
+        ("the last part is lost", "hopper.cu", "part < count; ++part", "part < count - (count > 1); ++part"),
+        ("a product is its neighbour", PLANE, "STEP_BYTES = ROW_BYTES / STEPS", "STEP_BYTES = ROW_BYTES / STEPS / 2"),
+        ("boxes are read before they are there", "hopper.cu", "ring.wait_until_full(turn, note);", ""),
+        ("boxes are given back at once", "hopper.cu", "product.wait<1>();",
+         "if (lane == 0) ring.empty[turn.slot].arrive();"),
+        ("the scale is not taken out", "hopper.cu", "unscaled(product.sums[", "(product.sums["),
+        ("biases are summed of rounded numbers", "hopper.cu", "staged(chunk, pixel, threadIdx.x)",
+         "__uint_as_float(tf32_word(staged(chunk, pixel, threadIdx.x)))"),
+    )),
 )  # fmt: skip
 
 
@@ -153,7 +230,11 @@ MORE = {
     "a run is added twice": LONG,
     "a phase without taps has boxes": TEXTS[3],
     "a tap is given back at once": "3,72,9,20,70,3,3,padding=1",
-}
+    "all chunks of channels are the first, of planes": "1,300,3,8,16,1,1",
+    "the last part is lost, of planes": "8,16,5,6,16,1,1",
+    **dict.fromkeys(("a tap has the phase of its neighbour, of planes",
+                     "a phase begins at its neighbour's column, of planes"), TEXTS[2]),
+}  # fmt: skip
 
 
 def mistakes():
@@ -176,7 +257,7 @@ def test_a_mistake_shows(quick, mistake, tmp_path):
     if mistake.what == "padding is a pixel":
         found = not_a_number(wrong, quick, np.inf, "dy")
     else:
-        found = faults(wrong, quick, text)
+        found = faults(wrong, quick, text, **mistake.changes)
     assert found != []
     assert not mistake.is_deadlock or "at mbarriers, forever" in found[0]
 
@@ -228,6 +309,17 @@ def test_refused(variant, text, why):
         or ("bound" in why and (variant is KERNEL_GRAD) == ("31" in text))
     )
     assert sentence is None if is_taken else why in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1,16,1,1,16,1,61,padding=0x30", "a sum of 1 pixels passes products of matrices"),
+        ("256,512,14,14,512,3,3,padding=1", r"its sums have \d+ parts; scratch memory holds 7"),
+    ],
+)
+def test_planes_refused(text, why):
+    assert re.match(why, KERNEL_GRAD.refusal(ConvProblem.parse(text, **TF32)))
 
 
 #: A problem whose kernel is compiled quickly, and runs on what stands in for a driver.
