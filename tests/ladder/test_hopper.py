@@ -17,6 +17,7 @@ import convbackprop
 from convbackprop import check
 from convbackprop.devices.gpus import Target
 from convbackprop.devices.mapped import MOST_SPANNED, MOST_STEP
+from convbackprop.ladder import hopper_planes
 from convbackprop.ladder.registry import select
 from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.profile.configurations import problems
@@ -119,6 +120,15 @@ def test_factors_are_rounded_to_nearest(quick, tmp_path):
     assert check.check(KERNEL_GRAD, problem, quick, given=given).faults == []
     wrong = replaced("kernel_grad/hopper", "grad_planes.cuh", "tf32_word(turned", "__float_as_uint(turned", tmp_path)
     assert check.check(wrong, problem, quick, given=given).faults != []
+
+
+def test_rows_need_their_zeros(quick, tmp_path, monkeypatch):
+    """With rows as long as the image, a shift sees the next one."""
+    text = "2,8,5,8,16,3,3,padding=1"
+    assert faults(KERNEL_GRAD, quick, text, **TF32) == []
+    wrong = replaced("kernel_grad/hopper", PLANE, "max(of_g, of_x)", "max(shape.Q, cols.of_phase())", tmp_path)
+    monkeypatch.setattr(hopper_planes, "_pitch", lambda p: p.W)
+    assert faults(wrong, quick, text, **TF32) != []
 
 
 #: Its sums are longer than a run of 3,840 steps.
