@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from convbackprop.problem import ConvProblem
+
+_parsed = functools.cache(ConvProblem.parse)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Curated:
         """Return the problem, with a bias unless its text says otherwise."""
         if "transposed=1" in self.text:  # which has no mask
             changes.pop("mask", None)
-        return ConvProblem.parse(self.text, **{"bias": True, **changes})
+        return _parsed(self.text, **{"bias": True, **changes})
 
 
 CURATED = (

@@ -440,7 +440,11 @@ def test_check_counts_what_is_refused(run, monkeypatch):
 
 
 # -- a file of one's own ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("pass_name", PASSES)
+#: The first pass and the largest file; the others are slow tests.
+PASSES_BRIEFLY = [pytest.param(p, marks=() if p in ("forward", "backward") else pytest.mark.slow) for p in PASSES]
+
+
+@pytest.mark.parametrize("pass_name", PASSES_BRIEFLY)
 def test_new_then_check_then_bench(run, pass_name):
     code, out, err = run("new", f"{pass_name}/mine")
     assert code == 0 and not err

@@ -29,20 +29,22 @@ OTHERS = (ARCHITECTURES[0], ALSO, ARCHITECTURES[-1])
 
 
 def some():
-    """Yield (source, architecture): as few as compile each variant for one architecture, and each rung for all.
+    """Yield (source, architecture): as few as compile each variant for one architecture, and each rung for several.
 
     Of each variant the configuration with the rarest constants for another architecture, which is another one in each
-    pass, and for the one the next configuration, or a transposed convolution where it takes that.
+    pass, and, by turns, for the one the next configuration, or a transposed convolution where it takes that.
     """
     names = list(dict.fromkeys(variant.name for variant in VARIANTS))
     gelu = ("OUTPUT_ACTIVATION", "GELU")
     transposed = {of: source for source, of in configurations().items() if gelu in source.constants}
     sampled = {variant: list(some) for variant, some in groupby(sample(2), configurations().__getitem__)}
     for variant, (first, *further) in sampled.items():
-        yield transposed.get(variant, further[0]), FULL
+        turn = names.index(variant.name) + list(PASSES).index(variant.pass_name)
+        if variant in transposed or turn % 2:
+            yield transposed.get(variant, further[0]), FULL
         # Before sm_80 the products of tensor_core are right, and slow: there it may spill.
         others = variant.architectures or (OTHERS[1:] if variant.name == "tensor_core" else OTHERS)
-        yield first, others[(names.index(variant.name) + list(PASSES).index(variant.pass_name)) % len(others)]
+        yield first, others[turn % len(others)]
 
 
 def everything():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pytest
@@ -92,11 +93,13 @@ def test_every_height(quick, variant):
     assert found == []
 
 
-@each_variant
 @pytest.mark.parametrize(
-    # Each size is compiled anew.
-    "size",
-    [pytest.param(size, marks=() if size in (2, 9) else pytest.mark.slow) for size in range(1, 10)],
+    # Each size is compiled anew: but for one of each variant, by turns, they are slow tests.
+    ("variant", "size"),
+    [
+        pytest.param(variant, size, id=f"{variant}-{size}", marks=() if size == (2, 9)[i % 2] else pytest.mark.slow)
+        for (i, variant), size in product(enumerate(STRIPS), range(1, 10))
+    ],
 )
 def test_every_filter(quick, variant, size):
     found = []
@@ -189,7 +192,7 @@ def test_needs(quick, variant, mask, needs):
 
 
 @each_variant
-@pytest.mark.parametrize("data", ["constant", "positive", "integers"])
+@pytest.mark.parametrize("data", ["constant", pytest.param("positive", marks=pytest.mark.slow), "integers"])
 def test_long_sums(quick, variant, data):
     assert faults(variant, quick, "1,1,700,1111,1,3,3,padding=same", data=data) == []
 

@@ -158,7 +158,7 @@ def test_padding_is_no_pixel(device, variant, kinds):
 
 
 @with_kinds(
-    EACH_KIND_ONCE,
+    EACH_KIND_ONCE[::2],
     costly=EVERY_KIND,
     variants=[
         v
@@ -242,11 +242,9 @@ def test_every_legal_value(cpu, variant, name, value):
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.tunables], ids=str)
 def test_defaults_are_legal(variant):
-    for name, tunable in variant.tunables.items():
-        for problem in EVERYTHING:
-            if variant.refusal(problem) is None:
-                for kind in variant.runs_on:
-                    assert tunable.value(kind, problem) in tunable.legal, name
+    for problem in (p for p in EVERYTHING if variant.refusal(p) is None):
+        for kind, (name, tunable) in product(variant.runs_on, variant.tunables.items()):
+            assert tunable.value(kind, problem) in tunable.legal, name
 
 
 # -- other levels of x86-64 ------------------------------------------------------------------------------------------
@@ -571,7 +569,7 @@ def result(variant, problem, given, device):
 
 
 @with_dtypes(SUMMING, costly=("float16",))
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
+@pytest.mark.parametrize("count", [1, 64, 65, 1000])
 def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     """Compensated addition forms inf - inf, which must not reach the result."""
     problem, given, (a, _) = long_sum(variant, dtype, count)
@@ -584,7 +582,7 @@ def test_infinite_sum_is_not_nan(device, variant, dtype, count):
 
 
 @with_dtypes(SUMMING, costly=("float16",))
-@pytest.mark.parametrize("count", [2, 40, 64, 100, 128, 1000])
+@pytest.mark.parametrize("count", [2, 64, 100, 1000])
 def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
     """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
     problem, given, (a, b) = long_sum(variant, dtype, count)

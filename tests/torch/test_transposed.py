@@ -83,8 +83,11 @@ def test_vmap(layer):
     torch.testing.assert_close(many, torch.stack([theirs(x, w, b), theirs(-2 * x, w, b + 1)]))
 
 
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_compile(dynamic, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "dynamic"),
+    [("aot_eager", False), *(pytest.param("inductor", dynamic, marks=pytest.mark.slow) for dynamic in (False, True))],
+)
+def test_compile(backend, dynamic, tmp_path, monkeypatch):
     """Also where CI is set, by which torch.compile takes some of what it refuses for mistakes of PyTorch's own."""
     monkeypatch.setenv("CI", "true")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -92,7 +95,7 @@ def test_compile(dynamic, tmp_path, monkeypatch):
     (x, w, b), options = given("doubled")
     compiled = torch.compile(
         lambda x: conv_transpose2d(x, w, b, **options, activation="relu", variant="naive"), fullgraph=True,
-        dynamic=dynamic,
+        backend=backend, dynamic=dynamic,
     )  # fmt: skip
     for image in (x, torch.cat([x, x], dim=-1)):
         want = functional.conv_transpose2d(image, w, b, **options).relu()
