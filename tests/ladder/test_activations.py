@@ -47,6 +47,15 @@ def test_near_and_far_from_zero(device, variant, activation, dtype):
         assert check.check(variant, problem, quick_on_cpu(device), given=given).faults == [], scale
 
 
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", NAIVE[1:], ids=str)
+def test_an_infinite_gradient_meets_no_derivative_that_underflows(device, variant, dtype):
+    """Whose sums are so long that most pre-activations lie where gelu's derivative is 0 in float32 alone."""
+    problem = ConvProblem.parse("3,12,16,4,1,6,3", activation="gelu", dtype=dtype)
+    for seed in (1, 5, 231):
+        assert check.check(variant, problem, quick_on_cpu(device), "nonfinite", seed).faults == [], seed
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.name != "naive"], ids=str)
 def test_every_rung_forms_a_derivative_from_the_pre_activation(device, variant):
     texts = (
