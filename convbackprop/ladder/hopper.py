@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from convbackprop.devices.gpus import Target
 from convbackprop.devices.mapped import MOST_SPANNED, MOST_STEP, TensorMap
-from convbackprop.ladder import hopper_pixels, hopper_planes, implicit_gemm
+from convbackprop.ladder import hopper_pixels, hopper_planes
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
 from convbackprop.ladder.channels_last import channels_aside
 from convbackprop.ladder.hopper_memory import (
@@ -30,8 +30,8 @@ from convbackprop.ladder.hopper_memory import (
     is_in_place,
     most_round_offs,
 )
-from convbackprop.ladder.implicit_gemm import phases, same
 from convbackprop.ladder.launches import PACK_MASK, block
+from convbackprop.ladder.matrix_product import phases, requires, same
 from convbackprop.ladder.pipelined import unseen
 from convbackprop.ladder.scratch import most_slices
 from convbackprop.ladder.variant import ALIGNED, Alignment, Constants, Launch, Requirement, Tunable, Variant, ceil_div
@@ -456,7 +456,7 @@ def _entry(pass_name: str, *launches: Launch, **more: Any) -> Variant:
         "hopper",
         launches=launches,
         layouts=LAYOUTS,
-        requires=(not_float64, _exact_factors(pass_name), *implicit_gemm.requires(pass_name), *of_boxes),
+        requires=(not_float64, _exact_factors(pass_name), *requires(pass_name), *of_boxes),
         architectures=("sm_90a",),
         auto_on=("cuda",),
         unproven=True,

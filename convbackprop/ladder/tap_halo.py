@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from convbackprop.ladder.banded import EXACT_GRADS
-from convbackprop.ladder.implicit_gemm import RUN
+from convbackprop.ladder.matrix_product import RUN
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices
 from convbackprop.ladder.variant import Alignment, Constants, ceil_div

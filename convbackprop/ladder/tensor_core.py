@@ -8,23 +8,9 @@ from typing import Any
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder.banded import EXACT_GRADS, not_float64
 from convbackprop.ladder.channels_last import channels_aside, channels_at_once
-from convbackprop.ladder.implicit_gemm import (
-    RUN,
-    enough,
-    enough_rows,
-    kernel_grad_splits,
-    one_tap,
-    pack_grid,
-    phases,
-    product,
-    requires,
-    rows_packed,
-    same,
-    slices,
-    slices_of,
-    widths,
-)
+from convbackprop.ladder.implicit_gemm import enough, enough_rows, kernel_grad_splits, pack_grid, rows_packed, widths
 from convbackprop.ladder.launches import PACK_MASK, TOTAL, block, total_or_scaled
+from convbackprop.ladder.matrix_product import RUN, one_tap, phases, product, requires, same, slices, slices_of
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices, taps
 from convbackprop.ladder.tap_halo import (

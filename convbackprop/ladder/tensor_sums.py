@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from convbackprop.ladder.implicit_gemm import best_splits, grid, one_tap, product, slices_of
 from convbackprop.ladder.launches import block
+from convbackprop.ladder.matrix_product import best_splits, grid, one_tap, product, slices_of
 from convbackprop.ladder.variant import Constants, Geometry, Launch, ceil_div
 from convbackprop.problem import ConvProblem
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from convbackprop.devices.cpu_level import cpu_vector_bytes
 from convbackprop.devices.gpus import Target
 from convbackprop.ladder import implicit_gemm
-from convbackprop.ladder.implicit_gemm import RUN, enough_rows, one_tap, product
+from convbackprop.ladder.implicit_gemm import enough_rows
 from convbackprop.ladder.launches import TOTAL
+from convbackprop.ladder.matrix_product import RUN, one_tap, product
 from convbackprop.ladder.requirements import unit_dilation, unit_stride
 from convbackprop.ladder.variant import Alignment, Constants, Tunable, ceil_div
 from convbackprop.problem import ConvProblem

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from convbackprop.ladder.banded import not_float64
-from convbackprop.ladder.implicit_gemm import requires
 from convbackprop.ladder.launches import PACK_MASK, block
+from convbackprop.ladder.matrix_product import requires
 from convbackprop.ladder.requirements import LARGEST, unit_dilation, unit_stride
 from convbackprop.ladder.variant import (
     Alignment,

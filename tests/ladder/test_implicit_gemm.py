@@ -18,7 +18,7 @@ from convbackprop.bench.layers import DEEPBENCH, WHOLE
 from convbackprop.devices.compiler import Source
 from convbackprop.devices.gpus import GPUS, Target
 from convbackprop.errors import InvalidArgument
-from convbackprop.ladder import implicit_gemm, scratch
+from convbackprop.ladder import implicit_gemm, matrix_product, scratch
 from convbackprop.ladder.registry import choose, of_pass, why_not
 from convbackprop.launch.plan import constants_of, pack_shape, plan
 from convbackprop.problem import ConvProblem
@@ -122,7 +122,7 @@ def test_no_product_with_an_inserted_zero(stride, dilation, taps):
     meets = [sum((phase + 7 - r * dilation) % stride == 0 for r in range(taps)) for phase in range(stride)]
     assert sum(meets) == taps
     depth = GEMM["input_grad"].constants("cpu", problem)["DEPTH"]
-    (slices,) = implicit_gemm.slices("input_grad")(problem, {"DEPTH": depth})
+    (slices,) = matrix_product.slices("input_grad")(problem, {"DEPTH": depth})
     assert slices == math.ceil(3 * max(meets) / depth)
 
 
@@ -176,7 +176,7 @@ def test_small_layers_are_split_among_the_blocks_that_a_gpu_holds():
         constants = rung.constants(gpu.target, small)
         (tiles, splits), (slices, split_slices) = main.grid(small, constants), main.integers(small, constants)
         assert 0.5 < tiles * splits * constants["THREADS"] / (gpu.sms * 384) < 4
-        assert split_slices % (implicit_gemm.RUN // constants["DEPTH"]) == 0
+        assert split_slices % (matrix_product.RUN // constants["DEPTH"]) == 0
         assert (splits - 1) * split_slices < slices <= splits * split_slices
         constants = rung.constants(gpu.target, large)
         assert main.grid(large, constants)[1] == 1 and not total.when(large, constants)
