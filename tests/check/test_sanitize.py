@@ -24,7 +24,7 @@ from convbackprop.lab.mistakes import recognise_findings
 from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
-from tests.support.levels import FOLLOW_THE_LEVEL, checked_at
+from tests.support.levels import FOLLOW_THE_LEVEL, OTHER_LEVELS, checked_at
 from tests.support.mutations import replaced
 
 #: Of what mistake each seeded file's findings come.
@@ -214,7 +214,16 @@ MISTAKES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.variant}: {m.kind} at {m.at}")
+def mistakes():
+    """Yield the mistakes; but for the first of each kind in each variant they are slow tests."""
+    met = set()
+    for m in MISTAKES:
+        marks = pytest.mark.slow if (m.variant, m.kind) in met else ()
+        yield pytest.param(m, id=f"{m.variant}: {m.kind} at {m.at}", marks=marks)
+        met.add((m.variant, m.kind))
+
+
+@pytest.mark.parametrize("mistake", mistakes())
 def test_a_mistake_in_a_kernel_is_found_at_its_line(mistake, tmp_path):
     variant = replaced(mistake.variant, mistake.file, mistake.old, mistake.new, tmp_path)
     problem = ConvProblem.parse(mistake.problem, bias=True, activation="relu")
@@ -261,7 +270,15 @@ def test_published_variants_are_clean(variant):
     assert runs
 
 
-@pytest.mark.parametrize("variant", FOLLOW_THE_LEVEL, ids=str)
+@pytest.mark.parametrize(
+    ("level", "variant"),
+    [
+        pytest.param(level, v, id=f"{level}-{v}", marks=() if i % len(OTHER_LEVELS) == turn else pytest.mark.slow)
+        for i, v in enumerate(FOLLOW_THE_LEVEL)
+        for turn, level in enumerate(OTHER_LEVELS)
+    ],
+    indirect=["level"],
+)
 def test_what_follows_the_level_is_clean_at_other_levels(sanitizer_at, variant):
     problem = ConvProblem.parse(SAMPLE[3] if is_product(variant) else SAMPLE[2], bias=True, activation="relu")
     assert sanitize(variant, problem, tunables="cpu", orders=["as numbered"]).findings == []

@@ -46,13 +46,13 @@ FILTERS = (
 MANY_CHANNELS = ConvProblem.parse("1,64,9,9,64,3,3,padding=same")
 
 #: Examples of all variants together, so that the time does not grow with their number; in the slow tests, of each one.
-EXAMPLES, EXAMPLES_EACH = 1100, 2000
+EXAMPLES, EXAMPLES_EACH = 800, 2000
 
 #: Of one that is written for a few architectures, whose instructions a CPU takes long to stand in for.
 EXAMPLES_STOOD_IN_FOR = 12
 
 #: Sets of compile-time constants of one variant: examples that need more of them are passed over.
-COMPILATIONS, COMPILATIONS_EACH = 4, EXAMPLES_EACH
+COMPILATIONS, COMPILATIONS_EACH = 3, EXAMPLES_EACH
 
 
 def strategy_for(variant, filters):

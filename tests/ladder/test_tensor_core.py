@@ -41,8 +41,14 @@ HALOS = (
 
 
 @of_windows
-@pytest.mark.parametrize("text", HALOS)
-@pytest.mark.parametrize(("dtype", "mask"), [("float32", False), ("float16", True)])
+@pytest.mark.parametrize(
+    ("text", "dtype", "mask"),
+    [
+        pytest.param(text, dtype, mask, id=f"{text}-{dtype}", marks=() if i % 2 == turn else pytest.mark.slow)
+        for i, text in enumerate(HALOS)
+        for turn, (dtype, mask) in enumerate((("float32", False), ("float16", True)))
+    ],
+)
 def test_halos(quick, variant, text, dtype, mask):
     constants = variant.constants("cpu", ConvProblem.parse(text, dtype=dtype))
     assert constants["HALO"]
@@ -264,7 +270,7 @@ def given_values(variant, left, right, count=32):
 
 
 @each_variant
-@pytest.mark.parametrize("count", [32, 64, 72, 1000])
+@pytest.mark.parametrize("count", [32, pytest.param(64, marks=pytest.mark.slow), 72, 1000])
 def test_low_bits_of_float32_matter(quick, variant, count):
     """Within the bound from as few products on as are taken, and in runs that end within a slice or with it."""
     assert variant.refusal(given_values(variant, 1, 1)[0]) is None

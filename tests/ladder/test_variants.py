@@ -18,7 +18,6 @@ from convbackprop.check import reference
 from convbackprop.check.curated import CURATED
 from convbackprop.devices.cpu import CpuDevice, set_num_threads
 from convbackprop.fuzz import laws
-from convbackprop.fuzz.problems import is_product
 from convbackprop.ladder.launches import TOTAL
 from convbackprop.ladder.registry import VARIANTS, of_pass, why_not
 from convbackprop.ladder.variant import ALIGNED, Alignment, Variant
@@ -52,12 +51,24 @@ def computes(variant, dtype):
     return any(variant.refusal(entry.problem(dtype=dtype)) is None for entry in PROBLEMS)
 
 
-def with_kinds(kinds=EVERY_KIND, costly=None, variants=VARIANTS):
-    """Parametrise over variants and kinds; a variant that is checked on few problems meets all of them in one test."""
+def with_kinds(kinds=EVERY_KIND, costly=None, variants=VARIANTS, quick=EVERY_KIND):
+    """Parametrise over variants and kinds; a variant that is checked on few problems meets all of them in one test.
+
+    Slow tests: of the others all kinds but the quick ones, and of tiled but EACH_KIND_ONCE, for naive has them all.
+    """
+
+    def is_slow(variant, some):
+        return not is_costly(variant) and some[0] not in (EACH_KIND_ONCE if variant.name == "tiled" else quick)
+
     return pytest.mark.parametrize(
         ("variant", "kinds"),
         [
-            pytest.param(variant, some, id=f"{variant}-{'-'.join(map(str, some[0])) if len(some) == 1 else 'kinds'}")
+            pytest.param(
+                variant,
+                some,
+                id=f"{variant}-{'-'.join(map(str, some[0])) if len(some) == 1 else 'kinds'}",
+                marks=pytest.mark.slow if is_slow(variant, some) else (),
+            )
             for variant in variants
             for some in ([costly or kinds] if is_costly(variant) else [(kind,) for kind in kinds])
         ],
@@ -101,12 +112,12 @@ def is_tried(device, tunables):
     return tunables == "cuda" and device.kind == "cpu"
 
 
-def on(device, tunables, variant, dtype="float32"):
+def on(device, tunables, variant, kind=EACH_KIND_ONCE[0]):
     """Return where to run: what machine code a CPU makes of a GPU's rung, or of its constants, matters to nobody.
 
-    The CPU's own products take seconds to compile: as users compile them they are tried in float32.
+    The CPU's own rungs take seconds to compile: as users compile them they are tried in one kind.
     """
-    takes_long = is_product(variant) and dtype != "float32"
+    takes_long = is_costly(variant) and kind != EACH_KIND_ONCE[0]
     return quick_on_cpu(device) if is_tried(device, tunables) or "cpu" not in variant.auto_on or takes_long else device
 
 
@@ -120,7 +131,7 @@ def faults_of(variant, device, problems, kinds, tunables=None, among=None):
         if problem not in among:
             continue
         given, expected = data_of(variant.pass_name, problem, entry.data)
-        where = on(device, tunables, variant, dtype)
+        where = on(device, tunables, variant, (dtype, activation, mask))
         outcome = check.check(variant, problem, where, entry.data, tunables=tunables, given=given, expected=expected)
         found += [f"{problem} ({entry.reason}): {fault}" for fault in outcome.faults]
         computed += 1
@@ -158,7 +169,8 @@ def test_padding_is_no_pixel(device, variant, kinds):
 
 
 @with_kinds(
-    EACH_KIND_ONCE[::2],
+    EACH_KIND_ONCE,
+    quick=EACH_KIND_ONCE[:1],
     costly=EVERY_KIND,
     variants=[
         v
@@ -206,15 +218,15 @@ def test_every_variant_meets_every_kind():
 def legal_values():
     """Yield (variant, tunable, value).
 
-    Slow tests: values between the extremes, and of what is costly all below the largest; those of
-    kernel_grad_total.cuh, which naive and tiled meet; and those of filter_product.cuh that forward meets.
+    Slow tests: values between the extremes, and of what is costly all below the largest, and every other tunable; those
+    of kernel_grad_total.cuh, which naive and tiled meet; and those of filter_product.cuh that forward meets.
     """
     for variant in VARIANTS:
-        for name, tunable in variant.tunables.items():
+        for turn, (name, tunable) in enumerate(variant.tunables.items()):
             for value in tunable.legal:
                 is_extreme = value in (max(tunable.legal), *([] if is_costly(variant) else [min(tunable.legal)]))
                 is_met = name in ("SLICE_GROUPS", "TAPS_EACH") or str(variant) == "input_grad/implicit_gemm"
-                is_quick = is_extreme and not (is_costly(variant) and is_met)
+                is_quick = is_extreme and not (is_costly(variant) and (is_met or turn % 2))
                 marks = () if is_quick else pytest.mark.slow
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
 
@@ -276,12 +288,13 @@ AT_LEVELS = {*FOLLOW_THE_LEVEL, *(of_pass(pass_name)[0] for pass_name in PASSES)
 def kinds_at_levels():
     """Yield (level, variant, kind): of a rung that is the same at each level, what it is converted by, float16.
 
-    Slow tests: one kind of each variant at each level, by turns, and what is the same at each but for the first rungs.
+    Slow tests: all but one kind of each variant at each level, by turns, and what is the same at each but for the first
+    rungs.
     """
     for (i, level), variant in product(enumerate(OTHER_LEVELS), VARIANTS):
         kinds = (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]) if variant in FOLLOW_THE_LEVEL else EACH_KIND_ONCE[3:4]
         for turn, kind in enumerate(kind for kind in kinds if computes(variant, kind[0])):
-            is_quick = variant in AT_LEVELS and (len(kinds) == 1 or turn != 1 + i)
+            is_quick = variant in AT_LEVELS and turn == (2 * i if len(kinds) > 1 else 0)
             marks = () if is_quick else pytest.mark.slow
             yield pytest.param(level, variant, kind, id=f"{level}-{variant}-{kind[0]}", marks=marks)
 
@@ -569,7 +582,7 @@ def result(variant, problem, given, device):
 
 
 @with_dtypes(SUMMING, costly=("float16",))
-@pytest.mark.parametrize("count", [1, 64, 65, 1000])
+@pytest.mark.parametrize("count", [1, 64, 65, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 200))])
 def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     """Compensated addition forms inf - inf, which must not reach the result."""
     problem, given, (a, _) = long_sum(variant, dtype, count)
@@ -582,7 +595,7 @@ def test_infinite_sum_is_not_nan(device, variant, dtype, count):
 
 
 @with_dtypes(SUMMING, costly=("float16",))
-@pytest.mark.parametrize("count", [2, 64, 100, 1000])
+@pytest.mark.parametrize("count", [2, 64, 100, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 128))])
 def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
     """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
     problem, given, (a, b) = long_sum(variant, dtype, count)
