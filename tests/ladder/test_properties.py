@@ -52,7 +52,7 @@ EXAMPLES, EXAMPLES_EACH = 800, 2000
 EXAMPLES_STOOD_IN_FOR = 12
 
 #: Sets of compile-time constants of one variant: examples that need more of them are passed over.
-COMPILATIONS, COMPILATIONS_EACH = 3, EXAMPLES_EACH
+COMPILATIONS, COMPILATIONS_EACH = 2, EXAMPLES_EACH
 
 
 def strategy_for(variant, filters):

@@ -492,7 +492,12 @@ OVER_PADDING = (
 @pytest.mark.parametrize(
     ("variant", "text"),
     [
-        pytest.param(variant, text, id=f"{text}-{variant}", marks=pytest.mark.slow if i % 2 else ())
+        pytest.param(
+            variant,
+            text,
+            id=f"{text}-{variant}",
+            marks=pytest.mark.slow if i % 2 or (is_costly(variant) and text == OVER_PADDING[-1]) else (),
+        )
         for (i, text), variant in product(enumerate(OVER_PADDING), VARIANTS)
         if variant.refusal(ConvProblem.parse(text)) is None
     ],
