@@ -402,9 +402,12 @@ def _staged_by_channels(pass_name: str) -> Requirement:
 #: devices/gpus.py, on sm_90 as far as mma.sync reaches them. Other architectures have some as fast as the one.
 _TF32_PRODUCTS = {"sm_80": 8, "sm_90": 5, "sm_90a": 5}
 
-#: Filters of a group that fill a slice of input_grad; channels that with their taps fill a tile of kernel_grad, which
-#: of 16-bit factors may be emptier; and output pixels of an image.
-_ENOUGH_FILTERS, _ENOUGH_CHANNELS, _ENOUGH_PIXELS = 16, 8, 32
+#: Filters of a group that fill a slice of input_grad; and output pixels of an image in kernel_grad.
+_ENOUGH_FILTERS, _ENOUGH_PIXELS = 16, 32
+
+#: Taps of a filter, of all channels, that fill a tile of kernel_grad, by the bits of what is multiplied: implicit_gemm
+#: has tiles for few.
+_ENOUGH_TAPS = {16: 28, 32: 96}
 
 
 def _auto_not(pass_name: str) -> AutoRule:
@@ -424,12 +427,13 @@ def _auto_not(pass_name: str) -> AutoRule:
             return f"{target.architecture} may take longer for {products} TF32 products than for a multiply-add"
         if reason := few_rows(p, target):
             return reason
-        filters, channels = p.K // p.groups, p.C // p.groups
+        filters, of_filter = p.K // p.groups, p.C // p.groups * p.R * p.S
         if pass_name == "input_grad" and filters < _ENOUGH_FILTERS:
             return f"a group has {filters} filter{'s' * (filters > 1)}; it is the faster one from {_ENOUGH_FILTERS} on"
-        if pass_name == "kernel_grad" and _is_tf32(pass_name, p) and channels < _ENOUGH_CHANNELS:
-            few = f"{channels} channel{'s' * (channels > 1)}"
-            return f"a group has {few}; with numbers of 32 bits it is the faster one from {_ENOUGH_CHANNELS} on"
+        bits = 32 if _is_tf32(pass_name, p) else 16
+        if pass_name == "kernel_grad" and of_filter < _ENOUGH_TAPS[bits]:
+            few = f"{of_filter} tap{'s' * (of_filter > 1)}"
+            return f"a filter has {few}; with numbers of {bits} bits it is the faster one from {_ENOUGH_TAPS[bits]} on"
         if pass_name == "kernel_grad" and p.P * p.Q < _ENOUGH_PIXELS:  # not of all images: see _enough_products
             return f"an image has {p.P * p.Q} output pixels; it is the faster one from {_ENOUGH_PIXELS} on"
         return None
