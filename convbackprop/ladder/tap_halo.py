@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from convbackprop.ladder.banded import EXACT_GRADS
 from convbackprop.ladder.matrix_product import RUN
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices
@@ -38,8 +37,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     is_split = t["RIGHT_PARTS"] == 2
     has_saved = p.saved is not None and not p.mask
     # What is read at once waits in registers: as much as nvcc finds beside the sums, spilling none.
-    is_costly = p.saved is not None and p.activation not in EXACT_GRADS
-    is_tight = (is_split and (is_costly or not p.saved)) or (p.mask and t["FACTOR_BITS"] == 16)
+    is_tight = is_split or (p.mask and t["FACTOR_BITS"] == 16)
     most = 2 if is_tight else 4
     g_pixels = next(n for n in (4, 2, 1) if n <= most and p.Q % n == 0 and alignment.y >= n * DTYPES[p.dtype])
     found = {
@@ -99,7 +97,8 @@ def _steps_at_once(p: ConvProblem, t: Constants, tile_c: int) -> int:
         return 1 if p.layout == "nhwc" else 2
     if p.mask or tile_c == 16:
         return 1
-    return {1: 4, 2: 1, 3: 2}[t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1]
+    of_three = 2 if p.W % 2 == 0 else 1  # pixels one by one take more
+    return {1: 4, 2: 1, 3: of_three}[t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1]
 
 
 def _tile_pixels(t: Constants) -> int:

@@ -219,7 +219,9 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
     most = min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)
     sizes = [1 << i for i in range(9)]
     is_costly = pass_name == "input_grad" and p.saved is not None and p.activation not in EXACT_GRADS
-    vectors = (1,) if p.layout == "nhwc" else (2, 1) if is_costly else (4, 2, 1)  # phi' itself takes many registers
+    # What is read at once waits in registers, of which phi' takes many, and so do the sums of three products.
+    is_full = pass_name == "forward" and t["LEFT_PARTS"] == t["RIGHT_PARTS"] == 2 and t["TILE_M"] == 64
+    vectors = (1,) if p.layout == "nhwc" or is_full else (2, 1) if is_costly else (4, 2, 1)
     for vector in vectors:
         if width % vector or aligned < vector * DTYPES[p.dtype]:
             continue
@@ -260,12 +262,12 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
             return {**found, **none, **chunks, **widths(pass_name, p, alignment, 4), **halo}
         if halo:
             pixels = "X_PIXELS" if pass_name == "forward" else "G_PIXELS"
-            known = _results(pass_name, p, alignment, {**t, **halo})
+            known = _results(pass_name, p, alignment, {**t, **found, **halo})
             groups = _tap_groups(pass_name, p, {**found, **halo})
             return {**found, "HALO": 1, pixels: halo.pop("VECTOR"), **halo, **known, **groups}
         none = {"HALO": 0, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1, "HALO_Q": t["TILE_N"],
                 "ROW_GROUPS": 0, "ROW_TAPS": 1, "COL_STEP": 1, "UNITS_AT_ONCE": 1}  # fmt: skip
-        known = _results(pass_name, p, alignment, t)
+        known = _results(pass_name, p, alignment, {**t, **found})
         return {**found, **none, **widths(pass_name, p, alignment, 2), **known}
 
     return rule
@@ -302,6 +304,8 @@ def _results(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants)
     is_pair = down == across == 1 and width % 2 == 0 and aligned >= 2 * DTYPES[p.dtype]
     is_whole = all(size % t[tile] == 0 for size, tile in ((m, "TILE_M"), *ends))
     is_whole &= rows % down == 0 and columns % across == 0
+    if pass_name == "forward" and t["WARP_M"] == t["WARP_N"] == 64:
+        is_whole = False  # without a branch nvcc has the addresses of too many results at once, and spills some
     seen = alignment.x if pass_name == "forward" else alignment.y
     return {
         **({"BIAS": int(p.bias)} if pass_name == "forward" else {}),
