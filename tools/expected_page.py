@@ -38,6 +38,7 @@ from convbackprop.ladder.registry import of_pass, select, why_not
 from convbackprop.ladder.variant import Variant
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import PASSES, ConvProblem
+from convbackprop.profile import sass
 from convbackprop.profile.report import report
 from tools import gpu_page
 from tools.gpu_parts import table
@@ -184,6 +185,7 @@ def current() -> dict[str, Row]:
 
 def renew(jobs: int, texts: Iterable[str]) -> None:
     """Compute the rows of the page that have changed, and keep them with the others."""
+    sass.find_cuobjdump()  # without it each row would be kept without a time
     rows, keys = current(), list(dict.fromkeys(f"{variant} {problem}" for variant, problem in wanted()))
     chosen = [key for key in keys if key not in rows and all(text in key for text in texts)]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from convbackprop.problem import ConvProblem
 
-_parsed = functools.cache(ConvProblem.parse)
+_parsed = functools.cache(ConvProblem.parse)  # each variant is tried on the same problems
 
 
 @dataclass(frozen=True)
