@@ -31,10 +31,12 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
                     for taps in (p.R, p.S))  # fmt: skip
     tile_c = 32 if (p.C // p.groups) % 32 == 0 else 16
     warps = tile_c // 16 * down  # beside one another
-    warp_m = 64 if not t["LONG_SUMS"] and 32 * warps >= 64 else 32  # a row's sum has a thread
+    # A row's sum has a thread.
+    warp_m = 64 if t["TILE_M"] >= 64 and not t["LONG_SUMS"] and 32 * warps >= 64 else 32
     threads = 32 * (t["TILE_M"] // warp_m) * warps
     resident = max(1, 32 * _TAP_WARPS // threads)
     is_split = t["RIGHT_PARTS"] == 2
+    has_few = is_split and t["TILE_M"] == tile_c == 32  # threads, which have more of a tile each
     has_saved = p.saved is not None and not p.mask
     # What is read at once waits in registers: as much as nvcc finds beside the sums, spilling none.
     is_tight = is_split or (p.mask and t["FACTOR_BITS"] == 16)
@@ -49,7 +51,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         "TAPS_DOWN": down,
         "TAPS_ACROSS": across,
         "COL_STEP": p.dilation_w,
-        "STEPS_AT_ONCE": _steps_at_once(p, t, tile_c),
+        "STEPS_AT_ONCE": 1 if has_few and g_pixels == 1 else _steps_at_once(p, t, tile_c),
         "GRADS_AT_ONCE": 2 if t["LEFT_PARTS"] == 1 and has_saved else 1,
         "G_PIXELS": g_pixels,
     }
@@ -69,11 +71,12 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     def cost(t: dict[str, int]) -> float:
         return pixel_tiles(p, t) * (_tile_pixels(t) + halo_pixels(t) / 4 * (1 + 1 / t["X_PIXELS"]) + 8)
 
+    vectors = (1,) if p.layout == "nhwc" or has_few else (2, 1) if is_split else (4, 2, 1)
     least = 4 * t["DEPTH"] // 2  # pixels of 4 steps
     most_bytes = min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)
     fitting = [
         found
-        for x_pixels in ((1,) if p.layout == "nhwc" else (2, 1) if is_split else (4, 2, 1))
+        for x_pixels in vectors
         if p.W % x_pixels == 0
         for pixels in (least, 2 * least, 4 * least)
         for tile_q in (8, 16, 32, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -132,20 +133,26 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
     """Return the tunables of a pass, TILE_M x TILE_N: what a block computes."""
 
     def rows(p: ConvProblem, target: Target) -> int:
-        """Return 64 where 128 would leave half idle, and where a halo of 32-bit numbers has channels instead."""
-        is_halo = pass_name == "kernel_grad" and _is_tf32(pass_name, p)
+        """Return 32 or 64 where more would leave half idle; 64, too, where a halo of 32-bit numbers has channels.
+
+        Not 32 of kernel_grad's 16-bit numbers: the few threads of such a tile have no registers for what each brings.
+        """
+        wanted, is_kernel_grad, is_tf32 = product(pass_name, p)[0], pass_name == "kernel_grad", _is_tf32(pass_name, p)
+        if wanted <= 32 and (is_tf32 or not is_kernel_grad):
+            return 32
+        is_halo = is_kernel_grad and is_tf32
         is_halo = is_halo and bool(tap_halo(p, ALIGNED, {"TILE_M": 64, **_factors(pass_name, p)}))
-        return 64 if is_halo or product(pass_name, p)[0] <= 64 else 128
+        return 64 if is_halo or wanted <= 64 else 128
 
     def columns(p: ConvProblem, target: Target) -> int:
-        """Return 256 where warps of 64 rows would else be few; 64 where shared memory holds no larger halo."""
+        """Return 256 where warps would else be few, or small; 64 where shared memory holds no larger halo."""
         tile_m = rows(p, target)
-        sizes = (256, 128, 64) if tile_m == 64 and _is_roomy(pass_name, p) else (128, 64)
+        sizes = (256, 128, 64) if tile_m <= 64 and _is_roomy(pass_name, p) else (128, 64)
         return next((n for n in sizes if _halo(pass_name, p, ALIGNED, {"TILE_M": tile_m, "TILE_N": n})), 128)
 
     if pass_name == "kernel_grad":
-        return {"TILE_M": same((64, 128), rows), "TILE_N": same((64, 128), 128)}
-    return {"TILE_M": same((64, 128), rows), "TILE_N": same((64, 128, 256), columns)}
+        return {"TILE_M": same((32, 64, 128), rows), "TILE_N": same((64, 128), 128)}
+    return {"TILE_M": same((32, 64, 128), rows), "TILE_N": same((64, 128, 256), columns)}
 
 
 def _is_roomy(pass_name: str, p: ConvProblem) -> bool:
@@ -160,15 +167,18 @@ def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[
     Where windows are staged tap by tap they wait in registers, each as many threads' as there are warps.
     """
     if has_halo:
-        is_large = t["TILE_M"] * t["TILE_N"] == 128 * 128
-        rows, columns = 64, 64 if is_large and _is_roomy(pass_name, p) else 32
+        is_large = t["TILE_N"] == 256 or t["TILE_M"] == t["TILE_N"] == 128
+        rows, columns = min(64, t["TILE_M"]), 64 if is_large and _is_roomy(pass_name, p) else 32
     else:
-        rows, columns = t["TILE_M"] // 2, 64 if t["TILE_N"] == 256 else 32
+        rows, columns = max(32, t["TILE_M"] // 2), 64 if t["TILE_N"] == 256 else 32
     return {"WARP_M": rows, "WARP_N": columns, "THREADS": 32 * (t["TILE_M"] // rows) * (t["TILE_N"] // columns)}
 
 
 #: Warps that a multiprocessor should hold: as many as may have all registers.
 _WARPS = 8
+
+#: Shared memory that all blocks of a multiprocessor may have on an H200.
+_H200_BYTES = 228 << 10
 
 
 def _resident(threads: int) -> int:
@@ -216,13 +226,15 @@ def _halo(pass_name: str, p: ConvProblem, alignment: Alignment, t: Constants) ->
         return tiles * (t["TILE_N"] + halo_pixels(found) / 4)
 
     resident = _resident(_warp(pass_name, p, t, True)["THREADS"])
-    most = min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)
+    limits = [min(BLOCK_BYTES, ALL_BYTES // min(resident, 2) - 1024)]
+    if resident > 2:  # small blocks: if they can, so that an H200 holds all that it should
+        limits.insert(0, _H200_BYTES // resident - 1024)
     sizes = [1 << i for i in range(9)]
     is_costly = pass_name == "input_grad" and p.saved is not None and p.activation not in EXACT_GRADS
     # What is read at once waits in registers, of which phi' takes many, and so do the sums of three products.
     is_full = pass_name == "forward" and t["LEFT_PARTS"] == t["RIGHT_PARTS"] == 2 and t["TILE_M"] == 64
     vectors = (1,) if p.layout == "nhwc" or is_full else (2, 1) if is_costly else (4, 2, 1)
-    for vector in vectors:
+    for most, vector in itertools.product(limits, vectors):
         if width % vector or aligned < vector * DTYPES[p.dtype]:
             continue
         tiles = [

@@ -12,8 +12,9 @@ from convbackprop.problem import ConvProblem
 #: Words of a row's part of a slice.
 WORDS = 16
 
-#: Steps of the runs that sums may be split into, at most; and how much of their bound cut sums may take then.
-_SPLIT_RUN, _CUT_SHARE = 320, 0.5
+#: Steps of the runs that sums may be split into, at most; and how much of their bound cut sums may take then: more
+#: where one block of channels has more steps already.
+_SPLIT_RUN, _CUT_SHARE, _LONG_BLOCK_SHARE = 320, 0.5, 0.6
 
 #: Results of an image, up to which sums are made of such runs that could be one: of 16 images there are half as many
 #: tiles as an H200 has multiprocessors. Totals take registers, so that warps of larger images would be smaller.
@@ -66,8 +67,9 @@ def split_run(pass_name: str, p: ConvProblem, bits: int, products: int, least: i
     depth, steps, planes = WORDS * 32 // bits, product(pass_name, p)[2], (p.C if is_forward else p.K) // p.groups
     block = depth * (steps // planes if one_tap(pass_name, p, {"DEPTH": depth}) else 1)
     n = planes * p.R * p.S
+    share = _CUT_SHARE if block <= _SPLIT_RUN else _LONG_BLOCK_SHARE
     fitting = (run for run in range(max(1, _SPLIT_RUN // block) * block, 0, -block) if least <= run < steps)
-    return next((run for run in fitting if cut_share(n, steps, run, bits, products) <= _CUT_SHARE), 0)
+    return next((run for run in fitting if cut_share(n, steps, run, bits, products) <= share), 0)
 
 
 def _tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:

@@ -253,6 +253,34 @@ def test_shared_memory_fits_every_gpu_since_sm_80(variant):
                 assert max(launch.shared_bytes(problem, t) for launch in variant.launches) <= 99 << 10
 
 
+#: Of up to 32 rows: with a halo, in parts and whole; without; with groups of taps; and a g of 16 bits that is rounded.
+FEW_ROWS = (
+    ("3,32,5,9,32,3,3,padding=1", {}),
+    ("1,32,9,17,32,3,3,padding=1", {"dtype": "float16"}),
+    ("2,20,6,7,24,3,2,stride=2,padding=1", {"activation": "tanh"}),
+    ("2,32,5,8,17,5,5,padding=2", {"precision": "tf32"}),
+    ("2,32,5,8,17,3,3,padding=1", {"dtype": "bfloat16", "activation": "tanh"}),
+)
+
+
+@each_variant
+@pytest.mark.parametrize(("text", "changes"), FEW_ROWS)
+def test_few_rows_have_a_tile_of_their_own(quick, variant, text, changes):
+    """Of 33 on it is larger; so it is of 16-bit numbers in kernel_grad."""
+    problem = ConvProblem.parse(text, **{"bias": True, "activation": "relu", **changes})
+    t = variant.constants("cpu", problem)
+    assert t["TILE_M"] == (64 if variant is KERNEL_GRAD and t["FACTOR_BITS"] == 16 else 32)
+    assert variant.constants("cpu", problem.with_(C=96, K=96, groups=1))["TILE_M"] > 32
+    assert faults(variant, quick, text, **changes) == []
+
+
+def test_small_blocks_leave_shared_memory_to_as_many_as_there_should_be():
+    problem = ConvProblem.parse("16,192,28,28,32,5,5,padding=2,bias=1,activation=relu")
+    t = FORWARD.constants("cuda", problem)
+    assert t["RESIDENT"] == 4 and FORWARD.launches[1].shared_bytes(problem, t) + 1024 <= (228 << 10) / t["RESIDENT"]
+    assert t["RUN_STEPS"] == 25 * t["DEPTH"] and splits_of(FORWARD, problem, 132) > 1
+
+
 # -- factors in parts -------------------------------------------------------------------------------------------------
 #: Numbers that are half and a quarter of a TF32 number's last place above 1, and whose low parts all have one sign.
 LOW_BITS = (1 + 2.0**-11 - 2.0**-14, 1 + 2.0**-12 + 2.0**-23)
@@ -412,6 +440,7 @@ FEW_TILES = (
     (FORWARD, "3,70,9,8,40,3,3,padding=1", {}),
     (INPUT_GRAD, "2,40,9,9,192,3,3,stride=2,padding=1", {"activation": "tanh"}),
     (INPUT_GRAD, "2,20,9,9,331,3,2,stride=2x1,padding=1", {"precision": "tf32"}),
+    (FORWARD, "3,192,5,6,20,5,5", {}),  # a block of channels has more steps than runs of several
 )
 each_few = pytest.mark.parametrize(("variant", "text", "changes"), FEW_TILES, ids=str)
 
