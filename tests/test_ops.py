@@ -377,16 +377,22 @@ def test_no_work_for_what_is_not_needed(monkeypatch):
 DEPTHWISE = ConvProblem.parse("2,3,9,8,3,3,3,groups=3,padding=1", bias=True)
 
 
-@pytest.mark.parametrize(
-    ("needs", "activation", "dtype"),
-    [
-        *((needs, "relu", "float32") for needs in itertools.product([False, True], repeat=3)),
-        *(((True, True, True), activation, "float64") for activation in (*COMMON, "silu") if activation != "relu"),
-        ((True, True, True), "relu", "bfloat16"),
-    ],
-    ids=str,
+#: What is needed of dx, dw and db, the activation and the dtype; of "auto" what needs one result alone is a slow test.
+FUSED = (
+    *((needs, "relu", "float32") for needs in itertools.product([False, True], repeat=3)),
+    *(((True, True, True), activation, "float64") for activation in (*COMMON, "silu") if activation != "relu"),
+    ((True, True, True), "relu", "bfloat16"),
 )
-@pytest.mark.parametrize("variant", ["auto", "fused"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "needs", "activation", "dtype"),
+    [
+        pytest.param(variant, *kind, id="-".join(map(str, (variant, *kind))),
+                     marks=pytest.mark.slow if variant == "auto" and sum(kind[0]) == 1 else ())
+        for variant, kind in itertools.product(("auto", "fused"), FUSED)
+    ],
+)  # fmt: skip
 def test_fused(variant, needs, activation, dtype, monkeypatch):
     layer = Layer(DEPTHWISE.with_(dtype=dtype, activation=activation))
     y = layer.forward()

@@ -24,6 +24,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+from convbackprop.devices.cache import directory
 from convbackprop.lab.exercises import EXERCISES
 from tests.lab.solutions import solved
 
@@ -39,12 +40,16 @@ _BLOCK = re.compile(r"(<!-- output: (checked|recorded) -->\n```text\n)(.*?)(```\
 
 
 def played(page: str, recorded: bool) -> str:
-    """Return a page with the outputs of its commands made anew: the checked ones, or all."""
+    """Return a page with the outputs of its commands made anew: the checked ones, or all.
+
+    The checked ones use this machine's compiled kernels; the recorded ones tell of a first use.
+    """
+    cache = None if recorded else directory()
     with tempfile.TemporaryDirectory() as workshop:
         folder = Path(workshop).resolve()
         furnish(folder)
         return _BLOCK.sub(lambda block: block[0] if block[2] == "recorded" and not recorded else
-                          f"{block[1]}{_play(block[3], folder)}{block[4]}", page)  # fmt: skip
+                          f"{block[1]}{_play(block[3], folder, cache)}{block[4]}", page)  # fmt: skip
 
 
 def furnish(folder: Path) -> None:
@@ -61,17 +66,22 @@ def furnish(folder: Path) -> None:
         (folder / "mended" / exercise.file).write_text(solved(exercise.number))
 
 
-def _play(block: str, folder: Path) -> str:
+def _play(block: str, folder: Path, cache: Path | None) -> str:
     """Return the commands of a block, each followed by what it prints."""
     commands = re.findall(r"^\$ convbackprop (.*)", block, re.MULTILINE)
-    return "\n".join(f"$ convbackprop {command}\n{output(command, folder)}\n" for command in commands)
+    return "\n".join(f"$ convbackprop {command}\n{output(command, folder, cache)}\n" for command in commands)
 
 
-def output(command: str, folder: Path) -> str:
-    """Return what a command prints in a folder: as wide as a page, without the names of this machine's folders."""
+def output(command: str, folder: Path, cache: Path | None = None) -> str:
+    """Return what a command prints in a folder: as wide as a page, without the names of this machine's folders.
+
+    cache: of compiled kernels; without it one that is empty at first.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith("CONVBACKPROP_")}
     home = folder / "home"
     own |= {"CONVBACKPROP_DEVICE": "cpu", "PYTHONPATH": str(ROOT), "COLUMNS": str(WIDTH), "HOME": str(home)}
+    if cache is not None:
+        own["CONVBACKPROP_CACHE_DIR"] = str(cache)
     done = subprocess.run(
         [sys.executable, "-m", "convbackprop", *shlex.split(command)],
         cwd=folder,

@@ -655,7 +655,7 @@ def check(variant, *arguments):
 measure.check = check
 job = next(job for job in jobs.all_jobs() if job.name == "4096 5x5/float32/forward")
 own = [v for v in job.variants if v.name in ("naive", "coalesced")]
-job = dataclasses.replace(job, variants=own, problem=job.problem.with_(H=512, W=512))
+job = dataclasses.replace(job, variants=own, problem=job.problem.with_(H=192, W=192))
 device = get_device("cuda")
 with device.active():
     place = measure.Place(device, measure.DRY)

@@ -22,10 +22,11 @@ from convbackprop.devices.compiler import Source
 from convbackprop.fuzz.problems import is_product
 from convbackprop.lab.mistakes import recognise_findings
 from convbackprop.ladder.own_file import variant_from_file
-from convbackprop.ladder.registry import VARIANTS, select
+from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from tests.support.levels import FOLLOW_THE_LEVEL, OTHER_LEVELS, checked_at
 from tests.support.mutations import replaced
+from tests.support.turns import first_of_each, in_turn
 
 #: Of what mistake each seeded file's findings come.
 RECOGNISED = {
@@ -215,12 +216,9 @@ MISTAKES = (
 
 
 def mistakes():
-    """Yield the mistakes; but for the first of each kind in each variant they are slow tests."""
-    met = set()
-    for m in MISTAKES:
-        marks = pytest.mark.slow if (m.variant, m.kind) in met else ()
+    """Yield the mistakes; but for the first of each kind in each technique they are slow tests."""
+    for m, marks in first_of_each(MISTAKES, lambda m: (m.variant.partition("/")[2], m.kind)):
         yield pytest.param(m, id=f"{m.variant}: {m.kind} at {m.at}", marks=marks)
-        met.add((m.variant, m.kind))
 
 
 @pytest.mark.parametrize("mistake", mistakes())
@@ -252,7 +250,7 @@ SAMPLE = (
 )
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@in_turn(0, every=2)
 def test_published_variants_are_clean(variant):
     runs = 0
     for text in SAMPLE:

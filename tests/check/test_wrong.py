@@ -18,10 +18,10 @@ from convbackprop.devices.gpus import GPUS, Target
 from convbackprop.errors import LaunchFailed
 from convbackprop.fuzz.problems import is_product
 from convbackprop.ladder.own_file import variant_from_file
-from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import MUTATIONS, NAIVE, copied
 from tests.support.quick import quick_on_cpu
+from tests.support.turns import first_of_each
 
 #: The dtypes and activations on which `convbackprop check` and test_variants.py run every problem, or some of them.
 CHANGES = ({}, {"activation": "relu"}, {"activation": "tanh"}, {"dtype": "float16"})
@@ -59,8 +59,7 @@ LAUNCHES = {
 
 
 def rejections(variant, device, changes):
-    """Return the curated problems on which a check finds a fault, with the first fault."""
-    found = {}
+    """Yield the curated problems on which a check finds a fault, with the fault."""
     for entry in CURATED:
         for change in changes:
             problem = entry.problem(**change)
@@ -68,16 +67,14 @@ def rejections(variant, device, changes):
                 continue
             outcome = check.check(variant, problem, device, entry.data)
             if outcome.faults:
-                found.setdefault(entry.text, outcome.faults[0])
-    return found
+                yield entry, outcome.faults[0]
 
 
 @pytest.mark.parametrize("name", NAIVE)
 def test_rejected(device, name, tmp_path):
     variant = MUTATIONS[name].applied(tmp_path)
-    assert any(rejections(variant, quick_on_cpu(device), [change]) for change in CHANGES), (
-        "the curated problems accept it"
-    )
+    found = (next(rejections(variant, quick_on_cpu(device), [change]), None) for change in CHANGES)
+    assert any(found), "the curated problems accept it"
 
 
 @pytest.mark.parametrize("activation", COMMON)
@@ -93,7 +90,7 @@ def test_a_wrong_file_is_rejected(device):
     path = Path(__file__).parents[1] / "wrong" / "forward_border_off_by_one.cu"
     assert path.read_text().startswith("// WRONG: "), "the first line should tell what is wrong"
     variant = variant_from_file(path, "forward")
-    assert any(rejections(variant, quick_on_cpu(device), [change]) for change in CHANGES)
+    assert any(next(rejections(variant, quick_on_cpu(device), [change]), None) for change in CHANGES)
 
 
 @pytest.mark.parametrize("pass_name", LAUNCHES)
@@ -105,14 +102,14 @@ def test_right_kernel_is_accepted(device, pass_name, tmp_path):
     changes = (*CHANGES, MASKED)
     if pass_name == "forward":
         changes = changes[-1:]  # its mask is written in any case
-    assert rejections(variant, quick_on_cpu(device), changes) == {}
+    assert list(rejections(variant, quick_on_cpu(device), changes)) == []
 
 
 def test_running_sum_is_rejected_by_constant_data_only(device, tmp_path):
     """On normal data the round-offs of a float32 running sum cancel well enough to pass; on equal terms they add up."""
     variant = MUTATIONS["kernel_grad/naive: one running sum over all pixels of all images"].applied(tmp_path)
     found = rejections(variant, quick_on_cpu(device), CHANGES[:1])
-    assert {entry.data for entry in CURATED if entry.text in found} == {"constant"}
+    assert {entry.data for entry, _ in found} == {"constant"}
 
 
 # -- mutations of the rungs above ------------------------------------------------------------------------------------
@@ -157,12 +154,12 @@ def is_rejected(variant, device, entries, changes, is_nonfinite=False, multiproc
 
 
 def mutations():
-    """Yield the names of the mutations of the rungs above naive; but for the first of each variant as slow tests."""
+    """Yield the names of the mutations of the rungs above naive; but for two of each technique as slow tests."""
     tried_of = Counter()
     for name in (name for name in MUTATIONS if name not in NAIVE):
-        variant = MUTATIONS[name].variant
-        tried_of[variant] += 1
-        yield pytest.param(name, marks=() if tried_of[variant] == 1 else pytest.mark.slow)
+        technique = MUTATIONS[name].variant.partition("/")[2]
+        tried_of[technique] += 1
+        yield pytest.param(name, marks=() if tried_of[technique] in (1, 4) else pytest.mark.slow)
 
 
 def test_every_mutation_finds_its_text(tmp_path):
@@ -186,11 +183,10 @@ def test_mutation_is_rejected(quick, name, tmp_path):
 
 
 def copies():
-    """Yield the names of the variants that are mutated; but for one of each pass the products are slow tests."""
-    for name in sorted({mutation.variant for mutation in MUTATIONS.values()}):
-        (variant,) = select(name)
-        is_quick = not is_product(variant) or variant.name == "implicit_gemm"
-        yield pytest.param(name, marks=() if is_quick else pytest.mark.slow)
+    """Yield the names of the variants that are mutated; but for the first of each technique they are slow tests."""
+    names = sorted({mutation.variant for mutation in MUTATIONS.values()})
+    for name, marks in first_of_each(names, lambda name: name.partition("/")[2]):
+        yield pytest.param(name, marks=marks)
 
 
 @pytest.mark.parametrize("name", copies())

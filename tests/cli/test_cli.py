@@ -26,6 +26,7 @@ from convbackprop.problem import DTYPES, PASSES, ConvProblem
 from tests import driver
 from tests.support.commands import documented, epilog
 from tests.support.quick import QUICK_ENVIRONMENT
+from tests.support.turns import in_turn
 
 SMALL = "2,3,9,8,4,3,2,padding=0:1x2:0"
 QUICK = ("--seconds", "0.01", "--device", "cpu")
@@ -346,7 +347,7 @@ def test_check_covers_what_it_says():
             assert any((problem.problem(dtype=d, activation=activation), problem.data) in checked for d in DTYPES)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@in_turn(0)
 def test_the_budget_of_compilations(variant):
     problems = list(dict.fromkeys(task.problem for task in default_tasks()))
     chosen = checking.within_budget(variant, problems, "cpu")
@@ -440,8 +441,8 @@ def test_check_counts_what_is_refused(run, monkeypatch):
 
 
 # -- a file of one's own ---------------------------------------------------------------------------------------------
-#: The first pass and the largest file; the others are slow tests.
-PASSES_BRIEFLY = [pytest.param(p, marks=() if p in ("forward", "backward") else pytest.mark.slow) for p in PASSES]
+#: The first pass; the others are slow tests.
+PASSES_BRIEFLY = [pytest.param(p, marks=() if p == "forward" else pytest.mark.slow) for p in PASSES]
 
 
 @pytest.mark.parametrize("pass_name", PASSES_BRIEFLY)
@@ -467,7 +468,9 @@ def test_new_then_check_then_bench(run, pass_name):
     assert all(row["median_ms"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize(
+    "pass_name", [pytest.param(p, marks=pytest.mark.slow if p == "backward" else ()) for p in PASSES]
+)
 def test_new_is_right_on_every_curated_problem(run, pass_name):
     run("new", f"{pass_name}/mine")
     code, out, err = run("check", "mine.cu", "--dtype", "bfloat16", "--device", "cpu")

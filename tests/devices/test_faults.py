@@ -14,6 +14,9 @@ from tests.support.figures import record
 
 CASES = [(scene, call) for scene, calls in faults.CALLS.items() for call in calls]
 
+#: Seconds of the same handling as of arrays of the host.
+SLOW = (("timing", "cuMemAlloc"), ("gpuarray", "cuMemAlloc"))
+
 
 def check(outcomes, record_property):
     """Assert that all is as it should be; how many there were is kept in the report of the run (--junit-xml)."""
@@ -22,7 +25,10 @@ def check(outcomes, record_property):
     assert [f"{o.what} {o.how}: {each}" for o in outcomes for each in o.complaints] == []
 
 
-@pytest.mark.parametrize(("scene", "call"), CASES, ids=lambda value: value)
+@pytest.mark.parametrize(
+    ("scene", "call"),
+    [pytest.param(*case, id="-".join(case), marks=pytest.mark.slow if case in SLOW else ()) for case in CASES],
+)
 def test_a_call_of_the_driver_fails(stand_in, scene, call, record_property):
     check(list(faults.driver_cases(stand_in, scene, call)), record_property)
 

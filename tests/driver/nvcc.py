@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 # As in tests/driver/__init__.py and tests/support/quick.py, which take long to import.
-ISOLATED, QUICK = ("-Wl,-Bsymbolic",), "-O1"
+ISOLATED, QUICK = ("-Wl,-Bsymbolic",), "-Og"
 
 
 def facts(cubin: bytes, log: str) -> list[str]:

@@ -125,6 +125,7 @@ def test_the_cnn_begins_as_torch_s(silent):
     assert other.losses.numpy() != pytest.approx(theirs.losses.numpy(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_unet_level_takes_any_size(silent):
     import convbackprop.torch as cbt
 
@@ -148,6 +149,7 @@ def test_the_unet_level_takes_any_size(silent):
     assert module.psnr(clean + 0.1, clean) == pytest.approx(20, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_residual_blocks_with_checkpoints():
     module = load("resnet_block")
     assert module.gradients_apart(0) <= module.CLOSE

@@ -75,14 +75,14 @@ def test_each_law_fails_on_something_wrong_and_holds_otherwise(device, law, tmp_
     assert faults(law, wrong_variant(BREAKS[law], tmp_path), TEXT, device)
 
 
-def test_no_law_on_integers_says_anything_of_rounded_gradients(cpu):
+def test_no_law_on_integers_says_anything_of_rounded_gradients(quick):
     """The factors of GELU's are no integers: the naive kernel's own sums differ in their last bits then."""
     problem = ConvProblem.parse(TEXT, activation="gelu")
     laws = ("linear", "shift", "flip", "agree")
     gradients = [of_pass(pass_name)[0] for pass_name in ("input_grad", "kernel_grad")]
-    assert not any(applies(law, variant, problem, cpu) for law in laws for variant in gradients)
-    assert all(applies(law, variant, problem.with_(activation="tanh"), cpu) for law in laws for variant in gradients)
-    assert LAWS["linear"](Subject(gradients[0], problem, cpu, None, 0)) != []
+    assert not any(applies(law, variant, problem, quick) for law in laws for variant in gradients)
+    assert all(applies(law, variant, problem.with_(activation="tanh"), quick) for law in laws for variant in gradients)
+    assert LAWS["linear"](Subject(gradients[0], problem, quick, None, 0)) != []
 
 
 def test_the_law_on_devices_compares_with_the_other_one(stand_in, tmp_path):
@@ -91,7 +91,7 @@ def test_the_law_on_devices_compares_with_the_other_one(stand_in, tmp_path):
     assert "beside device cpu" in faults("devices", wrong, TEXT, driver.device())[0]
 
 
-def test_another_device_has_constants_of_its_own(stand_in, monkeypatch, cpu):
+def test_another_device_has_constants_of_its_own(stand_in, monkeypatch, quick):
     """What is tried on the CPU is not what a GPU is to be given; here the stand-in passes for one."""
     driver.pass_for_gpu(monkeypatch, stand_in, 1)
     launched, launch = [], check.launch
@@ -101,13 +101,13 @@ def test_another_device_has_constants_of_its_own(stand_in, monkeypatch, cpu):
         return launch(variant, problem, given, device, tunables)
 
     monkeypatch.setattr(check, "launch", recorded)
-    assert faults("devices", of_pass("forward")[0], TEXT, cpu, "cpu") == []
+    assert faults("devices", of_pass("forward")[0], TEXT, quick, "cpu") == []
     assert launched == [("cpu", "cpu"), ("cuda:0", None)] * len(SEEDS)
 
 
-def test_the_law_on_layouts_fails_where_a_layout_is_misread(cpu, monkeypatch):
+def test_the_law_on_layouts_fails_where_a_layout_is_misread(quick, monkeypatch):
     naive = of_pass("forward")[0]
-    assert faults("layout", naive, TEXT, cpu) == []
+    assert faults("layout", naive, TEXT, quick) == []
     right = ops.conv2d
 
     def misread(x, *others, **options):
@@ -115,7 +115,7 @@ def test_the_law_on_layouts_fails_where_a_layout_is_misread(cpu, monkeypatch):
         return right(np.ascontiguousarray(x[..., ::-1]) if is_misread else x, *others, **options)
 
     monkeypatch.setattr(ops, "conv2d", misread)
-    assert faults("layout", naive, TEXT, cpu)
+    assert faults("layout", naive, TEXT, quick)
 
 
 def test_every_law_has_something_that_breaks_it():
@@ -153,8 +153,8 @@ def test_calls_that_end_badly_are_found(monkeypatch):
     assert arguments.fault(call) == "it returns a int"
 
 
-def test_arguments_that_are_not_expected(cpu):
-    fuzzer = Fuzzer((), [cpu], 0, ("arguments",))
+def test_arguments_that_are_not_expected(quick):
+    fuzzer = Fuzzer((), [quick], 0, ("arguments",))
     fuzzer.round()
     assert fuzzer.findings.failures == []
     assert fuzzer.findings.parts["arguments"].cases > 150
@@ -165,9 +165,9 @@ def commands(fuzzer):
     return [failure.case.command() for failure in fuzzer.findings.failures]
 
 
-def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capfd):
+def test_a_failing_case_is_made_small_and_can_be_repeated(quick, capfd):
     variant = variant_from_file(WRONG_FILE, "forward")
-    fuzzer = Fuzzer([variant], [cpu], 3, ("reference",))
+    fuzzer = Fuzzer([variant], [quick], 3, ("reference",))
     fuzzer.round()
     (failure,) = fuzzer.findings.failures
     problem = failure.case.problem
@@ -182,29 +182,29 @@ def test_a_failing_case_is_made_small_and_can_be_repeated(cpu, capfd):
     assert fuzzer.findings.cases == before, "a variant that has failed is left alone"
 
 
-def test_right_variants_pass(cpu):
-    fuzzer = Fuzzer(of_pass("forward")[:1], [cpu], 0)
+def test_right_variants_pass(quick):
+    fuzzer = Fuzzer(of_pass("forward")[:1], [quick], 0)
     fuzzer.round(0.2)
     assert fuzzer.findings.failures == []
     assert fuzzer.findings.cases > 60 and fuzzer.findings.parts["reference"].cases >= 20
 
 
-def test_the_same_seed_draws_the_same_cases(cpu):
+def test_the_same_seed_draws_the_same_cases(quick):
     drawn = []
     for _ in range(2):
         cases = []
-        Fuzzer((), [cpu], 3, ("arguments",), cases.append).round(0.1)
+        Fuzzer((), [quick], 3, ("arguments",), cases.append).round(0.1)
         drawn.append([case.call for case in cases if case])
     assert drawn[0] == drawn[1] and len(drawn[0]) >= 20
 
 
-def test_commands_leave_nothing_to_defaults(cpu):
+def test_commands_leave_nothing_to_defaults(quick):
     problem = ConvProblem.parse("1,1,9,9,1,3,3,padding=1")
     assert ConvProblem.parse(spelled(problem), bias=True, dtype="float16", activation="relu") == problem
     variant = of_pass("forward")[0]
-    compared = Compared(variant, problem, cpu, "positive", 7, "cuda", 3).command()
+    compared = Compared(variant, problem, quick, "positive", 7, "cuda", 3).command()
     assert all(words in compared for words in ("--data positive", "--seed 7", "--tunables cuda", "--offset 3"))
-    lawful = Lawful("flip", Subject(variant, problem, cpu, None, 7)).command()
+    lawful = Lawful("flip", Subject(variant, problem, quick, None, 7)).command()
     assert cli.main(shlex.split(lawful)[1:]) == 0
     assert shlex.split(Called("cb.conv2d('x')").command())[-1].endswith("cb.conv2d('x')")
 
@@ -329,12 +329,12 @@ def test_command_refuses(capfd, words, sentence):
 
 
 @pytest.fixture(params=["cpu", "cpu and stand-in"])
-def fuzzed(request, cpu):
+def fuzzed(request, quick):
     """The devices that have rounds in turn."""
     if request.param == "cpu":
-        return [cpu]
+        return [quick]
     request.getfixturevalue("stand_in")
-    return [cpu, driver.device()]
+    return [quick, driver.device()]
 
 
 @pytest.mark.hardening
@@ -350,9 +350,9 @@ def test_fuzz_at_length(fuzzed, seed):
 
 @pytest.mark.hardening
 @pytest.mark.parametrize("name", NAIVE)
-def test_fuzz_rejects_every_wrong_kernel(cpu, name, tmp_path):
+def test_fuzz_rejects_every_wrong_kernel(quick, name, tmp_path):
     variant = MUTATIONS[name].applied(tmp_path)
-    fuzzer = Fuzzer([variant], [cpu], 0, [part for part in PARTS if part != "arguments"])
+    fuzzer = Fuzzer([variant], [quick], 0, [part for part in PARTS if part != "arguments"])
     for _ in range(12):
         fuzzer.round()
         if fuzzer.findings.failures:

@@ -25,6 +25,7 @@ from convbackprop.ladder.registry import VARIANTS
 from convbackprop.problem import RESULTS, ConvProblem
 from tests.support.mutations import MUTATIONS
 from tests.support.quick import quick_on_cpu
+from tests.support.turns import first_of_each
 
 SEEDED = Path(__file__).parents[1] / "seeded" / "mistakes"
 
@@ -84,7 +85,14 @@ def kind_of(variant, device, *asked):
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("pass_name", "number", "kind"), MADE, ids=str)
+@pytest.mark.parametrize(
+    # Of each kind one; the other passes are slow tests.
+    ("pass_name", "number", "kind"),
+    [
+        pytest.param(*made, id="-".join(map(str, made)), marks=marks)
+        for made, marks in first_of_each(MADE, lambda made: made[2])
+    ],
+)
 def test_a_mistake_is_recognised(device, pass_name, number, kind):
     assert kind_of(with_mistake(pass_name, number), device) == kind
 

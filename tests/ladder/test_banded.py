@@ -42,7 +42,7 @@ def faults(variant, device, text, data="normal", offset=0, **changes):
 def test_every_width(quick, variant, dtype):
     """A tile and one column more and less, of arrays that begin at aligned addresses and not."""
     found = []
-    for width in (*range(1, 12), 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 127, 128, 129, 131):
+    for width in (*range(1, 10), 15, 16, 17, 33, 64, 65, 128, 129):
         for offset in (0, 1):
             text = f"2,2,7,{width},2,7,9,padding=same,groups=2"
             found += faults(variant, quick, text, "integers", offset, dtype=dtype)
@@ -60,7 +60,7 @@ def test_every_height(quick, variant):
 
 def filters():
     """Yield (rows, columns, dtype): each is compiled anew, and all but a few extreme ones are slow tests."""
-    extreme = {(5, 31, "float32"), (31, 6, "bfloat16"), (31, 31, "float32"), (31, 31, "float16")}
+    extreme = {(31, 6, "bfloat16"), (31, 31, "float32")}
     sizes = *((size, size) for size in range(5, 32)), (5, 31), (31, 5), (31, 6), (6, 31), (9, 24), (24, 9), (16, 17)
     for (rows, columns), dtype in product(sizes, ("float32", "float16", "bfloat16")):
         yield pytest.param(rows, columns, dtype, marks=() if (rows, columns, dtype) in extreme else pytest.mark.slow)
@@ -81,7 +81,7 @@ def test_every_filter(quick, variant, rows, columns, dtype):
 @pytest.mark.parametrize(
     ("out_rows", "tiles"),
     [
-        pytest.param(out_rows, tiles, marks=() if out_rows * tiles == 4 else pytest.mark.slow)
+        pytest.param(out_rows, tiles, marks=() if (out_rows, tiles) in ((1, 4), (4, 1)) else pytest.mark.slow)
         for out_rows in (1, 2, 4)
         for tiles in (1, 2, 4)
     ],

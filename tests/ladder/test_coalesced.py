@@ -38,12 +38,21 @@ def faults(variant, device, text, offset=0, data="normal", **changes):
     return [f"{problem}, offset {offset}: {fault}" for fault in outcome.faults]
 
 
+#: A strip and its neighbours, one column more and less, rows whose pitch breaks every alignment.
+WIDTHS = (*range(1, 41), 63, 64, 65, 127, 128, 129, 150)
+
+
 @each_variant
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
-def test_every_width(quick, variant, dtype):
-    """A strip and its neighbours, one column more and less, rows whose pitch breaks every alignment."""
+@pytest.mark.parametrize(
+    ("dtype", "widths"),
+    [
+        pytest.param("float32", (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 65, 129), id="float32"),
+        *(pytest.param(dtype, WIDTHS, id=f"{dtype}-all", marks=pytest.mark.slow) for dtype in ("float32", "float16")),
+    ],
+)
+def test_every_width(quick, variant, dtype, widths):
     found = []
-    for width in (*range(1, 41), 63, 64, 65, 127, 128, 129, 150):
+    for width in widths:
         found += faults(variant, quick, f"2,2,5,{width},2,3,3,padding=same,groups=2", dtype=dtype)
     assert found == []
 
@@ -63,11 +72,20 @@ STRIDED = [v for v in STRIPS if v.refusal(ConvProblem.parse("1,1,9,9,1,3,3,strid
         ),
     ],
 )
-def test_every_width_with_a_stride(quick, variant, layer):
+@pytest.mark.parametrize(
+    ("widths", "heights"),
+    [
+        pytest.param((3, 4, 5, 16, 17, 65), (3, 32, 33, 66), id="some"),
+        pytest.param(
+            (*range(3, 20), 63, 64, 65, 130), (3, 4, 31, 32, 33, 64, 65, 66), id="all", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_every_width_with_a_stride(quick, variant, layer, widths, heights):
     found = []
-    for width in (*range(3, 20), 63, 64, 65, 130):
+    for width in widths:
         found += faults(variant, quick, f"2,2,5,{width},2,{layer},groups=2", data="integers")
-    for height in (3, 4, 31, 32, 33, 64, 65, 66):
+    for height in heights:
         found += faults(variant, quick, f"2,2,{height},19,2,{layer},groups=2", data="integers")
     assert found == []
 
@@ -97,7 +115,7 @@ def test_every_height(quick, variant):
     # Each size is compiled anew: but for one of each variant, by turns, they are slow tests.
     ("variant", "size"),
     [
-        pytest.param(variant, size, id=f"{variant}-{size}", marks=() if size == (2, 9)[i % 2] else pytest.mark.slow)
+        pytest.param(variant, size, id=f"{variant}-{size}", marks=() if size == (2, 7)[i % 2] else pytest.mark.slow)
         for (i, variant), size in product(enumerate(STRIPS), range(1, 10))
     ],
 )
@@ -192,13 +210,20 @@ def test_needs(quick, variant, mask, needs):
 
 
 @each_variant
-@pytest.mark.parametrize("data", ["constant", pytest.param("positive", marks=pytest.mark.slow), "integers"])
+@pytest.mark.parametrize(
+    "data", ["constant", *(pytest.param(d, marks=pytest.mark.slow) for d in ("positive", "integers"))]
+)
 def test_long_sums(quick, variant, data):
     assert faults(variant, quick, "1,1,700,1111,1,3,3,padding=same", data=data) == []
 
 
 @pytest.mark.parametrize(
-    "name", ["kernel_grad/coalesced", "backward/fused", "kernel_grad/vectorised", "backward/vectorised"]
+    "name",
+    [
+        "kernel_grad/coalesced",
+        "kernel_grad/vectorised",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("backward/fused", "backward/vectorised")),
+    ],
 )
 def test_error_of_a_large_image_is_far_below_the_bound(quick, name):
     """Equal terms, whose round-offs do not cancel; the bound at this size is 8 * sqrt(2**22) = 16,384 round-offs."""

@@ -136,7 +136,10 @@ LONG = "1,440,3,9,70,3,3,padding=1"
 
 
 @of_windows
-@pytest.mark.parametrize(("channels", "changes"), [(440, {}), (121, {"dtype": "float32", "precision": "tf32"})])
+@pytest.mark.parametrize(
+    ("channels", "changes"),
+    [pytest.param(440, {}, marks=pytest.mark.slow), (121, {"dtype": "float32", "precision": "tf32"})],
+)
 def test_long_sums_have_totals(quick, variant, channels, changes):
     """Of runs that end within the taps of a box, and of one that has just begun."""
     text = f"1,{channels},3,9,{channels},3,3,padding=1"

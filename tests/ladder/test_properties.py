@@ -46,10 +46,10 @@ FILTERS = (
 MANY_CHANNELS = ConvProblem.parse("1,64,9,9,64,3,3,padding=same")
 
 #: Examples of all variants together, so that the time does not grow with their number; in the slow tests, of each one.
-EXAMPLES, EXAMPLES_EACH = 800, 2000
+EXAMPLES, EXAMPLES_EACH = 500, 2000
 
 #: Of one that is written for a few architectures, whose instructions a CPU takes long to stand in for.
-EXAMPLES_STOOD_IN_FOR = 12
+EXAMPLES_STOOD_IN_FOR = 4
 
 #: Sets of compile-time constants of one variant: examples that need more of them are passed over.
 COMPILATIONS, COMPILATIONS_EACH = 2, EXAMPLES_EACH
@@ -97,7 +97,7 @@ def hold(variant, where, filters, examples, compilations):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("where", devices.usable_devices())
 def test_any_problem(where, variant):
-    examples = EXAMPLES_STOOD_IN_FOR if variant.architectures else max(40, EXAMPLES // len(VARIANTS))
+    examples = EXAMPLES_STOOD_IN_FOR if variant.architectures else max(5, EXAMPLES // len(VARIANTS))
     hold(variant, where, FILTERS[:2], examples, COMPILATIONS)
 
 

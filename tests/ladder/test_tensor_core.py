@@ -302,7 +302,7 @@ def given_values(variant, left, right, count=32):
 
 
 @each_variant
-@pytest.mark.parametrize("count", [32, pytest.param(64, marks=pytest.mark.slow), 72, 1000])
+@pytest.mark.parametrize("count", [*(pytest.param(n, marks=pytest.mark.slow) for n in (32, 64)), 72, 1000])
 def test_low_bits_of_float32_matter(quick, variant, count):
     """Within the bound from as few products on as are taken, and in runs that end within a slice or with it."""
     assert variant.refusal(given_values(variant, 1, 1)[0]) is None
@@ -442,7 +442,6 @@ FEW_TILES = (
     (INPUT_GRAD, "2,20,9,9,331,3,2,stride=2x1,padding=1", {"precision": "tf32"}),
     (FORWARD, "3,192,5,6,20,5,5", {}),  # a block of channels has more steps than runs of several
 )
-each_few = pytest.mark.parametrize(("variant", "text", "changes"), FEW_TILES, ids=str)
 
 
 def few(text, changes):
@@ -476,7 +475,13 @@ def test_small_layers_are_split_among_the_blocks_that_a_gpu_holds(variant, dtype
         assert 4 * (variant.scratch(problem, t) - whole) <= scratch.limit()
 
 
-@each_few
+@pytest.mark.parametrize(
+    ("variant", "text", "changes"),
+    [
+        pytest.param(*few, id=" ".join(map(str, few)), marks=() if i in (0, 3) else pytest.mark.slow)
+        for i, few in enumerate(FEW_TILES)
+    ],
+)
 def test_the_same_bits_however_sums_are_split(quick, variant, text, changes):
     """So neither the GPU nor the number of images decides about them."""
     problem = few(text, changes)

@@ -39,6 +39,7 @@ from tests.support.problems import (
     kinds_once,
 )
 from tests.support.quick import QUICK, quick_on_cpu
+from tests.support.turns import has_turn, in_turn
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
@@ -58,7 +59,8 @@ def with_kinds(kinds=EVERY_KIND, costly=None, variants=VARIANTS, quick=EVERY_KIN
     """
 
     def is_slow(variant, some):
-        return not is_costly(variant) and some[0] not in (EACH_KIND_ONCE if variant.name == "tiled" else quick)
+        brief = EACH_KIND_ONCE if variant.name == "tiled" and quick is EVERY_KIND else quick
+        return not is_costly(variant) and some[0] not in brief
 
     return pytest.mark.parametrize(
         ("variant", "kinds"),
@@ -75,8 +77,8 @@ def with_kinds(kinds=EVERY_KIND, costly=None, variants=VARIANTS, quick=EVERY_KIN
     )
 
 
-def with_dtypes(variants, dtypes=DTYPES, costly=("float32",)):
-    """Parametrise over variants and dtypes; of what is costly, other dtypes than these are slow tests."""
+def with_dtypes(law, variants, dtypes=DTYPES, costly=("float32",)):
+    """Parametrise over variants and dtypes; of what is costly, other dtypes than these are slow tests, too."""
     return pytest.mark.parametrize(
         ("variant", "dtype"),
         [
@@ -84,7 +86,9 @@ def with_dtypes(variants, dtypes=DTYPES, costly=("float32",)):
                 variant,
                 dtype,
                 id=f"{variant}-{dtype}",
-                marks=pytest.mark.slow if is_costly(variant) and dtype not in costly else (),
+                marks=pytest.mark.slow
+                if not has_turn(variant, law) or (is_costly(variant) and dtype not in costly)
+                else (),
             )
             for variant, dtype in product(variants, dtypes)
             if computes(variant, dtype)
@@ -156,15 +160,21 @@ EXACT = [kind for kind in EVERY_KIND if kind[1] in ("relu", "identity")]
 
 
 @with_kinds([kind for kind in EXACT if kind[1] == "relu"], costly=EXACT)
-def test_integers_are_exact(device, variant, kinds):
-    integers = [dataclasses.replace(entry, data="integers") for entry in PROBLEMS]
+@pytest.mark.parametrize(
+    "problems", [PROBLEMS[::2], pytest.param(PROBLEMS, marks=pytest.mark.slow)], ids=("half", "all")
+)
+def test_integers_are_exact(device, variant, kinds, problems):
+    integers = [dataclasses.replace(entry, data="integers") for entry in problems]
     assert faults_of(variant, device, integers, kinds) == []
 
 
 @with_kinds(EACH_KIND_ONCE, costly=EVERY_KIND)
-def test_padding_is_no_pixel(device, variant, kinds):
+@pytest.mark.parametrize(
+    "problems", [PROBLEMS[1::2], pytest.param(PROBLEMS, marks=pytest.mark.slow)], ids=("half", "all")
+)
+def test_padding_is_no_pixel(device, variant, kinds, problems):
     """A NaN or an infinity in any operand spreads to what it meets, and to nothing by way of the padding."""
-    nonfinite = [dataclasses.replace(entry, data="nonfinite") for entry in PROBLEMS]
+    nonfinite = [dataclasses.replace(entry, data="nonfinite") for entry in problems]
     assert faults_of(variant, device, nonfinite, kinds) == []
 
 
@@ -218,15 +228,15 @@ def test_every_variant_meets_every_kind():
 def legal_values():
     """Yield (variant, tunable, value).
 
-    Slow tests: values between the extremes, and of what is costly all below the largest, and every other tunable; those
-    of kernel_grad_total.cuh, which naive and tiled meet; and those of filter_product.cuh that forward meets.
+    Slow tests: values between the extremes, and of what is costly all below the largest, and two of three tunables;
+    those of kernel_grad_total.cuh, which naive and tiled meet; and those of filter_product.cuh that forward meets.
     """
     for variant in VARIANTS:
         for turn, (name, tunable) in enumerate(variant.tunables.items()):
             for value in tunable.legal:
                 is_extreme = value in (max(tunable.legal), *([] if is_costly(variant) else [min(tunable.legal)]))
                 is_met = name in ("SLICE_GROUPS", "TAPS_EACH") or str(variant) == "input_grad/implicit_gemm"
-                is_quick = is_extreme and not (is_costly(variant) and (is_met or turn % 2))
+                is_quick = is_extreme and not (is_costly(variant) and (is_met or turn % 3))
                 marks = () if is_quick else pytest.mark.slow
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
 
@@ -263,13 +273,13 @@ def test_defaults_are_legal(variant):
 def legal_values_at_levels():
     """Yield (level, variant, tunable, value).
 
-    Slow tests: all but the largest values of every other tunable, at one level, by turns.
+    Slow tests: all but the largest values of every third tunable, at one level, by turns.
     """
     tunables = [(variant, name) for variant in FOLLOW_THE_LEVEL for name in variant.tunables if name not in TOTAL]
     for turn, (variant, name) in enumerate(tunables):
         legal = variant.tunables[name].legal
         for level, value in product(OTHER_LEVELS, legal):
-            is_quick = turn % 2 == 0 and value == max(legal) and level == OTHER_LEVELS[turn // 2 % len(OTHER_LEVELS)]
+            is_quick = turn % 3 == 0 and value == max(legal) and level == OTHER_LEVELS[turn // 3 % len(OTHER_LEVELS)]
             marks = () if is_quick else pytest.mark.slow
             yield pytest.param(level, variant, name, value, id=f"{level}-{variant}-{name}-{value}", marks=marks)
 
@@ -320,14 +330,22 @@ DETERMINISM = ("2,3,64,57,3,3,5,padding=1x2,groups=3", "1,1,200,210,1,3,3,paddin
 #: takes filters of 3 x 3 alone.
 DETERMINISM_BRIEFLY = ("1,40,9,11,40,3,3,padding=1",)
 
-determined = pytest.mark.parametrize(
-    ("variant", "text"),
-    [
-        pytest.param(variant, text, id=f"{text}-{variant}", marks=pytest.mark.slow if text == DETERMINISM[1] else ())
-        for variant in VARIANTS
-        for text in (DETERMINISM_BRIEFLY if variant.name in ("tensor_core", "hopper", "winograd") else DETERMINISM)
-    ],
-)
+
+def determined(law):
+    """Parametrise over variants and problems."""
+    return pytest.mark.parametrize(
+        ("variant", "text"),
+        [
+            pytest.param(
+                variant,
+                text,
+                id=f"{text}-{variant}",
+                marks=pytest.mark.slow if text == DETERMINISM[1] or not has_turn(variant, law) else (),
+            )
+            for variant in VARIANTS
+            for text in (DETERMINISM_BRIEFLY if variant.name in ("tensor_core", "hopper", "winograd") else DETERMINISM)
+        ],
+    )
 
 
 def determined_problem(variant, text):
@@ -336,7 +354,7 @@ def determined_problem(variant, text):
     return ConvProblem.parse(text, bias=True, activation="relu", dtype=dtype)
 
 
-@determined
+@determined(0)
 def test_same_bits_in_every_run(device, variant, text):
     problem = determined_problem(variant, text)
     first = bits(variant, problem, shared(variant, device))
@@ -344,7 +362,7 @@ def test_same_bits_in_every_run(device, variant, text):
         assert bits(variant, problem, shared(variant, device)) == first
 
 
-@determined
+@determined(1)
 @pytest.mark.parametrize("tunables", ["cpu", "cuda"])
 def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunables):
     problem = determined_problem(variant, text)
@@ -358,7 +376,7 @@ def test_same_bits_with_any_number_of_workers(cpu, workers, variant, text, tunab
 BATCHES = ("5,3,64,57,3,3,5,padding=1x2,groups=3", "4,6,7,9,66,3,3,padding=1")
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.pass_name != "kernel_grad"], ids=str)
+@in_turn(2, [v for v in VARIANTS if v.pass_name != "kernel_grad"])
 @pytest.mark.parametrize("text", BATCHES)
 @pytest.mark.parametrize("tunables", ["cpu", "cuda"])
 def test_same_bits_at_any_place_in_the_batch(cpu, variant, text, tunables):
@@ -396,7 +414,7 @@ def follows_the_address(variant):
     return len({str(each) for each in constants}) > 1
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if follows_the_address(v)], ids=str)
+@in_turn(0, [v for v in VARIANTS if follows_the_address(v)])
 def test_same_bits_at_any_address(variant):
     """With a GPU's constants, where the width of loads follows from the address.
 
@@ -452,11 +470,14 @@ def check_given(variant, problem, device, given):
         assert outcome.faults == []
 
 
-#: Every kind, and of what is costly only a few; but for the naive variants all but the first one are slow tests.
+#: Every kind, and of what is costly only a few; but for the naive variants all but the first one are slow tests, and
+#: what is costly has turns.
 VARIANTS_AND_KINDS = [
     pytest.param(
         variant, dtype, activation, mask, id=f"{variant}-{dtype}-{activation}{'-mask' * mask}",
-        marks=() if variant.name == "naive" or (dtype, activation, mask) == EACH_KIND_ONCE[0] else pytest.mark.slow,
+        marks=()
+        if variant.name == "naive" or ((dtype, activation, mask) == EACH_KIND_ONCE[0] and has_turn(variant, 1))
+        else pytest.mark.slow,
     )
     for variant, dtype, (activation, mask) in product(VARIANTS, DTYPES, ACTIVATION_KINDS)
     if (not is_costly(variant) or (dtype, activation) in (("float32", "relu"), ("float64", "tanh")))
@@ -496,7 +517,7 @@ OVER_PADDING = (
             variant,
             text,
             id=f"{text}-{variant}",
-            marks=pytest.mark.slow if i % 2 or (is_costly(variant) and text == OVER_PADDING[-1]) else (),
+            marks=pytest.mark.slow if i % 2 or not has_turn(variant, i // 2) else (),
         )
         for (i, text), variant in product(enumerate(OVER_PADDING), VARIANTS)
         if variant.refusal(ConvProblem.parse(text)) is None
@@ -515,7 +536,7 @@ def test_padding_contributes_nothing(device, variant, text):
             assert check.check(variant, problem, shared(variant, device), given=given).faults == []
 
 
-@with_dtypes(GRADIENTS)
+@with_dtypes(2, GRADIENTS)
 @pytest.mark.parametrize("mask", [False, True], ids=["output", "mask"])
 def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
     problem = special(variant, dtype=dtype, activation="relu", mask=mask)
@@ -533,7 +554,7 @@ def test_closed_relu_blocks_a_nan(device, variant, dtype, mask):
             assert np.isfinite(blocks[operand.name].array.astype(np.float64)).all()
 
 
-@pytest.mark.parametrize("variant", [v for v in GRADIENTS if v in ANY_FILTER], ids=str)
+@in_turn(0, [v for v in GRADIENTS if v in ANY_FILTER])
 @pytest.mark.parametrize(
     ("y", "is_open"),
     [(0.0, False), (-0.0, False), (1e-45, True), (-1e-45, False), (np.nan, True), (np.inf, True), (-np.inf, False)],
@@ -553,7 +574,7 @@ def test_relu_rule_for_the_saved_output(device, variant, y, is_open):
             assert (result != 0).all() if is_open else (result == 0).all()
 
 
-@pytest.mark.parametrize("variant", [v for v in of_pass("forward") if v in ANY_FILTER], ids=str)
+@in_turn(1, [v for v in of_pass("forward") if v in ANY_FILTER])
 def test_relu_of_zeros_and_nan(device, variant):
     problem = ConvProblem.parse("1,1,1,6,1,1,1", activation="relu", mask=True)
     x = np.array([0.0, -0.0, np.nan, -1.0, np.inf, -np.inf], np.float32).reshape(problem.x_shape)
@@ -586,7 +607,7 @@ def result(variant, problem, given, device):
     return check.launch(variant, problem, given, shared(variant, device))[name].array
 
 
-@with_dtypes(SUMMING, costly=("float16",))
+@with_dtypes(2, SUMMING, costly=("float16",))
 @pytest.mark.parametrize("count", [1, 64, 65, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 200))])
 def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     """Compensated addition forms inf - inf, which must not reach the result."""
@@ -599,7 +620,7 @@ def test_infinite_sum_is_not_nan(device, variant, dtype, count):
     assert result(variant, problem, given, device) == np.inf
 
 
-@with_dtypes(SUMMING, costly=("float16",))
+@with_dtypes(2, SUMMING, costly=("float16",))
 @pytest.mark.parametrize("count", [2, 64, 100, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 128))])
 def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
     """Finite terms whose sum is too large, whether it gets there inside a run of 64 terms or between two runs."""
@@ -613,7 +634,7 @@ def test_overflowing_sum_is_not_nan(device, variant, dtype, count):
         assert got == sign * np.inf, f"{count} terms of {sign * term:.3g} give {got.item()}"
 
 
-@with_dtypes(ANY_FILTER, costly=("float16",))
+@with_dtypes(0, ANY_FILTER, costly=("float16",))
 def test_subnormal_results_are_kept(device, variant, dtype):
     """Integers times a power of two so small that their sums of products are subnormal, and exact."""
     problem = ConvProblem.parse("1,1,3,4,1,2,2", dtype=dtype)
@@ -632,7 +653,7 @@ def test_subnormal_results_are_kept(device, variant, dtype):
     assert ((value != 0) & (abs(value) < normal)).any(), "the test's data gives no subnormal result"
 
 
-@with_dtypes(VARIANTS, ["float16", "bfloat16"], costly=("float16",))
+@with_dtypes(1, VARIANTS, ["float16", "bfloat16"], costly=("float16",))
 def test_half_results_are_rounded_once(device, variant, dtype):
     """Integer sums that float32 holds and the half type does not: the nearest half number, to the last bit."""
     problem = ConvProblem.parse("2,30,9,8,30,3,3,padding=1", dtype=dtype, bias=True)

@@ -14,6 +14,7 @@ from convbackprop.ladder.own_file import variant_from_file
 from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
 from convbackprop.profile.traffic import RecordingDevice, traffic
+from tests.support.turns import in_turn
 
 #: One warp. At the end of a line: what a request of it takes, "sectors 5" or "passes 32".
 PATTERNS = """\
@@ -151,7 +152,7 @@ def test_strips_read_each_sector_hardly_more_than_once(name, size):
 
 
 @pytest.mark.parametrize("size", [3, pytest.param(5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if "cuda" in v.runs_on], ids=str)
+@in_turn(0, [v for v in VARIANTS if "cuda" in v.runs_on], every=2)
 def test_no_bank_conflicts(variant, size):
     texts = (
         f"1,1,256,512,1,{size},{size}", f"2,64,14,16,64,{size},{size}", f"1,1,256,512,1,{3 * size},{3 * size}",

@@ -47,7 +47,7 @@ EVERYTHING = tuple(
 
 #: Sets of compile-time constants for which a variant is compiled that is compiled anew for other sizes, and for which
 #: a matrix product is that chooses among some.
-BUDGET, BUDGET_BRIEFLY, BUDGET_OF_PRODUCTS = 5, 2, 6
+BUDGET, BUDGET_BRIEFLY, BUDGET_OF_PRODUCTS = 5, 2, 5
 
 
 def is_costly(variant):

@@ -204,7 +204,7 @@ def test_the_example_runs(readme):
     assert names["db"].shape == names["b"].shape
 
 
-def test_the_page_on_python_runs(readme, tmp_path, monkeypatch):
+def test_the_page_on_python_runs(readme, quick_commands, tmp_path, monkeypatch):
     monkeypatch.setenv("CONVBACKPROP_TUNED", str(tmp_path))
     names = run_examples(page("python.md"), "python.md")
     assert names["dx"].shape == names["x"].shape
@@ -213,7 +213,7 @@ def test_the_page_on_python_runs(readme, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.json"))) == 1  # what `tuning` has kept
 
 
-def test_the_page_on_pytorch_runs(readme, capsys):
+def test_the_page_on_pytorch_runs(readme, quick_commands, capsys):
     torch = pytest.importorskip("torch", reason="needs torch, which is not installed: the page on PyTorch")
     names = run_examples(page("pytorch.md"), "pytorch.md")
     printed = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -94,8 +95,14 @@ def test_gradients(layer, activation):
         )
 
 
-@EVERY_LAYER
-@pytest.mark.parametrize("activation", PHI)
+@pytest.mark.parametrize(
+    # Each layer and each activation, but every other pair is a slow test.
+    ("layer", "activation"),
+    [
+        pytest.param(layer, activation, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for (i, layer), (j, activation) in itertools.product(enumerate(LAYERS), enumerate(PHI))
+    ],
+)
 def test_gradcheck(layer, activation):
     (x, w, b), _ = tensors(layer)
     mine, _ = pair_of(layer, activation)

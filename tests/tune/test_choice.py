@@ -18,6 +18,7 @@ from convbackprop.ladder import registry
 from convbackprop.launch import calls
 from convbackprop.problem import ConvProblem
 from convbackprop.tune import choice, session, table
+from tests.support.quick import QUICK_ENVIRONMENT
 
 ON = "1,1,20,24,1,3,3,padding=1"
 PROBLEM = ConvProblem.parse(ON)
@@ -206,5 +207,5 @@ def test_a_later_process_times_nothing(tuned, entry, cpu):
     table.update(cpu.title, [entry("forward/vectorised", ON, {"ROWS": 8})])
     root = str(Path(convbackprop.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": root, "CONVBACKPROP_CXXFLAGS": "-O1"})  # fmt: skip
+                          env={**os.environ, "PYTHONPATH": root, **QUICK_ENVIRONMENT})  # fmt: skip
     assert done.stderr == "" and done.stdout.split() == ["8"]

@@ -1,0 +1,33 @@
+"""Which tests of many alike are default ones: what takes long to compile meets the laws that all obey by turns."""
+
+from __future__ import annotations
+
+import pytest
+
+from convbackprop.ladder.registry import VARIANTS
+from convbackprop.ladder.variant import Variant
+from tests.support.problems import is_costly
+
+
+def has_turn(variant: Variant, law: int, every: int = 3) -> bool:
+    """Return whether a variant meets a law by default; what is costly meets every third one.
+
+    What most laws hold is the work of headers that several rungs share, and each law meets a third of the rungs.
+    """
+    return not is_costly(variant) or (VARIANTS.index(variant) + law) % every == 0
+
+
+def in_turn(law: int, variants=VARIANTS, every: int = 3) -> pytest.MarkDecorator:
+    """Parametrise over variants; those that have no turn are slow tests."""
+    return pytest.mark.parametrize(
+        "variant",
+        [pytest.param(v, id=str(v), marks=() if has_turn(v, law, every) else pytest.mark.slow) for v in variants],
+    )
+
+
+def first_of_each(items, sort):
+    """Yield (item, marks): but for the first of each sort, slow tests."""
+    met = set()
+    for item in items:
+        yield item, pytest.mark.slow if sort(item) in met else ()
+        met.add(sort(item))
