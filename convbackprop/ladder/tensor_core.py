@@ -27,6 +27,7 @@ from convbackprop.ladder.tap_halo import (
 from convbackprop.ladder.tensor_sums import (
     WORDS,
     cut_share,
+    image_tiles,
     parts_elements,
     run_integers,
     run_total,
@@ -145,10 +146,17 @@ def _tunables(pass_name: str) -> dict[str, Tunable]:
         return 64 if is_halo or wanted <= 64 else 128
 
     def columns(p: ConvProblem, target: Target) -> int:
-        """Return 256 where warps would else be few, or small; 64 where shared memory holds no larger halo."""
-        tile_m = rows(p, target)
-        sizes = (256, 128, 64) if tile_m <= 64 and _is_roomy(pass_name, p) else (128, 64)
-        return next((n for n in sizes if _halo(pass_name, p, ALIGNED, {"TILE_M": tile_m, "TILE_N": n})), 128)
+        """Return 256 where warps would else be few, or small; 64 where shared memory holds no larger halo.
+
+        64, too, where warps are the same and tiles of 128 would have a fifth more pixels, most of them beyond an image.
+        """
+        tile_m, is_roomy = rows(p, target), _is_roomy(pass_name, p)
+        sizes = (256, 128, 64) if tile_m <= 64 and is_roomy else (128, 64)
+        halos = {n: _halo(pass_name, p, ALIGNED, {"TILE_M": tile_m, "TILE_N": n}) for n in sizes}
+        if not is_roomy and halos[128] and halos[64]:
+            large, small = (n * image_tiles(pass_name, p, halos[n]) for n in (128, 64))
+            return 64 if 6 * small <= 5 * large else 128
+        return next((n for n in sizes if halos[n]), 128)
 
     if pass_name == "kernel_grad":
         return {"TILE_M": same((32, 64, 128), rows), "TILE_N": same((64, 128), 128)}

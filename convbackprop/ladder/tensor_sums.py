@@ -72,19 +72,23 @@ def split_run(pass_name: str, p: ConvProblem, bits: int, products: int, least: i
     return next((run for run in fitting if cut_share(n, steps, run, bits, products) <= share), 0)
 
 
+def image_tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
+    """Return the tiles of images, or of a phase of them, that are staged with a halo."""
+    strides = p.stride if pass_name == "input_grad" else (1, 1)
+    height, width = (p.H, p.W) if pass_name == "input_grad" else (p.P, p.Q)
+    return (
+        ceil_div(p.N, t["TILE_IMAGES"])
+        * ceil_div(ceil_div(height, strides[0]), t["TILE_P"])
+        * ceil_div(ceil_div(width, strides[1]), t["TILE_Q"])
+    )
+
+
 def _tiles(pass_name: str, p: ConvProblem, t: Constants) -> int:
     """Return the tiles of all products: of pixels numbered one after the other, or of images with a halo."""
     if not t["HALO"]:
         return grid(pass_name)(p, t)[0]
     m, _, _, products = product(pass_name, p)
-    strides = p.stride if pass_name == "input_grad" else (1, 1)
-    height, width = (p.H, p.W) if pass_name == "input_grad" else (p.P, p.Q)
-    tiles = (
-        ceil_div(p.N, t["TILE_IMAGES"])
-        * ceil_div(ceil_div(height, strides[0]), t["TILE_P"])
-        * ceil_div(ceil_div(width, strides[1]), t["TILE_Q"])
-    )
-    return ceil_div(m, t["TILE_M"]) * tiles * products
+    return ceil_div(m, t["TILE_M"]) * image_tiles(pass_name, p, t) * products
 
 
 def _runs(pass_name: str, p: ConvProblem, t: Constants) -> int:

@@ -274,6 +274,15 @@ def test_few_rows_have_a_tile_of_their_own(quick, variant, text, changes):
     assert faults(variant, quick, text, **changes) == []
 
 
+@pytest.mark.parametrize(("image", "columns"), [("20,84", 64), ("32,128", 128)])
+def test_a_tile_is_smaller_where_most_of_what_a_larger_one_has_more_lies_beyond_the_image(image, columns):
+    """Phases of 10 x 42 pixels, and of 16 x 64. It is not where larger tiles have larger warps."""
+    for precision in ("ieee", "tf32"):
+        problem = ConvProblem.parse(f"16,256,{image},64,5,5,stride=2", precision=precision)
+        t = INPUT_GRAD.constants("cuda", problem)
+        assert t["TILE_N"] == (columns if precision == "ieee" else 128) and t["HALO"]
+
+
 def test_small_blocks_leave_shared_memory_to_as_many_as_there_should_be():
     problem = ConvProblem.parse("16,192,28,28,32,5,5,padding=2,bias=1,activation=relu")
     t = FORWARD.constants("cuda", problem)
