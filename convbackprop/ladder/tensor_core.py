@@ -175,10 +175,11 @@ def _warp(pass_name: str, p: ConvProblem, t: Constants, has_halo: bool) -> dict[
     Where windows are staged tap by tap they wait in registers, each as many threads' as there are warps.
     """
     if has_halo:
+        is_long = (t["TILE_M"], t["TILE_N"]) == (32, 256)  # more threads than a slice of the filter has chunks
         is_large = t["TILE_N"] == 256 or t["TILE_M"] == t["TILE_N"] == 128
-        rows, columns = min(64, t["TILE_M"]), 64 if is_large and _is_roomy(pass_name, p) else 32
+        rows, columns = min(64, t["TILE_M"]), 64 if is_long or (is_large and _is_roomy(pass_name, p)) else 32
     else:
-        rows, columns = max(32, t["TILE_M"] // 2), 64 if t["TILE_N"] == 256 else 32
+        rows, columns = max(32, t["TILE_M"] // 2), 64 if t["TILE_N"] == 256 and t["TILE_M"] > 32 else 32
     return {"WARP_M": rows, "WARP_N": columns, "THREADS": 32 * (t["TILE_M"] // rows) * (t["TILE_N"] // columns)}
 
 
