@@ -69,7 +69,7 @@ def shrunk(problem: ConvProblem) -> ConvProblem:
     if problem.groups == problem.K:
         return problem.with_(N=min(problem.N, 2), H=min(problem.H, 101), W=min(problem.W, 96))
     # Channels, filters and small images stay as they are: how sums are made and split follows from them.
-    height, width = (size if size < 96 else 48 + size % 16 for size in (problem.H, problem.W))
+    height, width = (size if size < 96 else 32 + size % 32 for size in (problem.H, problem.W))
     return problem.with_(N=min(problem.N, 8), H=height, W=width)
 
 

@@ -10,10 +10,10 @@
 // other windows come as there, tap by tap (filter_chunks.cuh). A warp reads both by ldmatrix without a bank conflict.
 // Of small images the sums are split among blocks, as there (run_parts.cuh).
 //
-// What limits it: no GPU has run it. For 64 channels to 128 at 112 x 112, 3 x 3, 32 images the profile expects 221 us
+// What limits it: no GPU has run it. For 64 channels to 128 at 112 x 112, 3 x 3, 32 images the profile expects 223 us
 // of an H200 in float16, where mma.sync alone would take 89; beside it stand what warps read from shared memory and
-// what comes through the second-level cache, 70 each. TF32 is expected to take 397 us and float32, whose totals leave
-// no registers for larger tiles, 943. Where windows are staged tap by tap it is the loads, an instruction for each
+// what comes through the second-level cache, 70 each. TF32 is expected to take 400 us and float32, whose totals leave
+// no registers for larger tiles, 949. Where windows are staged tap by tap it is the loads, an instruction for each
 // element.
 #include "channels_last.cuh"
 #include "channel_product.cuh"

@@ -147,6 +147,7 @@ def test_small_problems_run_the_kernels_that_are_timed():
             assert constants_of(variant, job.problem, "cuda") == small, (job.name, str(variant))
 
 
+@pytest.mark.slow
 def test_what_is_launched_is_among_what_is_looked_at_for_spills():
     launched = set(jobs.sources(jobs.all_jobs(), sanitizer=True)) - {jobs.FFMA, jobs.SPIN}
     assert launched <= set(configurations())
@@ -689,11 +690,12 @@ def test_dry_run_without_a_stand_in(monkeypatch, capsys):
     assert "a dry run needs the stand-in for a driver, which cannot be used: it is Sunday" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "named",
     [
         pytest.param("ceilings|^28 3x3.*(/host|graphs forward|/training|nccl)$", id="one of each part"),
-        pytest.param("ceilings|^28 3x3", marks=pytest.mark.slow, id="every pass, and torch.compile"),
+        pytest.param("ceilings|^28 3x3", id="every pass, and torch.compile"),
     ],
 )
 def test_dry_run(tmp_path, can_stand_in, named):

@@ -363,7 +363,9 @@ def before_activation(entry, seed):
     return plain, given, {name: reference.answer(name, plain, given) for name in PASSES}
 
 
-@pytest.mark.parametrize("activation", PHI)
+@pytest.mark.parametrize(
+    "activation", [pytest.param(phi, marks=pytest.mark.slow if i % 2 else ()) for i, phi in enumerate(PHI)]
+)
 def test_against_torch_autograd(activation):
     pytest.importorskip("torch", reason="needs torch, which is not installed: the reference against torch.autograd")
     u = 2.0**-53

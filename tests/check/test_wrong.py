@@ -18,6 +18,7 @@ from convbackprop.devices.gpus import GPUS, Target
 from convbackprop.errors import LaunchFailed
 from convbackprop.fuzz.problems import is_product
 from convbackprop.ladder.own_file import variant_from_file
+from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import MUTATIONS, NAIVE, copied
 from tests.support.quick import quick_on_cpu
@@ -70,7 +71,9 @@ def rejections(variant, device, changes):
                 yield entry, outcome.faults[0]
 
 
-@pytest.mark.parametrize("name", NAIVE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if i % 2 else ()) for i, n in enumerate(NAIVE)]
+)
 def test_rejected(device, name, tmp_path):
     variant = MUTATIONS[name].applied(tmp_path)
     found = (next(rejections(variant, quick_on_cpu(device), [change]), None) for change in CHANGES)
@@ -93,7 +96,9 @@ def test_a_wrong_file_is_rejected(device):
     assert any(next(rejections(variant, quick_on_cpu(device), [change]), None) for change in CHANGES)
 
 
-@pytest.mark.parametrize("pass_name", LAUNCHES)
+@pytest.mark.parametrize(
+    "pass_name", [pytest.param(p, marks=pytest.mark.slow if p == "kernel_grad" else ()) for p in LAUNCHES]
+)
 def test_right_kernel_is_accepted(device, pass_name, tmp_path):
     """The same way of copying, loading and checking accepts the kernel that the wrong ones were made from."""
     path = copied(f"{pass_name}/naive", tmp_path).path
@@ -154,12 +159,12 @@ def is_rejected(variant, device, entries, changes, is_nonfinite=False, multiproc
 
 
 def mutations():
-    """Yield the names of the mutations of the rungs above naive; but for two of each technique as slow tests."""
+    """Yield the names of the mutations of the rungs above naive; but for one of each technique as slow tests."""
     tried_of = Counter()
     for name in (name for name in MUTATIONS if name not in NAIVE):
         technique = MUTATIONS[name].variant.partition("/")[2]
         tried_of[technique] += 1
-        yield pytest.param(name, marks=() if tried_of[technique] in (1, 4) else pytest.mark.slow)
+        yield pytest.param(name, marks=() if tried_of[technique] == 1 else pytest.mark.slow)
 
 
 def test_every_mutation_finds_its_text(tmp_path):
@@ -170,7 +175,7 @@ def test_every_mutation_finds_its_text(tmp_path):
         assert mutation.applied(folder).path.is_file()
 
 
-@pytest.mark.parametrize("name", mutations())
+@pytest.mark.parametrize("name", list(mutations()))
 def test_mutation_is_rejected(quick, name, tmp_path):
     """On the cpu device: there the threads of a block take turns, so that a missing barrier shows in every run."""
     mutation = MUTATIONS[name]
@@ -183,13 +188,13 @@ def test_mutation_is_rejected(quick, name, tmp_path):
 
 
 def copies():
-    """Yield the names of the variants that are mutated; but for the first of each technique they are slow tests."""
+    """Yield the names of the variants that are mutated; but for one of each technique, no product, as slow tests."""
     names = sorted({mutation.variant for mutation in MUTATIONS.values()})
     for name, marks in first_of_each(names, lambda name: name.partition("/")[2]):
-        yield pytest.param(name, marks=marks)
+        yield pytest.param(name, marks=pytest.mark.slow if is_product(select(name)[0]) else marks)
 
 
-@pytest.mark.parametrize("name", copies())
+@pytest.mark.parametrize("name", list(copies()))
 def test_copy_is_accepted(quick, name, tmp_path):
     """The same way of copying and checking accepts the variant as it is."""
     variant = copied(name, tmp_path)

@@ -898,7 +898,8 @@ def assert_clean(name, rounds):
     return count
 
 
-@pytest.mark.parametrize("name", ["address", pytest.param("thread", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["address", "thread"])
 def test_sanitizers_find_nothing(name):
     assert_clean(name, 8)
 

@@ -389,6 +389,7 @@ def test_file_system_without_locks(here, monkeypatch):
     assert not wanted()
 
 
+@pytest.mark.slow
 def test_eight_processes_on_an_empty_cache(place):
     """All succeed, and each thing is built once."""
     processes = [place.start() for _ in range(8)]

@@ -30,7 +30,7 @@ from convbackprop.problem import ConvProblem
 from tests import driver
 from tests.driver import ORDERS, cupy as cupy_on_stand_in
 from tests.support.children import PATIENCE
-from tests.support.problems import EVERYTHING, chosen
+from tests.support.problems import EVERYTHING, chosen, is_costly
 
 SMALL = ConvProblem.parse("2,3,9,8,4,3,3,padding=1", bias=True, activation="relu")
 rng = np.random.default_rng(0)
@@ -39,7 +39,10 @@ X, W, DY = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 9
 
 # -- right numbers ---------------------------------------------------------------------------------------------------
 def each_way_to_launch():
-    """Yield the variants of a GPU; those whose launches take what another one's take are slow tests."""
+    """Yield the variants of a GPU; those whose launches take what another one's take are slow tests.
+
+    So are those of a technique that another pass has met, if they take long to compile.
+    """
     met = set()
     for variant in (v for v in VARIANTS if "cuda" in v.runs_on):
         problem = next(each for each in EVERYTHING if variant.refusal(each) is None)
@@ -48,8 +51,9 @@ def each_way_to_launch():
             (each.operands, len(each.integers(problem, t)), each.shared_bytes(problem, t) > 0,
              len(each.maps(problem, t))) for each in variant.launches
         )  # fmt: skip
-        yield pytest.param(variant, id=str(variant), marks=pytest.mark.slow if taken in met else ())
-        met.add(taken)
+        is_met = taken in met or (variant.name in met and is_costly(variant))
+        yield pytest.param(variant, id=str(variant), marks=pytest.mark.slow if is_met else ())
+        met |= {taken, variant.name}
 
 
 @pytest.mark.parametrize("variant", list(each_way_to_launch()))

@@ -85,6 +85,7 @@ def test_the_loss_under_the_path_is_the_layer_s():
         assert float(found[0, 0]) == pytest.approx(float((teacher(x) - right).square().mean() / 2), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_numeric_gradient(tmp_path, capfd, monkeypatch):
     module = load("numeric_gradient")
     monkeypatch.setattr(module, "SWEEP", (1e-1, 1e-2, 1e-5, 1e-11))

@@ -74,7 +74,7 @@ def test_as_handed_out_it_is_wrong_or_slow_in_one_way(graded, tmp_path, number):
     assert (found.mistake.kind if found.mistake else None) == kind
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", [pytest.param(n, marks=pytest.mark.slow if n in (5, 7) else ()) for n in NUMBERS])
 def test_a_solution_does_all_that_is_asked(graded, tmp_path, number):
     path = tmp_path / "mine.cu"
     path.write_text(solved(number))

@@ -57,7 +57,10 @@ def test_an_infinite_gradient_meets_no_derivative_that_underflows(device, varian
         assert check.check(variant, problem, quick_on_cpu(device), "nonfinite", seed).faults == [], seed
 
 
-@in_turn(0, [v for v in VARIANTS if v.name != "naive"], every=2)
+@in_turn(
+    0,
+    [v for v in VARIANTS if v.name != "naive"],
+)
 def test_every_rung_forms_a_derivative_from_the_pre_activation(device, variant):
     texts = (
         "2,3,9,12,3,3,3,padding=1,groups=3,bias=1", "2,3,9,12,4,3,3,padding=1,bias=1",

@@ -14,6 +14,7 @@ from convbackprop.ladder.registry import VARIANTS, choose, of_pass, select
 from convbackprop.ladder.variant import pinned
 from convbackprop.launch.plan import constants_of
 from convbackprop.problem import DTYPES, ConvProblem
+from tests.support.turns import has_turn
 
 #: Two groups of more filters than a tile has; and no size like another.
 TEXTS = ("1,34,5,9,132,3,3,groups=2,padding=1", "2,6,9,11,10,3,3,groups=2,padding=1")
@@ -30,13 +31,14 @@ def text_for(variant):
 
 
 def rungs_and_dtypes():
-    """Every rung in every dtype; by default in one, and of the kernel gradients, which end alike, the first."""
+    """Every rung in every dtype; by default in one, of the costly by turns, and of the kernel gradients the first."""
     for variant in TAKING:
         problem = ConvProblem.parse(text_for(variant), activation="relu", **BOTH)
         dtypes = [dtype for dtype in DTYPES if variant.refusal(problem.with_(dtype=dtype), "cpu") is None]
         assert dtypes, variant
         for dtype in dtypes:
             briefly = dtype == dtypes[0] and (variant.pass_name != "kernel_grad" or variant.name == "naive")
+            briefly &= has_turn(variant, 0, every=2)
             briefly |= f"{variant}, {dtype}" == "input_grad/tensor_core, float16"  # whose filter then has two parts
             yield pytest.param(variant, dtype, marks=() if briefly else pytest.mark.slow, id=f"{variant}-{dtype}")
 

@@ -6,6 +6,7 @@ The kernels themselves run here, on what cpu_runtime/hopper.cpp makes of barrier
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -54,8 +55,13 @@ TEXTS = (
 TF32 = {"dtype": "float32", "precision": "tf32"}
 
 
-@pytest.mark.parametrize("text", TEXTS)
-@each_variant
+@pytest.mark.parametrize(
+    ("variant", "text"),
+    [
+        pytest.param(variant, text, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for (i, variant), (j, text) in itertools.product(enumerate(VARIANTS), enumerate(TEXTS))
+    ],
+)
 def test_boxes(quick, variant, text):
     assert faults(variant, quick, text, "integers", 1) == []
 

@@ -133,7 +133,9 @@ def test_strides_beyond_the_image(quick, gemm, text):
     assert check.check(gemm["input_grad"], ConvProblem.parse(text), quick).faults == []
 
 
-@each_rung
+@pytest.mark.parametrize(
+    "gemm", [GEMM, pytest.param(VECTORISED, marks=pytest.mark.slow)], ids=["implicit_gemm", "vectorised_gemm"]
+)
 def test_a_sum_over_many_pixels_stays_far_below_its_bound(quick, gemm):
     """32 images of 112 x 112 equal terms: a plain float32 sum would be out by more than the bound."""
     problem = ConvProblem.parse("32,1,112,112,2,1,1", bias=True)
@@ -182,7 +184,15 @@ def test_small_layers_are_split_among_the_blocks_that_a_gpu_holds():
         assert main.grid(large, constants)[1] == 1 and not total.when(large, constants)
 
 
-@each_few
+@pytest.mark.parametrize(
+    ("pass_name", "text"),
+    [
+        ("forward", FEW_TILES["forward"][0]),
+        ("input_grad", FEW_TILES["input_grad"][1]),
+        pytest.param("forward", FEW_TILES["forward"][1], marks=pytest.mark.slow),
+        pytest.param("input_grad", FEW_TILES["input_grad"][0], marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_bits_however_sums_are_split(quick, pass_name, text):
     """So neither the GPU nor the number of images decides about them."""
     changes = {"dtype": "float16"} if "groups" in text else {"activation": "tanh", "bias": True}

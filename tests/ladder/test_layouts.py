@@ -91,7 +91,7 @@ def test_hopper_takes_channels_last(quick, variant, text):
         assert faults(variant, quick, text, **kind, **options) == []
 
 
-@each_hopper
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.slow) for v in HOPPER[:2]] + HOPPER[2:], ids=str)
 def test_hopper_turns_what_no_map_can_be_of(quick, variant):
     """Arrays that do not begin at 16 bytes; channels that are no whole units; TF32."""
     assert faults(variant, quick, TEXTS[0], "integers", offset=1, activation="identity") == []

@@ -48,7 +48,10 @@ LAUNCHES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("lines", "sentence"), LAUNCHES)
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [pytest.param(*each, marks=pytest.mark.slow if i % 2 else ()) for i, each in enumerate(LAUNCHES)],
+)
 def test_a_launch_that_cuda_refuses(run, lines, sentence):
     write(*lines)
     code, out, err = run("run", "mine.cu", "--pass", "forward", "--problem", "1,1,2,3,1,1,1", "--device", "cpu")

@@ -12,6 +12,7 @@ from convbackprop.launch.plan import constants_of
 from convbackprop.problem import ConvProblem
 from tests.support.problems import is_costly
 from tests.support.quick import quick_on_cpu
+from tests.support.turns import in_turn
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis, which is not installed: random problems")
 from hypothesis import strategies as st  # noqa: E402
@@ -94,7 +95,7 @@ def hold(variant, where, filters, examples, compilations):
     holds()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@in_turn(0)
 @pytest.mark.parametrize("where", devices.usable_devices())
 def test_any_problem(where, variant):
     examples = EXAMPLES_STOOD_IN_FOR if variant.architectures else max(5, EXAMPLES // len(VARIANTS))
@@ -132,8 +133,8 @@ def test_any_empty_batch(quick_commands, problem):
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "geometry"),
     [
-        ((1, 1, 512, 512), (1, 1, 7, 7), (1, 3, 1, 1)),
-        ((2, 3, 300, 411), (4, 3, 3, 2), (1, "same", 1, 1)),
+        pytest.param((1, 1, 512, 512), (1, 1, 7, 7), (1, 3, 1, 1), marks=pytest.mark.slow),
+        pytest.param((2, 3, 300, 411), (4, 3, 3, 2), (1, "same", 1, 1), marks=pytest.mark.slow),
         ((2, 6, 257, 255), (4, 3, 5, 3), ((2, 3), ((1, 4), (0, 2)), (3, 1), 2)),
         ((5, 64, 20, 21), (48, 64, 3, 3), (1, 1, 1, 1)),
         ((1, 1, 1, 200_000), (1, 1, 1, 31), (1, (0, 15), 1, 1)),

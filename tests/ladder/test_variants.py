@@ -156,25 +156,29 @@ def test_every_problem_in_every_kind(cpu, variant, kinds):
     assert faults_of(variant, cpu, PROBLEMS, kinds, "cpu", among) == []
 
 
+def half_of_them(first):
+    """Parametrise over shares of the problems: every other one; all are slow tests, but of what meets few anyway."""
+    every = pytest.param(slice(None), marks=pytest.mark.slow)
+    return pytest.mark.parametrize("share", [slice(first, None, 2), every], ids=("half", "all"))
+
+
 EXACT = [kind for kind in EVERY_KIND if kind[1] in ("relu", "identity")]
 
 
 @with_kinds([kind for kind in EXACT if kind[1] == "relu"], costly=EXACT)
-@pytest.mark.parametrize(
-    "problems", [PROBLEMS[::2], pytest.param(PROBLEMS, marks=pytest.mark.slow)], ids=("half", "all")
-)
-def test_integers_are_exact(device, variant, kinds, problems):
-    integers = [dataclasses.replace(entry, data="integers") for entry in problems]
+@half_of_them(0)
+def test_integers_are_exact(device, variant, kinds, share):
+    some = PROBLEMS if is_costly(variant) else PROBLEMS[share]
+    integers = [dataclasses.replace(entry, data="integers") for entry in some]
     assert faults_of(variant, device, integers, kinds) == []
 
 
 @with_kinds(EACH_KIND_ONCE, costly=EVERY_KIND)
-@pytest.mark.parametrize(
-    "problems", [PROBLEMS[1::2], pytest.param(PROBLEMS, marks=pytest.mark.slow)], ids=("half", "all")
-)
-def test_padding_is_no_pixel(device, variant, kinds, problems):
+@half_of_them(1)
+def test_padding_is_no_pixel(device, variant, kinds, share):
     """A NaN or an infinity in any operand spreads to what it meets, and to nothing by way of the padding."""
-    nonfinite = [dataclasses.replace(entry, data="nonfinite") for entry in problems]
+    some = PROBLEMS if is_costly(variant) else PROBLEMS[share]
+    nonfinite = [dataclasses.replace(entry, data="nonfinite") for entry in some]
     assert faults_of(variant, device, nonfinite, kinds) == []
 
 
@@ -194,9 +198,10 @@ def test_tunables_of_a_gpu(cpu, variant, kinds):
     assert faults_of(variant, cpu, PROBLEMS, kinds, "cuda") == []
 
 
-def test_every_variant_meets_every_kind():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.slow)])
+def test_every_variant_meets_every_kind(device):
     """In the problems chosen above: each dtype, each activation, the mask, and both in some combination."""
-    for variant, device in product(VARIANTS, ("cpu", "cuda")):
+    for variant in VARIANTS:
         among = chosen(variant, device)
         kinds = {kind_of(problem) for problem in among}
         taken = {kind_of(problem) for problem in EVERYTHING if variant.refusal(problem) is None}
@@ -228,7 +233,7 @@ def test_every_variant_meets_every_kind():
 def legal_values():
     """Yield (variant, tunable, value).
 
-    Slow tests: values between the extremes, and of what is costly all below the largest, and two of three tunables;
+    Slow tests: values between the extremes, and of what is costly all below the largest, and four of five tunables;
     those of kernel_grad_total.cuh, which naive and tiled meet; and those of filter_product.cuh that forward meets.
     """
     for variant in VARIANTS:
@@ -236,7 +241,7 @@ def legal_values():
             for value in tunable.legal:
                 is_extreme = value in (max(tunable.legal), *([] if is_costly(variant) else [min(tunable.legal)]))
                 is_met = name in ("SLICE_GROUPS", "TAPS_EACH") or str(variant) == "input_grad/implicit_gemm"
-                is_quick = is_extreme and not (is_costly(variant) and (is_met or turn % 3))
+                is_quick = is_extreme and not (is_costly(variant) and (is_met or (VARIANTS.index(variant) + turn) % 5))
                 marks = () if is_quick else pytest.mark.slow
                 yield pytest.param(variant, name, value, id=f"{variant}-{name}-{value}", marks=marks)
 
@@ -273,13 +278,13 @@ def test_defaults_are_legal(variant):
 def legal_values_at_levels():
     """Yield (level, variant, tunable, value).
 
-    Slow tests: all but the largest values of every third tunable, at one level, by turns.
+    Slow tests: all but the largest values of every sixth tunable, at one level, by turns.
     """
     tunables = [(variant, name) for variant in FOLLOW_THE_LEVEL for name in variant.tunables if name not in TOTAL]
     for turn, (variant, name) in enumerate(tunables):
         legal = variant.tunables[name].legal
         for level, value in product(OTHER_LEVELS, legal):
-            is_quick = turn % 3 == 0 and value == max(legal) and level == OTHER_LEVELS[turn // 3 % len(OTHER_LEVELS)]
+            is_quick = turn % 6 == 0 and value == max(legal) and level == OTHER_LEVELS[turn // 6 % len(OTHER_LEVELS)]
             marks = () if is_quick else pytest.mark.slow
             yield pytest.param(level, variant, name, value, id=f"{level}-{variant}-{name}-{value}", marks=marks)
 
@@ -295,16 +300,21 @@ def test_every_legal_value_at_other_levels(level, variant, name, value):
 AT_LEVELS = {*FOLLOW_THE_LEVEL, *(of_pass(pass_name)[0] for pass_name in PASSES)}
 
 
+def has_turn_at(variant, level):
+    """Return whether what follows the level, or is a first rung, is tried at this one of the other levels."""
+    return variant in AT_LEVELS and VARIANTS.index(variant) % len(OTHER_LEVELS) == level
+
+
 def kinds_at_levels():
     """Yield (level, variant, kind): of a rung that is the same at each level, what it is converted by, float16.
 
-    Slow tests: all but one kind of each variant at each level, by turns, and what is the same at each but for the first
+    Slow tests: all but one kind of each variant at one level, by turns, and what is the same at each but for the first
     rungs.
     """
     for (i, level), variant in product(enumerate(OTHER_LEVELS), VARIANTS):
         kinds = (EACH_KIND_ONCE[0], *EACH_KIND_ONCE[2:4]) if variant in FOLLOW_THE_LEVEL else EACH_KIND_ONCE[3:4]
         for turn, kind in enumerate(kind for kind in kinds if computes(variant, kind[0])):
-            is_quick = variant in AT_LEVELS and turn == (2 * i if len(kinds) > 1 else 0)
+            is_quick = turn == (2 * i if len(kinds) > 1 else 0) and has_turn_at(variant, i)
             marks = () if is_quick else pytest.mark.slow
             yield pytest.param(level, variant, kind, id=f"{level}-{variant}-{kind[0]}", marks=marks)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,6 @@ DY = RNG.integers(-3, 4, (2, 24, 5, 9)).astype(np.float16)
 
 #: "hopper" takes them, as "tensor_core" does, "vectorised_gemm" does not.
 TAKES, TAKES_NOT = "hopper", "vectorised_gemm"
-each_variant = pytest.mark.parametrize("variant", [TAKES, TAKES_NOT])
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +72,13 @@ def copied(monkeypatch):
     return made
 
 
-@each_variant
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        pytest.param(name, variant, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for (i, name), (j, variant) in itertools.product(enumerate(NAMES), enumerate((TAKES, TAKES_NOT)))
+    ],
+)
 def test_results_lie_as_the_images_do(copied, name, variant):
     """Three calls each: one that is checked, one that is like it, and one more."""
     plain, count = functions(variant)[name]

@@ -275,7 +275,7 @@ WIDE = {
 @needs_nvcc
 @needs_cuobjdump
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if i % 2 else ()) for i, n in enumerate(WIDE)])
 def test_images_are_loaded_and_stored_128_bits_at_a_time(name, dtype):
     """In the hot loop, which also holds the way of threads at a row's end: these may load numbers one by one."""
     (variant,) = select(name)

@@ -152,7 +152,7 @@ def test_strips_read_each_sector_hardly_more_than_once(name, size):
 
 
 @pytest.mark.parametrize("size", [3, pytest.param(5, marks=pytest.mark.slow)])
-@in_turn(0, [v for v in VARIANTS if "cuda" in v.runs_on], every=2)
+@in_turn(0, [v for v in VARIANTS if "cuda" in v.runs_on])
 def test_no_bank_conflicts(variant, size):
     texts = (
         f"1,1,256,512,1,{size},{size}", f"2,64,14,16,64,{size},{size}", f"1,1,256,512,1,{3 * size},{3 * size}",

@@ -53,6 +53,7 @@ timing.CpuStage.ours = ticking
 """
 
 
+@pytest.mark.slow
 def test_a_slower_pass_fails(tmp_path):
     (tmp_path / "ticks.py").write_text(TICKS)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])

@@ -59,7 +59,7 @@ def step(variant, memory_format, compiled=False):
     return y.detach(), x.grad, first.grad, bias.grad, second.grad
 
 
-@pytest.mark.parametrize("way", ["direct", "operators", "compiled"])
+@pytest.mark.parametrize("way", ["direct", pytest.param("operators", marks=pytest.mark.slow), "compiled"])
 @pytest.mark.parametrize("variant", [TAKES, TAKES_NOT])
 def test_a_training_step(copied, variant, way):
     expected = step(variant, torch.contiguous_format)

@@ -204,7 +204,9 @@ def test_memory_formats(last, activation, way):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+@pytest.mark.parametrize(
+    "activation", [*(pytest.param(a, marks=pytest.mark.slow) for a in ("identity", "relu")), "gelu"]
+)
 def test_onnx_export(activation):
     """One group: ONNX's own evaluator takes no others in a ConvTranspose; test_decompositions tries them."""
     pytest.importorskip("onnxscript", reason="needs onnxscript, which is not installed: torch.onnx.export")

@@ -100,6 +100,7 @@ def test_no_time(quick, clocked):
     assert entry.variant == UNTUNED and found.tried <= 2
 
 
+@pytest.mark.slow
 def test_it_begins_with_hints(quick, clocked):
     """Far from the rule's choice, with nothing better on the way."""
     hint = pinned(select("forward/vectorised")[0], (("COLS", 64), ("ROWS", 8), ("THREADS", 256)))
@@ -108,6 +109,7 @@ def test_it_begins_with_hints(quick, clocked):
     assert searched(quick, hints=[hint])[0].tunables == {"COLS": 64, "ROWS": 8, "THREADS": 256}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused, expected", [(0.5, SEPARATE), pytest.param(0.2, UNTUNED, marks=pytest.mark.slow)])
 def test_two_passes_in_place_of_one(quick, clocked, fused, expected):
     parts = [(choose(name, UNTUNED, PROBLEM, "cpu"), PROBLEM.with_(bias=bias))
@@ -190,6 +192,7 @@ def test_a_block_too_large(h200):
     assert why_hopeless(tiles, layer, h200, best=1.0) == "a block of forward does not fit a multiprocessor"
 
 
+@pytest.mark.slow
 def test_a_search_on_the_cuda_device(stand_in, clocked, monkeypatch):
     """On the stand-in for a GPU: what is launched there is right, and what spills is left out unseen."""
     from tests import driver
