@@ -22,11 +22,12 @@ from convbackprop.devices.compiler import Source
 from convbackprop.fuzz.problems import is_product
 from convbackprop.lab.mistakes import recognise_findings
 from convbackprop.ladder.own_file import variant_from_file
-from convbackprop.ladder.registry import select
+from convbackprop.ladder.registry import VARIANTS, select
 from convbackprop.problem import ConvProblem
 from tests.support.levels import FOLLOW_THE_LEVEL, OTHER_LEVELS, checked_at
 from tests.support.mutations import replaced
-from tests.support.turns import in_turn
+from tests.support.problems import is_costly
+from tests.support.turns import first_of_each
 
 #: Of what mistake each seeded file's findings come.
 RECOGNISED = {
@@ -254,7 +255,14 @@ SAMPLE = (
 )
 
 
-@in_turn(0)
+@pytest.mark.parametrize(
+    # What takes long to compile is met in the first pass that has it; the others are slow tests.
+    "variant",
+    [
+        pytest.param(variant, id=str(variant), marks=marks)
+        for variant, marks in first_of_each(VARIANTS, lambda v: v.name if is_costly(v) else str(v))
+    ],
+)
 def test_published_variants_are_clean(variant):
     runs = 0
     for text in SAMPLE:
