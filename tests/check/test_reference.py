@@ -13,6 +13,7 @@ from convbackprop.activations import COMMON
 from convbackprop.check import reference
 from convbackprop.problem import DTYPES, PASSES, RESULTS, ConvProblem
 from tests.support.problems import PROBLEMS, WITH_IMAGES
+from tests.support.turns import every_other
 
 TINY = (
     "1,1,1,1,1,1,1",
@@ -363,9 +364,7 @@ def before_activation(entry, seed):
     return plain, given, {name: reference.answer(name, plain, given) for name in PASSES}
 
 
-@pytest.mark.parametrize(
-    "activation", [pytest.param(phi, marks=pytest.mark.slow if i % 2 else ()) for i, phi in enumerate(PHI)]
-)
+@pytest.mark.parametrize("activation", every_other(PHI))
 def test_against_torch_autograd(activation):
     pytest.importorskip("torch", reason="needs torch, which is not installed: the reference against torch.autograd")
     u = 2.0**-53

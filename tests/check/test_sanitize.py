@@ -281,6 +281,7 @@ def test_published_variants_are_clean(variant):
 
 
 @pytest.mark.parametrize(
+    # Of four variants one at v2 and one at v3; the others are slow tests.
     ("level", "variant"),
     [
         pytest.param(level, v, id=f"{level}-{v}", marks=() if i % 4 == turn else pytest.mark.slow)

@@ -22,7 +22,7 @@ from convbackprop.ladder.registry import select
 from convbackprop.problem import ConvProblem
 from tests.support.mutations import MUTATIONS, NAIVE, copied
 from tests.support.quick import quick_on_cpu
-from tests.support.turns import first_of_each
+from tests.support.turns import every_other, first_of_each
 
 #: The dtypes and activations on which `convbackprop check` and test_variants.py run every problem, or some of them.
 CHANGES = ({}, {"activation": "relu"}, {"activation": "tanh"}, {"dtype": "float16"})
@@ -71,9 +71,7 @@ def rejections(variant, device, changes):
                 yield entry, outcome.faults[0]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if i % 2 else ()) for i, n in enumerate(NAIVE)]
-)
+@pytest.mark.parametrize("name", every_other(NAIVE))
 def test_rejected(device, name, tmp_path):
     variant = MUTATIONS[name].applied(tmp_path)
     found = (next(rejections(variant, quick_on_cpu(device), [change]), None) for change in CHANGES)

@@ -6,7 +6,6 @@ The kernels themselves run here, on what cpu_runtime/hopper.cpp makes of barrier
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from convbackprop.problem import DTYPES, ConvProblem
 from convbackprop.profile.configurations import problems
 from tests import driver
 from tests.support.mutations import find_all, replaced
+from tests.support.turns import every_other_pair
 
 FORWARD, INPUT_GRAD, KERNEL_GRAD = VARIANTS = [
     select(f"{name}/hopper")[0] for name in ("forward", "input_grad", "kernel_grad")
@@ -55,13 +55,7 @@ TEXTS = (
 TF32 = {"dtype": "float32", "precision": "tf32"}
 
 
-@pytest.mark.parametrize(
-    ("variant", "text"),
-    [
-        pytest.param(variant, text, marks=pytest.mark.slow if (i + j) % 2 else ())
-        for (i, variant), (j, text) in itertools.product(enumerate(VARIANTS), enumerate(TEXTS))
-    ],
-)
+@pytest.mark.parametrize(("variant", "text"), every_other_pair(VARIANTS, TEXTS))
 def test_boxes(quick, variant, text):
     assert faults(variant, quick, text, "integers", 1) == []
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
 import convbackprop
 from convbackprop import conv2d, conv2d_backward, conv2d_input_grad, conv2d_kernel_grad, conv_transpose2d, layouts
 from convbackprop.launch import arrays, calls
+from tests.support.turns import every_other_pair
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(-3, 4, (2, 16, 5, 9)).astype(np.float16)
@@ -72,13 +71,7 @@ def copied(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
-        pytest.param(name, variant, marks=pytest.mark.slow if (i + j) % 2 else ())
-        for (i, name), (j, variant) in itertools.product(enumerate(NAMES), enumerate((TAKES, TAKES_NOT)))
-    ],
-)
+@pytest.mark.parametrize(("name", "variant"), every_other_pair(NAMES, (TAKES, TAKES_NOT)))
 def test_results_lie_as_the_images_do(copied, name, variant):
     """Three calls each: one that is checked, one that is like it, and one more."""
     plain, count = functions(variant)[name]

@@ -23,6 +23,7 @@ from convbackprop.profile import hot_loop, sass
 from convbackprop.profile.machine_code import FILTERS, Configuration, Usage, kernels, problem_of, usage
 from convbackprop.profile.occupancy import LIMITS, Occupancy, occupancy
 from tests.support.machine_code import listing, needs_cuobjdump, needs_nvcc
+from tests.support.turns import every_other
 
 # -- ptxas -----------------------------------------------------------------------------------------------------------
 LOG = """\
@@ -275,7 +276,7 @@ WIDE = {
 @needs_nvcc
 @needs_cuobjdump
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if i % 2 else ()) for i, n in enumerate(WIDE)])
+@pytest.mark.parametrize("name", every_other(WIDE))
 def test_images_are_loaded_and_stored_128_bits_at_a_time(name, dtype):
     """In the hot loop, which also holds the way of threads at a row's end: these may load numbers one by one."""
     (variant,) = select(name)

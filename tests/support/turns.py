@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from convbackprop.ladder.registry import VARIANTS
@@ -23,6 +25,17 @@ def in_turn(law: int, variants=VARIANTS, every: int = 3) -> pytest.MarkDecorator
         "variant",
         [pytest.param(v, id=str(v), marks=() if has_turn(v, law, every) else pytest.mark.slow) for v in variants],
     )
+
+
+def every_other(values, quick=0):
+    """Return values to parametrise over, every other one a slow test; quick: the first that is not, 0 or 1."""
+    return [pytest.param(v, marks=() if i % 2 == quick else pytest.mark.slow) for i, v in enumerate(values)]
+
+
+def every_other_pair(first, second):
+    """Return pairs to parametrise over, as on a chessboard: each value of both is met, half of the pairs are slow."""
+    pairs = itertools.product(enumerate(first), enumerate(second))
+    return [pytest.param(a, b, marks=pytest.mark.slow if (i + j) % 2 else ()) for (i, a), (j, b) in pairs]
 
 
 def first_of_each(items, sort):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +24,7 @@ from convbackprop.torch import direct, functional as functional_of_ours, functio
 from convbackprop.torch.options import allowed_by_torch, precision_of  # noqa: E402
 from convbackprop.tune import choice  # noqa: E402
 from tests.support.activations import PHI  # noqa: E402
+from tests.support.turns import every_other_pair  # noqa: E402
 
 #: x's and w's shapes, and the options; sizes at which nothing divides evenly.
 LAYERS = {
@@ -95,14 +95,7 @@ def test_gradients(layer, activation):
         )
 
 
-@pytest.mark.parametrize(
-    # Each layer and each activation, but every other pair is a slow test.
-    ("layer", "activation"),
-    [
-        pytest.param(layer, activation, marks=pytest.mark.slow if (i + j) % 2 else ())
-        for (i, layer), (j, activation) in itertools.product(enumerate(LAYERS), enumerate(PHI))
-    ],
-)
+@pytest.mark.parametrize(("layer", "activation"), every_other_pair(LAYERS, PHI))
 def test_gradcheck(layer, activation):
     (x, w, b), _ = tensors(layer)
     mine, _ = pair_of(layer, activation)

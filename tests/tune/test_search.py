@@ -110,7 +110,7 @@ def test_it_begins_with_hints(quick, clocked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fused, expected", [(0.5, SEPARATE), pytest.param(0.2, UNTUNED, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fused, expected", [(0.5, SEPARATE), (0.2, UNTUNED)])
 def test_two_passes_in_place_of_one(quick, clocked, fused, expected):
     parts = [(choose(name, UNTUNED, PROBLEM, "cpu"), PROBLEM.with_(bias=bias))
              for name, bias in (("input_grad", False), ("kernel_grad", True))]  # fmt: skip
