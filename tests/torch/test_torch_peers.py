@@ -25,10 +25,13 @@ OURS = {"conv2d": conv2d, "conv_transpose2d": conv_transpose2d}
 @functools.cache
 def info_of(name):
     """Return torch's OpInfo of a function of torch.nn.functional."""
-    infos = pytest.importorskip(
-        "torch.testing._internal.common_methods_invocations", reason="needs torch's own tests (and expecttest)",
-        exc_type=ImportError,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        # What is imported forbids its process to set torch's flags, as `bench` does, and other tests.
+        patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+        infos = pytest.importorskip(
+            "torch.testing._internal.common_methods_invocations", reason="needs torch's own tests (and expecttest)",
+            exc_type=ImportError,
+        )  # fmt: skip
     (info,) = (info for info in infos.op_db if info.name == f"nn.functional.{name}")
     return info
 
