@@ -104,7 +104,7 @@ def filter_fits(p: ConvProblem) -> str | None:
 
 # -- kernel_grad -----------------------------------------------------------------------------------------------------
 #: What the arrays of a thread may take of its 255 registers.
-_ARRAY_REGISTERS = 192
+_ARRAY_REGISTERS = 189
 
 
 def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) -> Constants:
@@ -116,7 +116,9 @@ def kernel_grad_constants(p: ConvProblem, alignment: Alignment, t: Constants) ->
     window = (t["COLS"] - 1) * p.stride_w + cols
     # A bias, the next row of x with its LEAD, g and the next rows of dy and y; and for each row of taps a row of x.
     others = 1 + window + 3 + 3 * t["COLS"]
-    fit = (_ARRAY_REGISTERS // registers(p, 1) - others) // (window + cols)
+    # Columns that are read one by one are inside one by one, or not, which takes registers, too.
+    most = _ARRAY_REGISTERS - 10 * (loads["X_VECTOR"] == loads["Y_VECTOR"] == 1)
+    fit = (most // registers(p, 1) - others) // (window + cols)
     rows = max(1, min(p.R, fit))
     return {
         **loads,
