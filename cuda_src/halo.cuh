@@ -118,7 +118,7 @@ struct HaloWindows {
         groups.ask(memory.filter[0], min(taps, TAPS_AT_ONCE));
         loader.begin();
         loader.bring(memory.halos[first_block & 1], first_block * DEPTH);
-        int run = 0, turn = 0;
+        int run = 0, turn = 1;  // which group is multiplied: the one that was asked for before
 #pragma unroll 1
         for (int block = first_block; block < end_block; ++block) {
             const bool has_next = block + 1 < end_block;
@@ -133,6 +133,7 @@ struct HaloWindows {
                     if (i % TAPS_AT_ONCE == 0) {
                         __pipeline_wait_prior(0);
                         __syncthreads();  // these taps and the halo are there, and nobody reads those before any more
+                        turn ^= 1;
                         const int left = taps - tap - i;
                         const int next_left = left > TAPS_AT_ONCE ? left - TAPS_AT_ONCE : has_next ? taps : 0;
                         groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
@@ -148,7 +149,6 @@ struct HaloWindows {
                     if (LONG_SUMS && !MAY_SPLIT && (!ROW_GROUPS || i == ROW_TAPS - 1) &&
                         (run += ROW_GROUPS ? ROW_TAPS : 1) == RUN_SLICES)
                         run = 0, product.end_run(nullptr, false, false);
-                    if (i % TAPS_AT_ONCE == TAPS_AT_ONCE - 1) turn ^= 1;
                 }
             }
             if (has_next) loader.bring(next, next_plane);

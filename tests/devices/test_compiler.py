@@ -97,7 +97,7 @@ def spilling(pairs):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
 def test_the_tallest_filters_of_a_block_spill_nothing(dtype):
-    """kernel_grad/coalesced deals filters out by a sum of what registers hold: at its limit, columns read in each way."""
+    """kernel_grad/coalesced deals filters out by what registers hold: at that limit, columns read in each way."""
     variant = next(v for v in VARIANTS if str(v) == "kernel_grad/coalesced")
     one_by_one = Alignment(DTYPES[dtype], DTYPES[dtype])
     limits = []

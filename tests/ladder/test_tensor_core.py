@@ -72,6 +72,20 @@ def test_halos_of_phases(quick, dtype):
         assert faults(INPUT_GRAD, quick, text, dtype=dtype, activation="tanh") == []
 
 
+@pytest.mark.parametrize(
+    ("variant", "text"),
+    [(INPUT_GRAD, "1,64,6,8,64,3,3,stride=2,padding=1"), (FORWARD, "2,64,12,16,64,4,4,padding=1")],
+    ids=str,
+)
+@pytest.mark.parametrize("changes", [{"dtype": "float16"}, pytest.param({"precision": "tf32"}, marks=pytest.mark.slow)])
+def test_groups_of_taps_that_are_not_full(quick, variant, text, changes):
+    """The last taps of a block of channels are fewer than those before, and a block of the grid has several of these."""
+    problem, alone = ConvProblem.parse(text, bias=True, activation="relu", **changes), Target("cpu", 1)
+    t = variant.constants(alone, problem)
+    assert t["HALO"] and t["TAPS_AT_ONCE"] == 3 and splits_of(variant, problem, 1) < 64 // t["DEPTH"]
+    assert check.check(variant, problem, quick, tunables=alone).faults == []
+
+
 def test_a_part_of_a_halo_that_is_left_out_shows(quick, tmp_path):
     """A phase of one tap leaves no time for all of the next channels."""
     text = "1,16,9,14,32,3,4,stride=2x3,padding=1"
@@ -173,14 +187,54 @@ def test_a_wrong_plane_of_kernel_grad_shows(quick, file, old, new, tmp_path):
     assert faults(wrong, quick, "1,16,7,16,33,3,3,padding=1") != []
 
 
-def test_nan_of_padding_is_formed_anew_in_a_halo_of_kernel_grad(quick, tmp_path):
+#: Of kernel_grad: halos of 16-bit and of 32-bit numbers that are one split, and one of several.
+ONE_SPLIT = {"float16": "2,32,5,9,8,3,3,padding=1", "float32": "1,16,7,16,33,3,3,padding=1"}
+SEVERAL_SPLITS = "2,32,20,20,33,3,3,padding=1"
+
+
+@pytest.mark.parametrize("text", [ONE_SPLIT["float16"], pytest.param(SEVERAL_SPLITS, marks=pytest.mark.slow)])
+def test_nan_of_padding_is_formed_anew_in_a_halo_of_kernel_grad(quick, tmp_path, text):
     """An infinity of g beside the padding of x gives no NaN."""
-    problem = ConvProblem.parse("2,32,5,9,8,3,3,padding=1", dtype="float16", bias=True)
+    problem = ConvProblem.parse(text, dtype="float16", bias=True)
     given = check.inputs("kernel_grad", problem)
-    given["dy"][1, 3, 0, 8] = np.inf
+    given["dy"][1, 3, 0, problem.Q - 1] = np.inf
     assert check.check(KERNEL_GRAD, problem, quick, given=given).faults == []
     wrong = replaced("kernel_grad/tensor_core", "tap_halo.cuh", "is_nan |= sum != sum;", "", tmp_path)
     assert check.check(wrong, problem, quick, given=given).faults != []
+
+
+@pytest.mark.parametrize("dtype", ONE_SPLIT)
+def test_gradients_of_one_split_are_written_at_once(dtype):
+    """There are no parts, and no launch that adds them up."""
+    for text, entries in ((ONE_SPLIT[dtype], 1), (SEVERAL_SPLITS, 2)):
+        problem = ConvProblem.parse(text, dtype=dtype)
+        t = KERNEL_GRAD.constants("cuda", problem)
+        assert t["HALO"] and sum(launch.when(problem, t) for launch in KERNEL_GRAD.launches) == entries
+        assert (KERNEL_GRAD.scratch(problem, t) == 0) == (entries == 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [*ONE_SPLIT.items(), *(pytest.param(dtype, SEVERAL_SPLITS, marks=pytest.mark.slow) for dtype in ONE_SPLIT)],
+)
+def test_gradients_of_splits(quick, dtype, text):
+    """With a scale, and where either is not wanted."""
+    for needs in ({}, {"dw": False}, {"bias": False}):
+        assert faults(KERNEL_GRAD, quick, text, dtype=dtype, scale=True, **needs) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "old", "new"),
+    [
+        pytest.param("float16", "from_acc(scaled(sum, scale, k))", "from_acc(sum)", id="the scale is forgotten"),
+        pytest.param("float32", "from_acc(scaled(sum, scale, k))", "from_acc(sum)", marks=pytest.mark.slow,
+                     id="the scale is forgotten in float32"),
+        pytest.param("float16", "db[k] = from_acc(sum);", ";", id="db is not written", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_wrong_gradient_of_one_split_shows(quick, dtype, old, new, tmp_path):
+    wrong = replaced("kernel_grad/tensor_core", "tap_halo.cuh", old, new, tmp_path)
+    assert faults(wrong, quick, ONE_SPLIT[dtype], dtype=dtype, scale=True) != []
 
 
 def test_halos_of_kernel_grad_are_within_the_bound():

@@ -577,10 +577,10 @@ _TABLE = {
         Mutation("a vector of pixels is its first one", "own[i].value(e)", "own[i].value(0)",
                  file="filter_rows.cuh", shown_by=_POINTWISE),
         Mutation("results are taken for neighbours in memory", "Pixels::TOGETHER < ASIDE ? Pixels::TOGETHER : ASIDE",
-                 "ASIDE", file="filter_product.cuh"),
+                 "2", file="filter_product.cuh"),
         Mutation("the last image is not written", "pixel.n < grid.N ?", "pixel.n < grid.N - 1 ?",
                  file="filter_product.cuh"),
-        Mutation(_ANEW, "is_nan |=", "(void)", file="filter_product.cuh", shown_in="nonfinite"),
+        Mutation(_ANEW, "is_nan |= values[e] != values[e];", "", file="filter_product.cuh", shown_in="nonfinite"),
     ),
     "input_grad/implicit_gemm": (
         Mutation("one phase of the stride is missing", "if (tile.first_pixel >= phase.grid.count()) return;",
@@ -601,7 +601,7 @@ _TABLE = {
                  file="window_reader.cuh", shown_by=_POINTWISE, shown_in="mask"),
         Mutation("all planes of a slice have the bits of the first", "mask_row += count * Index(dy.rows * mask_bytes);",
                  "", file="window_reader.cuh", shown_by=_WHOLE_TILES, shown_in="mask"),
-        Mutation(_ANEW, "is_nan |=", "(void)", file="filter_product.cuh", shown_in="nonfinite"),
+        Mutation(_ANEW, "is_nan |= values[e] != values[e];", "", file="filter_product.cuh", shown_in="nonfinite"),
     ),
     "kernel_grad/implicit_gemm": (
         Mutation("a vector's bits are all that of its first pixel", "mask >> (bit + i) & 1", "mask >> bit & 1",
