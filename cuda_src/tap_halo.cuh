@@ -6,6 +6,7 @@
 // filters, 16 channels and one row of the taps: a number of g that it reads serves all of them. What mma wants of x is
 // turned: 16-bit numbers by ldmatrix, 32-bit ones are read word by word.
 #pragma once
+#include "activation.cuh"
 #include "kernel_grad_of_pixels.cuh"
 #include "tap_channels.cuh"
 #include "tap_grads.cuh"
@@ -206,19 +207,41 @@ __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, 
     sums.end_run(true);
 }
 
-// Writes a block's sums to its split's part.
-__device__ __forceinline__ void write_taps(Acc* split, const TapSums& sums, const TapBlock& block, const Scalar* dy,
-                                           const Saved* saved, const Scalar* x) {
+// Where a block's sums go: to its split's part or, of the only split, to dw and db, which may be left out (null).
+using TapResult = std::conditional_t<ONE_SPLIT, Scalar, Acc>;
+struct TapResults {
+    TapResult *const dw, *const db;
+    const Scalar* const scale;
+
+    __device__ __forceinline__ void put(int k, Index tap, Acc sum) const {
+        if constexpr (ONE_SPLIT)
+            dw[tap] = from_acc(scaled(sum, scale, k));
+        else
+            dw[tap] = sum;
+    }
+    __device__ __forceinline__ void put_bias(int k, Acc sum) const {
+        if constexpr (ONE_SPLIT)
+            db[k] = from_acc(sum);
+        else
+            db[k] = sum;
+    }
+    __device__ __forceinline__ bool is_nan(Index tap) const {
+        const Acc written = dw[tap];
+        return isnan(written);
+    }
+};
+
+__device__ __forceinline__ void write_taps(const TapResults& results, const TapSums& sums, const TapBlock& block,
+                                           const Scalar* dy, const Saved* saved, const Scalar* x) {
     const Conv2dShape& shape = block.shape;
     const int r = block.first_r + sums.tap_row;
-    if (r >= shape.R) return;
+    if ((ONE_SPLIT && !results.dw) || r >= shape.R) return;
     // Of sum (i, j): whether there is such a tap, and where it lies.
     const auto exists = [&](int i, int j) {
         return block.first_m + sums.row(i) < block.filters && block.first_s + sums.tap(j) < shape.S;
     };
     const auto at = [&](int i, int j) {
-        return split + shape.w_at(block.filter(sums.row(i)), block.first_c + sums.channel(j), r, block.first_s) +
-               sums.tap(j);
+        return shape.w_at(block.filter(sums.row(i)), block.first_c + sums.channel(j), r, block.first_s) + sums.tap(j);
     };
     bool is_nan = false;
 #pragma unroll
@@ -226,16 +249,16 @@ __device__ __forceinline__ void write_taps(Acc* split, const TapSums& sums, cons
 #pragma unroll
         for (int j = 0; j < TapSums::COLS; ++j) {
             const Acc sum = sums.sum(i, j);
-            if (exists(i, j)) *at(i, j) = sum;
+            if (exists(i, j)) results.put(block.filter(sums.row(i)), at(i, j), sum);
             is_nan |= sum != sum;
         }
 #pragma unroll 1
     for (int number = 0; is_nan && number < TapSums::ROWS * TapSums::COLS; ++number) {
         const int i = number / TapSums::COLS, j = number % TapSums::COLS;
-        if (!exists(i, j) || !isnan(*at(i, j))) continue;
+        if (!exists(i, j) || !results.is_nan(at(i, j))) continue;
         const int k = block.filter(sums.row(i)), c = block.first_c + sums.channel(j), s = block.first_s + sums.tap(j);
-        *at(i, j) = block.sum([&](int n, int first_p, int end_p, int first_q, int end_q) {
+        results.put(k, at(i, j), block.sum([&](int n, int first_p, int end_p, int first_q, int end_q) {
             return dw_of_pixels(dy, saved, x, shape, n, k, c, r, s, first_p, end_p, first_q, end_q);
-        });
+        }));
     }
 }

@@ -232,7 +232,7 @@ def transformed_error(
     Returns
     -------
     numpy.ndarray
-        Of the shape of y or dx; not finite where one of the 4 x 4 pixels of the tile is not.
+        Of the shape of y or dx; not finite where a pixel or a tap that its transforms add up is not.
     """
     p, is_forward, phi = problem, pass_name == "forward", activation(problem.activation)
     scale = abs(_factors(p, given))
@@ -254,10 +254,19 @@ def transformed_error(
     there = seen[..., seen_rows, seen_cols]
     there += planes[..., rows, cols][..., : there.shape[-2], : there.shape[-1]]
     tiles = np.lib.stride_tricks.sliding_window_view(seen, (side, side), (3, 4))[..., ::tile, ::tile, :, :]
-    with np.errstate(invalid="ignore", over="ignore"):
+
+    def added_up(filters: Array, tiles: Array) -> Array:
         products = np.einsum("gkcij,ngcpqij->ngkpqij", g @ filters @ g.T, b @ tiles @ b.T, optimize=True)
         size = (a @ products @ a.T).swapaxes(-3, -2).reshape(*result[:2], *(tile * count for count in counts))
-        size = size[..., : result[2], : result[3]]
+        return size[..., : result[2], : result[3]]
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        are_finite = [np.isfinite(array) for array in (filters, tiles)]
+        size = added_up(*(np.where(known, array, 0) for known, array in zip(are_finite, (filters, tiles), strict=True)))
+        if not all(known.all() for known in are_finite):  # a coefficient of 0 adds nothing of what is infinite
+            of_filters, of_tiles = (known.astype(size.dtype) for known in are_finite)
+            met = added_up(1 - of_filters, np.ones_like(of_tiles)) + added_up(np.ones_like(of_filters), 1 - of_tiles)
+            size = np.where(met > 0, np.inf, size)
         if is_forward:
             size = size * scale[..., 0]
             size = size + (abs(given["residual"].astype(size.dtype)) if p.residual else 0)

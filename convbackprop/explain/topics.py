@@ -64,15 +64,17 @@ TOPICS = {
 def topics_of(variant: Variant) -> tuple[str, ...]:
     """Return the topics that show a rung; of a file of one's own, those that are of every rung."""
     name = "naive" if variant.file else variant.name
-    marches = variant.pass_name != "kernel_grad"  # which stores no rows
-    return tuple(topic for topic, each in TOPICS.items() if name in each.rungs and (marches or topic not in ("ring",)))
+    missing = ("ring",) if variant.pass_name == "kernel_grad" else ()  # it stores no rows
+    if (variant.pass_name, name) == ("kernel_grad", "hopper"):
+        missing = ("loads",)  # the copy engine loads
+    return tuple(topic for topic, each in TOPICS.items() if name in each.rungs and topic not in missing)
 
 
 def default_problem(topic: str, variant: Variant | None) -> ConvProblem:
     """Return a small problem that shows a topic of a rung well."""
     if TOPICS[topic].problem or variant is None:
         return ConvProblem.parse(TOPICS[topic].problem or PLANE)
-    texts = (LAYER, PLANE) if "TILE_M" in variant.tunables else (PLANE, LARGER, LAYER)
+    texts = (LAYER, f"{LAYER},precision=tf32", PLANE) if "TILE_M" in variant.tunables else (PLANE, LARGER, LAYER)
     problems = [ConvProblem.parse(text) for text in texts]
     return next((problem for problem in problems if variant.refusal(problem) is None), problems[0])
 

@@ -49,7 +49,10 @@ def total(
                   threads, integers=lambda p, t: (slices(p, t),), when=when)  # fmt: skip
 
 
-def total_or_scaled(slices: Callable[[ConvProblem, Constants], int]) -> tuple[Launch, Launch]:
+def total_or_scaled(
+    slices: Callable[[ConvProblem, Constants], int], when: Callable[[ConvProblem, Constants], bool] = lambda p, t: True
+) -> tuple[Launch, Launch]:
     """Return the launch of `total`, and the one in its place of a layer with a scale."""
-    plain = total(slices, when=lambda p, t: not p.scale)
-    return plain, replace(plain, operands=("scratch", "scale", "dw", "db"), when=lambda p, t: p.scale)
+    plain = total(slices, when=lambda p, t: not p.scale and when(p, t))
+    scaled = replace(plain, operands=("scratch", "scale", "dw", "db"), when=lambda p, t: p.scale and when(p, t))
+    return plain, scaled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from convbackprop.devices.gpus import GPUS
 from convbackprop.ladder.matrix_product import RUN
 from convbackprop.ladder.requirements import unit_stride
 from convbackprop.ladder.scratch import most_slices
@@ -51,7 +52,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         "TAPS_DOWN": down,
         "TAPS_ACROSS": across,
         "COL_STEP": p.dilation_w,
-        "STEPS_AT_ONCE": 1 if has_few and g_pixels == 1 else _steps_at_once(p, t, tile_c),
+        "STEPS_AT_ONCE": 1 if is_split and g_pixels == 1 else _steps_at_once(p, t, tile_c),
         "GRADS_AT_ONCE": 2 if t["LEFT_PARTS"] == 1 and has_saved else 1,
         "G_PIXELS": g_pixels,
     }
@@ -91,7 +92,8 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     x_pixels = min(best["X_PIXELS"], alignment.x // DTYPES[p.dtype])
     if t["FACTOR_BITS"] == 16 and has_saved and x_pixels == g_pixels == 2:
         x_pixels = 1  # pairs of both are too many
-    return tile(x_pixels, best["TILE_IMAGES"], best["TILE_P"], best["TILE_Q"])
+    chosen = tile(x_pixels, best["TILE_IMAGES"], best["TILE_P"], best["TILE_Q"])
+    return {**chosen, "ONE_SPLIT": int(_splits(p, {**t, **chosen}, GPUS[0].sms) == 1)}
 
 
 def _steps_at_once(p: ConvProblem, t: Constants, tile_c: int) -> int:
@@ -149,11 +151,16 @@ def tap_blocks(p: ConvProblem, t: Constants) -> int:
     return ceil_div(p.K // p.groups, t["TILE_M"]) * (p.C // t["TILE_C"]) * taps
 
 
-def tile_splits(p: ConvProblem, t: Constants) -> int:
+def _splits(p: ConvProblem, t: Constants, multiprocessors: int) -> int:
     """Return among how many blocks the tiles are split: that all rounds of a GPU are full, and runs need no totals."""
-    tiles, at_once, blocks = pixel_tiles(p, t), t["multiprocessors"] * t["RESIDENT"], tap_blocks(p, t)
+    tiles, at_once, blocks = pixel_tiles(p, t), multiprocessors * t["RESIDENT"], tap_blocks(p, t)
     steps = tiles * _tile_pixels(t)
     least = _least_splits(p, t)
     full = ceil_div(blocks * least, at_once) * at_once // blocks
     splits = min(max(least, min(full, ceil_div(steps, RUN))), tiles, most_slices(p))
     return ceil_div(tiles, ceil_div(tiles, splits)) if tiles else 1
+
+
+def tile_splits(p: ConvProblem, t: Constants) -> int:
+    """Return among how many blocks the tiles are split: on every GPU not at all if they are not on an H200."""
+    return 1 if t["ONE_SPLIT"] else max(2, _splits(p, t, t["multiprocessors"]))

@@ -277,7 +277,7 @@ def _constants(pass_name: str) -> Callable[[ConvProblem, Alignment, Constants], 
         if pass_name == "kernel_grad":
             none = {"HALO": 0, "TILE_C": 32, "TILE_IMAGES": 1, "TILE_P": 1, "TILE_Q": t["TILE_N"], "HALO_P": 1,
                     "HALO_Q": t["TILE_N"], "TAPS_DOWN": 1, "TAPS_ACROSS": 1, "COL_STEP": 1, "STEPS_AT_ONCE": 1,
-                    "GRADS_AT_ONCE": 1}  # fmt: skip
+                    "GRADS_AT_ONCE": 1, "ONE_SPLIT": 0}  # fmt: skip
             halo = tap_halo(p, alignment, {**t, **factors})
             chunks = {"CHANNELS_AT_ONCE": channels_at_once(p, min(alignment)), "CHANNELS_ASIDE": 1}
             return {**found, **none, **chunks, **widths(pass_name, p, alignment, 4), **halo}
@@ -504,10 +504,10 @@ ENTRIES = (
     ),
     _entry(
         "kernel_grad",
-        Launch("kernel_grad", ("dy", "saved", "x", "scratch"), _kernel_grad_grid, block("THREADS"),
+        Launch("kernel_grad", ("dy", "saved", "x", "scale", "scratch", "dw", "db"), _kernel_grad_grid, block("THREADS"),
                integers=lambda p, t: (int(p.bias), _slices_of_split(p, t)), shared_bytes=_kernel_grad_bytes),
-        *total_or_scaled(_splits),
+        *total_or_scaled(_splits, when=lambda p, t: not t["ONE_SPLIT"]),
         tunables={**_tunables("kernel_grad"), **TOTAL},
-        scratch=lambda p, t: _splits(p, t) * taps(p),
+        scratch=lambda p, t: 0 if t["ONE_SPLIT"] else _splits(p, t) * taps(p),
     ),
 )  # fmt: skip

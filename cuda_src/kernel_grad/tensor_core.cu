@@ -7,7 +7,7 @@
 // reads serves several of them (tap_halo.cuh). Other windows are staged tap by tap: one block computes TILE_M filters
 // at TILE_N taps (c,r,s), and a warp WARP_M x WARP_N of them, 16 x 8 at once (tensor_product.cuh); pixels stay side by
 // side, as in memory, and a warp reads both matrices by ldmatrix without a bank conflict. kernel_grad_total adds up the
-// parts in a fixed order.
+// parts in a fixed order, where there are several.
 //
 // What limits it: no GPU has run it. With halos, what warps read from shared memory is expected to take as long as the
 // products: of an H200 251 us for 128 filters of 64 channels at 112 x 112, 3 x 3, 32 images in float16 with a ReLU, 429
@@ -105,8 +105,9 @@ __device__ __forceinline__ void add_windows(const Scalar* dy, const Saved* saved
 
 // Images with their halo, of unit stride.
 template <class RowSums>
-__device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, const Scalar* x, Acc* split,
-                                          const Conv2dShape& shape, bool with_bias, int split_tiles) {
+__device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, const Scalar* x, const Scalar* scale,
+                                          Acc* split, Scalar* dw, Scalar* db, const Conv2dShape& shape, bool with_bias,
+                                          int split_tiles) {
     const TapBlock block(shape, split_tiles);
     const int lead = unsigned(shape.input_col(0, block.first_s)) % X_PIXELS;  // a halo begins with a whole vector
     Grads grads(GradImageReader(dy, saved, shape, block.group), block.filters - block.first_m);
@@ -115,24 +116,31 @@ __device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, 
     RowSums bias = {with_bias && block.has_first_taps() && threadIdx.x < TILE_M};
     add_tiles(sums, block, grads, images, lead, bias);
 
-    write_taps(split, sums, block, dy, saved, x);
-    if (!bias.wanted || block.first_m + int(threadIdx.x) >= block.filters) return;
+    // Both say the same. Large blocks of 32-bit numbers ask: where nvcc knows the address, it spills.
+    const bool is_part = IS_TF32 && TILE_M > 32 ? gridDim.y > 1 : !ONE_SPLIT;
+    Acc* const split_db = split + shape.w_size();
+    const TapResults results = {static_cast<TapResult*>(is_part ? static_cast<void*>(split) : dw),
+                                static_cast<TapResult*>(is_part ? static_cast<void*>(split_db) : db), scale};
+    write_taps(results, sums, block, dy, saved, x);
+    if ((ONE_SPLIT && !results.db) || !bias.wanted || block.first_m + int(threadIdx.x) >= block.filters) return;
     const int k = block.filter(threadIdx.x);
-    Acc& sum = split[shape.w_size() + k];
-    sum = bias.sum.value() / SCALE;
+    Acc sum = bias.sum.value() / SCALE;
     if (IS_TF32 && !isfinite(sum))
         sum = block.sum([&](int n, int first_p, int end_p, int first_q, int end_q) {
             return db_of_pixels(dy, saved, shape, n, k, first_p, end_p, first_q, end_q);
         });
+    results.put_bias(k, sum);
 }
 
-// partial[split][tap], with gridDim.y splits of slices or of tiles; the K biases are the last taps
+// partial[split][tap], with gridDim.y splits of slices or of tiles; the K biases are the last taps. ONE_SPLIT: there is
+// nothing to add up, dw and db are written at once.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
-            Acc* __restrict__ partial, Conv2dShape shape, int with_bias, int split) {
+            const Scalar* __restrict__ scale, Acc* __restrict__ partial, Scalar* __restrict__ dw,
+            Scalar* __restrict__ db, Conv2dShape shape, int with_bias, int split) {
     Acc* const sums = partial + blockIdx.y * (shape.w_size() + shape.K);
     if constexpr (HALO)
-        add_halos<RowSums>(dy, saved, x, sums, shape, with_bias, split);
+        add_halos<RowSums>(dy, saved, x, scale, sums, dw, db, shape, with_bias, split);
     else
         add_windows<RowSums, TILE_M, TILE_N>(dy, saved, x, sums, shape, with_bias, split);
 }

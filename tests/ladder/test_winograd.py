@@ -175,6 +175,17 @@ def test_the_bound_by_plain_arithmetic(variant, text):
         assert expected <= found[n, plane, h, w_] <= expected * (1 + round_offs * 2.0**-23) + 1e-40
 
 
+@each_variant
+def test_an_infinity_beside_what_is_added_up_leaves_the_bound(variant):
+    """The last row of a tile belongs to the last result alone: a coefficient of 0 adds nothing, nor does it of a tap."""
+    problem = ConvProblem.parse("1,2,4,4,2,3,3,padding=1")
+    given, of_images = check.inputs(variant.pass_name, problem), "x" if variant is FORWARD else "dy"
+    plain = reference.transformed_error(variant.pass_name, problem, given, variant.transforms)
+    given[of_images][0, 0, 2, 1] = np.inf  # the last row of the upper tiles, and the second one of the lower tiles
+    found = reference.transformed_error(variant.pass_name, problem, given, variant.transforms)
+    assert np.array_equal(found[..., 0, :], plain[..., 0, :]) and np.all(np.isinf(found[..., 1:, :2]))
+
+
 def test_the_bound_follows_from_the_transforms():
     """Other matrices, other round-offs: those of the sum itself."""
     plain = Transforms(((1,),), ((1,),), ((1,),))
