@@ -79,7 +79,7 @@ def test_halos_of_phases(quick, dtype):
 )
 @pytest.mark.parametrize("changes", [{"dtype": "float16"}, pytest.param({"precision": "tf32"}, marks=pytest.mark.slow)])
 def test_groups_of_taps_that_are_not_full(quick, variant, text, changes):
-    """The last taps of a block of channels are fewer than those before, and a block of the grid has several of these."""
+    """The last taps of a block of channels are fewer than those before, and a block of the grid has several."""
     problem, alone = ConvProblem.parse(text, bias=True, activation="relu", **changes), Target("cpu", 1)
     t = variant.constants(alone, problem)
     assert t["HALO"] and t["TAPS_AT_ONCE"] == 3 and splits_of(variant, problem, 1) < 64 // t["DEPTH"]

@@ -177,7 +177,7 @@ def test_the_bound_by_plain_arithmetic(variant, text):
 
 @each_variant
 def test_an_infinity_beside_what_is_added_up_leaves_the_bound(variant):
-    """The last row of a tile belongs to the last result alone: a coefficient of 0 adds nothing, nor does it of a tap."""
+    """The last row of a tile belongs to the last result alone: a coefficient of 0 adds nothing."""
     problem = ConvProblem.parse("1,2,4,4,2,3,3,padding=1")
     given, of_images = check.inputs(variant.pass_name, problem), "x" if variant is FORWARD else "dy"
     plain = reference.transformed_error(variant.pass_name, problem, given, variant.transforms)
