@@ -127,8 +127,20 @@ def test_tiles_of_kernel_grad_do_not_depend_on_where_arrays_lie():
                 KERNEL_GRAD.constants("cuda", problem, alignment) for alignment in (Alignment(4, 4), ALIGNED)
             )
             assert aligned["HALO"] and {name for name in apart if apart[name] != aligned[name]} <= {
-                "X_PIXELS", "G_PIXELS", "HALO_Q"
+                "X_PIXELS", "G_PIXELS", "HALO_Q", "STEPS_AT_ONCE"
             }  # fmt: skip
+
+
+def test_bits_of_kernel_grad_do_not_depend_on_where_arrays_lie(quick):
+    """Nor on how many steps are unrolled, with sums of several runs."""
+    problem = ConvProblem.parse("1,32,20,20,64,3,3,padding=1", activation="relu", bias=True)
+    aligned, apart = (KERNEL_GRAD.constants("cpu", problem, alignment) for alignment in (ALIGNED, Alignment(4, 4)))
+    assert aligned["STEPS_AT_ONCE"] != apart["STEPS_AT_ONCE"] and aligned["LONG_SUMS"] == aligned["HALO"] == 1
+    given = check.inputs("kernel_grad", problem)
+    at_places = [check.launch(KERNEL_GRAD, problem, given, quick, offset=offset) for offset in (0, 1)]
+    for name in ("dw", "db"):
+        there, here = (blocks[name].array for blocks in at_places)
+        assert np.array_equal(there, here), name
 
 
 #: Of a halo: what is wrong, in which file, what is replaced, and by what.
