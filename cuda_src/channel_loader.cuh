@@ -21,6 +21,11 @@ struct ChannelReader {
         inside = n < N && unsigned(h) < unsigned(rows) && unsigned(w_) < unsigned(cols);
         here = images + ((Index(n) * rows + h) * cols + w_) * channels + channel;
     }
+    // From the corner's pixel to the one beside it.
+    __device__ __forceinline__ void go_right() {
+        inside &= col + 1 < cols;
+        here += channels;
+    }
     // beside: how many bytes further on, in an array of the same extents.
     __device__ __forceinline__ Chunk read(bool exists, Address beside = 0) const {
         using Word = typename Elements<CHANNELS_AT_ONCE>::Word;
@@ -83,12 +88,12 @@ struct GradChannels : ChannelReader {
 // HaloLoader's: a unit is a chunk of a pixel, of which a pixel's four are consecutive in threadIdx.x.
 template <class Reader, class Halo>
 struct ChannelLoader {
-    static constexpr int AT_ONCE = THREADS / CHUNKS, UNITS = Halo::PIXELS;
+    static constexpr int AT_ONCE = THREADS / CHUNKS;
 
     Reader reader;
     int n, first_row, first_col;  // of the halo, in the images
     const int chunk = threadIdx.x % CHUNKS;
-    int unit = 0, image = 0, row = 0, col = 0;  // the next one, or the one that is under way
+    int row = 0, col = 0;  // of the next unit, or of the one that is under way: a row of all images' halos
     typename Reader::Read own;
 
     __device__ __forceinline__ ChannelLoader(const Reader& reader, int n, int first_row, int first_col)
@@ -99,30 +104,25 @@ struct ChannelLoader {
         this->n = n, this->first_row = first_row, this->first_col = first_col;
     }
     __device__ __forceinline__ void begin() {
-        unit = threadIdx.x / CHUNKS;
-        image = unit / HALO_Q / HALO_P, row = unit / HALO_Q % HALO_P, col = unit % HALO_Q;
+        row = threadIdx.x / CHUNKS / HALO_Q, col = threadIdx.x / CHUNKS % HALO_Q;
     }
-    __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
+    __device__ __forceinline__ bool has_units() const { return row < TILE_IMAGES * HALO_P; }
     __device__ __forceinline__ void ask(int first_plane, bool exists = true) {
+        const int image = TILE_IMAGES > 1 ? unsigned(row) / HALO_P : 0;
         reader.set_corner(n + image, first_row, first_col);
-        reader.go_to(first_plane + chunk * CHUNK_STEPS, row, col);
+        reader.go_to(first_plane + chunk * CHUNK_STEPS, row - image * HALO_P, col);
         own = reader.read(exists);
     }
     template <bool IS_FREE = false>
     __device__ __forceinline__ void put(Halo& halo, bool exists = true) {
         const Chunk formed = Reader::formed(own);
-        Chunk& to = halo.chunks[0][(!IS_FREE || exists ? unit : 0) * Halo::PITCH + chunk];
+        Chunk& to = halo.chunks[0][(!IS_FREE || exists ? row * HALO_Q + col : 0) * Halo::PITCH + chunk];
         if constexpr (IS_FREE)
             store_if(exists, &to, formed.words);
         else
             to = formed;
-        unit += AT_ONCE;
         col += AT_ONCE % HALO_Q;
         row += AT_ONCE / HALO_Q + Pixel::passes_end(col, HALO_Q);
-        if constexpr (TILE_IMAGES > 1) {
-            image += row / HALO_P;
-            row %= HALO_P;
-        }
     }
     __device__ __forceinline__ void bring(Halo& halo, int first_plane) {
 #pragma unroll 1

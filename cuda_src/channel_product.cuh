@@ -17,6 +17,7 @@ __device__ __forceinline__ void write_channels(const Product& product, const Til
             const Pixel pixel = pixels.at(product.col(j + e));
             place[e] = pixel.n < grid.N ? results.at(pixel) : -1;
         }
+        __syncwarp();  // or ptxas forms the addresses of all pixels at once, and spills some
 #pragma unroll
         for (int i = 0; i < Product::ROWS; i += 2) {
             const int own = tile.first_m + product.row(i), first = own - int(threadIdx.x % 32 / 4);

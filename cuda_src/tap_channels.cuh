@@ -22,13 +22,12 @@ struct ChannelGradLoader {
     __device__ __forceinline__ bool has_units() const { return unit < COUNT; }
     __device__ __forceinline__ void ask(bool exists = true) {
         const int filter = unit / PAIRS * CHUNK_STEPS;
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            const TilePixel pixel(unit % PAIRS * 2 + e);
-            reader.set_corner(n + pixel.image, p + pixel.row, q + pixel.col);
-            reader.go_to(first_plane + filter, 0, 0);
-            own[e] = reader.read(exists && filter < filters);
-        }
+        const TilePixel pixel(unit % PAIRS * 2);
+        reader.set_corner(n + pixel.image, p + pixel.row, q + pixel.col);
+        reader.go_to(first_plane + filter, 0, 0);
+        own[0] = reader.read(exists && filter < filters);
+        reader.go_right();
+        own[1] = reader.read(exists && filter < filters);
     }
     __device__ __forceinline__ void put(GradRows& rows, bool exists = true) {
         const int pixel = unit % PAIRS * 2, filter = exists ? unit / PAIRS * CHUNK_STEPS : 0;

@@ -103,11 +103,17 @@ __device__ __forceinline__ void add_windows(const Scalar* dy, const Saved* saved
         sum = db_of_pixels(dy, saved, shape, tile.group * tile.filters + tile.first_m + threadIdx.x, first, end);
 }
 
+// This block's part, of its split.
+__device__ __forceinline__ Acc* split_part(Acc* partial, const Conv2dShape& shape) {
+    return partial + blockIdx.y * (shape.w_size() + shape.K);
+}
+
 // Images with their halo, of unit stride.
 template <class RowSums>
 __device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, const Scalar* x, const Scalar* scale,
-                                          Acc* split, Scalar* dw, Scalar* db, const Conv2dShape& shape, bool with_bias,
-                                          int split_tiles) {
+                                          Acc* partial, Scalar* dw, Scalar* db, const Conv2dShape& shape,
+                                          bool with_bias, int split_tiles) {
+    Acc* const formed_first = split_part(partial, shape);  // in registers from here on
     const TapBlock block(shape, split_tiles);
     const int lead = unsigned(shape.input_col(0, block.first_s)) % X_PIXELS;  // a halo begins with a whole vector
     Grads grads(GradImageReader(dy, saved, shape, block.group), block.filters - block.first_m);
@@ -118,6 +124,8 @@ __device__ __forceinline__ void add_halos(const Scalar* dy, const Saved* saved, 
 
     // Both say the same. Large blocks of 32-bit numbers ask: where nvcc knows the address, it spills.
     const bool is_part = IS_TF32 && TILE_M > 32 ? gridDim.y > 1 : !ONE_SPLIT;
+    // Channels side by side leave none for it.
+    Acc* const split = CHANNELS_LAST ? split_part(partial, shape) : formed_first;
     Acc* const split_db = split + shape.w_size();
     const TapResults results = {static_cast<TapResult*>(is_part ? static_cast<void*>(split) : dw),
                                 static_cast<TapResult*>(is_part ? static_cast<void*>(split_db) : db), scale};
@@ -138,9 +146,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 kernel_grad(const Scalar* __restrict__ dy, const Saved* __restrict__ saved, const Scalar* __restrict__ x,
             const Scalar* __restrict__ scale, Acc* __restrict__ partial, Scalar* __restrict__ dw,
             Scalar* __restrict__ db, Conv2dShape shape, int with_bias, int split) {
-    Acc* const sums = partial + blockIdx.y * (shape.w_size() + shape.K);
     if constexpr (HALO)
-        add_halos<RowSums>(dy, saved, x, scale, sums, dw, db, shape, with_bias, split);
+        add_halos<RowSums>(dy, saved, x, scale, partial, dw, db, shape, with_bias, split);
     else
-        add_windows<RowSums, TILE_M, TILE_N>(dy, saved, x, sums, shape, with_bias, split);
+        add_windows<RowSums, TILE_M, TILE_N>(dy, saved, x, split_part(partial, shape), shape, with_bias, split);
 }

@@ -237,8 +237,12 @@ MISTAKES = (
             "input_grad/tensor_core", {"C": 72, "K": 64}),
     Mistake("results lie a row of the product further on", "channel_product.cuh", "out + place[e] + first;",
             "out + place[e] + own;", "input_grad/tensor_core", {"C": 72, "K": 64}),
-    Mistake("two pixels of g are exchanged", "tap_channels.cuh", "unit % PAIRS * 2 + e)", "unit % PAIRS * 2 + 1 - e)",
-            "kernel_grad/tensor_core", TILES),
+    Mistake("both pixels of g are the first", "tap_channels.cuh", "reader.go_right();", "", "kernel_grad/tensor_core",
+            TILES),
+    Mistake("two pixels of g are exchanged", "tap_channels.cuh", "formed(own[0]), GradChannels::formed(own[1])",
+            "formed(own[1]), GradChannels::formed(own[0])", "kernel_grad/tensor_core", TILES),
+    Mistake("a pixel lies beside the last of a row", LOADER, "inside &= col + 1 < cols;", "",
+            "kernel_grad/tensor_core", {"C": 64, "W": 21}),
 )  # fmt: skip
 
 
@@ -293,8 +297,8 @@ def test_sanitize_sees_a_chunk_beyond_the_last(tmp_path):
     found = sanitize.sanitize(TENSOR_CORE[2], problem, orders=("as numbered",)).findings
     assert found == []
     wrong = replaced(
-        "kernel_grad/tensor_core", "tap_channels.cuh", "reader.read(exists && filter < filters);",
-        "reader.read(exists);", tmp_path,
+        "kernel_grad/tensor_core", "tap_channels.cuh", "own[0] = reader.read(exists && filter < filters);",
+        "own[0] = reader.read(exists);", tmp_path,
     )  # fmt: skip
     found = sanitize.sanitize(wrong, problem, orders=("as numbered",)).findings
     assert {finding.kind for finding in found} == {"out of bounds"} and {each.memory for each in found} == {"dy"}
