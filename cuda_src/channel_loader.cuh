@@ -6,31 +6,31 @@
 // Of images of rows x cols pixels the chunk of a pixel's channels, or zeros where there is no pixel. CHANNELS_AT_ONCE:
 // by how many channels they are read, as their addresses allow.
 struct ChannelReader {
-    const Scalar* const images;  // at the first channel of the group
+    using Word = typename Elements<CHANNELS_AT_ONCE>::Word;
+    static constexpr int WORDS_OF_CHUNK = sizeof(Chunk) / sizeof(Word);
+    // cp.async brings 4 bytes or more.
+    static constexpr bool IS_COPIED = sizeof(Word) >= 4;
+
+    const Address images;  // at the first channel of the group
     const int N, rows, cols, channels;
-    const Scalar* here = nullptr;
-    int n = 0, row = 0, col = 0;  // of the corner
+    Address corner = 0, here = 0;
+    int row = 0, col = 0;  // of the corner
     bool inside = false;
 
     __device__ __forceinline__ ChannelReader(const Scalar* images, int N, int channels, int first_channel, int rows,
                                              int cols)
-        : images(images + first_channel), N(N), rows(rows), cols(cols), channels(channels) {}
-    __device__ __forceinline__ void set_corner(int n, int row, int col) { this->n = n, this->row = row, this->col = col; }
-    __device__ __forceinline__ void go_to(int channel, int down, int across) {
-        const int h = row + down, w_ = col + across;
-        inside = n < N && unsigned(h) < unsigned(rows) && unsigned(w_) < unsigned(cols);
-        here = images + ((Index(n) * rows + h) * cols + w_) * channels + channel;
+        : images(Address(images + first_channel)), N(N), rows(rows), cols(cols), channels(channels) {}
+    __device__ __forceinline__ void set_corner(int n, int row, int col) {
+        this->row = n < N ? row : NOWHERE, this->col = col;
+        corner = images + (Index(n) * (rows * cols * channels) + (row * cols + col) * channels) * Index(sizeof(Scalar));
     }
-    // From the corner's pixel to the one beside it.
-    __device__ __forceinline__ void go_right() {
-        inside &= col + 1 < cols;
-        here += channels;
+    __device__ __forceinline__ void go_to(int channel, int down, int across) {
+        inside = unsigned(row + down) < unsigned(rows) && unsigned(col + across) < unsigned(cols);
+        here = corner + ((down * cols + across) * channels + channel) * Index(sizeof(Scalar));
     }
     // beside: how many bytes further on, in an array of the same extents.
     __device__ __forceinline__ Chunk read(bool exists, Address beside = 0) const {
-        using Word = typename Elements<CHANNELS_AT_ONCE>::Word;
-        constexpr int WORDS_OF_CHUNK = sizeof(Chunk) / sizeof(Word);
-        const Word* const from = reinterpret_cast<const Word*>(Address(here) + beside);
+        const Word* const from = reinterpret_cast<const Word*>(here + beside);
         union {
             Word words[WORDS_OF_CHUNK];
             Chunk chunk;
@@ -38,6 +38,12 @@ struct ChannelReader {
 #pragma unroll
         for (int i = 0; i < WORDS_OF_CHUNK; ++i) found.words[i] = exists && inside ? __ldg(from + i) : Word{};
         return found.chunk;
+    }
+    // The same, past the registers.
+    __device__ __forceinline__ void copy(Chunk& to) const {
+#pragma unroll
+        for (int i = 0; i < WORDS_OF_CHUNK; ++i)
+            copy_or_zero<sizeof(Word)>(reinterpret_cast<Word*>(&to) + i, here + i * sizeof(Word), inside);
     }
 };
 
@@ -56,6 +62,7 @@ struct InputChannels : ChannelReader {
 
 // g, whose phi' is 0 or 1.
 struct GradChannels : ChannelReader {
+    static constexpr bool IS_COPIED = ChannelReader::IS_COPIED && ACTIVATION == IDENTITY;
     struct Read {
         Chunk dy, y;
     };
@@ -88,6 +95,7 @@ struct GradChannels : ChannelReader {
 // HaloLoader's: a unit is a chunk of a pixel, of which a pixel's four are consecutive in threadIdx.x.
 template <class Reader, class Halo>
 struct ChannelLoader {
+    static constexpr bool IS_COPIED = Reader::IS_COPIED;
     static constexpr int AT_ONCE = THREADS / CHUNKS;
 
     Reader reader;
@@ -102,32 +110,41 @@ struct ChannelLoader {
     }
     __device__ __forceinline__ void move_to(int n, int first_row, int first_col) {
         this->n = n, this->first_row = first_row, this->first_col = first_col;
+        reader.set_corner(n, first_row, first_col);
     }
     __device__ __forceinline__ void begin() {
         row = threadIdx.x / CHUNKS / HALO_Q, col = threadIdx.x / CHUNKS % HALO_Q;
     }
     __device__ __forceinline__ bool has_units() const { return row < TILE_IMAGES * HALO_P; }
-    __device__ __forceinline__ void ask(int first_plane, bool exists = true) {
+    __device__ __forceinline__ Chunk& place(Halo& halo) const {
+        return halo.chunks[0][(row * HALO_Q + col) * Halo::PITCH + chunk];
+    }
+    // What is not formed goes to its place at once.
+    __device__ __forceinline__ void ask(Halo& halo, int first_plane, bool exists = true) {
         const int image = TILE_IMAGES > 1 ? unsigned(row) / HALO_P : 0;
-        reader.set_corner(n + image, first_row, first_col);
+        if constexpr (TILE_IMAGES > 1) reader.set_corner(n + image, first_row, first_col);
         reader.go_to(first_plane + chunk * CHUNK_STEPS, row - image * HALO_P, col);
-        own = reader.read(exists);
+        if constexpr (!IS_COPIED)
+            own = reader.read(exists);
+        else if (exists)
+            reader.copy(place(halo));
     }
     template <bool IS_FREE = false>
     __device__ __forceinline__ void put(Halo& halo, bool exists = true) {
-        const Chunk formed = Reader::formed(own);
-        Chunk& to = halo.chunks[0][(!IS_FREE || exists ? row * HALO_Q + col : 0) * Halo::PITCH + chunk];
-        if constexpr (IS_FREE)
-            store_if(exists, &to, formed.words);
-        else
-            to = formed;
+        if constexpr (!IS_COPIED) {
+            const Chunk formed = Reader::formed(own);
+            if constexpr (IS_FREE)
+                store_if(exists, exists ? &place(halo) : &halo.chunks[0][chunk], formed.words);
+            else
+                place(halo) = formed;
+        }
         col += AT_ONCE % HALO_Q;
         row += AT_ONCE / HALO_Q + Pixel::passes_end(col, HALO_Q);
     }
     __device__ __forceinline__ void bring(Halo& halo, int first_plane) {
 #pragma unroll 1
         while (has_units()) {
-            ask(first_plane);
+            ask(halo, first_plane);
             put(halo);
         }
     }

@@ -131,6 +131,7 @@ struct HaloWindows {
 #pragma unroll UNROLLED
                 for (int i = 0; i < (ROW_GROUPS ? ROW_TAPS : min(taps - tap, ROW_TAPS)); ++i) {
                     if (i % TAPS_AT_ONCE == 0) {
+                        if constexpr (Loader::IS_COPIED) __pipeline_commit();
                         __pipeline_wait_prior(0);
                         __syncthreads();  // these taps and the halo are there, and nobody reads those before any more
                         turn ^= 1;
@@ -139,7 +140,7 @@ struct HaloWindows {
                         groups.ask(memory.filter[turn ^ 1], min(next_left, TAPS_AT_ONCE));
                     }
                     const bool brings = (UNROLLED == 1 || i < UNITS_AT_ONCE) && has_next && loader.has_units();
-                    if (IS_FREE ? i < UNITS_AT_ONCE : brings) loader.ask(next_plane, brings);
+                    if (IS_FREE ? i < UNITS_AT_ONCE : brings) loader.ask(next, next_plane, brings);
                     __syncwarp();  // or ptxas moves the loads to where they are wanted
                     product.add(memory.filter[turn][i % TAPS_AT_ONCE], halo,
                                 row_shift + (ROW_GROUPS ? i * COL_STEP : across * cols.step) * HaloRows::PIXEL_BYTES);

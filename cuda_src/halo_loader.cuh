@@ -67,6 +67,7 @@ __device__ __forceinline__ void exchange_if(bool is_wanted, Chunk (&a)[PARTS], C
 // threads of its own, whose units are consecutive in threadIdx.x.
 template <class Reader, int VECTOR_PIXELS, class Halo>
 struct HaloLoader {
+    static constexpr bool IS_COPIED = false;  // past the registers
     static_assert(Halo::PITCH % 2 == 1, "8 neighbours' chunks lie in other banks");
     static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, UNITS = TILE_IMAGES * HALO_P * ACROSS;
     static constexpr int AT_ONCE = THREADS / CHUNKS;
@@ -91,7 +92,7 @@ struct HaloLoader {
     __device__ __forceinline__ bool has_units() const { return unit < UNITS; }
 
     // IS_FREE: without a branch, though a unit `exists` only for some threads. Else all who come here have one.
-    __device__ __forceinline__ void ask(int first_plane, bool exists = true) {
+    __device__ __forceinline__ void ask(Halo&, int first_plane, bool exists = true) {
         const unsigned row = unit / ACROSS;
         if constexpr (TILE_IMAGES > 1) reader.set_corner(n + row / HALO_P, first_row, first_col);
         reader.go_to(reader.offset(first_plane + chunk * CHUNK_STEPS, row % HALO_P, unit % ACROSS * VECTOR_PIXELS));
@@ -131,7 +132,7 @@ struct HaloLoader {
     __device__ __forceinline__ void bring(Halo& halo, int first_plane) {
 #pragma unroll 1
         while (has_units()) {
-            ask(first_plane);
+            ask(halo, first_plane);
             put(halo);
         }
     }

@@ -17,17 +17,19 @@ struct ChannelGradLoader {
         : reader(reader), filters(filters) {}
     __device__ __forceinline__ void begin(const HaloTile& tile, int first_plane) {
         n = tile.n, p = tile.p, q = tile.q, this->first_plane = first_plane;
+        reader.set_corner(n, p, q);
         unit = threadIdx.x;
     }
     __device__ __forceinline__ bool has_units() const { return unit < COUNT; }
     __device__ __forceinline__ void ask(bool exists = true) {
         const int filter = unit / PAIRS * CHUNK_STEPS;
         const TilePixel pixel(unit % PAIRS * 2);
-        reader.set_corner(n + pixel.image, p + pixel.row, q + pixel.col);
-        reader.go_to(first_plane + filter, 0, 0);
-        own[0] = reader.read(exists && filter < filters);
-        reader.go_right();
-        own[1] = reader.read(exists && filter < filters);
+        if constexpr (TILE_IMAGES > 1) reader.set_corner(n + pixel.image, p, q);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            reader.go_to(first_plane + filter, pixel.row, pixel.col + e);
+            own[e] = reader.read(exists && filter < filters);
+        }
     }
     __device__ __forceinline__ void put(GradRows& rows, bool exists = true) {
         const int pixel = unit % PAIRS * 2, filter = exists ? unit / PAIRS * CHUNK_STEPS : 0;

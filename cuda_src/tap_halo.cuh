@@ -174,11 +174,18 @@ __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, 
                        block.shape.input_col(tile.q, block.first_s) - lead);
         images.begin();
     };
+    const auto meet = [] {
+        if constexpr (ImageLoader::IS_COPIED) {
+            __pipeline_commit();
+            __pipeline_wait_prior(0);
+        }
+        __syncthreads();
+    };
     if (block.first_tile >= block.end_tile) return;
     begin(block.first_tile);
     grads.bring(staged[0].a);
     images.bring(staged[0].b, block.first_c);
-    __syncthreads();  // the first tile is there
+    meet();  // the first tile is there
     int run = 0, turn = 0;
 #pragma unroll 1
     for (int number = block.first_tile; number < block.end_tile; ++number, turn ^= 1) {
@@ -189,7 +196,7 @@ __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, 
 #pragma unroll 1
         for (int group = 0; group < STEP_GROUPS; ++group) {
             const bool brings_image = has_next && images.has_units(), brings_grads = has_next && grads.has_units();
-            if (IS_FREE || brings_image) images.ask(block.first_c, brings_image);
+            if (IS_FREE || brings_image) images.ask(next.b, block.first_c, brings_image);
             if (IS_FREE || brings_grads) grads.ask(brings_grads);
             __syncwarp();  // or ptxas moves the loads to where they are wanted
             sums.add(tile.a, tile.b, group);
@@ -202,7 +209,7 @@ __device__ __forceinline__ void add_tiles(TapSums& sums, const TapBlock& block, 
             images.bring(next.b, block.first_c);
             if constexpr (Grads::OWN > Grads::UNITS * STEP_GROUPS) grads.bring(next.a);
         }
-        __syncthreads();  // the next tile is there, and nobody reads this one any more
+        meet();  // the next tile is there, and nobody reads this one any more
     }
     sums.end_run(true);
 }

@@ -17,6 +17,7 @@ struct HaloPlanes {
 // Neighbours are consecutive in threadIdx.x.
 template <class Reader, int VECTOR_PIXELS>
 struct PlaneLoader {
+    static constexpr bool IS_COPIED = false;
     // The gap behind a plane counts, too: so threads write side by side, to all banks.
     static constexpr int ACROSS = HALO_Q / VECTOR_PIXELS, PLANE_UNITS = HaloPlanes::PITCH / VECTOR_PIXELS;
     static constexpr int OWN = (TILE_C * PLANE_UNITS + THREADS - 1) / THREADS;
@@ -50,7 +51,7 @@ struct PlaneLoader {
         next = {int(threadIdx.x / PLANE_UNITS), int(threadIdx.x % PLANE_UNITS)};
     }
     __device__ __forceinline__ bool has_units() const { return next.plane < TILE_C; }
-    __device__ __forceinline__ void ask(int first_plane, bool exists = true) {
+    __device__ __forceinline__ void ask(HaloPlanes&, int first_plane, bool exists = true) {
         Place place = next;
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i, place.advance()) {
@@ -80,7 +81,7 @@ struct PlaneLoader {
     __device__ __forceinline__ void bring(HaloPlanes& halo, int first_plane) {
 #pragma unroll 1
         while (has_units()) {
-            ask(first_plane);
+            ask(halo, first_plane);
             put(halo);
         }
     }

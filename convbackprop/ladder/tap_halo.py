@@ -101,7 +101,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
 def _steps_at_once(p: ConvProblem, t: Constants) -> int:
     """Return how many steps are unrolled: as many as nvcc finds registers for beside what is read meanwhile."""
     if t["FACTOR_BITS"] == 16:
-        return 1 if p.layout == "nhwc" or (p.mask and t["X_PIXELS"] == 1) else 2
+        return 1 if (p.mask and t["X_PIXELS"] == 1) else 2
     if p.mask or t["TILE_C"] == 16 or (t["RIGHT_PARTS"] == 2 and t["G_PIXELS"] == 1):
         return 1
     of_three = 2 if p.W % 2 == 0 else 1  # pixels one by one take more

@@ -230,19 +230,19 @@ MISTAKES = (
             "const int channel = CHANNELS_LAST ? i : threadIdx.x % ASIDE;", "kernel_grad/hopper", MAPS),
     Mistake("a chunk is its neighbour", LOADER, "first_plane + chunk * CHUNK_STEPS",
             "first_plane + (chunk ^ 1) * CHUNK_STEPS", "forward/tensor_core", TILES),
-    Mistake("pixels are counted by rows of the image", LOADER, "((Index(n) * rows + h) * cols + w_)",
-            "((Index(n) * rows + h) * rows + w_)", "forward/tensor_core", TILES),
-    Mistake("padding is read", LOADER, "&& unsigned(w_) < unsigned(cols);", ";", "forward/tensor_core", TILES),
+    Mistake("pixels are counted by rows of the image", LOADER, "(down * cols + across) * channels",
+            "(down * rows + across) * channels", "forward/tensor_core", TILES),
+    Mistake("padding is read", LOADER, "&& unsigned(col + across) < unsigned(cols);", ";", "forward/tensor_core", TILES),
+    Mistake("a pixel lies in its neighbour's place", LOADER, "(row * HALO_Q + col) * Halo::PITCH",
+            "(row * HALO_Q + (col ^ 1)) * Halo::PITCH", "forward/tensor_core", TILES),
     Mistake("a closed ReLU lets g through", LOADER, "is_open ? element_of(read.dy, i)", "true ? element_of(read.dy, i)",
             "input_grad/tensor_core", {"C": 72, "K": 64}),
     Mistake("results lie a row of the product further on", "channel_product.cuh", "out + place[e] + first;",
             "out + place[e] + own;", "input_grad/tensor_core", {"C": 72, "K": 64}),
-    Mistake("both pixels of g are the first", "tap_channels.cuh", "reader.go_right();", "", "kernel_grad/tensor_core",
+    Mistake("both pixels of g are the first", "tap_channels.cuh", "pixel.col + e)", "pixel.col)", "kernel_grad/tensor_core",
             TILES),
     Mistake("two pixels of g are exchanged", "tap_channels.cuh", "formed(own[0]), GradChannels::formed(own[1])",
             "formed(own[1]), GradChannels::formed(own[0])", "kernel_grad/tensor_core", TILES),
-    Mistake("a pixel lies beside the last of a row", LOADER, "inside &= col + 1 < cols;", "",
-            "kernel_grad/tensor_core", {"C": 64, "W": 21}),
 )  # fmt: skip
 
 
@@ -297,8 +297,23 @@ def test_sanitize_sees_a_chunk_beyond_the_last(tmp_path):
     found = sanitize.sanitize(TENSOR_CORE[2], problem, orders=("as numbered",)).findings
     assert found == []
     wrong = replaced(
-        "kernel_grad/tensor_core", "tap_channels.cuh", "own[0] = reader.read(exists && filter < filters);",
-        "own[0] = reader.read(exists);", tmp_path,
+        "kernel_grad/tensor_core", "tap_channels.cuh", "reader.read(exists && filter < filters);",
+        "reader.read(exists);", tmp_path,
     )  # fmt: skip
     found = sanitize.sanitize(wrong, problem, orders=("as numbered",)).findings
     assert {finding.kind for finding in found} == {"out of bounds"} and {each.memory for each in found} == {"dy"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "file", "wait"),
+    [
+        ("forward/tensor_core", "halo.cuh", "if constexpr (Loader::IS_COPIED) __pipeline_commit();"),
+        ("kernel_grad/tensor_core", "tap_halo.cuh", "__pipeline_wait_prior(0);"),
+    ],
+)
+def test_sanitize_sees_copies_that_are_not_waited_for(variant, file, wait, tmp_path):
+    problem = ConvProblem.parse("1,64,6,9,72,3,3,padding=1", dtype="float16", layout="nhwc", bias=True)
+    wrong = replaced(variant, file, wait, "", tmp_path)
+    assert sanitize.sanitize(*select(variant), problem, orders=("as numbered",)).findings == []
+    found = sanitize.sanitize(wrong, problem, orders=("as numbered",)).findings
+    assert "uninitialised read" in {finding.kind for finding in found}

@@ -189,7 +189,7 @@ WRONG_PLANES = (
         "unit % ACROSS * VECTOR_PIXELS)",
         "unit % ACROSS * VECTOR_PIXELS + 1)",
     ),
-    ("a tile is read before it is there", "tap_halo.cuh", "__syncthreads();  // the first tile", "// the first tile"),
+    ("a tile is read before it is there", "tap_halo.cuh", "meet();  // the first tile", "// the first tile"),
 )
 
 
