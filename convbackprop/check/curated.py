@@ -61,6 +61,7 @@ CURATED = (
     Curated("2,64,4,6,64,1,1", "the same, 1 x 1, with planes of whole vectors; a vector spans two rows"),
     Curated("1,33,13,13,66,3,3,stride=2,padding=1", "many channels, a stride of 2 and odd sizes"),
     Curated("1,63,14,12,34,3,2,stride=2,padding=1", "many channels, a stride of 2 and even sizes"),
+    Curated("1,16,6,8,64,3,3,stride=2,padding=1", "whole blocks of filters, in phases of one, two and four taps"),
     Curated("1,1,1,300,1,1,9,padding=same", "a single row: 1-D convolution"),
     Curated("1,1,300,1,1,9,1,padding=same", "a single column"),
     Curated("1,1,20,40,1,15,15,padding=same", "a large filter"),
