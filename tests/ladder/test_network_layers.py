@@ -15,9 +15,11 @@ from convbackprop.ladder.variant import pinned
 #: Multiply-adds of a pass at most, as tiles of 64 channels and filters have them; but a tile of pixels, and two rows.
 MOST, TILE, LEAST_ROWS = 1 << 25, 128, 2
 
-#: What tensor cores multiply: 16-bit numbers, float32 rounded to TF32, and float32 as three products of TF32.
+#: What tensor cores multiply: 16-bit numbers, also where a pixel's channels lie side by side, float32 rounded to TF32,
+#: and float32 as three products of TF32.
 KINDS = {
     "float16": {"dtype": "float16"},
+    "float16-nhwc": {"dtype": "float16", "layout": "nhwc"},
     "bfloat16": {"dtype": "bfloat16"},
     "tf32": {"precision": "tf32"},
     "float32": {},
