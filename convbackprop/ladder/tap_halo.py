@@ -40,7 +40,8 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
     has_few = is_split and t["TILE_M"] == tile_c == 32  # threads, which have more of a tile each
     has_saved = p.saved is not None and not p.mask
     # What is read at once waits in registers: as much as nvcc finds beside the sums, spilling none.
-    most = 2 if is_split else 4
+    is_tight = is_split or (p.mask and t["FACTOR_BITS"] == 16)
+    most = 2 if is_tight else 4
     g_pixels = next(n for n in (4, 2, 1) if n <= most and p.Q % n == 0 and alignment.y >= n * DTYPES[p.dtype])
     found = {
         "HALO": 1,
@@ -51,6 +52,7 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         "TAPS_DOWN": down,
         "TAPS_ACROSS": across,
         "COL_STEP": p.dilation_w,
+        "STEPS_AT_ONCE": 1 if is_split and g_pixels == 1 else _steps_at_once(p, t, tile_c),
         "GRADS_AT_ONCE": 2 if t["LEFT_PARTS"] == 1 and has_saved else 1,
         "G_PIXELS": g_pixels,
     }
@@ -88,21 +90,17 @@ def tap_halo(p: ConvProblem, alignment: Alignment, t: Constants) -> dict[str, in
         return {}
     best = min(fitting, key=cost)
     x_pixels = min(best["X_PIXELS"], alignment.x // DTYPES[p.dtype])
-    if t["FACTOR_BITS"] == 16 and (x_pixels == g_pixels == 2 or p.mask):
-        x_pixels = max(1, min(x_pixels, g_pixels // 2))  # beside as many of g
+    if t["FACTOR_BITS"] == 16 and g_pixels == 2 and (x_pixels == 2 or p.mask):
+        x_pixels = 1  # beside pairs of g
     chosen = tile(x_pixels, best["TILE_IMAGES"], best["TILE_P"], best["TILE_Q"])
-    return {
-        **chosen,
-        "STEPS_AT_ONCE": _steps_at_once(p, {**t, **chosen}),
-        "ONE_SPLIT": int(_splits(p, {**t, **chosen}, GPUS[0].sms) == 1),
-    }
+    return {**chosen, "ONE_SPLIT": int(_splits(p, {**t, **chosen}, GPUS[0].sms) == 1)}
 
 
-def _steps_at_once(p: ConvProblem, t: Constants) -> int:
-    """Return how many steps are unrolled: as many as nvcc finds registers for beside what is read meanwhile."""
+def _steps_at_once(p: ConvProblem, t: Constants, tile_c: int) -> int:
+    """Return how many steps are unrolled: as many as nvcc finds registers for beside what is read of g meanwhile."""
     if t["FACTOR_BITS"] == 16:
-        return 1 if (p.mask and t["X_PIXELS"] == 1) else 2
-    if p.mask or t["TILE_C"] == 16 or (t["RIGHT_PARTS"] == 2 and t["G_PIXELS"] == 1):
+        return 2
+    if p.mask or tile_c == 16:
         return 1
     of_three = 2 if p.W % 2 == 0 else 1  # pixels one by one take more
     return {1: 4, 2: 1, 3: of_three}[t["LEFT_PARTS"] + t["RIGHT_PARTS"] - 1]
