@@ -131,6 +131,7 @@ each_tensor_core = pytest.mark.parametrize("variant", TENSOR_CORE, ids=str)
 #: Problems, and why: C channels to 64 filters in forward and kernel_grad, and back in input_grad.
 HALOS = (
     "2,64,5,20,72,3,3,padding=1",  # two slices of channels, results that are exchanged, ragged tiles
+    "5,64,4,6,64,3,3,padding=1",  # several images a tile, and one that is left over
     "2,32,9,14,64,1,1",  # one tap
     "3,64,7,7,144,2,3,padding=1:0x2:1,dilation=2x3,groups=2",  # groups, a wide halo
 )
@@ -142,7 +143,7 @@ def turned(variant, text, **changes):
     return problem.with_(C=problem.K, K=problem.C) if variant.pass_name == "input_grad" else problem
 
 
-@pytest.mark.parametrize("text", [HALOS[0], *(pytest.param(text, marks=pytest.mark.slow) for text in HALOS[1:])])
+@pytest.mark.parametrize("text", [*HALOS[:2], *(pytest.param(text, marks=pytest.mark.slow) for text in HALOS[2:])])
 @each_tensor_core
 def test_tensor_core_takes_channels_last(quick, variant, text):
     options = {"scale": True, "residual": True} if variant.pass_name == "forward" else {}
@@ -154,8 +155,10 @@ def test_tensor_core_takes_channels_last(quick, variant, text):
 
 @each_tensor_core
 def test_tensor_core_by_any_address_and_number(quick, variant):
-    """Arrays that begin at 2 bytes, which are read by elements; NaN and infinities; sums that are split or are long."""
-    assert check.check(variant, turned(variant, HALOS[0]), quick, "integers", tunables=GPU, offset=1).faults == []
+    """Arrays that begin at 2, 4 and 8 bytes, read by elements or copied; NaN and infinities; sums that are split."""
+    for offset in (1, 2, 4):
+        problem = turned(variant, HALOS[0])
+        assert check.check(variant, problem, quick, "integers", tunables=GPU, offset=offset).faults == []
     problem = turned(variant, HALOS[0], dtype="bfloat16", activation="relu")
     assert check.check(variant, problem, quick, "nonfinite", tunables=Target("cuda", 132)).faults == []
 
@@ -210,6 +213,7 @@ class Mistake(NamedTuple):
 
 BOX, STORE, LOADER = "box_product.cuh", "channel_results.cuh", "channel_loader.cuh"
 MAPS, TILES = {"activation": "identity"}, {"C": 64}
+SMALL = {"N": 5, "C": 64, "K": 64, "H": 4, "W": 6}  # as HALOS[1]
 MISTAKES = (
     Mistake("neighbours exchange the halves that they keep", STORE, "theirs >> 16 | (own & 0xffff0000)",
             "theirs & 0xffff | (own & 0xffff0000)"),
@@ -240,6 +244,12 @@ MISTAKES = (
             "input_grad/tensor_core", {"C": 72, "K": 64}),
     Mistake("results lie a row of the product further on", "channel_product.cuh", "out + place[e] + first;",
             "out + place[e] + own;", "input_grad/tensor_core", {"C": 72, "K": 64}),
+    Mistake("a row is counted from the tile's first image", LOADER, "row - image * HALO_P", "row", "forward/tensor_core",
+            SMALL),
+    Mistake("all of a tile's images are the first", LOADER, "reader.set_corner(n + image,", "reader.set_corner(n,",
+            "input_grad/tensor_core", SMALL),
+    Mistake("g of all of a tile's images is the first's", "tap_channels.cuh", "n + pixel.image", "n",
+            "kernel_grad/tensor_core", SMALL),
     Mistake("both pixels of g are the first", "tap_channels.cuh", "pixel.col + e)", "pixel.col)",
             "kernel_grad/tensor_core", TILES),
     Mistake("two pixels of g are exchanged", "tap_channels.cuh", "formed(own[0]), GradChannels::formed(own[1])",
