@@ -244,7 +244,7 @@ MISTAKES = (
             "input_grad/tensor_core", {"C": 72, "K": 64}),
     Mistake("results lie a row of the product further on", "channel_product.cuh", "out + place[e] + first;",
             "out + place[e] + own;", "input_grad/tensor_core", {"C": 72, "K": 64}),
-    Mistake("a row is counted from the tile's first image", LOADER, "row - image * HALO_P", "row", "forward/tensor_core",
+    Mistake("rows are counted from the first image", LOADER, "row - image * HALO_P", "row", "forward/tensor_core",
             SMALL),
     Mistake("all of a tile's images are the first", LOADER, "reader.set_corner(n + image,", "reader.set_corner(n,",
             "input_grad/tensor_core", SMALL),
